@@ -1,0 +1,27 @@
+"""posttrain: turn a pretrained language model into one people can use, and prove that it may be released.
+
+    import posttrain
+    outcome = posttrain.sft(model="path/to/base", data="train.jsonl", out="runs/first")
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from posttrain.engine.policy import Policy as Policy
+    from posttrain.stages.sft import sft as sft
+
+# Loaded on first use: importing posttrain does not import torch.
+_PUBLIC = {"sft": "posttrain.stages.sft", "Policy": "posttrain.engine.policy"}
+__all__ = ["Policy", "__version__", "sft"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        from importlib import import_module
+
+        return getattr(import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module 'posttrain' has no attribute {name!r}")

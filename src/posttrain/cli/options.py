@@ -1,0 +1,91 @@
+"""Command-line options made from settings, so that they are written once."""
+
+from __future__ import annotations
+
+import argparse
+import types
+import typing
+from pathlib import Path
+from typing import Any, NoReturn
+
+from posttrain.core.errors import ConfigError, nearest
+from posttrain.core.settings import Leaf, Settings, leaves
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with the nearest known option named where one is wrong."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(message, cure=f"{self.prog} --help lists the options")
+
+    def parse(self, argv: list[str]) -> argparse.Namespace:
+        known, unknown = self.parse_known_args(argv)
+        if unknown:
+            options = [o for action in self._actions for o in action.option_strings]
+            raise ConfigError(f"unknown option {unknown[0]}", cure=nearest(unknown[0], options))
+        return known
+
+
+def parser(command: str, description: str, model: type[Settings]) -> Parser:
+    """A parser with one option for every leaf of the settings."""
+    out = Parser(prog=f"posttrain {command}", description=description, allow_abbrev=False)
+    out.add_argument("--quiet", action="store_true", help="show nothing but trouble and the result")
+    groups: dict[str, Any] = {}
+    for leaf in leaves(model):
+        title = leaf.path[0] if len(leaf.path) > 1 or leaf.switch else "run"
+        if title not in groups:
+            groups[title] = out.add_argument_group(title)
+        _add(groups[title], leaf)
+    return out
+
+
+def flat(arguments: argparse.Namespace, model: type[Settings]) -> dict[str, Any]:
+    """The settings that were given, by flat name."""
+    given = {leaf.name: getattr(arguments, leaf.name) for leaf in leaves(model)}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _add(group: Any, leaf: Leaf) -> None:
+    option = f"--{leaf.name.replace('_', '-')}"
+    text = (leaf.field.description or "").replace("%", "%%")
+    kinds = _kinds(leaf.field.annotation)
+    if not leaf.switch and not leaf.field.is_required():
+        default = leaf.field.get_default(call_default_factory=True)
+        if default not in (None, "", (), {}):
+            text += f" [{' '.join(map(str, default)) if isinstance(default, tuple) else default}]"
+    elif not leaf.switch:
+        text += " (required)"
+    common: dict[str, Any] = {"default": None, "dest": leaf.name, "help": text}
+    if leaf.switch or bool in kinds:
+        group.add_argument(option, action="store_true" if leaf.switch else argparse.BooleanOptionalAction, **common)
+    elif dict in kinds:
+        group.add_argument(option, nargs="+", action=_Pairs, metavar="KEY=VALUE", **common)
+    elif tuple in kinds:
+        group.add_argument(option, nargs="+", metavar=_metavar(kinds, leaf), **common)
+    else:
+        group.add_argument(option, metavar=_metavar(kinds, leaf), **common)
+
+
+def _kinds(annotation: Any) -> set[Any]:
+    options: tuple[Any, ...] = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+    return {typing.get_origin(o) or o for o in options}
+
+
+def _metavar(kinds: set[Any], leaf: Leaf) -> str:
+    annotation = leaf.field.annotation
+    if typing.Literal in kinds:
+        return "{" + ",".join(str(c) for c in typing.get_args(annotation) if c) + "}"
+    if tuple in kinds:
+        kinds = {typing.get_args(annotation)[0]}
+    return next((text for kind, text in ((Path, "PATH"), (int, "N"), (float, "X")) if kind in kinds), "TEXT")
+
+
+class _Pairs(argparse.Action):
+    """KEY=VALUE … → a dict."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any,
+                 option_string: str | None = None) -> None:
+        pairs = [v.partition("=") for v in values]
+        if bad := next((v for v, (_, sign, _) in zip(values, pairs, strict=True) if not sign), None):
+            raise ConfigError(f"{option_string} {bad!r} is not KEY=VALUE", cure=f"write {option_string} key=value")
+        setattr(namespace, self.dest, {key: value for key, _, value in pairs})

@@ -1,0 +1,40 @@
+"""`posttrain sft`: supervised fine-tuning."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from posttrain.cli.options import flat, parser
+from posttrain.core.console import ConsoleObserver
+from posttrain.core.settings import assemble
+from posttrain.stages.sft import Outcome, SftSettings, run
+
+
+def main(argv: list[str]) -> int:
+    options = parser("sft", "Fine-tune a model on demonstrations. Killed at any moment, the same command goes on where it "
+                     "was and ends with the same weights.", SftSettings)
+    arguments = options.parse(argv)
+    settings = assemble(SftSettings, flat(arguments, SftSettings))
+    outcome = run(settings, ConsoleObserver(quiet=arguments.quiet))
+    show(outcome)
+    return 0
+
+
+def show(outcome: Outcome) -> None:
+    """The result: held-out loss before and after, speed, and where everything is."""
+    console = Console(highlight=False)
+    summary = outcome.summary
+    before, after = summary["held_out_before"], summary["held_out"]
+    if before and after:
+        table = Table(title="held-out loss, nats a token (95 % interval)", title_justify="left")
+        for column in ("", "loss", "accuracy", "entropy", "n"):
+            table.add_column(column, justify="left" if not column else "right")
+        for name, held in (("before", before), (f"step {after['step']}", after)):
+            table.add_row(name, f"{held['loss']:.4f} ± {held['interval']:.4f}", f"{held['accuracy']:.3f}",
+                          f"{held['entropy']:.3f}", f"{held['sequences']:,}")
+        console.print(table)
+    console.print(f"{summary['steps']:,} steps, {summary['tokens']:,} tokens in {summary['seconds']:.0f} s "
+                  f"({summary['tokens_per_second']:,.0f} tokens/s)")
+    console.print(f"model    {outcome.model}", soft_wrap=True)
+    console.print(f"summary  {outcome.folder / 'summary.json'}", soft_wrap=True)

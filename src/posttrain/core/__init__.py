@@ -1,0 +1,1 @@
+"""The ground floor: errors, seeds, files, optional imports, shared types. Imports nothing else of posttrain."""

@@ -1,0 +1,105 @@
+"""What a person sees of a run: rich progress in a terminal, plain lines elsewhere, nothing where quiet is asked for."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from posttrain.core.curve import draw
+
+LINE_SECONDS = 10.0  # between plain lines, where the output is no terminal
+
+
+class ConsoleObserver:
+    """Shows a training run as it goes.
+
+    Args:
+        console: where to write; standard error by default, so that standard output stays free for results.
+        quiet: only messages about trouble.
+    """
+
+    def __init__(self, console: Console | None = None, quiet: bool = False) -> None:
+        self.console = console or Console(stderr=True, highlight=False)
+        self.quiet = quiet
+        self._progress: Progress | None = None
+        self._bar: Any = None
+        self._rate = 0.0
+        self._told = 0.0
+        self._steps = self._first = 0
+        self._began = time.monotonic()
+
+    def note(self, label: str, text: str) -> None:
+        """A fact about the run, before it begins."""
+        if not self.quiet:
+            self.console.print(f"[bold]{label:<9}[/bold] {text}", soft_wrap=True)
+
+    def message(self, text: str) -> None:
+        self.console.print(f"[yellow]{text}[/yellow]", soft_wrap=True)
+
+    def start(self, step: int, steps: int) -> None:
+        self._steps, self._first, self._began = steps, step, time.monotonic()
+        if self.quiet or not self.console.is_terminal:
+            return
+        self._progress = Progress(
+            TextColumn("[bold]train    [/bold]"), BarColumn(bar_width=None), MofNCompleteColumn(),
+            TextColumn("loss [cyan]{task.fields[loss]}[/cyan]"), TextColumn("{task.fields[rate]} tokens/s"),
+            TextColumn("{task.fields[memory]} GiB"), TextColumn("ETA"), TimeRemainingColumn(), console=self.console)
+        self._bar = self._progress.add_task("", total=steps, completed=step, loss="–", rate="–", memory="–")
+        self._progress.start()
+
+    def record(self, record: dict[str, Any]) -> None:
+        if held := record.get("validation"):
+            self._say_held(record["step"], held)
+            return
+        rate = record["tokens_per_second"]
+        self._rate = rate if not self._rate else 0.9 * self._rate + 0.1 * rate
+        step = record["step"]
+        if self._progress:
+            self._progress.update(self._bar, completed=step, loss=f"{record['loss']:.4f}", rate=f"{self._rate:,.0f}",
+                                  memory=f"{record['memory_gib']:.2f}")
+        elif not self.quiet and (time.monotonic() - self._told > LINE_SECONDS or step == self._steps):
+            self._told = time.monotonic()
+            left = (self._told - self._began) / max(1, step - self._first) * (self._steps - step)
+            self.console.print(f"step {step}/{self._steps}  loss {record['loss']:.4f}  {self._rate:,.0f} tokens/s  "
+                               f"{record['memory_gib']:.2f} GiB  ETA {_clock(left)}", soft_wrap=True)
+
+    def _say_held(self, step: int, held: dict[str, Any]) -> None:
+        if not self.quiet:
+            self.console.print(
+                f"[bold]held out[/bold]  step {step}: loss {held['loss']:.4f} ± {held['interval']:.4f}, accuracy "
+                f"{held['accuracy']:.3f}, entropy {held['entropy']:.3f} (n = {held['sequences']:,} sequences)", soft_wrap=True)
+
+    def stop(self) -> None:
+        if self._progress:
+            self._progress.stop()
+            self._progress = None
+
+    def curve(self, records: list[dict[str, Any]]) -> None:
+        """Draw the loss of a finished run."""
+        points = [(r["step"], r["loss"]) for r in records if "loss" in r]
+        held = [(r["step"], r["validation"]["loss"]) for r in records if "validation" in r]
+        if not self.quiet:
+            lines = [("training loss", points), *([("held-out loss", held)] if held else [])]
+            self.console.print(draw(lines, width=min(self.console.width, 90)), markup=False, soft_wrap=True)
+
+
+def _clock(seconds: float) -> str:
+    minutes, s = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{s:02d}"
+
+
+def print_error(error: Exception) -> None:
+    """`error: where: what` and the cure, on standard error."""
+    text = str(error).split("\n  cure: ")
+    console = Console(stderr=True, highlight=False)
+    console.print("[bold red]error:[/bold red] ", end="", soft_wrap=True)
+    console.print(text[0], markup=False, soft_wrap=True)
+    if len(text) > 1:
+        console.print("[bold]cure:[/bold]  ", end="", soft_wrap=True)
+        console.print(text[1], markup=False, soft_wrap=True)
+    sys.stderr.flush()

@@ -1,0 +1,136 @@
+"""Files that are whole or absent: atomic writes, digests, and the lock on a run folder."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from posttrain.core.errors import CheckpointError, PosttrainError
+
+PARTIAL = ".partial-"  # prefix of what is being written; anything that still has it was never finished
+
+
+def fsync(path: Path) -> None:
+    """Flush a file or a folder's entries to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_atomic(path: Path, data: bytes | str) -> None:
+    """Write a file so that a reader, or a crash, sees the old content or the new, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(PARTIAL + path.name)
+    with open(partial, "wb") as file:
+        file.write(data.encode() if isinstance(data, str) else data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+    fsync(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_atomic(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Fill a folder under another name; it appears as `path` only when everything in it is on the disk.
+
+    An existing `path` is replaced. On an error the partial folder is removed and the error goes on.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(PARTIAL + path.name)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        yield partial
+        for file in sorted(partial.rglob("*")):
+            fsync(file)
+        fsync(partial)
+        if path.exists():
+            # rename() cannot replace a folder that has files in it: the old one steps aside first
+            aside = path.with_name(PARTIAL + "old-" + path.name)
+            shutil.rmtree(aside, ignore_errors=True)
+            os.rename(path, aside)
+            os.rename(partial, path)
+            shutil.rmtree(aside)
+        else:
+            os.rename(partial, path)
+        fsync(path.parent)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def remove_partial(folder: Path) -> list[str]:
+    """Delete what an interrupted write left in `folder`; returns the names."""
+    left = sorted(p for p in folder.glob(PARTIAL + "*")) if folder.is_dir() else []
+    for path in left:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return [p.name for p in left]
+
+
+def sha256_file(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_json(value: Any) -> str:
+    """Digest of a JSON value; key order and PYTHONHASHSEED make no difference."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def sha256_folder(folder: Path, keep: Callable[[Path], bool] = lambda path: True) -> str:
+    """Digest over the names and contents of the files directly in `folder` for which `keep` holds."""
+    return sha256_json({p.name: sha256_file(p) for p in sorted(folder.iterdir()) if p.is_file() and keep(p)})
+
+
+@contextlib.contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Hold `folder` for this process. The system drops the lock when the process ends, however it ends.
+
+    Raises:
+        PosttrainError: another process holds it; the message names its process id.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(folder / ".lock", "a+")  # noqa: SIM115 - held until the run ends
+    except OSError as error:
+        raise write_error(error, folder) from error
+    try:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise PosttrainError(f"another run (process {file.read().strip() or 'unknown'}) is writing to {folder}",
+                                 cure="wait for it, stop it, or choose another --out") from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+    finally:
+        file.close()
+
+
+def write_error(error: OSError, path: Path, kept: str = "") -> CheckpointError:
+    """The message for a write that failed; `kept` says what is still good."""
+    reasons = {
+        errno.ENOSPC: ("the disk is full", "free some space and run the same command again"),
+        errno.EDQUOT: ("the disk quota is used up", "free some space and run the same command again"),
+        errno.EROFS: ("the file system is read-only", "make it writable, or choose another --out"),
+        errno.EACCES: ("no permission to write", "change the folder's permissions, or choose another --out"),
+    }
+    why, cure = reasons.get(error.errno or 0, (error.strerror or str(error), "see the reason; then run the same command again"))
+    return CheckpointError(f"cannot write {path}: {why}{'. ' + kept if kept else ''}", cure=cure)

@@ -1,0 +1,134 @@
+"""Checkpoints: whole or absent, without pickle, and verified before they are believed.
+
+A checkpoint is a folder `step-00000120`: one safetensors file for each group of tensors, `state.json` for the rest, and
+`manifest.json` with the SHA-256 of them all. It is written under another name, flushed, and renamed; what was interrupted is
+swept away at the next start. A damaged checkpoint is named and passed over for the one before it.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from posttrain.core.errors import CheckpointError
+from posttrain.core.files import atomic_folder, remove_partial, sha256_file, write_error, write_json
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What was saved at a step: groups of named tensors, and JSON state."""
+
+    step: int
+    tensors: dict[str, dict[str, Tensor]]
+    state: dict[str, Any]
+
+
+class Store:
+    """The checkpoints of one run.
+
+    Args:
+        folder: where they are; made when the first is written.
+        keep: how many of the newest stay, besides the best.
+        report: called with a sentence when something is not as it should be.
+    """
+
+    def __init__(self, folder: Path, keep: int = 2, report: Callable[[str], None] = print) -> None:
+        self.folder, self.keep, self.report = folder, keep, report
+
+    def path(self, step: int) -> Path:
+        return self.folder / f"step-{step:08d}"
+
+    def steps(self) -> list[int]:
+        """Steps that have a checkpoint, oldest first."""
+        found = (re.fullmatch(r"step-(\d+)", p.name) for p in self.folder.glob("step-*"))
+        return sorted(int(m[1]) for m in found if m)
+
+    def save(self, checkpoint: Checkpoint, best: int | None = None) -> None:
+        """Write a checkpoint, then drop what retention no longer keeps.
+
+        Where the disk is full, older checkpoints that retention would drop anyway make room first.
+
+        Raises:
+            CheckpointError: it could not be written; every earlier checkpoint is still good.
+        """
+        try:
+            self._write(checkpoint)
+        except OSError as error:
+            spare = [s for s in self.steps() if s not in (best, max(self.steps()))]
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not spare:
+                raise self._explained(error, checkpoint.step) from error
+            for step in spare:
+                shutil.rmtree(self.path(step))
+            self.report(f"the disk is full; removed the checkpoints of steps {spare} to make room")
+            try:
+                self._write(checkpoint)
+            except OSError as again:
+                raise self._explained(again, checkpoint.step) from again
+        steps = self.steps()
+        for step in steps:
+            if step not in steps[-self.keep:] and step != best:
+                shutil.rmtree(self.path(step))
+
+    def _explained(self, error: OSError, step: int) -> CheckpointError:
+        steps = self.steps()
+        kept = f"The checkpoint of step {steps[-1]} is good" if steps else "There is no checkpoint yet"
+        return write_error(error, self.path(step), kept)
+
+    def _write(self, checkpoint: Checkpoint) -> None:
+        with atomic_folder(self.path(checkpoint.step)) as folder:
+            for group, tensors in checkpoint.tensors.items():
+                try:
+                    save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, folder / f"{group}.safetensors")
+                except SafetensorError as error:  # it wraps the system's error in its text
+                    code = re.search(r"code: (\d+)", str(error))
+                    raise OSError(int(code[1]) if code else errno.EIO, str(error)) from error
+            write_json(folder / "state.json", checkpoint.state)
+            files = {p.name: sha256_file(p) for p in sorted(folder.iterdir())}
+            write_json(folder / "manifest.json", {"step": checkpoint.step, "files": files})
+
+    def load(self, step: int) -> Checkpoint:
+        """Read one checkpoint and check every byte of it.
+
+        Raises:
+            CheckpointError: a file is missing or differs from the manifest.
+        """
+        folder = self.path(step)
+        try:
+            manifest = json.loads((folder / "manifest.json").read_text())
+            for name, sha in manifest["files"].items():
+                if sha256_file(folder / name) != sha:
+                    raise ValueError(f"{name} is damaged")
+            tensors = {p.stem: load_file(p) for p in sorted(folder.glob("*.safetensors"))}
+            return Checkpoint(step, tensors, json.loads((folder / "state.json").read_text()))
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            raise CheckpointError(f"the checkpoint {folder} cannot be used: {error}",
+                                  cure="delete that folder; the one before it will be used") from error
+
+    def latest(self) -> Checkpoint | None:
+        """The newest checkpoint that is whole; says which ones are not. None where none was ever written.
+
+        Raises:
+            CheckpointError: there are checkpoints, and all are damaged.
+        """
+        for name in remove_partial(self.folder):
+            self.report(f"removed {name}: an interrupted write")
+        steps = self.steps()
+        for step in reversed(steps):
+            try:
+                return self.load(step)
+            except CheckpointError as error:
+                self.report(f"{error.what}; trying the one before it")
+        if steps:
+            raise CheckpointError(f"none of the checkpoints in {self.folder} can be used (steps {steps})",
+                                  cure="restore the folder from a backup, or delete it to start again from step 0")
+        return None

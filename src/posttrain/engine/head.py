@@ -1,0 +1,237 @@
+"""The head: from hidden states to log-probabilities without the [N, V] matrix.
+
+Logits exist for one chunk of targets at a time and are computed again in the backward pass. A loss that is additive over
+targets needs no second time: each chunk's gradient is taken while its logits are still there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+RowFunction = Callable[[Tensor, Tensor, slice], Tensor]
+
+
+@dataclass(frozen=True)
+class Head:
+    """The map from a hidden state to logits: z = cap·tanh((h Wᵀ + b)·scale / cap).
+
+    Attributes:
+        weight: [V, d]. bias: [V] or None.
+        scale: factor on the logits (Granite divides by `logits_scaling`, Cohere multiplies by `logit_scale`).
+        softcap: the cap (Gemma-2), or None.
+        elements: numbers a [chunk, V] block may hold; 0 takes what suits the device.
+    """
+
+    weight: Tensor
+    bias: Tensor | None = None
+    scale: float = 1.0
+    softcap: float | None = None
+    elements: int = 0
+
+    @property
+    def chunk(self) -> int:
+        """Targets scored at a time."""
+        elements = self.elements or (2**27 if self.weight.is_cuda else 2**22)
+        return max(1 if self.elements else 64, elements // self.weight.shape[0])
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[n, d] → [n, V], in float32 or better."""
+        z = hidden @ self.weight.T
+        if self.bias is not None:
+            z += self.bias
+        z = z.to(torch.promote_types(z.dtype, torch.float32))
+        if self.scale != 1.0:
+            z = z * self.scale
+        if self.softcap is not None:
+            z = self.softcap * torch.tanh(z / self.softcap)
+        return z
+
+    def backward(self, grad: Tensor, z: Tensor, hidden: Tensor, into: list[Tensor | None]) -> Tensor:
+        """Gradient of the logits → gradient of the hidden states; adds to the gradients of weight and bias.
+
+        Args:
+            grad: [n, V] gradient of the loss by `z`; overwritten.
+            z: [n, V] the logits.
+            hidden: [n, d].
+            into: running gradients of weight and bias, None for one that needs none.
+        Returns: [n, d].
+        """
+        if self.softcap is not None:
+            grad.addcmul_(grad, (z / self.softcap).square_(), value=-1)  # d cap·tanh(x/cap) = 1 − tanh²
+        if self.scale != 1.0:
+            grad.mul_(self.scale)
+        weight_grad, bias_grad = into
+        low = grad.to(hidden.dtype)
+        if weight_grad is not None:
+            if weight_grad.dtype == low.dtype:
+                weight_grad.addmm_(low.T, hidden)
+            else:
+                weight_grad += low.T @ hidden
+        if bias_grad is not None:
+            bias_grad += grad.sum(0)
+        return low @ self.weight
+
+    def new_gradients(self) -> list[Tensor | None]:
+        """Zeros for `backward` to add to, in float32 or better."""
+        return [None if p is None or not p.requires_grad else
+                torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32))
+                for p in (self.weight, self.bias)]
+
+    def cast(self, gradients: list[Tensor | None]) -> list[Tensor | None]:
+        """Gradients of weight and bias in the parameters' own types."""
+        return [None if g is None or p is None else g.to(p.dtype) for g, p in zip(gradients, (self.weight, self.bias), strict=True)]
+
+
+def logprobs(head: Head, hidden: Tensor, target: Tensor, *, temperature: float = 1.0,
+             entropy: bool = False) -> tuple[Tensor, Tensor | None]:
+    """Log-probability of each target, and if asked the entropy of each row.
+
+    Args:
+        hidden: [N, d] hidden states that predict the targets; gradients flow into them and into the head.
+        target: [N] token ids.
+        temperature: the logits are divided by it first.
+        entropy: also return −Σ p log p, with gradients.
+    Returns: [N] log-probabilities and [N] entropies (or None), nats.
+    """
+    out = _LogProbs.apply(hidden, head.weight, head.bias, head, target, temperature, entropy)
+    return out[0], (out[1] if entropy else None)
+
+
+class _LogProbs(torch.autograd.Function):
+    """d log p_y = (1_y − p)·dz;  d entropy = −p·(log p + entropy)·dz."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, head: Head, target: Tensor,
+                temperature: float, entropy: bool) -> tuple[Tensor, Tensor]:
+        real = torch.promote_types(hidden.dtype, torch.float32)
+        logprob = torch.empty(len(target), dtype=real, device=hidden.device)
+        entropies = torch.empty_like(logprob if entropy else logprob[:0])
+        for i in range(0, len(target), head.chunk):
+            part = slice(i, i + head.chunk)
+            z = head.logits(hidden[part])
+            if temperature != 1.0:
+                z.div_(temperature)
+            total = z.logsumexp(-1)
+            logprob[part] = z.gather(1, target[part, None])[:, 0] - total
+            if entropy:
+                entropies[part] = total - torch.linalg.vecdot((z - total[:, None]).exp_(), z)
+        ctx.save_for_backward(hidden, target, entropies)
+        ctx.head, ctx.temperature, ctx.entropy = head, temperature, entropy
+        return logprob, entropies
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, target, entropies = ctx.saved_tensors
+        head: Head = ctx.head
+        into = head.new_gradients()
+        out = torch.empty_like(hidden)
+        for i in range(0, len(target), head.chunk):
+            part = slice(i, i + head.chunk)
+            z = head.logits(hidden[part])
+            logp = torch.log_softmax(z / ctx.temperature, -1)
+            p = logp.exp()
+            if ctx.entropy:
+                logp.add_(entropies[part, None]).mul_(grads[1][part, None]).add_(grads[0][part, None])
+                grad = p.mul_(logp).neg_()
+            else:
+                grad = p.mul_(-grads[0][part, None])
+            grad.scatter_add_(1, target[part, None], grads[0][part, None])
+            out[part] = head.backward(grad.div_(ctx.temperature), z, hidden[part], into)
+        return out, *head.cast(into), None, None, None, None
+
+
+def additive(head: Head, hidden: Tensor, target: Tensor, loss: Callable[[Tensor, slice], Tensor]) -> tuple[Tensor, Tensor]:
+    """A loss that is additive over targets, its gradient taken in the same pass over the vocabulary.
+
+    Args:
+        hidden: [N, d]; target: [N].
+        loss: `(log-probabilities of a chunk [c], which targets) -> scalar`; the chunks' values add up.
+    Returns: the loss (scalar, with gradients) and the log-probabilities [N] (without).
+    """
+    return _Additive.apply(hidden, head.weight, head.bias, head, target, loss)  # type: ignore[return-value]
+
+
+class _Additive(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, head: Head, target: Tensor,
+                loss: Callable[[Tensor, slice], Tensor]) -> tuple[Tensor, Tensor]:
+        real = torch.promote_types(hidden.dtype, torch.float32)
+        value = torch.zeros((), dtype=torch.float64, device=hidden.device)
+        logprob = torch.empty(len(target), dtype=real, device=hidden.device)
+        into = head.new_gradients()
+        grad_hidden = torch.empty_like(hidden)
+        for i in range(0, len(target), head.chunk):
+            part = slice(i, i + head.chunk)
+            z = head.logits(hidden[part])
+            total = z.logsumexp(-1)
+            scored = z.gather(1, target[part, None])[:, 0] - total
+            logprob[part] = scored
+            with torch.enable_grad():
+                here = loss(scored.requires_grad_(), part)
+                (weight_of,) = torch.autograd.grad(here, scored)
+            value += here.detach()
+            # the logits' memory becomes their gradient, except where the soft cap still needs them
+            p = (z.clone() if head.softcap is not None else z).sub_(total[:, None]).exp_().mul_(-weight_of[:, None])
+            p.scatter_add_(1, target[part, None], weight_of[:, None])
+            grad_hidden[part] = head.backward(p, z, hidden[part], into)
+        ctx.save_for_backward(grad_hidden, *into)
+        ctx.mark_non_differentiable(logprob)
+        ctx.head = head
+        return value.to(real), logprob
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        grad_hidden, *rest = ctx.saved_tensors
+        by = grads[0]
+        if float(by) != 1.0:
+            grad_hidden = grad_hidden * by
+            rest = [None if g is None else g * by for g in rest]
+        return grad_hidden, *ctx.head.cast(rest), None, None, None
+
+
+def rows(head: Head, hidden: Tensor, target: Tensor, function: RowFunction) -> Tensor:
+    """Run a function of whole rows of logits, chunk by chunk, computed again in the backward pass.
+
+    Args:
+        hidden: [N, d]; target: [N].
+        function: `(logits [c, V], targets [c], which targets) -> [c]`, differentiable by the logits. What else it reads
+            (a teacher's rows, say) it takes by the slice.
+    Returns: [N], with gradients into the hidden states and the head.
+    """
+    return _Rows.apply(hidden, head.weight, head.bias, head, target, function)  # type: ignore[return-value]
+
+
+class _Rows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, head: Head, target: Tensor,
+                function: RowFunction) -> Tensor:
+        ctx.save_for_backward(hidden, target)
+        ctx.head, ctx.function = head, function
+        parts = [slice(i, i + head.chunk) for i in range(0, len(target), head.chunk)]
+        out = [function(head.logits(hidden[part]), target[part], part) for part in parts]
+        return torch.cat(out) if out else hidden.new_zeros(0)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, target = ctx.saved_tensors
+        head: Head = ctx.head
+        into = head.new_gradients()
+        out = torch.empty_like(hidden)
+        for i in range(0, len(target), head.chunk):
+            part = slice(i, i + head.chunk)
+            z = head.logits(hidden[part]).requires_grad_()
+            with torch.enable_grad():
+                value = ctx.function(z, target[part], part)
+                (grad,) = torch.autograd.grad(value, z, grads[0][part])
+            out[part] = head.backward(grad.clone(), z.detach(), hidden[part], into)
+        return out, *head.cast(into), None, None, None
+
+
+def cross_entropy(head: Head, hidden: Tensor, target: Tensor) -> Tensor:
+    """Mean −log p of the targets, nats; the chunked twin of `torch.nn.functional.cross_entropy`."""
+    return additive(head, hidden, target, lambda logprob, part: -logprob.sum() / len(target))[0]

@@ -1,0 +1,288 @@
+"""The loop of every offline method: take a batch, forward and backward, step, and now and then validate and save.
+
+It knows neither the method nor the model. Everything a resumed run needs is in `RESTORE`, one line an item.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from posttrain.core.errors import PosttrainError
+from posttrain.core.files import write_error
+from posttrain.core.seeds import derive
+from posttrain.core.types import Loss
+from posttrain.data.forest import Tree, forests
+from posttrain.data.plan import Plan
+from posttrain.engine.checkpoint import Checkpoint, Store
+from posttrain.engine.metrics import MetricsLog
+from posttrain.engine.model import Noise
+from posttrain.engine.numbers import environment, peak_memory
+from posttrain.engine.optimiser import rate
+from posttrain.engine.policy import Policy
+from posttrain.engine.settings import CheckpointSettings, ValidationSettings
+
+CHECKPOINT_SECONDS = 300.0
+
+
+class Observer(Protocol):
+    """What watches a run. All methods may do nothing."""
+
+    def start(self, step: int, steps: int) -> None: ...
+    def record(self, record: dict[str, Any]) -> None: ...
+    def message(self, text: str) -> None: ...
+    def stop(self) -> None: ...
+
+
+class Interrupted(PosttrainError):
+    """The user or the system asked the run to stop; a checkpoint was written first."""
+
+    def __init__(self, signum: int, step: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(signum).name} after step {step}; everything up to there is saved",
+                         cure="run the same command to go on")
+        self.exit_code = 128 + signum
+
+
+@dataclass
+class Held:
+    """Held-out loss: nats per target, over all targets, and how sure that is.
+
+    Attributes:
+        loss: mean over targets. interval: half width of its 95 % interval, sequences being the units.
+        accuracy: share of targets that are the most likely token. entropy: mean, nats.
+        sequences, targets: how many.
+    """
+
+    loss: float
+    interval: float
+    accuracy: float
+    entropy: float
+    sequences: int
+    targets: int
+
+
+@dataclass
+class Run:
+    """One training run: what is fixed, and where it stands."""
+
+    policy: Policy
+    loss: Loss
+    trees: list[Tree]
+    plan: Plan
+    steps: int
+    budget: int
+    seed: int
+    folder: Path
+    observer: Observer
+    checkpoints: CheckpointSettings
+    validation: ValidationSettings
+    held_out: list[Tree] = field(default_factory=list)
+    noise: Noise | None = None
+    # where it stands
+    step: int = 0
+    totals: dict[str, float] = field(default_factory=lambda: {"tokens": 0, "targets": 0, "seconds": 0.0})
+    best: dict[str, Any] = field(default_factory=lambda: {"step": None})
+    stale: int = 0
+    first_held: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        assert self.policy.optimiser is not None, "call policy.train_with first"
+        self.optimiser = self.policy.optimiser
+        self.store = Store(self.folder / "checkpoints", self.checkpoints.checkpoint_keep, self.observer.message)
+        self.log = MetricsLog(self.folder / "metrics.jsonl")
+
+
+# Each item of state: how it is put back from a checkpoint. What is not here would be lost by a crash.
+RESTORE: dict[str, Callable[[Run, Checkpoint], None]] = {
+    "weights": lambda run, c: run.optimiser.load_weights(c.tensors["weights"]),
+    "gradient average": lambda run, c: run.optimiser.load_moments("exp_avg", c.tensors["exp_avg"]),
+    "gradient square average": lambda run, c: run.optimiser.load_moments("exp_avg_sq", c.tensors["exp_avg_sq"]),
+    "adam's step count": lambda run, c: run.optimiser.load_moments("step", c.tensors["adam_step"]),
+    "step": lambda run, c: setattr(run, "step", c.state["step"]),
+    "data cursor": lambda run, c: run.plan.restore(c.state["plan"]),
+    "totals": lambda run, c: setattr(run, "totals", c.state["totals"]),
+    "best": lambda run, c: setattr(run, "best", c.state["best"]),
+    "validations without a better one": lambda run, c: setattr(run, "stale", c.state["stale"]),
+    "first held-out loss": lambda run, c: setattr(run, "first_held", c.state["first_held"]),
+    "metrics": lambda run, c: run.log.rewind(c.step),
+}
+
+
+def checkpoint(run: Run) -> Checkpoint:
+    """The run as it stands."""
+    tensors: dict[str, dict[str, Tensor]] = {"weights": run.optimiser.weights()}
+    for group, which in (("exp_avg", "exp_avg"), ("exp_avg_sq", "exp_avg_sq"), ("adam_step", "step")):
+        tensors[group] = run.optimiser.moments(which)
+    state = {"step": run.step, "plan": run.plan.state(), "totals": run.totals, "best": run.best, "stale": run.stale,
+             "first_held": run.first_held, "environment": environment(run.policy.model.device)}
+    return Checkpoint(run.step, tensors, state)
+
+
+def restore(run: Run, saved: Checkpoint) -> None:
+    """Put a run where a checkpoint left it, and warn where bit-identity cannot be promised."""
+    now = environment(run.policy.model.device)
+    changed = [f"{k} {v} → {now.get(k)}" for k, v in saved.state["environment"].items() if now.get(k) != v]
+    if changed:
+        run.observer.message(f"this is not the machine or software the run began with ({', '.join(changed)}): "
+                             "it goes on, but the last bits may differ from an undisturbed run")
+    for item in RESTORE.values():
+        item(run, saved)
+
+
+def validate(policy: Policy, trees: list[Tree], budget: int) -> Held:
+    """Held-out loss with a 95 % interval.
+
+    The mean over targets is a ratio of sums over sequences, so its standard error is the delta method's:
+    √(n/(n−1)·Σ_i (S_i − loss·N_i)²)/ΣN, S_i the summed loss and N_i the targets of sequence i.
+    """
+    sums: list[Tensor] = []
+    counts: list[Tensor] = []
+    correct = entropy = 0.0
+    for forest in forests(trees, budget, shared=policy.model.mode == "forest"):
+        (scores,) = policy.score([forest], details=True)
+        assert scores.entropy is not None and scores.correct is not None
+        zeros = torch.zeros(forest.L, dtype=torch.float64)
+        sums.append(zeros.index_add(0, scores.leaf.cpu(), -scores.logprob.double().cpu()))
+        counts.append(torch.bincount(scores.leaf.cpu(), minlength=forest.L).double())
+        correct += float(scores.correct.sum())
+        entropy += float(scores.entropy.sum())
+    s, n = torch.cat(sums), torch.cat(counts)
+    targets, loss = float(n.sum()), float(s.sum() / n.sum())
+    spread = float(((s - loss * n) ** 2).sum()) * len(s) / max(1, len(s) - 1)
+    return Held(loss, 1.96 * math.sqrt(spread) / targets, correct / targets, entropy / targets, len(s), int(targets))
+
+
+def train(run: Run) -> None:
+    """Run to the end, from the newest good checkpoint if there is one. Afterwards the policy holds the chosen weights.
+
+    Raises:
+        Interrupted: SIGINT or SIGTERM; a checkpoint was written.
+        PosttrainError: the loss or gradient is not finite; a checkpoint could not be written.
+    """
+    saved = run.store.latest()
+    if saved is not None:
+        restore(run, saved)
+        run.observer.message(f"resuming after step {run.step} of {run.steps}")
+    else:
+        run.log.rewind(-1)
+    if run.step == 0 and run.held_out:
+        run.first_held = _validate(run)
+    every = run.validation.validate_every or run.plan.steps_per_epoch
+    last_save = time.monotonic()
+    run.observer.start(run.step, run.steps)
+    try:
+        with _signals() as asked:
+            while run.step < run.steps and not _exhausted(run):
+                _step(run)
+                better = False
+                if run.held_out and (run.step % every == 0 or run.step == run.steps):
+                    better = _compare(run, _validate(run)) and run.validation.keep_best
+                by_step = run.checkpoints.checkpoint_every
+                due = run.step % by_step == 0 if by_step else time.monotonic() - last_save > CHECKPOINT_SECONDS
+                if better or due or asked or run.step == run.steps or _exhausted(run):
+                    run.store.save(checkpoint(run), run.best["step"] if run.validation.keep_best else None)
+                    last_save = time.monotonic()
+                if asked:
+                    raise Interrupted(asked[0], run.step)
+        _choose(run)
+    finally:
+        run.observer.stop()
+
+
+def _step(run: Run) -> None:
+    begin = time.perf_counter()
+    trees = [run.trees[i] for i in run.plan.next()]
+    batch = forests(trees, run.budget, shared=run.policy.model.mode == "forest")
+    loss = run.policy.forward_backward(batch, run.loss, seed=derive(run.seed, "step", run.step), noise=run.noise)
+    factor = rate(run.optimiser.settings.schedule, run.step, run.steps, run.optimiser.settings.warmup)
+    norm = run.policy.step(factor)
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        raise PosttrainError(f"step {run.step + 1}: loss {loss}, gradient norm {norm}; the weights were not changed",
+                             cure="lower --learning-rate, or look for broken rows in the data")
+    seconds = time.perf_counter() - begin
+    run.step += 1
+    tokens, targets = sum(f.T for f in batch), sum(f.N for f in batch)
+    run.totals["tokens"] += tokens
+    run.totals["targets"] += targets
+    run.totals["seconds"] += seconds
+    assert run.optimiser.settings.learning_rate is not None
+    _log(run, {
+        "step": run.step, "epoch": round(run.step / run.plan.steps_per_epoch, 4), "loss": loss,
+        "learning_rate": run.optimiser.settings.learning_rate * factor, "grad_norm": norm, "tokens": tokens,
+        "targets": targets, "sequences": sum(f.L for f in batch), "seconds": seconds,
+        "tokens_per_second": tokens / seconds, "memory_gib": peak_memory(run.policy.model.device)})
+
+
+def _log(run: Run, record: dict[str, Any]) -> None:
+    try:
+        run.log.write(record)
+    except OSError as error:
+        steps = run.store.steps()
+        raise write_error(error, run.log.path, f"The checkpoint of step {steps[-1]} is good" if steps else "") from error
+    run.observer.record(record)
+
+
+def _validate(run: Run) -> dict[str, Any]:
+    held = vars(validate(run.policy, run.held_out, run.budget))
+    _log(run, {"step": run.step, "validation": held})
+    return held
+
+
+def _compare(run: Run, held: dict[str, Any]) -> bool:
+    """Keep count of the best; whether this one is."""
+    if run.best["step"] is None or held["loss"] < run.best["loss"]:
+        run.best, run.stale = {"step": run.step, **held}, 0
+        return True
+    run.stale += 1
+    return False
+
+
+def _exhausted(run: Run) -> bool:
+    patience = run.validation.patience
+    return patience is not None and run.stale >= patience
+
+
+def _choose(run: Run) -> None:
+    """Leave the policy with the weights to export: the best by held-out loss where that was asked for."""
+    best = run.best["step"]
+    if run.step < run.steps:
+        run.observer.message(f"stopped early: {run.stale} validations without a better one")
+    if best is None:
+        return
+    if run.first_held and run.best["loss"] > run.first_held["loss"]:
+        run.observer.message(f"held-out loss never fell below the start's: {run.first_held['loss']:.4f} before training, "
+                             f"{run.best['loss']:.4f} at best. Lower --learning-rate or train on other data")
+    if run.validation.keep_best and best != run.step:
+        run.optimiser.load_weights(run.store.load(best).tensors["weights"])
+        run.observer.message(f"exporting step {best}, the best by held-out loss")
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM instead of dying in the middle of a step. A second one is obeyed at once."""
+    asked: list[int] = []
+
+    def note(signum: int, frame: Any) -> None:
+        asked.append(signum)
+        for s in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(s, before[s])
+
+    try:
+        before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread: signals are not ours to take
+        yield asked
+        return
+    try:
+        yield asked
+    finally:
+        for s, handler in before.items():
+            signal.signal(s, handler)

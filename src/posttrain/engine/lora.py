@@ -1,0 +1,57 @@
+"""Low-rank adapters through peft: attach, save beside the digest of their base, merge on export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from posttrain.core.errors import ConfigError
+from posttrain.core.extras import require
+from posttrain.core.files import write_json
+from posttrain.core.seeds import derive
+from posttrain.engine.settings import LoraSettings
+
+
+def attach(network: PreTrainedModel, settings: LoraSettings, seed: int) -> Any:
+    """Add adapters to a network in place and freeze everything else. At first they change nothing (B = 0).
+
+    Returns: the PeftModel around the network.
+    Raises:
+        ConfigError: a target names no module of the network.
+    """
+    peft = require("peft", extra="lora", purpose="--lora")
+    config = peft.LoraConfig(r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout,
+                             target_modules=list(settings.targets) or "all-linear", task_type="CAUSAL_LM")
+    with torch.random.fork_rng(devices=[network.device] if network.device.type == "cuda" else []):
+        torch.manual_seed(derive(seed, "lora"))
+        try:
+            return peft.get_peft_model(network, config)
+        except ValueError as error:
+            raise ConfigError(f"--lora-targets {' '.join(settings.targets)}: {error}",
+                              cure="name modules as the model does, for example q_proj v_proj") from error
+
+
+def merged(network: PreTrainedModel) -> dict[str, Tensor]:
+    """The state dict of the network as if it had been trained without adapters: W + (α/r)·B·A. Leaves the network alone."""
+    lora = require("peft.tuners.lora", extra="lora", purpose="LoRA")
+    layers: dict[str, Any] = {name: module for name, module in network.named_modules() if isinstance(module, lora.LoraLayer)}
+    state: dict[str, Tensor] = {}
+    for name, tensor in network.state_dict().items():
+        if ".lora_" in name:
+            continue
+        owner, _, leaf = name.partition(".base_layer.")
+        if leaf == "weight" and owner in layers:
+            tensor = tensor + layers[owner].get_delta_weight("default").to(tensor.dtype)
+        state[name.replace(".base_layer.", ".")] = tensor
+    return state
+
+
+def save_adapter(adapter: Any, folder: Path, base: str, base_digest: str) -> None:
+    """Write the adapter in peft's format, and `base.json`: which model it belongs to, by name and digest."""
+    adapter.peft_config["default"].base_model_name_or_path = base
+    adapter.save_pretrained(folder)
+    write_json(folder / "base.json", {"base": base, "base_sha256": base_digest})

@@ -1,0 +1,33 @@
+"""Numbers people compare, defined once.
+
+tokens/s: real tokens (no padding; a shared prefix counts once) over wall time, everything in a step included.
+memory: the most the process, or the GPU's allocator, has held so far, GiB.
+"""
+
+from __future__ import annotations
+
+import platform
+import resource
+import sys
+from typing import Any
+
+import torch
+import transformers
+
+
+def peak_memory(device: torch.device) -> float:
+    """GiB."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """What bit-identity of a resumed run depends on, besides the run itself."""
+    return {
+        "machine": platform.machine(), "python": platform.python_version(), "torch": torch.__version__,
+        "transformers": transformers.__version__, "threads": torch.get_num_threads(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+    }

@@ -1,0 +1,179 @@
+"""The policy: a model, its tokenizer, and five verbs. Every method is a short program over them.
+
+    score(forests)                      log-probabilities, no gradients
+    forward_backward(forests, loss)     adds to the gradients
+    step(factor)                        one optimiser update
+    sample(prompts, params)             completions
+    save(folder) / load(path)           a Hugging Face folder
+
+There is one copy of the weights: training and sampling read the same parameters. On a CPU they are float32; on a GPU bfloat16,
+and the float32 master belongs to the optimiser.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from collections.abc import Sequence as Many
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from posttrain.core.errors import ModelError
+from posttrain.core.seeds import derive
+from posttrain.core.types import Denominators, Loss, Scores
+from posttrain.data.forest import TokenForest
+from posttrain.engine import lora as adapters
+from posttrain.engine import sampler
+from posttrain.engine.head import additive, logprobs
+from posttrain.engine.model import Model, Noise, digest, load_network, load_tokenizer, quiet, resolve
+from posttrain.engine.optimiser import Optimiser
+from posttrain.engine.settings import LoraSettings, OptimiserSettings
+
+
+class Policy:
+    """A language model that can be scored, trained, sampled and saved.
+
+    Attributes:
+        model: how the network is run.
+        tokenizer: the Hugging Face tokenizer.
+        adapter: the PeftModel around the network, or None.
+        source: where the model came from; digest: SHA-256 of its files.
+        optimiser: set by `train_with`.
+    """
+
+    def __init__(self, model: Model, tokenizer: Any, *, source: str = "", digest: str = "", adapter: Any = None) -> None:
+        self.model, self.tokenizer, self.adapter = model, tokenizer, adapter
+        self.source, self.digest = source, digest
+        self.optimiser: Optimiser | None = None
+
+    @classmethod
+    def load(cls, path: str | Path, *, device: str = "", lora: LoraSettings | None = None, seed: int = 0) -> Policy:
+        """Load a Hugging Face folder or hub id and admit it.
+
+        Args:
+            path: local folder or hub id.
+            device: cpu or cuda; the GPU where there is one if empty.
+            lora: add adapters; only they are trained.
+            seed: of the adapters' first weights.
+        Raises:
+            ModelError: it cannot be loaded, or the probe refused it.
+        """
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        folder = resolve(str(path))
+        tokenizer = load_tokenizer(folder)
+        network = load_network(folder, device)
+        rows = network.get_input_embeddings().weight.shape[0]
+        if len(tokenizer) > rows:
+            raise ModelError(f"the tokenizer of {path} has {len(tokenizer)} tokens, the model only {rows}",
+                             cure="use the tokenizer the model was trained with")
+        model = Model(network)  # probed in float32, whatever it will run in
+        if network.device.type == "cuda":
+            network.to(torch.bfloat16)
+        adapter = adapters.attach(network, lora, seed) if lora else None
+        return cls(model, tokenizer, source=str(path), digest=digest(folder), adapter=adapter)
+
+    # ------------------------------------------------------------------ verbs
+
+    @torch.no_grad()
+    def score(self, forests: Many[TokenForest], *, temperature: float = 1.0, details: bool = False) -> list[Scores]:
+        """Log-probabilities of the targets of each forest, without gradients and without dropout.
+
+        Args:
+            forests: from `posttrain.data.forest.forests`.
+            temperature: the logits are divided by it.
+            details: also entropies and whether the target is the most likely token.
+        """
+        self.model.network.eval()
+        out = []
+        for forest in forests:
+            forest = forest.to(self.model.device)
+            hidden = self.model.hidden(forest)
+            logprob, entropy = logprobs(self.model.head, hidden, forest.target, temperature=temperature, entropy=details)
+            correct = self._correct(hidden, forest.target) if details else None
+            out.append(Scores(logprob, forest.leaf, forest.L, entropy, correct))
+        return out
+
+    def _correct(self, hidden: Tensor, target: Tensor) -> Tensor:
+        head = self.model.head
+        best = [head.logits(part).argmax(-1) for part in hidden.split(head.chunk)]
+        return torch.cat(best) == target if best else target.bool()
+
+    def forward_backward(self, forests: Many[TokenForest], loss: Loss, facts: Many[Any] | None = None, *, seed: int = 0,
+                         noise: Noise | None = None) -> float:
+        """Add the gradient of a loss over one global batch, forest by forest.
+
+        Args:
+            forests: the whole global batch; how it is cut into forests changes the result by rounding only.
+            loss: the method.
+            facts: what the method knows about each forest; for a per-target loss None or a [N] tensor.
+            seed: of dropout and noise.
+            noise: applied to the input embeddings.
+        Returns: the loss of the global batch.
+        """
+        facts = facts if facts is not None else [None] * len(forests)
+        denominators = Denominators(targets=sum(f.N for f in forests), sequences=sum(f.L for f in forests))
+        statistics = loss.prepare(self.score(forests), list(facts)) if loss.prepare else None
+        network = self.model.network
+        network.train()
+        total = 0.0
+        for i, (forest, fact) in enumerate(zip(forests, facts, strict=True)):
+            forest = forest.to(self.model.device)
+            with self._seeded(derive(seed, "forward", i)):
+                hidden = self.model.hidden(forest, noise)
+                if loss.per_target:
+                    def part_loss(logprob: Tensor, part: slice, forest: TokenForest = forest, fact: Any = fact) -> Tensor:
+                        scores = Scores(logprob, forest.leaf[part], forest.L)
+                        return loss.loss(scores, None if fact is None else fact[part], statistics, denominators)
+
+                    value, _ = additive(self.model.head, hidden, forest.target, part_loss)
+                else:
+                    logprob, _ = logprobs(self.model.head, hidden, forest.target)
+                    value = loss.loss(Scores(logprob, forest.leaf, forest.L), fact, statistics, denominators)
+                value.backward()
+            total += float(value.detach())
+        return total
+
+    @contextlib.contextmanager
+    def _seeded(self, seed: int) -> Iterator[None]:
+        with torch.random.fork_rng(devices=[self.model.device] if self.model.device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            yield
+
+    def train_with(self, settings: OptimiserSettings, *, activation_checkpointing: bool = False) -> Optimiser:
+        """Make the optimiser that `step` uses. An unset learning rate becomes 2e-5, with LoRA 2e-4."""
+        if settings.learning_rate is None:
+            settings = settings.model_copy(update={"learning_rate": 2e-4 if self.adapter is not None else 2e-5})
+        if activation_checkpointing:
+            self.model.network.gradient_checkpointing_enable({"use_reentrant": False})
+        self.optimiser = Optimiser(self.model.network.named_parameters(), settings)
+        return self.optimiser
+
+    def step(self, factor: float = 1.0) -> float:
+        """One update from the gradients added up so far, then clear them.
+
+        Args:
+            factor: on the peak learning rate.
+        Returns: the gradient norm before clipping; nothing is updated where it is not finite.
+        """
+        assert self.optimiser is not None, "call train_with first"
+        return self.optimiser.step(factor)
+
+    def sample(self, prompts: Many[Many[int]], params: sampler.Sampling) -> list[sampler.Completion]:
+        """Draw completions; see `posttrain.engine.sampler.sample`."""
+        return sampler.sample(self.model, prompts, params)
+
+    def save(self, folder: Path) -> None:
+        """Write a Hugging Face folder: exactly the parameters the policy computes with, adapters merged."""
+        network = self.model.network
+        state = adapters.merged(network) if self.adapter is not None else None
+        with quiet():
+            network.save_pretrained(folder, state_dict=state)
+        self.tokenizer.save_pretrained(folder)
+
+    def save_adapter(self, folder: Path) -> None:
+        """Write the adapter in peft's format with the digest of the model it belongs to."""
+        assert self.adapter is not None, "the policy has no adapter"
+        adapters.save_adapter(self.adapter, folder, self.source, self.digest)

@@ -1,0 +1,143 @@
+"""Sampling with a key-value cache: the prompt is computed once and forked; finished sequences leave the batch.
+
+Prompts of equal length run together, so there is no padding; and every sample draws from its own stream, so that its random
+numbers do not depend on what runs beside it.
+
+Left out: paged caches and continuous batching.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Many
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from posttrain.core.seeds import generator
+from posttrain.engine.model import Model
+
+ROWS = 64  # sequences that run together
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to draw completions.
+
+    Attributes:
+        max_tokens: tokens of a completion at most.
+        temperature: the logits are divided by it; 0 takes the most likely token.
+        top_k: keep the k most likely tokens; 0 keeps all.
+        top_p: keep the most likely tokens that together have this probability.
+        n: completions a prompt.
+        seed: of the draws.
+        stop: token ids that end a completion; they are part of it.
+    """
+
+    max_tokens: int = 256
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    n: int = 1
+    seed: int = 0
+    stop: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What was drawn for one prompt.
+
+    Attributes:
+        prompt: the prompt's number.
+        tokens: token ids, the stop token included.
+        logprobs: log-probability of each token under the distribution it was drawn from (temperature, top-k and top-p
+            applied), nats; under temperature 0, under the model's own.
+        finished: ended with a stop token, not at max_tokens.
+    """
+
+    prompt: int
+    tokens: list[int]
+    logprobs: list[float]
+    finished: bool
+
+
+@torch.no_grad()
+def sample(model: Model, prompts: Many[Many[int]], params: Sampling) -> list[Completion]:
+    """Draw `params.n` completions of every prompt.
+
+    Args:
+        prompts: token ids, at least one each.
+    Returns: completions ordered by prompt, n of each.
+    """
+    out: dict[tuple[int, int], Completion] = {}
+    by_length: dict[int, list[int]] = {}
+    for i, prompt in enumerate(prompts):
+        by_length.setdefault(len(prompt), []).append(i)
+    was_training = model.network.training
+    model.network.eval()
+    with model.stock_attention():
+        for group in by_length.values():
+            step = max(1, ROWS // params.n)
+            for i in range(0, len(group), step):
+                _sample_group(model, prompts, group[i:i + step], params, out)
+    model.network.train(was_training)
+    return [out[i, j] for i in range(len(prompts)) for j in range(params.n)]
+
+
+def _sample_group(model: Model, prompts: Many[Many[int]], group: list[int], params: Sampling,
+                  out: dict[tuple[int, int], Completion]) -> None:
+    cache = DynamicCache(config=model.config)
+    ids = torch.tensor([list(prompts[i]) for i in group], device=model.device)
+    logits = model.network(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
+    alive = [(i, j) for i in group for j in range(params.n)]
+    if params.n > 1:
+        cache.batch_repeat_interleave(params.n)
+        logits = logits.repeat_interleave(params.n, 0)
+    streams = {key: generator(params.seed, "sample", *key) for key in alive}
+    tokens: dict[tuple[int, int], list[int]] = {key: [] for key in alive}
+    logprobs: dict[tuple[int, int], list[float]] = {key: [] for key in alive}
+    for at in range(params.max_tokens):
+        uniform = np.array([streams[key].random() for key in alive])
+        drawn, logp = draw(logits, torch.from_numpy(uniform).to(model.device), params)
+        stay = []
+        for row, (key, token, lp) in enumerate(zip(alive, drawn.tolist(), logp.tolist(), strict=True)):
+            tokens[key].append(token)
+            logprobs[key].append(lp)
+            finished = token in params.stop
+            if finished or at + 1 == params.max_tokens:
+                out[key] = Completion(key[0], tokens[key], logprobs[key], finished)
+            else:
+                stay.append(row)
+        if not stay:
+            return
+        if len(stay) < len(alive):
+            index = torch.tensor(stay, device=model.device)
+            cache.batch_select_indices(index)
+            drawn, alive = drawn[index], [alive[row] for row in stay]
+        logits = model.network(input_ids=drawn[:, None], past_key_values=cache, use_cache=True).logits[:, -1]
+
+
+def draw(logits: Tensor, uniform: Tensor, params: Sampling) -> tuple[Tensor, Tensor]:
+    """Draw a token a row by inverting the cumulative distribution.
+
+    Args:
+        logits: [B, V].
+        uniform: [B] in [0, 1).
+    Returns: [B] tokens and [B] their log-probabilities under the distribution drawn from.
+    """
+    logits = logits.double()
+    if params.temperature == 0:
+        token = logits.argmax(-1)
+        return token, logits.log_softmax(-1).gather(1, token[:, None])[:, 0]
+    ordered, index = (logits / params.temperature).sort(-1, descending=True)
+    if params.top_k:
+        ordered[:, params.top_k:] = -torch.inf
+    p = ordered.softmax(-1)
+    before = p.cumsum(-1) - p
+    p = torch.where(before < params.top_p, p, 0.0)  # the first token always stays: nothing is before it
+    p /= p.sum(-1, keepdim=True)
+    place = (p.cumsum(-1) <= uniform[:, None]).sum(-1, keepdim=True)
+    place = torch.minimum(place, (p > 0).sum(-1, keepdim=True) - 1)  # rounding must not reach a token that was cut off
+    return index.gather(1, place)[:, 0], p.gather(1, place)[:, 0].log()

@@ -1,0 +1,62 @@
+"""Groups of settings that stages share. No torch here, so that help and validation are instant."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from posttrain.core.settings import Settings
+
+
+class OptimiserSettings(Settings):
+    """AdamW and its learning-rate schedule."""
+
+    learning_rate: float | None = Field(None, gt=0, description="peak learning rate; unset: 2e-5, with LoRA 2e-4")
+    schedule: Literal["linear", "cosine", "wsd", "constant"] = Field(
+        "linear", description="how the rate falls after warm-up; wsd stays at the peak, then falls over the last fifth")
+    warmup: float = Field(0.03, ge=0, lt=1, description="share of the steps over which the rate rises from 0")
+    weight_decay: float = Field(0.0, ge=0, description="decoupled decay of matrices; vectors are never decayed")
+    betas: tuple[float, float] = Field((0.9, 0.999), description="Adam's averaging of gradient and square")
+    clip: float = Field(1.0, ge=0, description="largest gradient norm; 0 never clips")
+    groups: dict[str, float] = Field(
+        default_factory=dict, description="PATTERN=FACTOR on the rate of parameters whose name matches; 0 freezes them")
+
+
+class LoraSettings(Settings):
+    """Low-rank adapters (Hu et al. 2021, arXiv 2106.09685), through peft."""
+
+    rank: int = Field(16, ge=1, description="rank of the adapters")
+    alpha: float = Field(32, gt=0, description="the update is scaled by alpha / rank")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the adapters' input")
+    targets: tuple[str, ...] = Field((), description="modules to adapt; unset: every linear layer but the head")
+
+
+class CheckpointSettings(Settings):
+    """When to write a checkpoint, and how many stay."""
+
+    checkpoint_every: int | None = Field(None, ge=1, description="steps between checkpoints; unset: every 5 minutes")
+    checkpoint_keep: int = Field(2, ge=1, description="newest checkpoints that stay, besides the best")
+
+
+class ValidationSettings(Settings):
+    """Held-out loss during the run."""
+
+    validate_every: int | None = Field(None, ge=1, description="steps between validations; unset: once an epoch")
+    patience: int | None = Field(
+        None, ge=1, description="stop after this many validations without a better one; unset: never")
+    keep_best: bool = Field(True, description="export the step with the lowest held-out loss, not the last")
+
+
+class DataSettings(Settings):
+    """Which rows are trained on, and how they become tokens."""
+
+    data: tuple[Path, ...] = Field(min_length=1, description="JSON-lines files: prompt and completion, or text")
+    validation: tuple[Path, ...] = Field((), description="held-out files of the same shape")
+    columns: dict[str, str] = Field(
+        default_factory=dict, description="OURS=THEIRS where the files name their columns otherwise: prompt=question")
+    prompt_template: str = Field("{prompt}", description="how a prompt is written; {prompt} stands for the column")
+    max_length: int | None = Field(
+        None, ge=2, description="tokens of a sequence at most; longer ones are cut at the end. Unset: 1024, or as many "
+        "as the model can address")

@@ -1,0 +1,212 @@
+"""Supervised fine-tuning: from a base model and demonstrations to a model that follows them.
+
+A run folder holds
+    run.json        what the run is: settings, digests of model and data, versions
+    metrics.jsonl   one line a step and a validation
+    checkpoints/    what a resumed run needs
+    model/          the result, a Hugging Face folder (adapters merged)
+    adapter/        with LoRA: the adapter alone, and the digest of its base
+    summary.json    results, with counts and intervals; written last
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from posttrain import __version__
+from posttrain.core.console import ConsoleObserver
+from posttrain.core.errors import ConfigError
+from posttrain.core.files import atomic_folder, lock, remove_partial, sha256_file, sha256_json, write_error, write_json
+from posttrain.core.settings import Settings, assemble
+from posttrain.engine.settings import (
+    CheckpointSettings,
+    DataSettings,
+    LoraSettings,
+    OptimiserSettings,
+    ValidationSettings,
+)
+
+if TYPE_CHECKING:
+    from posttrain.data.demonstrations import Demonstrations
+    from posttrain.engine.policy import Policy
+
+
+class SftSettings(Settings):
+    """Settings of supervised fine-tuning."""
+
+    model: str = Field(description="Hugging Face folder or hub id of the model to start from")
+    out: Path = Field(description="the run's folder; the same command continues what is there")
+    method: Literal["nll", "dft"] = Field("nll", description="negative log-likelihood, or dynamic fine-tuning")
+    neftune: float = Field(0.0, ge=0, description="NEFTune noise on the embeddings, alpha; 0 is none, 5 is usual")
+    epochs: float = Field(3.0, gt=0, description="passes over the data")
+    steps: int | None = Field(None, ge=1, description="optimiser steps; replaces --epochs")
+    batch_size: int = Field(8, ge=1, description="sequences an optimiser step")
+    budget: int | None = Field(
+        None, ge=2, description="tokens a forward pass; bounds memory. Unset: 4096 on a CPU, 16384 on a GPU")
+    activation_checkpointing: bool = Field(False, description="compute activations twice and store them once")
+    device: Literal["", "cpu", "cuda"] = Field("", description="unset: the GPU where there is one")
+    seed: int = Field(0, ge=0, description="of data order, noise and adapters")
+    data: DataSettings
+    optimiser: OptimiserSettings = OptimiserSettings()  # type: ignore[call-arg]
+    lora: LoraSettings | None = Field(None, description="train low-rank adapters instead of all weights")
+    validation: ValidationSettings = ValidationSettings()  # type: ignore[call-arg]
+    checkpoint: CheckpointSettings = CheckpointSettings()  # type: ignore[call-arg]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished run: its folder, the model in it, and what `summary.json` says."""
+
+    folder: Path
+    model: Path
+    summary: dict[str, Any]
+
+
+def sft(*, quiet: bool = False, **settings: Any) -> Outcome:
+    """Fine-tune a model on demonstrations, in one line.
+
+    `posttrain.sft(model="path/to/base", data="train.jsonl", out="runs/first", learning_rate=1e-4)`
+
+    Args:
+        quiet: show nothing but trouble.
+        settings: the command line's options, with underscores (`posttrain sft --help`).
+    Returns: the finished run.
+    Raises:
+        PosttrainError: with what is wrong and the cure.
+    """
+    for name in ("data", "validation"):
+        if isinstance(settings.get(name), (str, Path)):
+            settings[name] = (settings[name],)
+    return run(assemble(SftSettings, settings), ConsoleObserver(quiet=quiet))
+
+
+def run(settings: SftSettings, observer: ConsoleObserver) -> Outcome:
+    """Run the stage, or continue it, or report that it is finished."""
+    # Engine and torch are imported here, so that help and wrong settings answer at once.
+    from posttrain.engine.policy import Policy
+
+    folder = settings.out
+    with lock(folder):
+        remove_partial(folder)
+        policy = Policy.load(settings.model, device=settings.device, lora=settings.lora, seed=settings.seed)
+        _claim(folder, settings, policy.digest)
+        if (folder / "summary.json").is_file():
+            observer.note("finished", f"{folder} already holds this run; nothing to do")
+            return Outcome(folder, folder / "model", json.loads((folder / "summary.json").read_text()))
+        for reason in policy.model.admission.reasons:
+            observer.message(f"{reason}")
+        observer.note("model", _describe(policy, settings))
+        train, held = _read(settings, policy, observer)
+        summary = _train(settings, policy, train, held, observer)
+        try:
+            with atomic_folder(folder / "model") as target:
+                policy.save(target)
+            if policy.adapter is not None:
+                with atomic_folder(folder / "adapter") as target:
+                    policy.save_adapter(target)
+            summary["model_sha256"] = sha256_json(
+                {p.name: sha256_file(p) for p in sorted((folder / "model").glob("*.safetensors"))})
+            write_json(folder / "summary.json", summary)
+        except OSError as error:
+            raise write_error(error, folder, "The last checkpoint is good") from error
+    return Outcome(folder, folder / "model", summary)
+
+
+def _claim(folder: Path, settings: SftSettings, model_digest: str) -> None:
+    """Write down which run this folder holds, or check that it is this one."""
+    fixed = settings.model_dump(mode="json", exclude={"out", "checkpoint", "device"})
+    identity = {"settings": fixed, "model_sha256": model_digest, "data_sha256": {
+        str(p): sha256_file(p) if p.is_file() else "" for p in (*settings.data.data, *settings.data.validation)}}
+    path = folder / "run.json"
+    if path.is_file():
+        before = json.loads(path.read_text())["identity"]
+        if changed := sorted(_differences(before, identity)):
+            raise ConfigError(f"{folder} holds another run; different: {'; '.join(changed[:4])}",
+                              cure="choose another --out, or delete the folder, or give the settings it began with")
+    else:
+        write_json(path, {"identity": identity, "posttrain": __version__})
+
+
+def _differences(a: Any, b: Any, name: str = "") -> list[str]:
+    if isinstance(a, dict) and isinstance(b, dict):
+        keys = a.keys() | b.keys()
+        return list(chain.from_iterable(_differences(a.get(k), b.get(k), f"{name}.{k}" if name else k) for k in keys))
+    return [] if a == b else [f"{name.removeprefix('settings.')} was {_short(a)}, is {_short(b)}"]
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 24 else text[:21] + "…"
+
+
+def _describe(policy: Policy, settings: SftSettings) -> str:
+    from posttrain.engine.model import MODES
+
+    network, admission = policy.model.network, policy.model.admission
+    total = sum(p.numel() for p in network.parameters())
+    trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
+    share = "" if trained == total else f", {trained / 1e6:.2f} M trained"
+    return (f"{settings.model}: {total / 1e6:.1f} M parameters{share}, {str(network.dtype).removeprefix('torch.')} on "
+            f"{network.device.type}; {MODES[admission.mode]} (agrees with paths run alone within {admission.deviation:.0e} nats)")
+
+
+def _read(settings: SftSettings, policy: Policy, observer: ConsoleObserver) -> tuple[Demonstrations, Demonstrations | None]:
+    from posttrain.data.demonstrations import tokenise
+    from posttrain.data.rows import read
+
+    found = []
+    for label, paths in (("data", settings.data.data), ("held out", settings.data.validation)):
+        if not paths:
+            found.append(None)
+            continue
+        rows = chain.from_iterable(read(path) for path in paths)
+        one = tokenise(rows, policy.tokenizer, columns=settings.data.columns, template=settings.data.prompt_template,
+                       max_length=_max_length(settings, policy))
+        observer.note(label, f"{', '.join(p.name for p in paths)}: {one.rows:,} rows → {one.summary()}")
+        found.append(one)
+    return found[0], found[1]
+
+
+def _max_length(settings: SftSettings, policy: Policy) -> int:
+    """The longest sequence to train on: what was asked for, or 1024, within what the model can address."""
+    limit = getattr(policy.model.config.get_text_config(), "max_position_embeddings", None)
+    asked = settings.data.max_length
+    if asked and limit and asked > limit:
+        raise ConfigError(f"--max-length {asked} is more than the {limit} positions the model knows",
+                          cure=f"give --max-length {limit} or less")
+    return asked or min(1024, limit or 1024)
+
+
+def _train(settings: SftSettings, policy: Policy, data: Demonstrations, held: Demonstrations | None,
+           observer: ConsoleObserver) -> dict[str, Any]:
+    from functools import partial
+
+    from posttrain.data.plan import Plan
+    from posttrain.engine import loop
+    from posttrain.methods.supervised import METHODS, neftune
+
+    optimiser = policy.train_with(settings.optimiser, activation_checkpointing=settings.activation_checkpointing)
+    plan = Plan(len(data.sequences), settings.batch_size, settings.seed)
+    steps = settings.steps or math.ceil(settings.epochs * plan.steps_per_epoch)
+    budget = settings.budget or max(4096 if policy.model.device.type == "cpu" else 16384, _max_length(settings, policy))
+    run = loop.Run(
+        policy=policy, loss=METHODS[settings.method], trees=[(s,) for s in data.sequences], plan=plan, steps=steps,
+        budget=budget, seed=settings.seed, folder=settings.out, observer=observer,
+        held_out=[(s,) for s in held.sequences] if held else [],
+        noise=partial(neftune, alpha=settings.neftune) if settings.neftune else None,
+        checkpoints=settings.checkpoint, validation=settings.validation)
+    loop.train(run)
+    observer.curve(run.log.read())
+    return {
+        "posttrain": __version__, "steps": run.step, "tokens": run.totals["tokens"], "targets": run.totals["targets"],
+        "seconds": run.totals["seconds"], "tokens_per_second": run.totals["tokens"] / max(1e-9, run.totals["seconds"]),
+        "learning_rate": optimiser.settings.learning_rate, "base_sha256": policy.digest,
+        "rows": data.rows, "sequences": len(data.sequences), "truncated": data.truncated, "dropped": data.dropped,
+        "held_out_before": run.first_held, "held_out": run.best if run.best["step"] is not None else None}
