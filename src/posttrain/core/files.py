@@ -124,13 +124,27 @@ def lock(folder: Path) -> Iterator[None]:
         file.close()
 
 
+_REASONS = {
+    errno.ENOSPC: ("the disk is full", "free some space and run the same command again"),
+    errno.EDQUOT: ("the disk quota is used up", "free some space and run the same command again"),
+    errno.EFBIG: ("the file would be larger than this process may write", "raise the limit (ulimit -f)"),
+    errno.EROFS: ("the file system is read-only", "make it writable, or choose another --out"),
+    errno.EACCES: ("no permission to write", "change the folder's permissions, or choose another --out"),
+}
+
+
 def write_error(error: OSError, path: Path, kept: str = "") -> CheckpointError:
     """The message for a write that failed; `kept` says what is still good."""
-    reasons = {
-        errno.ENOSPC: ("the disk is full", "free some space and run the same command again"),
-        errno.EDQUOT: ("the disk quota is used up", "free some space and run the same command again"),
-        errno.EROFS: ("the file system is read-only", "make it writable, or choose another --out"),
-        errno.EACCES: ("no permission to write", "change the folder's permissions, or choose another --out"),
-    }
-    why, cure = reasons.get(error.errno or 0, (error.strerror or str(error), "see the reason; then run the same command again"))
+    why, cure = _REASONS.get(error.errno or 0, (error.strerror or str(error), "see the reason; then run the same command again"))
     return CheckpointError(f"cannot write {path}: {why}{'. ' + kept if kept else ''}", cure=cure)
+
+
+@contextlib.contextmanager
+def explained_writes(folder: Path) -> Iterator[None]:
+    """Turn the system's errors about writing into ones with a cure; others pass."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _REASONS:
+            raise
+        raise write_error(error, Path(error.filename) if error.filename else folder) from error

@@ -110,12 +110,14 @@ def _encode(prompts: list[str], completions: list[str], tokenizer: Any) -> tuple
     quiet = {"verbose": False}  # too long is ours to handle, and to count
     joint = tokenizer([p + c for p, c in zip(prompts, completions, strict=True)], **quiet)["input_ids"]
     alone = tokenizer(prompts, **quiet)["input_ids"]
+    end = tokenizer.eos_token_id
+    if tokenizer("a", **quiet)["input_ids"][-1] == end:  # it ends every text, prompts too; a sequence ends once
+        joint, alone = [j[:-1] for j in joint], [a[:-1] for a in alone]
     apart = [i for i, (a, j) in enumerate(zip(alone, joint, strict=True)) if prompts[i] and j[:len(a)] != a]
     if apart:
         tails = tokenizer([completions[i] for i in apart], add_special_tokens=False, **quiet)["input_ids"]
         for i, tail in zip(apart, tails, strict=True):
             joint[i] = [*alone[i], *tail]
-    # a tokenizer may end every text with its end token; the one that ends the sequence is ours
-    end = tokenizer.eos_token_id
+    # a row may hold its own end token; the one that ends the sequence is ours
     joint = [j[:-1] if j and j[-1] == end else j for j in joint]
     return [len(a) if p else 0 for a, p in zip(alone, prompts, strict=True)], joint

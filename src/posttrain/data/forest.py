@@ -96,8 +96,10 @@ class TokenForest:
         return torch.zeros_like(self.tokens).scatter_reduce_(0, self.path, lengths, "amax")
 
     def to(self, device: torch.device | str) -> TokenForest:
+        """The same forest on another device."""
         moved: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        return TokenForest(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in moved.items()})
+        moved.update({k: v.to(device) for k, v in moved.items() if isinstance(v, Tensor)})
+        return TokenForest(**moved)
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,13 @@ swept away at the next start. A damaged checkpoint is named and passed over for 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
+import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,16 @@ from torch import Tensor
 
 from posttrain.core.errors import CheckpointError
 from posttrain.core.files import atomic_folder, remove_partial, sha256_file, write_error, write_json
+
+
+@contextlib.contextmanager
+def system_errors() -> Iterator[None]:
+    """safetensors wraps the system's error in its text; this brings the OSError back."""
+    try:
+        yield
+    except SafetensorError as error:
+        code = int(match[1]) if (match := re.search(r"(?:code: |os error )(\d+)", str(error))) else errno.EIO
+        raise OSError(code, os.strerror(code)) from error
 
 
 @dataclass(frozen=True)
@@ -87,11 +99,8 @@ class Store:
     def _write(self, checkpoint: Checkpoint) -> None:
         with atomic_folder(self.path(checkpoint.step)) as folder:
             for group, tensors in checkpoint.tensors.items():
-                try:
+                with system_errors():
                     save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, folder / f"{group}.safetensors")
-                except SafetensorError as error:  # it wraps the system's error in its text
-                    code = re.search(r"code: (\d+)", str(error))
-                    raise OSError(int(code[1]) if code else errno.EIO, str(error)) from error
             write_json(folder / "state.json", checkpoint.state)
             files = {p.name: sha256_file(p) for p in sorted(folder.iterdir())}
             write_json(folder / "manifest.json", {"step": checkpoint.step, "files": files})

@@ -84,7 +84,8 @@ class Head:
 
     def cast(self, gradients: list[Tensor | None]) -> list[Tensor | None]:
         """Gradients of weight and bias in the parameters' own types."""
-        return [None if g is None or p is None else g.to(p.dtype) for g, p in zip(gradients, (self.weight, self.bias), strict=True)]
+        pairs = zip(gradients, (self.weight, self.bias), strict=True)
+        return [None if g is None or p is None else g.to(p.dtype) for g, p in pairs]
 
 
 def logprobs(head: Head, hidden: Tensor, target: Tensor, *, temperature: float = 1.0,

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from posttrain.core.errors import PosttrainError
-from posttrain.core.files import write_error
 from posttrain.core.seeds import derive
 from posttrain.core.types import Loss
 from posttrain.data.forest import Tree, forests
@@ -223,11 +222,7 @@ def _step(run: Run) -> None:
 
 
 def _log(run: Run, record: dict[str, Any]) -> None:
-    try:
-        run.log.write(record)
-    except OSError as error:
-        steps = run.store.steps()
-        raise write_error(error, run.log.path, f"The checkpoint of step {steps[-1]} is good" if steps else "") from error
+    run.log.write(record)
     run.observer.record(record)
 
 

@@ -173,16 +173,21 @@ def _thresholds(config: Any) -> tuple[list[int], list[str]]:
     chunk = getattr(config, "attention_chunk_size", None)
     if chunk:
         reach.append(chunk) if chunk <= LONGEST_PROBE else beyond.append(f"its attention is chunked ({chunk} tokens)")
-    rope = getattr(config, "rope_parameters", None) or {}
-    for one in [rope, *(v for v in rope.values() if isinstance(v, dict))]:
-        if one.get("rope_type") in ("dynamic", "longrope"):
+    for one in _ropes(config):
+        if one.get("rope_type") == "longrope":
             limit = one.get("original_max_position_embeddings") or getattr(
                 config, "original_max_position_embeddings", None) or config.max_position_embeddings
             if limit <= LONGEST_PROBE:
                 reach.append(limit)
             else:
-                beyond.append(f"its {one['rope_type']} position frequencies depend on the longest sequence beside it")
+                beyond.append("its longrope position frequencies depend on the longest sequence beside it")
     return reach, beyond
+
+
+def _ropes(config: Any) -> list[dict[str, Any]]:
+    """The position-frequency settings of a config: one for all layers, and one a layer type where it has them."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    return [rope, *(v for v in rope.values() if isinstance(v, dict))]
 
 
 def probe_forest(vocabulary: int, longest: int = 0) -> TokenForest:
@@ -216,6 +221,11 @@ def admit(model: Model) -> Admission:
 def _admit(model: Model) -> Admission:
     network = model.network
     name = type(network).__name__
+    if any(one.get("rope_type") == "dynamic" for one in _ropes(network.config.get_text_config())):
+        # what they are after a long sequence depends on the sequences before it, and a probe sees only one order
+        raise ModelError(f"{name} is refused: its dynamic position frequencies depend on what ran before",
+                         cure='set rope_type to "default" in its config.json; up to max_position_embeddings tokens the model '
+                              "is the same")
     reach, beyond = _thresholds(network.config)
     forest = probe_forest(network.get_input_embeddings().weight.shape[0], max(reach) + 8 if reach else 0).to(model.device)
     stock = model._stock
@@ -230,7 +240,7 @@ def _admit(model: Model) -> Admission:
                          cure="use a decoder-only language model with one output head") from error
     off = float((logprobs(head, hidden, forest.target)[0] - truth).abs().max())
     if not off < TOLERANCE:
-        changed = float((_paths_alone(network, forest) - truth).abs().max())
+        changed = float((_paths_alone(network, forest, backwards=True) - truth).abs().max())
         raise ModelError(
             f"{name} is refused: " + (f"its answers depend on what ran before, by {changed:.2g} nats (stateful position "
             "frequencies, or dropout outside training)" if changed > TOLERANCE else "its output head is not a matrix with "
@@ -254,13 +264,14 @@ def _admit(model: Model) -> Admission:
     raise ModelError(f"{name} is refused: " + "; ".join(reasons), cure="use another model, or report this one")
 
 
-def _paths_alone(network: PreTrainedModel, forest: TokenForest) -> Tensor:
+def _paths_alone(network: PreTrainedModel, forest: TokenForest, *, backwards: bool = False) -> Tensor:
     """[N] log-probabilities from `network(...).logits`, one sequence at a time: the truth the probe compares with."""
+    order = 1 - 2 * backwards
     out = []
-    for ids in forest.tokens[forest.path].split(forest.lengths.tolist()):
+    for ids in forest.tokens[forest.path].split(forest.lengths.tolist())[::order]:
         logits = network(input_ids=ids[None], use_cache=False).logits[0, :-1]
         out.append(logits.log_softmax(-1).gather(1, ids[1:, None])[:, 0])
-    return torch.cat(out)
+    return torch.cat(out[::order])
 
 
 def _decoder(network: PreTrainedModel) -> torch.nn.Module:

@@ -19,7 +19,7 @@ def rate(schedule: str, step: int, steps: int, warmup: float) -> float:
     Rises linearly over the first ⌈warmup·steps⌉ steps. Then linear: to 0; cosine: ½(1 + cos πx) to 0; wsd: 1, falling to 0
     over the last fifth (1 − √x, Hägele et al. 2024, arXiv 2405.18392); constant: 1.
     """
-    rise = math.ceil(warmup * steps)
+    rise = math.ceil(warmup * steps - 1e-9)  # 0.07 · 100 is 7, and 7.000000000000001 in floating point
     if step < rise:
         return (step + 1) / (rise + 1)
     x = (step - rise) / max(1, steps - rise)

@@ -27,6 +27,7 @@ from posttrain.core.types import Denominators, Loss, Scores
 from posttrain.data.forest import TokenForest
 from posttrain.engine import lora as adapters
 from posttrain.engine import sampler
+from posttrain.engine.checkpoint import system_errors
 from posttrain.engine.head import additive, logprobs
 from posttrain.engine.model import Model, Noise, digest, load_network, load_tokenizer, quiet, resolve
 from posttrain.engine.optimiser import Optimiser
@@ -169,7 +170,7 @@ class Policy:
         """Write a Hugging Face folder: exactly the parameters the policy computes with, adapters merged."""
         network = self.model.network
         state = adapters.merged(network) if self.adapter is not None else None
-        with quiet():
+        with quiet(), system_errors():
             network.save_pretrained(folder, state_dict=state)
         self.tokenizer.save_pretrained(folder)
 

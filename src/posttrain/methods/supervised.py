@@ -52,7 +52,7 @@ def neftune(embeddings: Tensor, lengths: Tensor, alpha: float, generator: torch.
 
     Args:
         embeddings: [..., T, d].
-        lengths: [T] tokens in each token's sequence (the longest one where several share the token).
+        lengths: [..., T] tokens in each token's sequence (the longest one where several share the token).
         alpha: strength; the paper's values are 5, 10 and 15.
         generator: where the noise comes from.
     Returns: [..., T, d].
@@ -60,4 +60,4 @@ def neftune(embeddings: Tensor, lengths: Tensor, alpha: float, generator: torch.
     """
     magnitude = alpha / (lengths * embeddings.shape[-1]).to(embeddings.dtype).sqrt()
     noise = torch.empty_like(embeddings).uniform_(-1, 1, generator=generator)
-    return embeddings + noise * magnitude[:, None]
+    return embeddings + noise * magnitude[..., None]

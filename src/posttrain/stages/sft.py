@@ -23,7 +23,7 @@ from pydantic import Field
 from posttrain import __version__
 from posttrain.core.console import ConsoleObserver
 from posttrain.core.errors import ConfigError
-from posttrain.core.files import atomic_folder, lock, remove_partial, sha256_file, sha256_json, write_error, write_json
+from posttrain.core.files import atomic_folder, explained_writes, lock, remove_partial, sha256_file, sha256_folder, write_json
 from posttrain.core.settings import Settings, assemble
 from posttrain.engine.settings import (
     CheckpointSettings,
@@ -84,6 +84,8 @@ def sft(*, quiet: bool = False, **settings: Any) -> Outcome:
     for name in ("data", "validation"):
         if isinstance(settings.get(name), (str, Path)):
             settings[name] = (settings[name],)
+    if isinstance(settings.get("model"), Path):
+        settings["model"] = str(settings["model"])
     return run(assemble(SftSettings, settings), ConsoleObserver(quiet=quiet))
 
 
@@ -93,7 +95,7 @@ def run(settings: SftSettings, observer: ConsoleObserver) -> Outcome:
     from posttrain.engine.policy import Policy
 
     folder = settings.out
-    with lock(folder):
+    with lock(folder), explained_writes(folder):
         remove_partial(folder)
         policy = Policy.load(settings.model, device=settings.device, lora=settings.lora, seed=settings.seed)
         _claim(folder, settings, policy.digest)
@@ -105,17 +107,13 @@ def run(settings: SftSettings, observer: ConsoleObserver) -> Outcome:
         observer.note("model", _describe(policy, settings))
         train, held = _read(settings, policy, observer)
         summary = _train(settings, policy, train, held, observer)
-        try:
-            with atomic_folder(folder / "model") as target:
-                policy.save(target)
-            if policy.adapter is not None:
-                with atomic_folder(folder / "adapter") as target:
-                    policy.save_adapter(target)
-            summary["model_sha256"] = sha256_json(
-                {p.name: sha256_file(p) for p in sorted((folder / "model").glob("*.safetensors"))})
-            write_json(folder / "summary.json", summary)
-        except OSError as error:
-            raise write_error(error, folder, "The last checkpoint is good") from error
+        with atomic_folder(folder / "model") as target:
+            policy.save(target)
+        if policy.adapter is not None:
+            with atomic_folder(folder / "adapter") as target:
+                policy.save_adapter(target)
+        summary["model_sha256"] = sha256_folder(folder / "model", lambda p: p.suffix == ".safetensors")
+        write_json(folder / "summary.json", summary)
     return Outcome(folder, folder / "model", summary)
 
 
