@@ -17,11 +17,9 @@ Left out: GPUs, LoRA, other sizes.
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
 import math
 import os
-import platform
 import random
 import resource
 import statistics
@@ -29,9 +27,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from datetime import date
 from pathlib import Path
 from typing import Any
+
+import record
 
 HERE = Path(__file__).resolve()
 MODELS = {  # hidden, intermediate, layers, heads, key-value heads, head dimension
@@ -73,7 +72,7 @@ def prepare(job: dict[str, Any]) -> dict[str, Any]:
     from posttrain.data.plan import Plan
 
     work, rng, draw = Path(job["work"]), random.Random(7), np.random.default_rng(0)
-    parts = [c + v for c in "bcdfghjklmnprstvwxyz" for v in "aeiou"] + "ing er ion al ous ent ist ly".split()
+    parts = [c + v for c in "bcdfghjklmnprstvwxyz" for v in "aeiou"] + ["ing", "er", "ion", "al", "ous", "ent", "ist", "ly"]
     words = list(dict.fromkeys("".join(rng.choices(parts, k=rng.choice((1, 2, 2, 3)))) for _ in range(8000)))[:6000]
 
     bpe = Tokenizer(models.BPE())
@@ -108,9 +107,9 @@ def prepare(job: dict[str, Any]) -> dict[str, Any]:
     for name, chosen in (("rows", texts), ("ordered", [texts[i] for i in order])):
         (work / f"{name}.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in chosen))
     real = [len(ids) + 1 for ids in tokenizer(texts)["input_ids"]]
-    return {"parameters": network.num_parameters(), "rows": len(texts), "tokens": sum(real), "median_length": statistics.median(real),
-            "p95_length": float(np.percentile(real, 95)), "longest": max(real), "threads": torch.get_num_threads(),
-            "instructions": torch.backends.cpu.get_cpu_capability()}
+    return {"parameters": network.num_parameters(), "rows": len(texts), "tokens": sum(real), "longest": max(real),
+            "median_length": statistics.median(real), "p95_length": float(np.percentile(real, 95)),
+            "threads": torch.get_num_threads(), "instructions": torch.backends.cpu.get_cpu_capability()}
 
 
 def run_trl(job: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
@@ -209,15 +208,6 @@ def speed(measured: dict[str, Any], warmup: int) -> dict[str, float]:
             "tokens_per_step": sum(tokens) / len(tokens), "pad_share": 1 - sum(tokens) / sum(measured["padded"][warmup:])}
 
 
-def hardware() -> dict[str, Any]:
-    """The machine, in words and numbers; what the system does not say is left out."""
-    facts: dict[str, Any] = {"machine": platform.machine(), "cores": os.cpu_count(), "system": platform.system()}
-    for key, file, field in (("cpu", "/proc/cpuinfo", "model name"), ("memory", "/proc/meminfo", "MemTotal")):
-        lines = Path(file).read_text().splitlines() if Path(file).is_file() else []
-        facts.update({key: line.split(":", 1)[1].strip() for line in lines if line.startswith(field)})
-    return facts
-
-
 def compare(measurements: list[dict[str, Any]], losses: dict[str, list[float]]) -> dict[str, Any]:
     """Speed-ups round by round, memory, and the largest difference of a loss."""
     def of(name: str, key: str) -> list[float]:
@@ -258,9 +248,10 @@ def show(result: dict[str, Any]) -> None:
 
     for pair in result["comparison"]["pairs"]:
         rounds = pair["speedup_rounds"]
-        line(f"{pair['contestant']} / {pair['peer']}: speed", f"{pair['speedup']:.2f} × ({min(rounds):.2f}–{max(rounds):.2f})",
+        both = f"{pair['contestant']} / {pair['peer']}"
+        line(f"{both}: speed", f"{pair['speedup']:.2f} × ({min(rounds):.2f}–{max(rounds):.2f})",
              f"≥ {pair['target']} ×", pair["speedup"] >= pair["target"])
-        line(f"{pair['contestant']} / {pair['peer']}: memory", f"{pair['memory_ratio']:.2f} ×", "≤ 1 ×", pair["memory_ratio"] <= 1)
+        line(f"{both}: memory", f"{pair['memory_ratio']:.2f} ×", "≤ 1 ×", pair["memory_ratio"] <= 1)
     loss = result["comparison"]["loss"]
     line(f"losses of {loss['steps']} steps in float32, {loss['first']:.3f} → {loss['last']:.3f}",
          f"{loss['largest_difference']:.1e} apart", f"≤ {loss['target']:.0e}", loss["largest_difference"] <= loss["target"])
@@ -284,31 +275,29 @@ def main() -> None:
                          f"says nothing about either. Wait until it is below {QUIET}, then run this again.")
     if a.tiny:
         a.rounds, a.steps, a.warmup = 1, 2, 1
-    out = a.out or (None if a.tiny else HERE.parent / "results" / f"{date.today()}-cpu-vs-trl.json")
     result: dict[str, Any] = {
-        "date": str(date.today()), "command": " ".join(["python benchmarks/cpu_vs_trl.py", *sys.argv[1:]]),
-        "hardware": hardware(), "load_before": load, "measurements": [],
-        "versions": {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in (
-            "posttrain", "torch", "transformers", "trl", "accelerate", "datasets", "tokenizers", "numpy")}},
-        "settings": {"rounds": a.rounds, "steps": a.steps, "warmup": a.warmup, "tiny": a.tiny, "contestants": CONTESTANTS}}
+        **record.header("posttrain", "torch", "transformers", "trl", "accelerate", "datasets", "tokenizers", "numpy"),
+        "settings": {"rounds": a.rounds, "steps": a.steps, "warmup": a.warmup, "tiny": a.tiny, "contestants": CONTESTANTS},
+        "measurements": []}
     with tempfile.TemporaryDirectory() as folder:
         work, steps = Path(folder), a.warmup + a.steps
-        # a packed row holds about five texts; nobody may run out of them, or begin a second epoch
-        result["data"] = fresh(work, "prepare", model="tiny" if a.tiny else "5m", rows=steps * 14 + 16, tiny=a.tiny)
-        losses = {name: fresh(work, name, steps=3 if a.tiny else 20, tiny=a.tiny)["losses"] for name in LOSSES}
+        compared = 3 if a.tiny else 20
+        # two packed rows hold about ten texts; nobody may begin a second epoch, whose order is each one's own
+        rows = max(steps, compared) * 14 + 16
+        result["data"] = fresh(work, "prepare", model="tiny" if a.tiny else "5m", rows=rows, tiny=a.tiny)
+        losses = {name: fresh(work, name, steps=compared, tiny=a.tiny)["losses"] for name in LOSSES}
         for turn in range(a.rounds):
             names = list(CONTESTANTS)
             for name in names[turn % len(names):] + names[:turn % len(names)]:
                 measured = fresh(work, name, steps=steps, tiny=a.tiny)
-                result["measurements"].append({"contestant": name, "round": turn, **speed(measured, a.warmup), **measured})
-                print(f"round {turn + 1}/{a.rounds}  {name:<22} {result['measurements'][-1]['tokens_per_second']:>8,.0f} tokens/s  "
+                measured = {"contestant": name, "round": turn, **speed(measured, a.warmup), **measured}
+                result["measurements"].append(measured)
+                print(f"round {turn + 1}/{a.rounds}  {name:<22} {measured['tokens_per_second']:>8,.0f} tokens/s  "
                       f"{measured['peak_gib']:.2f} GiB", flush=True)
     result["losses"], result["comparison"] = losses, compare(result["measurements"], losses)
     show(result)
-    if out:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(result, indent=1) + "\n")
-        print(f"written to {out}")
+    if a.out or not a.tiny:
+        record.write(result, a.out or record.RESULTS / f"{result['date']}-cpu-vs-trl.json")
 
 
 if __name__ == "__main__":

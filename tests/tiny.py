@@ -8,15 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Sequence as Many
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import transformers
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from posttrain.data.forest import Sequence, Tree
+from posttrain.engine.model import Model
+from posttrain.engine.policy import Policy
 
 V = 61  # tokens in the vocabulary of every tiny model
 
@@ -148,3 +154,29 @@ def distance(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
     assert found.keys() == expected.keys()
     floor = 1e-4 * float(torch.stack([g.norm() for g in expected.values()]).norm())
     return max(float((found[k] - expected[k]).norm()) / max(float(expected[k].norm()), floor, 1e-30) for k in expected)
+
+
+def policy(architecture: str = "llama", **changes: Any) -> Policy:
+    """A policy over a tiny network, without a tokenizer."""
+    return Policy(Model(network(architecture, **changes)), None)
+
+
+def parameter_gradients(network: Any) -> dict[str, Tensor]:
+    """What backward passes have added up, by parameter name; clears it."""
+    found = {}
+    for name, p in network.named_parameters():
+        if p.requires_grad:
+            found[name] = torch.zeros_like(p) if p.grad is None else p.grad
+            p.grad = None
+    return found
+
+
+def folder(path: Path, architecture: str = "llama", **changes: Any) -> Path:
+    """A Hugging Face folder: a tiny model and a tokenizer of words w3 … w60."""
+    network(architecture, **changes).save_pretrained(path)
+    words = {"<pad>": 0, "<s>": 1, "</s>": 2, **{f"w{i}": i for i in range(3, V)}}
+    tokenizer = Tokenizer(WordLevel(words, unk_token="<pad>"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    special = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(path)
+    return path

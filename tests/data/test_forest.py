@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from posttrain.core.errors import DataError
 from posttrain.data.forest import Sequence, TokenForest, Tree, forests, pack, plant, size, split
-from tiny import random_tree, seq
+from tests.tiny import random_tree, seq
 
 trees = st.composite(lambda draw: random_tree(lambda n: draw(st.integers(0, n - 1))))
 

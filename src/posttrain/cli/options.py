@@ -32,7 +32,7 @@ def parser(command: str, description: str, model: type[Settings]) -> Parser:
     out.add_argument("--quiet", action="store_true", help="show nothing but trouble and the result")
     groups: dict[str, Any] = {}
     for leaf in leaves(model):
-        title = leaf.path[0] if len(leaf.path) > 1 or leaf.switch else "run"
+        title = "run" if len(leaf.path) == 1 and not leaf.switch else leaf.path[0]
         if title not in groups:
             groups[title] = out.add_argument_group(title)
         _add(groups[title], leaf)
@@ -61,7 +61,7 @@ def _add(group: Any, leaf: Leaf) -> None:
     elif dict in kinds:
         group.add_argument(option, nargs="+", action=_Pairs, metavar="KEY=VALUE", **common)
     elif tuple in kinds:
-        group.add_argument(option, nargs="+", metavar=_metavar(kinds, leaf), **common)
+        group.add_argument(option, nargs="+", action="extend", metavar=_metavar(kinds, leaf), **common)
     else:
         group.add_argument(option, metavar=_metavar(kinds, leaf), **common)
 
@@ -88,4 +88,5 @@ class _Pairs(argparse.Action):
         pairs = [v.partition("=") for v in values]
         if bad := next((v for v, (_, sign, _) in zip(values, pairs, strict=True) if not sign), None):
             raise ConfigError(f"{option_string} {bad!r} is not KEY=VALUE", cure=f"write {option_string} key=value")
-        setattr(namespace, self.dest, {key: value for key, _, value in pairs})
+        before = getattr(namespace, self.dest) or {}  # an option given twice adds to itself
+        setattr(namespace, self.dest, {**before, **{key: value for key, _, value in pairs}})

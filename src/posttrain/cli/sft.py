@@ -36,5 +36,5 @@ def show(outcome: Outcome) -> None:
         console.print(table)
     console.print(f"{summary['steps']:,} steps, {summary['tokens']:,} tokens in {summary['seconds']:.0f} s "
                   f"({summary['tokens_per_second']:,.0f} tokens/s)")
-    console.print(f"model    {outcome.model}", soft_wrap=True)
-    console.print(f"summary  {outcome.folder / 'summary.json'}", soft_wrap=True)
+    console.print(f"model    {outcome.model}", soft_wrap=True, markup=False)
+    console.print(f"summary  {outcome.folder / 'summary.json'}", soft_wrap=True, markup=False)

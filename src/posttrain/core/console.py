@@ -7,7 +7,9 @@ import time
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
 from posttrain.core.curve import draw
 
@@ -26,6 +28,7 @@ class ConsoleObserver:
         self.console = console or Console(stderr=True, highlight=False)
         self.quiet = quiet
         self._progress: Progress | None = None
+        self._scoring: Progress | None = None
         self._bar: Any = None
         self._rate = 0.0
         self._told = 0.0
@@ -35,10 +38,41 @@ class ConsoleObserver:
     def note(self, label: str, text: str) -> None:
         """A fact about the run, before it begins."""
         if not self.quiet:
+            self._line(label, escape(text))
+
+    def _line(self, label: str, text: str) -> None:
+        """A label and text: in a terminal wrapped beside the label, elsewhere one line."""
+        if self.console.is_terminal:
+            grid = Table.grid(padding=(0, 1))
+            grid.add_column(min_width=9, no_wrap=True)
+            grid.add_row(f"[bold]{label}[/bold]", text)
+            self.console.print(grid)
+        else:
             self.console.print(f"[bold]{label:<9}[/bold] {text}", soft_wrap=True)
 
     def message(self, text: str) -> None:
-        self.console.print(f"[yellow]{text}[/yellow]", soft_wrap=True)
+        self.console.print(f"[yellow]{escape(text)}[/yellow]", soft_wrap=not self.console.is_terminal)
+
+    def validating(self, done: int, total: int) -> None:
+        """Held-out sequences scored so far."""
+        if self.quiet or not self.console.is_terminal:
+            return
+        if done == 0:
+            self._close(self._scoring)
+            self._scoring = Progress(TextColumn("[bold]held out [/bold]"), BarColumn(bar_width=None), MofNCompleteColumn(),
+                                     TextColumn("ETA"), TimeRemainingColumn(), console=self.console, transient=True)
+            self._scoring.start()
+            self._scoring.add_task("", total=total)
+        elif self._scoring is not None:
+            self._scoring.update(self._scoring.task_ids[0], completed=done)
+        if done == total:
+            self._close(self._scoring)
+            self._scoring = None
+
+    @staticmethod
+    def _close(progress: Progress | None) -> None:
+        if progress is not None:
+            progress.stop()
 
     def start(self, step: int, steps: int) -> None:
         self._steps, self._first, self._began = steps, step, time.monotonic()
@@ -69,14 +103,13 @@ class ConsoleObserver:
 
     def _say_held(self, step: int, held: dict[str, Any]) -> None:
         if not self.quiet:
-            self.console.print(
-                f"[bold]held out[/bold]  step {step}: loss {held['loss']:.4f} ± {held['interval']:.4f}, accuracy "
-                f"{held['accuracy']:.3f}, entropy {held['entropy']:.3f} (n = {held['sequences']:,} sequences)", soft_wrap=True)
+            self._line("held out", f"step {step}: loss {held['loss']:.4f} ± {held['interval']:.4f}, accuracy "
+                       f"{held['accuracy']:.3f}, entropy {held['entropy']:.3f} (n = {held['sequences']:,} sequences)")
 
     def stop(self) -> None:
-        if self._progress:
-            self._progress.stop()
-            self._progress = None
+        self._close(self._progress)
+        self._close(self._scoring)
+        self._progress = self._scoring = None
 
     def curve(self, records: list[dict[str, Any]]) -> None:
         """Draw the loss of a finished run."""

@@ -19,13 +19,15 @@ def draw(lines: Sequence[tuple[str, Sequence[Point]]], *, width: int = 80, heigh
         width, height: characters, axes included.
     Returns: the chart, lines joined by newlines; empty without two finite points in the first curve.
     """
-    curve = _binned([p for p in lines[0][1] if math.isfinite(p[1])], 2 * width)
-    marks = [(label, [p for p in points if math.isfinite(p[1])]) for label, points in lines[1:]]
-    everything = [*curve, *(p for _, points in marks for p in points)]
+    points = [p for p in lines[0][1] if math.isfinite(p[1])]
+    curve = _binned(points, 2 * width)
+    marks = [(label, [p for p in others if math.isfinite(p[1])]) for label, others in lines[1:]]
+    everything = [*curve, *(p for _, others in marks for p in others)]
     if len(curve) < 2:
         return ""
     low, high = min(y for _, y in everything), max(y for _, y in everything)
-    left, right = min(x for x, _ in everything), max(x for x, _ in everything)
+    steps = [x for x, _ in (*points, *everything)]  # the axis has the true ends, not the middles of the bins
+    left, right = min(steps), max(steps)
     names = [f"{high - (high - low) * row / (height - 1):.3f}" for row in range(height)]
     margin = max(map(len, names))
     columns = width - margin - 2
@@ -45,9 +47,9 @@ def draw(lines: Sequence[tuple[str, Sequence[Point]]], *, width: int = 80, heigh
             cells[y // 4][x // 2] |= _DOTS[x % 2][y % 4]
     text = [[chr(c) for c in row] for row in cells]
     legend = [f"── {lines[0][0]}"]
-    for symbol, (label, points) in zip("●◆▲", marks, strict=False):
+    for symbol, (label, others) in zip("●◆▲", marks, strict=False):
         legend.append(f"{symbol} {label}")
-        for x, y in map(place, points):
+        for x, y in map(place, others):
             text[y // 4][x // 2] = symbol
     rows = [f"{names[i] if i % 3 == 0 or i == height - 1 else '':>{margin}} ┤{''.join(row)}" for i, row in enumerate(text)]
     ends = f"{left:g}".ljust(columns - len(f"{right:g}")) + f"{right:g}"

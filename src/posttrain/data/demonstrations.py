@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from posttrain.core.errors import DataError
+from posttrain.core.errors import DataError, nearest
 from posttrain.data.forest import Sequence
 from posttrain.data.rows import Row
+
+OURS = {"prompt", "completion", "text"}  # columns
 
 
 @dataclass
@@ -64,9 +66,11 @@ def tokenise(rows: Iterable[Row], tokenizer: Any, *, columns: Mapping[str, str] 
         template: how the prompt is written; `{prompt}` stands for the column.
         max_length: tokens of a sequence at most; longer ones are cut at the end.
     Raises:
-        DataError: a missing column, an empty completion, no row at all, or a tokenizer without an end token.
+        DataError: an unknown or missing column, an empty completion, no row at all, or a tokenizer without an end token.
     """
     columns = dict(columns or {})
+    if unknown := sorted(columns.keys() - OURS):
+        raise DataError(f"--columns: {unknown[0]!r} is no column of ours", cure=nearest(unknown[0], OURS))
     if tokenizer.eos_token_id is None:
         raise DataError("the tokenizer has no end-of-sequence token, so the model would never learn to stop",
                         cure="set eos_token in tokenizer_config.json")

@@ -24,7 +24,7 @@ class Row:
         """The string in `column`.
 
         Raises:
-            DataError: there is no such column, or its value is not a string.
+            DataError: there is no such column, or its value is not a string, or is one that UTF-8 cannot write.
         """
         if column not in self.fields:
             raise DataError(f"there is no column {column!r}; {nearest(column, self.fields)}", where=self.where,
@@ -33,6 +33,11 @@ class Row:
         if not isinstance(value, str):
             raise DataError(f"column {column!r} holds {type(value).__name__}, not text", where=self.where,
                             cure="convert it to a string, or remove the row")
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise DataError(f"column {column!r} holds half a character, \\u{ord(value[error.start]):04x}", where=self.where,
+                            cure="write both halves of the surrogate pair, or remove it") from None
         return value
 
 

@@ -9,11 +9,13 @@ Left out: kernels made for GPUs (variable-length, FlexAttention). CUDA runs the 
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AttentionInterface
 
 from posttrain.data.forest import TokenForest
@@ -82,17 +84,26 @@ def forest_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tenso
     outputs = []
     # split, not slices: its backward writes the gradient once instead of once a tree
     parts = zip(query.split(forest.sizes, 2), key.split(forest.sizes, 2), value.split(forest.sizes, 2), strict=True)
-    for tree, (q, k, v) in enumerate(parts):
-        mask = forest.mask(tree, sliding_window)
-        if softcap is None and s_aux is None:
-            grouped = mask is None and q.shape[1] != k.shape[1]
-            if not grouped:
-                k, v = _repeat(k, q.shape[1]), _repeat(v, q.shape[1])
-            outputs.append(F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None,
-                                                          scale=scaling, dropout_p=dropout, enable_gqa=grouped))
-        else:
-            outputs.append(_explicit(q, k, v, mask, scaling, dropout, softcap, s_aux))
+    # cuDNN plans anew for every length it has not seen, which takes far longer than the attention
+    with sdpa_kernel(_KERNELS) if query.is_cuda else contextlib.nullcontext():
+        for tree, (q, k, v) in enumerate(parts):
+            mask = forest.mask(tree, sliding_window)
+            if softcap is None and s_aux is None:
+                outputs.append(_sdpa(q, k, v, mask, scaling, dropout))
+            else:
+                outputs.append(_explicit(q, k, v, mask, scaling, dropout, softcap, s_aux))
     return torch.cat(outputs, 2).transpose(1, 2), None
+
+
+_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+
+
+def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float | None, dropout: float) -> Tensor:
+    grouped = mask is None and q.shape[1] != k.shape[1]
+    if not grouped:
+        k, v = _repeat(k, q.shape[1]), _repeat(v, q.shape[1])
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling,
+                                          dropout_p=dropout, enable_gqa=grouped)
 
 
 def _repeat(x: Tensor, heads: int) -> Tensor:

@@ -51,30 +51,31 @@ class Head:
             z = self.softcap * torch.tanh(z / self.softcap)
         return z
 
-    def backward(self, grad: Tensor, z: Tensor, hidden: Tensor, into: list[Tensor | None]) -> Tensor:
+    def backward(self, grad: Tensor, factor: Tensor, z: Tensor, hidden: Tensor, into: list[Tensor | None]) -> Tensor:
         """Gradient of the logits → gradient of the hidden states; adds to the gradients of weight and bias.
 
         Args:
-            grad: [n, V] gradient of the loss by `z`; overwritten.
-            z: [n, V] the logits.
+            grad: [n, V] gradient of the loss by `z`, but for the row's factor; overwritten.
+            factor: [n] what each row of `grad` is multiplied with: cheaper on the [n, d] side than here.
+            z: [n, V] the logits; read only where there is a soft cap.
             hidden: [n, d].
             into: running gradients of weight and bias, None for one that needs none.
         Returns: [n, d].
         """
         if self.softcap is not None:
             grad.addcmul_(grad, (z / self.softcap).square_(), value=-1)  # d cap·tanh(x/cap) = 1 − tanh²
-        if self.scale != 1.0:
-            grad.mul_(self.scale)
+        column = (factor * self.scale)[:, None]
         weight_grad, bias_grad = into
         low = grad.to(hidden.dtype)
+        scaled = (hidden * column).to(hidden.dtype)
         if weight_grad is not None:
             if weight_grad.dtype == low.dtype:
-                weight_grad.addmm_(low.T, hidden)
+                weight_grad.addmm_(low.T, scaled)
             else:
-                weight_grad += low.T @ hidden
+                weight_grad += low.T @ scaled
         if bias_grad is not None:
-            bias_grad += grad.sum(0)
-        return low @ self.weight
+            bias_grad += column[:, 0] @ grad
+        return ((low @ self.weight) * column).to(hidden.dtype)
 
     def new_gradients(self) -> list[Tensor | None]:
         """Zeros for `backward` to add to, in float32 or better."""
@@ -103,6 +104,29 @@ def logprobs(head: Head, hidden: Tensor, target: Tensor, *, temperature: float =
     return out[0], (out[1] if entropy else None)
 
 
+@torch.no_grad()
+def assess(head: Head, hidden: Tensor, target: Tensor, *, temperature: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probability and entropy of each target, nats, and whether it is the most likely token: [N] each, no gradients."""
+    logprob = torch.empty(len(target), dtype=torch.promote_types(hidden.dtype, torch.float32), device=hidden.device)
+    entropy, correct = torch.empty_like(logprob), torch.empty_like(target, dtype=torch.bool)
+    for i in range(0, len(target), head.chunk):
+        part = slice(i, i + head.chunk)
+        logp = torch.log_softmax(_over(head.logits(hidden[part]), temperature), -1)
+        logprob[part] = logp.gather(1, target[part, None])[:, 0]
+        correct[part] = logp.argmax(-1) == target[part]
+        entropy[part] = -torch.linalg.vecdot(logp.exp(), logp)
+    return logprob, entropy, correct
+
+
+def _over(z: Tensor, temperature: float) -> Tensor:
+    return z if temperature == 1.0 else z / temperature
+
+
+def _minus_one_hot(p: Tensor, target: Tensor) -> Tensor:
+    """p − 1_y, in place: minus the gradient of log p_y by the logits."""
+    return p.scatter_add_(1, target[:, None], torch.full_like(p[:, :1], -1.0))
+
+
 class _LogProbs(torch.autograd.Function):
     """d log p_y = (1_y − p)·dz;  d entropy = −p·(log p + entropy)·dz."""
 
@@ -114,13 +138,10 @@ class _LogProbs(torch.autograd.Function):
         entropies = torch.empty_like(logprob if entropy else logprob[:0])
         for i in range(0, len(target), head.chunk):
             part = slice(i, i + head.chunk)
-            z = head.logits(hidden[part])
-            if temperature != 1.0:
-                z.div_(temperature)
-            total = z.logsumexp(-1)
-            logprob[part] = z.gather(1, target[part, None])[:, 0] - total
+            logp = torch.log_softmax(_over(head.logits(hidden[part]), temperature), -1)
+            logprob[part] = logp.gather(1, target[part, None])[:, 0]
             if entropy:
-                entropies[part] = total - torch.linalg.vecdot((z - total[:, None]).exp_(), z)
+                entropies[part] = -torch.linalg.vecdot(logp.exp(), logp)
         ctx.save_for_backward(hidden, target, entropies)
         ctx.head, ctx.temperature, ctx.entropy = head, temperature, entropy
         return logprob, entropies
@@ -134,15 +155,16 @@ class _LogProbs(torch.autograd.Function):
         for i in range(0, len(target), head.chunk):
             part = slice(i, i + head.chunk)
             z = head.logits(hidden[part])
-            logp = torch.log_softmax(z / ctx.temperature, -1)
-            p = logp.exp()
+            logp = torch.log_softmax(_over(z, ctx.temperature), -1)
+            by_logprob = grads[0][part]
             if ctx.entropy:
-                logp.add_(entropies[part, None]).mul_(grads[1][part, None]).add_(grads[0][part, None])
-                grad = p.mul_(logp).neg_()
+                p = logp.exp()
+                grad = p.mul_(logp.add_(entropies[part, None]).mul_(grads[1][part, None]).add_(by_logprob[:, None])).neg_()
+                grad.scatter_add_(1, target[part, None], by_logprob[:, None])
+                factor = torch.ones_like(by_logprob)
             else:
-                grad = p.mul_(-grads[0][part, None])
-            grad.scatter_add_(1, target[part, None], grads[0][part, None])
-            out[part] = head.backward(grad.div_(ctx.temperature), z, hidden[part], into)
+                grad, factor = _minus_one_hot(logp.exp_(), target[part]), -by_logprob
+            out[part] = head.backward(grad, factor / ctx.temperature, z, hidden[part], into)
         return out, *head.cast(into), None, None, None, None
 
 
@@ -169,17 +191,16 @@ class _Additive(torch.autograd.Function):
         for i in range(0, len(target), head.chunk):
             part = slice(i, i + head.chunk)
             z = head.logits(hidden[part])
-            total = z.logsumexp(-1)
-            scored = z.gather(1, target[part, None])[:, 0] - total
-            logprob[part] = scored
+            logp = torch.log_softmax(z, -1)
+            if head.softcap is None:
+                z = logp  # the logits are not read again: their memory may go
+            logprob[part] = scored = logp.gather(1, target[part, None])[:, 0]
             with torch.enable_grad():
                 here = loss(scored.requires_grad_(), part)
-                (weight_of,) = torch.autograd.grad(here, scored)
+                (by_logprob,) = torch.autograd.grad(here, scored)
             value += here.detach()
-            # the logits' memory becomes their gradient, except where the soft cap still needs them
-            p = (z.clone() if head.softcap is not None else z).sub_(total[:, None]).exp_().mul_(-weight_of[:, None])
-            p.scatter_add_(1, target[part, None], weight_of[:, None])
-            grad_hidden[part] = head.backward(p, z, hidden[part], into)
+            grad = _minus_one_hot(logp.exp_(), target[part])
+            grad_hidden[part] = head.backward(grad, -by_logprob, z, hidden[part], into)
         ctx.save_for_backward(grad_hidden, *into)
         ctx.mark_non_differentiable(logprob)
         ctx.head = head
@@ -229,7 +250,8 @@ class _Rows(torch.autograd.Function):
             with torch.enable_grad():
                 value = ctx.function(z, target[part], part)
                 (grad,) = torch.autograd.grad(value, z, grads[0][part])
-            out[part] = head.backward(grad.clone(), z.detach(), hidden[part], into)
+            ones = torch.ones_like(grads[0][part])
+            out[part] = head.backward(grad.clone(), ones, z.detach(), hidden[part], into)
         return out, *head.cast(into), None, None, None
 
 

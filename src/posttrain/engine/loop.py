@@ -38,6 +38,7 @@ class Observer(Protocol):
 
     def start(self, step: int, steps: int) -> None: ...
     def record(self, record: dict[str, Any]) -> None: ...
+    def validating(self, done: int, total: int) -> None: ...
     def message(self, text: str) -> None: ...
     def stop(self) -> None: ...
 
@@ -137,8 +138,8 @@ def restore(run: Run, saved: Checkpoint) -> None:
         item(run, saved)
 
 
-def validate(policy: Policy, trees: list[Tree], budget: int) -> Held:
-    """Held-out loss with a 95 % interval.
+def validate(policy: Policy, trees: list[Tree], budget: int, told: Callable[[int, int], None] = lambda done, total: None) -> Held:
+    """Held-out loss with a 95 % interval; `told` hears how many sequences of how many are scored.
 
     The mean over targets is a ratio of sums over sequences, so its standard error is the delta method's:
     √(n/(n−1)·Σ_i (S_i − loss·N_i)²)/ΣN, S_i the summed loss and N_i the targets of sequence i.
@@ -146,7 +147,10 @@ def validate(policy: Policy, trees: list[Tree], budget: int) -> Held:
     sums: list[Tensor] = []
     counts: list[Tensor] = []
     correct = entropy = 0.0
-    for forest in forests(trees, budget, shared=policy.model.mode == "forest"):
+    planted = forests(trees, budget, shared=policy.model.mode == "forest")
+    done, total = 0, sum(f.L for f in planted)
+    told(done, total)
+    for forest in planted:
         (scores,) = policy.score([forest], details=True)
         assert scores.entropy is not None and scores.correct is not None
         zeros = torch.zeros(forest.L, dtype=torch.float64)
@@ -154,6 +158,7 @@ def validate(policy: Policy, trees: list[Tree], budget: int) -> Held:
         counts.append(torch.bincount(scores.leaf.cpu(), minlength=forest.L).double())
         correct += float(scores.correct.sum())
         entropy += float(scores.entropy.sum())
+        told(done := done + forest.L, total)
     s, n = torch.cat(sums), torch.cat(counts)
     targets, loss = float(n.sum()), float(s.sum() / n.sum())
     spread = float(((s - loss * n) ** 2).sum()) * len(s) / max(1, len(s) - 1)
@@ -227,7 +232,7 @@ def _log(run: Run, record: dict[str, Any]) -> None:
 
 
 def _validate(run: Run) -> dict[str, Any]:
-    held = vars(validate(run.policy, run.held_out, run.budget))
+    held = vars(validate(run.policy, run.held_out, run.budget, run.observer.validating))
     _log(run, {"step": run.step, "validation": held})
     return held
 

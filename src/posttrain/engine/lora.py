@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from posttrain.core.errors import ConfigError
 from posttrain.core.extras import require
@@ -24,9 +26,12 @@ def attach(network: PreTrainedModel, settings: LoraSettings, seed: int) -> Any:
         ConfigError: a target names no module of the network.
     """
     peft = require("peft", extra="lora", purpose="--lora")
-    config = peft.LoraConfig(r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout,
+    transposed = any(isinstance(module, Conv1D) for module in network.modules())  # GPT-2 keeps its matrices so
+    config = peft.LoraConfig(r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout, fan_in_fan_out=transposed,
                              target_modules=list(settings.targets) or "all-linear", task_type="CAUSAL_LM")
-    with torch.random.fork_rng(devices=[network.device] if network.device.type == "cuda" else []):
+    devices = [network.device] if network.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by a name that transformers deprecates
         torch.manual_seed(derive(seed, "lora"))
         try:
             return peft.get_peft_model(network, config)

@@ -333,8 +333,10 @@ def load_network(folder: Path, device: str, dtype: torch.dtype = torch.float32) 
     """Read a causal language model's weights.
 
     Raises:
-        ModelError: unreadable files, or weights that are missing and would be made up at random.
+        ModelError: no such device, unreadable files, or weights that are missing and would be made up at random.
     """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ModelError("there is no GPU here that torch can use", cure="leave --device out, or install torch with CUDA")
     try:
         with quiet():
             loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, output_loading_info=True)

@@ -28,7 +28,7 @@ from posttrain.data.forest import TokenForest
 from posttrain.engine import lora as adapters
 from posttrain.engine import sampler
 from posttrain.engine.checkpoint import system_errors
-from posttrain.engine.head import additive, logprobs
+from posttrain.engine.head import additive, assess, logprobs
 from posttrain.engine.model import Model, Noise, digest, load_network, load_tokenizer, quiet, resolve
 from posttrain.engine.optimiser import Optimiser
 from posttrain.engine.settings import LoraSettings, OptimiserSettings
@@ -92,15 +92,14 @@ class Policy:
         for forest in forests:
             forest = forest.to(self.model.device)
             hidden = self.model.hidden(forest)
-            logprob, entropy = logprobs(self.model.head, hidden, forest.target, temperature=temperature, entropy=details)
-            correct = self._correct(hidden, forest.target) if details else None
-            out.append(Scores(logprob, forest.leaf, forest.L, entropy, correct))
+            head = self.model.head
+            if details:
+                logprob, entropy, correct = assess(head, hidden, forest.target, temperature=temperature)
+                out.append(Scores(logprob, forest.leaf, forest.L, entropy, correct))
+            else:
+                logprob, _ = logprobs(head, hidden, forest.target, temperature=temperature)
+                out.append(Scores(logprob, forest.leaf, forest.L))
         return out
-
-    def _correct(self, hidden: Tensor, target: Tensor) -> Tensor:
-        head = self.model.head
-        best = [head.logits(part).argmax(-1) for part in hidden.split(head.chunk)]
-        return torch.cat(best) == target if best else target.bool()
 
     def forward_backward(self, forests: Many[TokenForest], loss: Loss, facts: Many[Any] | None = None, *, seed: int = 0,
                          noise: Noise | None = None) -> float:
@@ -148,7 +147,9 @@ class Policy:
         if settings.learning_rate is None:
             settings = settings.model_copy(update={"learning_rate": 2e-4 if self.adapter is not None else 2e-5})
         if activation_checkpointing:
-            self.model.network.gradient_checkpointing_enable({"use_reentrant": False})
+            network = self.model.network  # older transformers know only the second name, newer ones warn of it
+            enable = getattr(network, "activation_checkpointing_enable", None) or network.gradient_checkpointing_enable
+            enable({"use_reentrant": False})
         self.optimiser = Optimiser(self.model.network.named_parameters(), settings)
         return self.optimiser
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -88,13 +89,14 @@ def sample(model: Model, prompts: Many[Many[int]], params: Sampling) -> list[Com
 
 def _sample_group(model: Model, prompts: Many[Many[int]], group: list[int], params: Sampling,
                   out: dict[tuple[int, int], Completion]) -> None:
-    cache = DynamicCache(config=model.config)
+    cache: Any = DynamicCache(config=model.config)
     ids = torch.tensor([list(prompts[i]) for i in group], device=model.device)
     logits = model.network(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
     alive = [(i, j) for i in group for j in range(params.n)]
     if params.n > 1:
-        cache.batch_repeat_interleave(params.n)
-        logits = logits.repeat_interleave(params.n, 0)
+        forked = torch.arange(len(group), device=model.device).repeat_interleave(params.n)
+        cache.reorder_cache(forked)  # of a cache's ways to choose rows, the one that linear attention has too
+        logits = logits[forked]
     streams = {key: generator(params.seed, "sample", *key) for key in alive}
     tokens: dict[tuple[int, int], list[int]] = {key: [] for key in alive}
     logprobs: dict[tuple[int, int], list[float]] = {key: [] for key in alive}
@@ -114,7 +116,7 @@ def _sample_group(model: Model, prompts: Many[Many[int]], group: list[int], para
             return
         if len(stay) < len(alive):
             index = torch.tensor(stay, device=model.device)
-            cache.batch_select_indices(index)
+            cache.reorder_cache(index)
             drawn, alive = drawn[index], [alive[row] for row in stay]
         logits = model.network(input_ids=drawn[:, None], past_key_values=cache, use_cache=True).logits[:, -1]
 
@@ -135,8 +137,9 @@ def draw(logits: Tensor, uniform: Tensor, params: Sampling) -> tuple[Tensor, Ten
     if params.top_k:
         ordered[:, params.top_k:] = -torch.inf
     p = ordered.softmax(-1)
-    before = p.cumsum(-1) - p
-    p = torch.where(before < params.top_p, p, 0.0)  # the first token always stays: nothing is before it
+    keep = p.cumsum(-1) - p < params.top_p
+    keep[:, 0] = True
+    p = torch.where(keep, p, 0.0)
     p /= p.sum(-1, keepdim=True)
     place = (p.cumsum(-1) <= uniform[:, None]).sum(-1, keepdim=True)
     place = torch.minimum(place, (p > 0).sum(-1, keepdim=True) - 1)  # rounding must not reach a token that was cut off

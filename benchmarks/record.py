@@ -1,0 +1,37 @@
+"""What every benchmark's result file begins with: when, with which command, on what, with which versions. No torch here."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import sys
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+def header(*packages: str) -> dict[str, Any]:
+    """The facts a number depends on, besides the number's own script."""
+    return {"date": str(date.today()), "command": " ".join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]]),
+            "hardware": hardware(), "load_before": os.getloadavg()[0],
+            "versions": {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}}}
+
+
+def hardware() -> dict[str, Any]:
+    """The machine, in words and numbers; what the system does not say is left out."""
+    facts: dict[str, Any] = {"machine": platform.machine(), "cores": os.cpu_count(), "system": platform.system()}
+    for key, file, field in (("cpu", Path("/proc/cpuinfo"), "model name"), ("memory", Path("/proc/meminfo"), "MemTotal")):
+        lines = file.read_text().splitlines() if file.is_file() else []
+        found = [line.split(":", 1)[1].strip() for line in lines if line.startswith(field)]
+        facts.update({key: found[0]} if found else {})
+    return facts
+
+
+def write(result: dict[str, Any], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    print(f"written to {os.path.relpath(path)}")

@@ -1,0 +1,199 @@
+"""Does `posttrain sft` teach a real base model? Held-out loss before and after, on Dolly and on GSM8K.
+
+    python benchmarks/sft_quality.py --shared PATH
+
+Each task runs the command line as a user would, from the 28 M-parameter base. Afterwards base and result are loaded from their
+folders and scored on the same held-out rows, so that the difference is paired: its interval has the sequences as units, and is
+far narrower than two separate ones. That the result scores what the run itself reported shows that the export is faithful.
+
+GSM8K's test file is for evaluation only: the held-out rows are a seeded slice of its training file, taken out of training. Both
+splits are written into the run's folder. Also here: a real small model scored beside plain transformers.
+
+Left out: whether answers are right. Lower loss on held-out demonstrations is what SFT promises; accuracy is measured elsewhere.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import math
+import os
+import random
+import shlex
+import time
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import record
+
+ROOT = Path(__file__).resolve().parents[1]
+HELD_OUT, SEED = 512, 0
+BASE, SMALL, STORIES = "models/base-28m", "models/stories260K", "text/children_stories.jsonl.gz"
+
+
+@dataclass(frozen=True)
+class Task:
+    """A data set and the options that read it; steps so that a run takes about six minutes on two cores."""
+
+    train: str
+    held_out: str | None  # None: a seeded slice of the training file
+    template: str
+    columns: dict[str, str]
+    steps: int
+
+
+TASKS = {
+    "dolly": Task("demonstrations/dolly_train.jsonl.gz", "demonstrations/dolly_valid.jsonl.gz", "{prompt}\n\n", {}, 120),
+    "gsm8k": Task("math/gsm8k_train.jsonl.gz", None, "{prompt}\n", {"prompt": "question", "completion": "answer"}, 100),
+}
+# the base was pretrained with 512 tokens of context
+OPTIONS = {"batch-size": 16, "learning-rate": 3e-4, "schedule": "cosine", "max-length": 512, "seed": SEED}
+
+
+def split(source: Path, folder: Path) -> tuple[Path, Path]:
+    """Take a seeded slice out of a file; write what stays and what was taken into `folder`."""
+    with gzip.open(source, "rt") as file:
+        lines = list(file)  # not splitlines(), which would also cut at a line separator inside a string
+    taken = set(random.Random(SEED).sample(range(len(lines)), HELD_OUT))
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = folder / "train.jsonl", folder / "held_out.jsonl"
+    for path, held in zip(paths, (False, True), strict=True):
+        path.write_text("".join(line for i, line in enumerate(lines) if (i in taken) == held))
+    return paths
+
+
+def score(model: Path, rows: Path, task: Task) -> tuple[list[float], list[int]]:
+    """Summed loss (nats) and number of targets of every held-out sequence, in file order."""
+    from posttrain.data.demonstrations import tokenise
+    from posttrain.data.forest import forests
+    from posttrain.data.rows import read
+    from posttrain.engine.policy import Policy
+
+    policy = Policy.load(model)
+    found = tokenise(read(rows), policy.tokenizer, columns=task.columns, template=task.template, max_length=OPTIONS["max-length"])
+    sums, counts = [0.0] * len(found.sequences), [s.targets for s in found.sequences]
+    for forest in forests([(s,) for s in found.sequences], 4096, shared=policy.model.mode == "forest"):
+        (scores,) = policy.score([forest])
+        for leaf, number in enumerate(forest.sequence.tolist()):
+            sums[number] = -float(scores.logprob[scores.leaf == leaf].double().sum())
+    return sums, counts
+
+
+def per_target(sums: list[float], counts: list[int]) -> dict[str, float]:
+    """Σ sums / Σ counts with the half width of its 95 % interval; sequences are the units (delta method for a ratio)."""
+    n, targets = len(sums), sum(counts)
+    mean = sum(sums) / targets
+    spread = sum((s - mean * c) ** 2 for s, c in zip(sums, counts, strict=True)) * n / (n - 1)
+    return {"mean": mean, "interval": 1.96 * math.sqrt(spread) / targets}
+
+
+def run(name: str, task: Task, shared: Path, folder: Path, steps: int | None) -> dict[str, Any]:
+    """Train, then score base and result on the held-out rows."""
+    from posttrain.cli.main import main as posttrain
+
+    train, held = shared / task.train, shared / (task.held_out or "")
+    if task.held_out is None:
+        train, held = split(shared / task.train, folder / "data")
+    argv = ["sft", "--model", path(shared / BASE), "--data", path(train), "--validation", path(held), "--out", path(folder),
+            "--prompt-template", task.template, "--steps", str(steps or task.steps),
+            "--validate-every", str(steps or task.steps)]
+    if task.columns:
+        argv += ["--columns", *(f"{ours}={theirs}" for ours, theirs in task.columns.items())]
+    argv += [part for option, value in OPTIONS.items() for part in (f"--{option}", str(value))]
+    print(f"\n$ posttrain {shlex.join(argv)}", flush=True)
+    began = time.perf_counter()
+    if code := posttrain(argv):
+        raise SystemExit(f"posttrain sft ended with code {code}")
+    seconds = time.perf_counter() - began
+    summary = json.loads((folder / "summary.json").read_text())
+    before, counts = score(shared / BASE, held, task)
+    after, again = score(folder / "model", held, task)
+    assert counts == again, "base and result must be scored on the same targets"
+    losses = {"before": per_target(before, counts), "after": per_target(after, counts),
+              "paired_difference": per_target([a - b for a, b in zip(after, before, strict=True)], counts)}
+    reported = (summary["held_out"] or summary["held_out_before"])["loss"]
+    return {"command": f"posttrain {shlex.join(argv)}", "sequences": len(counts), "targets": sum(counts), "losses": losses,
+            "sequences_improved": sum(a < b for a, b in zip(after, before, strict=True)) / len(counts),
+            "reported_minus_reloaded": reported - losses["after"]["mean"], "seconds": seconds, "summary": summary}
+
+
+def path(of: Path) -> str:
+    return os.path.relpath(of)
+
+
+def small_model(shared: Path) -> dict[str, Any]:
+    """A trained 260 k-parameter model: our log-probabilities of real sentences beside plain transformers' eager ones."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from posttrain.data.forest import Sequence, forests
+    from posttrain.engine.policy import Policy
+
+    tokenizer = AutoTokenizer.from_pretrained(shared / SMALL)
+    plain = AutoModelForCausalLM.from_pretrained(shared / SMALL, dtype=torch.float32, attn_implementation="eager")
+    with gzip.open(shared / STORIES, "rt") as file:
+        texts = [" ".join(json.loads(line)["text"].split())[:600] for line in islice(file, 20)]
+    ids = [torch.tensor(tokenizer(text)["input_ids"]) for text in texts]
+    policy = Policy.load(shared / SMALL)
+    trees = [(Sequence(i.numpy(), torch.ones(len(i), dtype=torch.bool).numpy()),) for i in ids]
+    largest, total = 0.0, 0.0
+    for forest in forests(trees, 2048):
+        (scores,) = policy.score([forest])
+        for leaf, number in enumerate(forest.sequence.tolist()):
+            with torch.no_grad():
+                logits = plain(ids[number][None]).logits[0, :-1]
+            expected = logits.log_softmax(-1).gather(1, ids[number][1:, None])[:, 0]
+            largest = max(largest, float((scores.logprob[scores.leaf == leaf] - expected).abs().max()))
+            total -= float(expected.sum())
+    targets = sum(len(i) - 1 for i in ids)
+    return {"sentences_from": STORIES, "texts": len(texts), "targets": targets, "loss": total / targets,
+            "largest_difference": largest}
+
+
+def show(result: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    table = Table(title="held-out loss of the 28 M base, nats a target (95 % interval)", title_justify="left")
+    for column in ("", "n", "before", "after", "paired difference", "improved"):
+        table.add_column(column, justify="left" if not column else "right")
+    for name, one in result["tasks"].items():
+        cells = [f"{loss['mean']:+.4f} ± {loss['interval']:.4f}" for loss in one["losses"].values()]
+        improved = f"{one['sequences_improved']:.0%}"
+        table.add_row(name, str(one["sequences"]), *(c.lstrip("+") for c in cells[:2]), cells[2], improved)
+    console.print(table)
+    for name, one in result["tasks"].items():
+        console.print(f"{name}: {one['summary']['steps']} steps in {one['seconds']:.0f} s; the exported model's loss differs "
+                      f"from the run's own report by {abs(one['reported_minus_reloaded']):.1e}")
+    small = result["small_model"]
+    console.print(f"stories260K: {small['targets']:,} real tokens, loss {small['loss']:.3f}; log-probabilities at most "
+                  f"{small['largest_difference']:.1e} from plain transformers'")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shared", type=Path, default=ROOT / ".." / "shared" / "data", help="the data folder [../shared/data]")
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "sft-quality", help="run folders [runs/sft-quality]")
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS), help="which to run [all]")
+    parser.add_argument("--steps", type=int, help="optimiser steps, instead of each task's own")
+    parser.add_argument("--out", type=Path, help="result file [benchmarks/results/DATE-sft-quality.json]")
+    a = parser.parse_args()
+    shared = a.shared.resolve()
+    needed = [BASE, SMALL, STORIES, *(f for name in a.tasks for f in (TASKS[name].train, TASKS[name].held_out) if f)]
+    if missing := [name for name in needed if not (shared / name).exists()]:
+        raise SystemExit(f"{path(shared)} has no {missing[0]}. Give the folder that holds models/, demonstrations/, math/ and "
+                         "text/ with --shared.")
+    result = {**record.header("posttrain", "torch", "transformers", "tokenizers"), "tasks": {},
+              "small_model": small_model(shared)}
+    for name in a.tasks:
+        result["tasks"][name] = run(name, TASKS[name], shared, a.runs.resolve() / name, a.steps)
+    show(result)
+    record.write(result, a.out or record.RESULTS / f"{result['date']}-sft-quality.json")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""The command line: help, and what it says to a wrong word."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import posttrain
+from posttrain.cli import sft as command
+from posttrain.cli.main import COMMANDS, main
+from posttrain.core.errors import DataError
+from posttrain.stages.sft import SftSettings
+
+NEEDED = ["sft", "--model", "m", "--data", "d.jsonl", "--out", "o"]
+
+
+@pytest.fixture
+def settings(monkeypatch: pytest.MonkeyPatch) -> list[SftSettings]:
+    """Catches the settings that `posttrain sft` would run with, and runs nothing."""
+    caught: list[SftSettings] = []
+
+    def catch(settings: SftSettings, observer: Any) -> Any:
+        caught.append(settings)
+        raise DataError("caught", cure="none")
+
+    monkeypatch.setattr(command, "run", catch)
+    return caught
+
+
+def said(argv: list[str], capfd: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    """Exit code, the error and its cure."""
+    code = main(argv)
+    out, err = capfd.readouterr()
+    assert out == ""
+    lines = err.splitlines()
+    assert len(lines) == 2 and lines[0].startswith("error: ") and lines[1].startswith("cure:  "), err
+    return code, lines[0][7:], lines[1][7:]
+
+
+@pytest.mark.parametrize("argv", [[], ["--help"], ["-h"], ["help"]], ids=str)
+def test_help_lists_every_command(argv: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(argv) == 0
+    out, err = capfd.readouterr()
+    assert err == ""
+    assert out.startswith("usage: posttrain COMMAND [options]\n")
+    for name, (_, text) in COMMANDS.items():
+        assert f"  {name}  {text}\n" in out
+
+
+@pytest.mark.parametrize("argv", [["--version"], ["-V"], ["version"]], ids=str)
+def test_version(argv: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(argv) == 0
+    assert capfd.readouterr().out == f"posttrain {posttrain.__version__}\n"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help(name: str, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main([name, "--help"])
+    assert left.value.code == 0
+    assert capfd.readouterr().out.startswith(f"usage: posttrain {name} ")
+
+
+@pytest.mark.parametrize(("argv", "what", "cure"), [
+    (["sfd"], "there is no command 'sfd'", "did you mean 'sft'?"),
+    (["quickstart"], "there is no command 'quickstart'", "known: sft"),
+    ([*NEEDED, "--learning-rat", "1"], "unknown option --learning-rat", "did you mean '--learning-rate'?"),
+    ([*NEEDED, "--lora_rank=4"], "unknown option --lora_rank=4", "did you mean '--lora-rank'?"),
+    ([*NEEDED, "e.jsonl"], "unknown option e.jsonl", None),  # a word too many
+    ([*NEEDED, "--epochs"], "argument --epochs: expected one argument", "posttrain sft --help lists the options"),
+    ([*NEEDED, "--columns"], "argument --columns: expected at least one argument", "posttrain sft --help lists the options"),
+    ([*NEEDED, "--epochs", "some"], "epochs = 'some': Input should be a valid number, unable to parse string as a number",
+     "passes over the data"),
+    ([*NEEDED, "--epochs", "0"], "epochs = '0': Input should be greater than 0", "passes over the data"),
+    ([*NEEDED, "--method", "ntl"], "method = 'ntl': Input should be 'nll' or 'dft'",
+     "negative log-likelihood, or dynamic fine-tuning"),
+    ([*NEEDED, "--columns", "prompt=q", "answer"], "--columns 'answer' is not KEY=VALUE", "write --columns key=value"),
+    ([*NEEDED, "--groups", "embed=much"], "groups = 'much': Input should be a valid number, unable to parse string as a number",
+     "PATTERN=FACTOR on the rate of parameters whose name matches; 0 freezes them"),
+    (["sft"], "model is missing", "give --model"),
+    (["sft", "--model", "m", "--out", "o"], "data is missing", "give --data"),
+    (["sft", "--model", "m", "--data", "d.jsonl"], "out is missing", "give --out"),
+], ids=lambda v: " ".join(v) if isinstance(v, list) else "")
+def test_a_wrong_word_is_named_with_its_cure(argv: list[str], what: str, cure: str | None, settings: list[SftSettings],
+                                             capfd: pytest.CaptureFixture[str]) -> None:
+    code, found, how = said(argv, capfd)
+    assert (code, found) == (2, what)
+    assert how == cure or cure is None
+    assert settings == []
+
+
+def test_values_become_settings(settings: list[SftSettings], capfd: pytest.CaptureFixture[str]) -> None:
+    argv = ["sft", "--model", "m", "--out", "o", "--data", "d.jsonl", "e.jsonl.gz", "--columns", "prompt=question",
+            "completion=the=answer", "--betas", "0.8", "0.95", "--groups", "embed=0", "norm=2.5", "--no-keep-best",
+            "--activation-checkpointing", "--lora-rank", "4", "--epochs", "1.5", "--prompt-template", "Q: {prompt}\nA:"]
+    assert said(argv, capfd) == (2, "caught", "none")
+    (one,) = settings
+    assert one.data.data == (Path("d.jsonl"), Path("e.jsonl.gz"))
+    assert one.data.columns == {"prompt": "question", "completion": "the=answer"}
+    assert one.data.prompt_template == "Q: {prompt}\nA:"
+    assert one.optimiser.betas == (0.8, 0.95)
+    assert one.optimiser.groups == {"embed": 0.0, "norm": 2.5}
+    assert (one.validation.keep_best, one.activation_checkpointing, one.epochs) == (False, True, 1.5)
+    assert one.lora is not None
+    assert (one.lora.rank, one.lora.alpha) == (4, 32)
+
+
+def test_an_option_given_twice_loses_nothing(settings: list[SftSettings], capfd: pytest.CaptureFixture[str]) -> None:
+    said([*NEEDED, "--data", "e.jsonl", "f.jsonl", "--columns", "prompt=q", "--columns", "completion=a"], capfd)
+    (one,) = settings
+    assert one.data.data == (Path("d.jsonl"), Path("e.jsonl"), Path("f.jsonl"))
+    assert one.data.columns == {"prompt": "q", "completion": "a"}
+
+
+def test_an_interrupt_is_130(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "run", interrupt)
+    assert main(NEEDED) == 130
+    assert capfd.readouterr().err == "interrupted\n"

@@ -1,0 +1,188 @@
+"""Files that are whole or absent, digests that depend on nothing else, and a lock that keeps other processes out."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from posttrain.core import files
+from posttrain.core.errors import CheckpointError, PosttrainError
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir())
+
+
+# ---------------------------------------------------------------------------------------------- writes
+
+def test_write_atomic_makes_folders_and_replaces(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b.txt"
+    files.write_atomic(path, "grün")
+    assert path.read_bytes() == "grün".encode()
+    files.write_atomic(path, b"\x00new")
+    assert path.read_bytes() == b"\x00new"
+    assert names(path.parent) == ["b.txt"]
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_a_crash_while_writing_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    path = tmp_path / "a.txt"
+    files.write_atomic(path, "old")
+
+    def crash(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, step, crash)
+    with pytest.raises(KeyboardInterrupt):
+        files.write_atomic(path, "new and longer")
+    monkeypatch.undo()
+    assert path.read_text() == "old"
+    assert files.remove_partial(tmp_path) == [".partial-a.txt"]
+    assert names(tmp_path) == ["a.txt"]
+
+
+def test_write_json_is_sorted_and_readable(tmp_path: Path) -> None:
+    files.write_json(tmp_path / "a.json", {"b": "ü", "a": [1, None]})
+    assert (tmp_path / "a.json").read_text() == '{\n  "a": [\n    1,\n    null\n  ],\n  "b": "ü"\n}\n'
+
+
+def test_a_folder_appears_whole_and_replaces_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "runs" / "model"
+    for content in ("old", "new"):
+        with files.atomic_folder(path) as folder:
+            (folder / "inner").mkdir()
+            (folder / "inner" / content).write_text(content)
+            assert not path.exists() or names(path / "inner") == ["old"]
+        assert names(path / "inner") == [content]
+    assert names(path.parent) == ["model"]
+
+
+def half_way(folder: Path) -> None:
+    (folder / "a").write_text("a")
+    raise ValueError("half way")
+
+
+def test_a_folder_that_fails_leaves_nothing_and_keeps_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "model"
+    with pytest.raises(ValueError, match="half way"), files.atomic_folder(path) as folder:
+        half_way(folder)
+    assert names(tmp_path) == []
+    with files.atomic_folder(path) as folder:
+        (folder / "a").write_text("old")
+    with pytest.raises(ValueError, match="half way"), files.atomic_folder(path) as folder:
+        half_way(folder)
+    assert names(tmp_path) == ["model"]
+    assert (path / "a").read_text() == "old"
+
+
+def test_what_an_interrupted_write_left_is_swept_away(tmp_path: Path) -> None:
+    (tmp_path / ".partial-model").mkdir()
+    (tmp_path / ".partial-model" / "a").write_text("a")
+    (tmp_path / ".partial-summary.json").write_text("{")
+    (tmp_path / "metrics.jsonl").write_text("")
+    assert files.remove_partial(tmp_path) == [".partial-model", ".partial-summary.json"]
+    assert names(tmp_path) == ["metrics.jsonl"]
+    assert files.remove_partial(tmp_path / "none") == []
+
+
+# ---------------------------------------------------------------------------------------------- digests
+
+def test_digests_are_sha256(tmp_path: Path) -> None:
+    (tmp_path / "abc").write_bytes(b"abc")
+    assert files.sha256_file(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2
+    assert files.sha256_json({"b": "ü", "a": [1, None]}) == hashlib.sha256(b'{"a":[1,null],"b":"\\u00fc"}').hexdigest()
+
+
+def test_a_folders_digest_is_of_names_and_contents(tmp_path: Path) -> None:
+    for name, content in (("b.json", "1"), ("a.json", "2"), ("note.md", "3")):
+        (tmp_path / name).write_text(content)
+    before = files.sha256_folder(tmp_path, lambda p: p.suffix == ".json")
+    assert before == files.sha256_json({n: hashlib.sha256(c).hexdigest() for n, c in (("a.json", b"2"), ("b.json", b"1"))})
+    (tmp_path / "note.md").write_text("changed, but not asked about")
+    assert files.sha256_folder(tmp_path, lambda p: p.suffix == ".json") == before
+    (tmp_path / "b.json").rename(tmp_path / "c.json")
+    assert files.sha256_folder(tmp_path, lambda p: p.suffix == ".json") != before
+
+
+def test_digests_and_seeds_do_not_depend_on_pythonhashseed(tmp_path: Path) -> None:
+    (tmp_path / "one").write_text("1")
+    (tmp_path / "two").write_text("2")
+    script = ("import sys; from pathlib import Path; from posttrain.core import files, seeds; print("
+              "files.sha256_json({k: list(set(['x'])) for k in set('abcdefgh')}), files.sha256_folder(Path(sys.argv[1])),"
+              "seeds.derive(7, 'order', 3), seeds.generator(7, 'order', 3).permutation(6).tolist())")
+    said = {subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=True,
+                           env={**os.environ, "PYTHONHASHSEED": seed}).stdout for seed in ("0", "1", "4242")}
+    assert len(said) == 1
+
+
+# ---------------------------------------------------------------------------------------------- the lock
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from posttrain.core.files import lock
+with lock(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_the_lock_excludes_another_process_until_it_dies(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(PosttrainError) as caught, files.lock(folder):
+            pytest.fail("two processes hold one folder")
+        assert caught.value.what == f"another run (process {holder.pid}) is writing to {folder}"
+        assert "--out" in caught.value.cure
+        holder.send_signal(signal.SIGKILL)  # no chance to clean up
+        holder.wait(30)
+        with files.lock(folder):
+            assert (folder / ".lock").read_text() == str(os.getpid())
+    finally:
+        holder.kill()
+        holder.wait(30)
+        holder.stdout and holder.stdout.close()
+
+
+def test_the_lock_is_given_back_after_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError), files.lock(tmp_path):
+        raise ValueError
+    with files.lock(tmp_path):
+        pass
+
+
+def test_a_folder_that_cannot_be_made_is_explained(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match="cannot write"), files.lock(tmp_path / "file" / "run"):
+        pytest.fail("a file became a folder")
+
+
+# ---------------------------------------------------------------------------------------------- errors about writing
+
+@pytest.mark.parametrize(("number", "why", "cure"), [
+    (errno.ENOSPC, "the disk is full", "free some space and run the same command again"),
+    (errno.EDQUOT, "the disk quota is used up", "free some space and run the same command again"),
+    (errno.EROFS, "the file system is read-only", "make it writable, or choose another --out"),
+    (errno.EACCES, "no permission to write", "change the folder's permissions, or choose another --out"),
+    (errno.EIO, os.strerror(errno.EIO), "see the reason; then run the same command again"),
+])
+def test_errors_about_writing_have_a_cure(number: int, why: str, cure: str) -> None:
+    error = files.write_error(OSError(number, os.strerror(number)), Path("run/x"), "The old one is good")
+    assert (error.what, error.cure) == (f"cannot write run/x: {why}. The old one is good", cure)
+
+
+def test_explained_writes_passes_what_is_not_about_writing(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="the disk is full"), files.explained_writes(tmp_path):
+        raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "a"))
+    with pytest.raises(FileNotFoundError), files.explained_writes(tmp_path):
+        raise FileNotFoundError(errno.ENOENT, "No such file")

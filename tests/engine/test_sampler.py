@@ -1,0 +1,232 @@
+"""Sampling: greedy as transformers does it, drawn by numbers a pencil can follow, and scored as the trainer scores."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from posttrain.data.forest import Tree, plant
+from posttrain.engine.policy import Policy
+from posttrain.engine.sampler import ROWS, Completion, Sampling, draw
+from tests.tiny import V, network, policy, seq
+
+PROMPTS = [[5, 6, 7, 8, 9, 10, 11], [12, 13, 14], [20, 21, 22], [30], [5, 6, 7, 8, 9, 10, 12]]
+ARCHITECTURES = ("llama", "mistral", "gemma2", "gemma3", "gpt2", "cohere", "granite", "gpt_oss",
+                 "qwen3_5", "llama4", "falcon", "bloom", "longrope")
+
+
+def scored(one: Policy, prompts: list[list[int]], completions: list[Completion], temperature: float) -> list[float]:
+    """The trainer's log-probabilities of what was drawn: a tree for every prompt, its completions the leaves."""
+    groups: dict[int, list[Completion]] = {}
+    for completion in completions:
+        groups.setdefault(completion.prompt, []).append(completion)
+    planted: list[Tree] = [tuple(seq([*prompts[i], *c.tokens], [0] * len(prompts[i]) + [1] * len(c.tokens)) for c in group)
+                           for i, group in groups.items()]
+    return one.score([plant(planted)], temperature=temperature)[0].logprob.tolist()
+
+
+# ---------------------------------------------------------------------------------------------- against transformers
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_greedy_is_transformers_greedy(architecture: str) -> None:
+    """Token for token, prompts of several lengths at once: through windows shorter than the prompt, chunks, states and ALiBi."""
+    one, stock = policy(architecture), network(architecture)
+    found = one.sample(PROMPTS, Sampling(max_tokens=12, temperature=0))
+    assert [c.prompt for c in found] == [0, 1, 2, 3, 4]
+    for completion in found:
+        ids = torch.tensor([PROMPTS[completion.prompt]])
+        expected = stock.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=12, eos_token_id=None,
+                                  pad_token_id=0)
+        assert completion.tokens == expected[0, ids.shape[1]:].tolist()
+        assert not completion.finished
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_what_is_drawn_is_scored_alike(architecture: str) -> None:
+    """The sampler's log-probabilities are the trainer's: a cache on one side, a forest or paths on the other.
+
+    Completions end at different times, so rows leave the batch and the cache must drop the right ones. (longrope stays below
+    its threshold: a cache keeps the keys' old frequencies beyond it, in transformers' own generation too.)
+    """
+    one = policy(architecture)
+    params = Sampling(max_tokens=10, temperature=0.8, n=6, seed=3, stop=tuple(range(0, V, 7)))
+    found = one.sample(PROMPTS, params)
+    assert len(found) == 30
+    assert len({len(c.tokens) for c in found}) > 3, "completions should end at different times"
+    drawn = [lp for c in found for lp in c.logprobs]
+    assert drawn == pytest.approx(scored(one, PROMPTS, found, 0.8), abs=1e-4)
+    for c in found:
+        assert c.finished == (c.tokens[-1] in params.stop)
+        assert not any(token in params.stop for token in c.tokens[:-1])
+        assert c.finished or len(c.tokens) == 10
+
+
+def test_greedy_logprobs_are_the_models_own() -> None:
+    """Temperature 0 is no distribution: what is told is the model's log-probability at temperature 1."""
+    one = policy()
+    found = one.sample(PROMPTS, Sampling(max_tokens=8, temperature=0))
+    assert [lp for c in found for lp in c.logprobs] == pytest.approx(scored(one, PROMPTS, found, 1.0), abs=1e-4)
+
+
+# ---------------------------------------------------------------------------------------------- what runs beside it
+
+def same(a: Completion, b: Completion) -> bool:
+    return a.tokens == b.tokens and a.logprobs == pytest.approx(b.logprobs, abs=1e-5) and a.finished == b.finished
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen3_5"])
+def test_a_sample_does_not_depend_on_what_runs_beside_it(architecture: str) -> None:
+    """Prompt 2 with and without neighbours of its own length, and neighbours that stop early."""
+    one = policy(architecture)
+    params = Sampling(max_tokens=12, temperature=1.0, n=2, seed=1, stop=tuple(range(0, V, 5)))
+    mine = PROMPTS[2]
+    crowds = [[[12, 13, 14], [15, 16, 17], mine, [18, 19, 20]], [[12], [15, 16, 17, 18], mine], [[3, 4, 5], [4, 5, 6], mine]]
+    found = [[c for c in one.sample(crowd, params) if c.prompt == 2] for crowd in crowds]
+    assert all(len(pair) == 2 for pair in found)
+    for other in found[1:]:
+        assert all(same(a, b) for a, b in zip(found[0], other, strict=True))
+    # and it does depend on the seed
+    assert found[0] != [c for c in one.sample(crowds[0], replace(params, seed=2)) if c.prompt == 2]
+
+
+def test_more_sequences_than_run_together() -> None:
+    """Over 64 rows the work is cut; nothing changes for those that come first."""
+    one = policy()
+    params = Sampling(max_tokens=3, seed=5)
+    prompts = [[3 + i % 50, 4, 5] for i in range(ROWS + 6)]
+    found = one.sample(prompts, params)
+    assert [c.prompt for c in found] == list(range(ROWS + 6))
+    for i in (0, ROWS - 1):
+        assert same(found[i], one.sample(prompts[:i + 1], params)[i])
+    assert len({tuple(c.tokens) for c in found}) > ROWS / 2
+
+
+@pytest.mark.parametrize("architecture", ["llama", "mistral", "qwen3_5"])
+def test_a_fork_equals_separate_prompts(architecture: str) -> None:
+    """The prompt computed once and forked four ways: the first sample is that of n = 1, the first two those of n = 2.
+
+    Greedy, all four are what the prompt gives four times alone.
+    """
+    one = policy(architecture)
+    params = Sampling(max_tokens=8, seed=7)
+    prompts = PROMPTS[:2]
+    four, two, single = (one.sample(prompts, replace(params, n=n)) for n in (4, 2, 1))
+    for i in range(len(prompts)):
+        assert same(four[4 * i], single[i])
+        assert all(same(a, b) for a, b in zip(four[4 * i:4 * i + 2], two[2 * i:2 * i + 2], strict=True))
+        assert len({tuple(c.tokens) for c in four[4 * i:4 * i + 4]}) == 4
+    greedy = replace(params, temperature=0.0)
+    forked, separate = one.sample(prompts[:1], replace(greedy, n=4)), one.sample(prompts[:1] * 4, greedy)
+    assert [c.prompt for c in forked] == [0] * 4
+    assert all(same(a, b) for a, b in zip(forked, separate, strict=True))
+
+
+def test_sampling_leaves_the_policy_as_it_was() -> None:
+    """Training mode, dropout off while sampling, and the forest afterwards."""
+    one, still = policy("gpt2", resid_pdrop=0.5), policy("gpt2")
+    forest = plant([(seq([5, 6, 7]), seq([5, 8]))])
+    before = one.score([forest])[0].logprob
+    one.model.network.train()
+    params = Sampling(max_tokens=6, seed=1)
+    assert one.sample(PROMPTS, params) == still.sample(PROMPTS, params)
+    assert one.model.network.training
+    assert torch.equal(one.score([forest])[0].logprob, before)
+
+
+# ---------------------------------------------------------------------------------------------- stop
+
+def test_a_stop_token_ends_a_completion_and_is_part_of_it() -> None:
+    """Greedy, with the third token of the first completion as stop: it ends there, as transformers does with that eos."""
+    one, stock = policy(), network("llama")
+    free = one.sample(PROMPTS[:1], Sampling(max_tokens=12, temperature=0))[0].tokens
+    stop = free[2]
+    assert stop not in free[:2] and len(free) == 12
+    (found,) = one.sample(PROMPTS[:1], Sampling(max_tokens=12, temperature=0, stop=(stop, 999)))
+    assert (found.tokens, found.finished, len(found.logprobs)) == (free[:3], True, 3)
+    ids = torch.tensor(PROMPTS[:1])
+    expected = stock.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=12, eos_token_id=stop,
+                              pad_token_id=0)
+    assert found.tokens == expected[0, ids.shape[1]:].tolist()
+
+
+def test_a_stop_token_at_the_last_place_counts_as_finished() -> None:
+    one = policy()
+    free = one.sample(PROMPTS[:1], Sampling(max_tokens=3, temperature=0))[0]
+    assert not free.finished
+    (found,) = one.sample(PROMPTS[:1], Sampling(max_tokens=3, temperature=0, stop=(free.tokens[2],)))
+    assert found.tokens == free.tokens and found.finished
+
+
+# ---------------------------------------------------------------------------------------------- draw
+
+# token 2 is the likeliest: p = 0.15, 0.3, 0.5, 0.05, out of order as they come from a model
+P = torch.tensor([[0.15, 0.3, 0.5, 0.05]], dtype=torch.float64)
+
+
+def drawn(uniform: float, **params: Any) -> tuple[int, float]:
+    token, logprob = draw(P.log(), torch.tensor([uniform], dtype=torch.float64), Sampling(**params))
+    return int(token), math.exp(float(logprob))
+
+
+@pytest.mark.parametrize(("params", "kept"), [
+    ({}, {2: 0.5, 1: 0.3, 0: 0.15, 3: 0.05}),
+    ({"top_k": 2}, {2: 5 / 8, 1: 3 / 8}),
+    ({"top_k": 1}, {2: 1.0}),
+    ({"top_k": 9}, {2: 0.5, 1: 0.3, 0: 0.15, 3: 0.05}),
+    ({"top_p": 0.4}, {2: 1.0}),
+    ({"top_p": 0.7}, {2: 5 / 8, 1: 3 / 8}),
+    ({"top_p": 0.9}, {2: 0.5 / 0.95, 1: 0.3 / 0.95, 0: 0.15 / 0.95}),
+    ({"top_p": 0.0}, {2: 1.0}),
+    # of the three that are kept, 0.5 / 0.95 is 0.53: two of them make 0.6
+    ({"top_k": 3, "top_p": 0.6}, {2: 5 / 8, 1: 3 / 8}),
+    # squares: 0.25, 0.09, 0.0225, 0.0025 of 0.365
+    ({"temperature": 0.5}, {2: 0.25 / 0.365, 1: 0.09 / 0.365, 0: 0.0225 / 0.365, 3: 0.0025 / 0.365}),
+    ({"temperature": 0.5, "top_p": 0.8}, {2: 25 / 34, 1: 9 / 34}),
+])
+def test_draw_by_hand(params: dict[str, Any], kept: dict[int, float]) -> None:
+    """Just below and above every edge of the cumulative distribution, and at both ends of [0, 1)."""
+    edge = 0.0
+    for token, p in kept.items():
+        for uniform in (edge + 1e-9, edge + p - 1e-9):
+            assert drawn(uniform, **params) == (token, pytest.approx(p, rel=1e-9))
+        edge += p
+    assert drawn(0.0, **params)[0] == 2
+    assert drawn(math.nextafter(1.0, 0.0), **params)[0] == list(kept)[-1]
+
+
+def test_temperature_zero_takes_the_likeliest_whatever_the_uniform() -> None:
+    assert [drawn(u, temperature=0) for u in (0.0, 0.5, 0.999)] == [(2, pytest.approx(0.5))] * 3
+
+
+def test_uniforms_spread_evenly_give_every_token_its_share() -> None:
+    """Of a thousand evenly spread uniforms, each token gets its probability to within one draw, in every row of a batch."""
+    n = 1000
+    logits = torch.randn(2, 30, generator=torch.Generator().manual_seed(0)).repeat_interleave(n, 0)
+    uniform = ((torch.arange(n) + 0.5) / n).double().repeat(2)
+    token, logprob = draw(logits, uniform, Sampling())
+    for row in (0, 1):
+        share = torch.bincount(token[row * n:(row + 1) * n], minlength=30) / n
+        p: Tensor = logits[row * n].double().softmax(-1)
+        assert float((share - p).abs().max()) <= 1 / n + 1e-9
+        torch.testing.assert_close(logprob[row * n:(row + 1) * n], p.log()[token[row * n:(row + 1) * n]])
+
+
+def test_frequencies_of_samples_are_the_models_probabilities() -> None:
+    """4000 first tokens from 4000 streams: χ² over the vocabulary stays below its 99.9 % bound, and the streams are even."""
+    one, n = policy(), 4000
+    found = one.sample([[5, 6, 7]], Sampling(max_tokens=1, n=n, seed=11))
+    with torch.no_grad():
+        p = network("llama")(input_ids=torch.tensor([[5, 6, 7]])).logits[0, -1].double().softmax(-1).numpy()
+    counts = np.bincount([c.tokens[0] for c in found], minlength=V)
+    rare = n * p < 5  # pooled, as the test asks
+    observed, expected = np.append(counts[~rare], counts[rare].sum()), np.append(n * p[~rare], n * p[rare].sum())
+    chi2, degrees = float(((observed - expected) ** 2 / expected).sum()), len(observed) - 1
+    assert degrees > 20
+    # Wilson-Hilferty: the 99.9 % point of χ²
+    assert chi2 < degrees * (1 - 2 / (9 * degrees) + 3.09 * math.sqrt(2 / (9 * degrees))) ** 3

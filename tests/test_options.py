@@ -1,0 +1,61 @@
+"""The options are a promise: every one, its type and its default are written down in tests/golden/options.txt."""
+
+from __future__ import annotations
+
+import types
+import typing
+from pathlib import Path
+from typing import Any
+
+from posttrain.cli.main import COMMANDS
+from posttrain.core.settings import Settings, leaves
+from posttrain.stages.sft import SftSettings
+
+GOLDEN = Path(__file__).parent / "golden" / "options.txt"
+SETTINGS: dict[str, type[Settings]] = {"sft": SftSettings}  # every command, and what its options are made from
+
+
+def spelled(annotation: Any) -> str:
+    """A type as one would write it."""
+    arguments = typing.get_args(annotation)
+    if isinstance(annotation, types.UnionType):
+        return " | ".join(map(spelled, arguments))
+    if typing.get_origin(annotation) is typing.Literal:
+        return "{" + ",".join(map(str, arguments)) + "}"
+    if arguments:
+        return f"{typing.get_origin(annotation).__name__}[{', '.join('...' if a is ... else spelled(a) for a in arguments)}]"
+    return "None" if annotation is type(None) else annotation.__name__
+
+
+def table() -> str:
+    """One line an option: command, option, type, default."""
+    lines = []
+    for command, settings in SETTINGS.items():
+        for leaf in leaves(settings):
+            option = f"--{leaf.name.replace('_', '-')}"
+            default = "required" if leaf.field.is_required() else repr(leaf.field.get_default(call_default_factory=True))
+            lines.append(f"{command}  {option:<28}{'switch' if leaf.switch else spelled(leaf.field.annotation):<36}{default}")
+    return "\n".join(lines) + "\n"
+
+
+def test_every_command_is_here() -> None:
+    assert SETTINGS.keys() == COMMANDS.keys()
+
+
+def test_the_options_are_what_was_promised() -> None:
+    promised, now = GOLDEN.read_text().splitlines(), table().splitlines()
+    gone, new = [x for x in promised if x not in now], [x for x in now if x not in promised]
+    assert promised == now, "\n".join([
+        "the options are no longer those in tests/golden/options.txt", *(f"  - {x}" for x in gone), *(f"  + {x}" for x in new),
+        "If that is what you want, write it down and say so in CHANGELOG.md:", "  python -m tests.test_options"])
+
+
+def test_every_option_says_what_it_is() -> None:
+    silent = [f"{command} {leaf.name}" for command, settings in SETTINGS.items() for leaf in leaves(settings)
+              if not leaf.field.description]
+    assert silent == []
+
+
+if __name__ == "__main__":
+    GOLDEN.write_text(table())
+    print(f"wrote {GOLDEN}")

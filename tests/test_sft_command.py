@@ -1,0 +1,314 @@
+"""`posttrain sft` end to end, in this process, on a model of thirty thousand parameters; checked with plain transformers."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import posttrain
+from posttrain.cli.main import main
+from posttrain.core.errors import ConfigError
+from posttrain.core.files import sha256_file, sha256_json
+from tests import making
+
+STEP = {"step", "epoch", "loss", "learning_rate", "grad_norm", "tokens", "targets", "sequences", "seconds", "tokens_per_second",
+        "memory_gib"}
+TRAIN = [{"prompt": f"{a}+{b}=", "completion": str(a + b)} for a in range(4) for b in range(5)]
+HELD = [{"prompt": f"{a}+{b}=", "completion": str(a + b)} for a in (4, 5) for b in range(4)]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A base model, its data, and a way to run the command on them."""
+
+    folder: Path
+    capfd: pytest.CaptureFixture[str]
+
+    @property
+    def base(self) -> Path:
+        return self.folder / "base"
+
+    def sft(self, out: Path, *more: str | Path, held: bool = True, data: Path | None = None) -> tuple[int, str, str]:
+        """Exit code, standard output, standard error."""
+        argv = ["sft", "--model", self.base, "--data", data or self.folder / "train.jsonl", "--out", out, "--batch-size", "20",
+                "--steps", "6", "--learning-rate", "0.01", "--device", "cpu"]
+        argv += ["--validation", self.folder / "held.jsonl"] if held else []
+        code = main([str(a) for a in (*argv, *more)])
+        said = self.capfd.readouterr()
+        return code, said.out, said.err
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bench")
+    making.model(folder / "base")
+    making.write(folder / "train.jsonl", TRAIN)
+    making.write(folder / "held.jsonl", HELD)
+    return folder
+
+
+@pytest.fixture
+def bench(folder: Path, capfd: pytest.CaptureFixture[str]) -> Bench:
+    return Bench(folder, capfd)
+
+
+@torch.no_grad()
+def logprobs(model: Any, rows: Sequence[dict[str, str]], words: Any) -> list[torch.Tensor]:
+    """Log-probabilities of each row's completion and end token: transformers alone, one row at a time."""
+    out = []
+    for row in rows:
+        start, ids = len(words(row["prompt"])["input_ids"]), words(row["prompt"] + row["completion"])["input_ids"]
+        ids = torch.tensor([[*ids, words.eos_token_id]])
+        scored = model(input_ids=ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
+        out.append(scored[start - 1:])
+    return out
+
+
+def nll(model: Path, rows: Sequence[dict[str, str]], weigh: Callable[[torch.Tensor], torch.Tensor] = torch.ones_like) -> float:
+    """Nats a target, over all targets."""
+    network, words = AutoModelForCausalLM.from_pretrained(model), AutoTokenizer.from_pretrained(model)
+    scored = torch.cat(logprobs(network.eval(), rows, words)).double()
+    return float(-(weigh(scored) * scored).sum() / len(scored))
+
+
+def log(run: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The steps and the validations of metrics.jsonl."""
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [r for r in records if "validation" not in r], [r for r in records if "validation" in r]
+
+
+def summary(run: Path) -> dict[str, Any]:
+    return json.loads((run / "summary.json").read_text())
+
+
+# ---------------------------------------------------------------------------------------------- the whole command
+
+def test_a_run_from_files_to_a_model_that_transformers_loads(bench: Bench, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    code, out, err = bench.sft(run, "--validate-every", "3")
+    assert code == 0, err
+    steps, validations = log(run)
+    tokens, targets = (sum(len(r["prompt"]) * k + len(r["completion"]) + 1 for r in TRAIN) for k in (1, 0))
+
+    assert all(set(r) == STEP for r in steps)
+    assert [r["step"] for r in steps] == [1, 2, 3, 4, 5, 6]
+    assert [r["step"] for r in validations] == [0, 3, 6]
+    assert [(r["tokens"], r["targets"], r["sequences"]) for r in steps] == [(tokens, targets, 20)] * 6
+    assert [r["epoch"] for r in steps] == [1, 2, 3, 4, 5, 6]
+    # one warm-up step at half the peak, then down a straight line
+    assert [r["learning_rate"] for r in steps] == pytest.approx([0.005, 0.01, 0.008, 0.006, 0.004, 0.002])
+    # the first batch is all the data, before any update: the base model's own loss
+    assert steps[0]["loss"] == pytest.approx(nll(bench.base, TRAIN), rel=1e-5)
+
+    found = summary(run)
+    assert found["held_out_before"]["loss"] == pytest.approx(nll(bench.base, HELD), rel=1e-5)
+    assert found["held_out"]["loss"] == pytest.approx(nll(run / "model", HELD), rel=1e-5)
+    assert found["held_out"]["loss"] < found["held_out_before"]["loss"] - 0.5
+    assert found["held_out"]["step"] == min(validations[1:], key=lambda r: r["validation"]["loss"])["step"]
+    assert (found["steps"], found["tokens"], found["targets"]) == (6, 6 * tokens, 6 * targets)
+    assert (found["rows"], found["sequences"], found["truncated"], found["dropped"]) == (20, 20, 0, {})
+    assert found["learning_rate"] == 0.01
+    assert found["model_sha256"] == sha256_json({"model.safetensors": sha256_file(run / "model" / "model.safetensors")})
+    assert sorted(p.name for p in run.iterdir()) == [".lock", "checkpoints", "metrics.jsonl", "model", "run.json", "summary.json"]
+
+    before, after = found["held_out_before"]["loss"], found["held_out"]["loss"]
+    assert f"{before:.4f}" in out and f"{after:.4f}" in out and f"model    {run / 'model'}\n" in out
+    assert "train.jsonl: 20 rows → 20 sequences" in err and "step 6/6" in err and "● held-out loss" in err
+
+
+def test_the_interval_of_held_out_loss(bench: Bench, tmp_path: Path) -> None:
+    """Sequences are the units: the delta method's standard error of a ratio of sums, by another formula."""
+    bench.sft(tmp_path / "run", "--steps", "1")
+    network, words = AutoModelForCausalLM.from_pretrained(bench.base), AutoTokenizer.from_pretrained(bench.base)
+    scored = [-x.double() for x in logprobs(network.eval(), HELD, words)]
+    s, n = torch.tensor([float(x.sum()) for x in scored]), torch.tensor([float(len(x)) for x in scored])
+    residual = s - s.sum() / n.sum() * n
+    error = math.sqrt(len(s) * float(residual.var())) / float(n.sum())
+    before = summary(tmp_path / "run")["held_out_before"]
+    assert before["interval"] == pytest.approx(1.96 * error, rel=1e-4)
+    assert (before["sequences"], before["targets"]) == (len(HELD), int(n.sum()))
+
+
+def test_python_and_command_line_are_the_same_run(bench: Bench, tmp_path: Path) -> None:
+    bench.sft(tmp_path / "a", held=False)
+    outcome = posttrain.sft(quiet=True, model=bench.base, data=bench.folder / "train.jsonl", out=tmp_path / "b", batch_size=20,
+                            steps=6, learning_rate=0.01, device="cpu")
+    assert bench.capfd.readouterr() == ("", "")
+    assert outcome.summary == summary(tmp_path / "b")
+    assert outcome.summary["model_sha256"] == summary(tmp_path / "a")["model_sha256"]
+    assert outcome.model == tmp_path / "b" / "model"
+    assert outcome.summary["held_out"] is None and outcome.summary["held_out_before"] is None
+    with pytest.raises(ConfigError, match="unknown setting 'learning_rat'") as caught:
+        posttrain.sft(model=bench.base, data="x.jsonl", out=tmp_path / "c", learning_rat=1)
+    assert caught.value.cure == "did you mean 'learning_rate'?"
+
+
+# ---------------------------------------------------------------------------------------------- the same command again
+
+def test_the_same_command_says_finished_and_touches_nothing(bench: Bench, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    bench.sft(run)
+    before = {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in run.rglob("*") if p.is_file() and p.name != ".lock"}
+    for more in ([], ["--checkpoint-keep", "1", "--checkpoint-every", "5"]):  # how often to save is no part of what a run is
+        code, out, err = bench.sft(run, *more)
+        assert code == 0
+        assert err == f"finished  {run} already holds this run; nothing to do\n"
+        assert f"{summary(run)['held_out']['loss']:.4f}" in out
+    assert {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in before} == before
+
+
+@pytest.mark.parametrize(("more", "said"), [
+    (["--learning-rate", "0.02"], "optimiser.learning_rate was 0.01, is 0.02"),
+    (["--method", "dft"], "method was nll, is dft"),
+    (["--steps", "7"], "steps was 6, is 7"),
+    (["--lora"], "lora was None, is {"),
+])
+def test_another_run_in_the_same_folder_is_refused(bench: Bench, tmp_path: Path, more: list[str], said: str) -> None:
+    bench.sft(tmp_path / "run", "--steps", "6")
+    code, out, err = bench.sft(tmp_path / "run", *more)
+    assert (code, out) == (2, "")
+    assert f"holds another run; different: {said}" in err
+    assert "cure:  choose another --out" in err
+
+
+def test_changed_data_or_model_is_another_run(bench: Bench, tmp_path: Path) -> None:
+    data = making.write(tmp_path / "train.jsonl", TRAIN)
+    bench.sft(tmp_path / "run", data=data)
+    making.write(data, [*TRAIN[:-1], {"prompt": "3+4=", "completion": "8"}])
+    code, _, err = bench.sft(tmp_path / "run", data=data)
+    assert (code, f"data_sha256.{data} was" in err) == (2, True)
+    making.write(data, TRAIN)
+    other = making.model(tmp_path / "other", seed=1)
+    code, _, err = bench.sft(tmp_path / "run", "--model", other, data=data)
+    assert (code, "model_sha256 was" in err) == (2, True)
+
+
+# ---------------------------------------------------------------------------------------------- methods and switches
+
+def test_dft_weighs_each_token_by_its_probability(bench: Bench, tmp_path: Path) -> None:
+    assert bench.sft(tmp_path / "run", "--method", "dft")[0] == 0
+    steps, _ = log(tmp_path / "run")
+    assert steps[0]["loss"] == pytest.approx(nll(bench.base, TRAIN, torch.exp), rel=1e-5)
+    assert steps[-1]["loss"] != pytest.approx(steps[0]["loss"], rel=0.05)
+    after = summary(tmp_path / "run")["held_out"]  # held-out loss is always the plain one
+    assert after["loss"] == pytest.approx(nll(tmp_path / "run" / "model", HELD), rel=1e-5)
+
+
+def test_neftune_adds_noise_in_training_only_and_the_same_noise_again(bench: Bench, tmp_path: Path) -> None:
+    runs = {name: tmp_path / name for name in ("plain", "one", "two", "other seed")}
+    bench.sft(runs["plain"])
+    for name in ("one", "two"):
+        assert bench.sft(runs[name], "--neftune", "5")[0] == 0
+    bench.sft(runs["other seed"], "--neftune", "5", "--seed", "1")
+    first = {name: log(run)[0][0]["loss"] for name, run in runs.items()}
+    assert first["one"] == first["two"]
+    assert summary(runs["one"])["model_sha256"] == summary(runs["two"])["model_sha256"] != summary(runs["plain"])["model_sha256"]
+    assert 1e-5 < abs(first["one"] - first["plain"]) < 1.0
+    assert first["one"] != first["other seed"]
+    assert summary(runs["one"])["held_out_before"] == summary(runs["plain"])["held_out_before"]
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft, asked directly
+def test_lora_trains_adapters_and_exports_them_merged_and_alone(bench: Bench, tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    run = tmp_path / "run"
+    before = sha256_file(bench.base / "model.safetensors")
+    code, _, err = bench.sft(run, "--lora-rank", "4", "--learning-rate", "0.03")
+    assert code == 0, err
+    assert sha256_file(bench.base / "model.safetensors") == before
+    found = summary(run)
+    assert found["held_out_before"]["loss"] == pytest.approx(nll(bench.base, HELD), rel=1e-5)  # adapters start as nothing
+    assert found["held_out"]["loss"] < found["held_out_before"]["loss"] - 0.1
+    assert found["held_out"]["loss"] == pytest.approx(nll(run / "model", HELD), rel=1e-4)
+    assert json.loads((run / "adapter" / "base.json").read_text()) == {
+        "base": str(bench.base), "base_sha256": found["base_sha256"]}
+    merged = AutoModelForCausalLM.from_pretrained(run / "model").eval()
+    beside = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(bench.base), run / "adapter").eval()
+    ids = torch.arange(2, 40)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(merged(ids).logits, beside(ids).logits, rtol=1e-4, atol=1e-4)
+    # rank 4 on the seven linear layers of two blocks: 4·(rows + columns) each
+    sizes = 2 * sum(4 * (a + b) for a, b in [(32, 32), (32, 16), (32, 16), (32, 32), (32, 64), (32, 64), (64, 32)])
+    assert f"{sizes / 1e6:.2f} M trained" in err
+
+
+def test_patience_stops_and_the_best_step_is_exported(bench: Bench, tmp_path: Path) -> None:
+    """A rate far too high: held-out loss gets worse, and two validations in a row without a better one are enough."""
+    found = {}
+    for name, more in (("best", []), ("last", ["--no-keep-best"])):
+        code, _, err = bench.sft(tmp_path / name, "--steps", "30", "--learning-rate", "0.3", "--schedule", "constant",
+                                 "--warmup", "0.2", "--validate-every", "1", "--patience", "2", *more)
+        assert code == 0, err
+        assert "stopped early: 2 validations without a better one" in err
+        found[name] = summary(tmp_path / name)
+    _, validations = log(tmp_path / "best")
+    losses = [r["validation"]["loss"] for r in validations][1:]
+    best = min(range(len(losses)), key=losses.__getitem__)
+    assert len(losses) == found["best"]["steps"] == best + 1 + 2 < 30
+    assert found["best"]["held_out"]["step"] == best + 1
+    assert found["best"]["held_out"]["loss"] == losses[best]
+    assert nll(tmp_path / "best" / "model", HELD) == pytest.approx(losses[best], rel=1e-4)
+    assert nll(tmp_path / "last" / "model", HELD) == pytest.approx(losses[-1], rel=1e-4)
+    assert losses[-1] > losses[best]
+
+
+@pytest.mark.parametrize("more", [["--activation-checkpointing"], ["--budget", "16"]], ids=lambda m: m[0])
+def test_what_saves_memory_changes_no_number(bench: Bench, tmp_path: Path, more: list[str]) -> None:
+    bench.sft(tmp_path / "plain")
+    assert bench.sft(tmp_path / "saving", *more)[0] == 0
+    plain, saving = ([*(r["loss"] for r in log(tmp_path / name)[0]), summary(tmp_path / name)["held_out"]["loss"]]
+                     for name in ("plain", "saving"))
+    assert saving == pytest.approx(plain, rel=1e-4)
+
+
+def test_epochs_become_steps(bench: Bench, tmp_path: Path) -> None:
+    argv = ["sft", "--model", str(bench.base), "--data", str(bench.folder / "train.jsonl"), "--out", str(tmp_path / "run"),
+            "--epochs", "1.5", "--batch-size", "8"]
+    assert main(argv) == 0
+    steps, _ = log(tmp_path / "run")
+    assert [r["sequences"] for r in steps] == [8, 8, 4, 8, 8]  # three batches an epoch, the last smaller; half an epoch is two
+    assert [r["epoch"] for r in steps] == pytest.approx([1 / 3, 2 / 3, 1, 4 / 3, 5 / 3], abs=1e-4)
+
+
+# ---------------------------------------------------------------------------------------------- what is refused
+
+@pytest.mark.parametrize(("more", "what", "cure"), [
+    (["--max-length", "65"], "--max-length 65 is more than the 64 positions the model knows", "give --max-length 64 or less"),
+    (["--budget", "4"], "a sequence of 6 tokens does not fit the budget of 4 tokens",
+     "lower --max-length to 4, or raise --budget to 6"),
+    (["--data", "none.jsonl"], "there is no file none.jsonl", "check the path"),
+    (["--model", "./none"], "./none is not a model folder", "point --model at a Hugging Face model folder or a hub id"),
+    (["--columns", "prompt=question"], "train.jsonl:1: there is no column 'question'", None),
+    (["--lora-targets", "q_prj"], "--lora-targets q_prj", "name modules as the model does, for example q_proj v_proj"),
+    (["--groups", "embd=0"], "--groups: 'embd' matches no parameter", None),
+    (["--device", "cuda"], "there is no GPU here that torch can use", "leave --device out, or install torch with CUDA"),
+], ids=lambda v: " ".join(v) if isinstance(v, list) else "")
+def test_what_cannot_work_ends_with_code_2_and_a_cure(bench: Bench, tmp_path: Path, more: list[str], what: str,
+                                                      cure: str | None) -> None:
+    if more == ["--device", "cuda"] and torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    code, out, err = bench.sft(tmp_path / "run", *more)
+    assert (code, out) == (2, ""), err
+    error, told = err.split("error: ")[1].split("\ncure:  ")
+    assert what in error
+    assert cure is None or told.strip() == cure
+    assert not (tmp_path / "run" / "summary.json").exists()
+
+
+def test_rows_longer_than_the_model_are_cut_and_counted(bench: Bench, tmp_path: Path) -> None:
+    data = making.write(tmp_path / "long.jsonl.gz", [*TRAIN, {"text": "x" * 100}, {"prompt": "y" * 80, "completion": "z"}])
+    code, _, err = bench.sft(tmp_path / "run", data=data)
+    assert code == 0
+    found = summary(tmp_path / "run")
+    assert (found["rows"], found["sequences"], found["truncated"]) == (22, 21, 1)
+    assert found["dropped"] == {"the prompt alone fills 64 tokens": 1}
+    assert "21 sequences" in err and "1 cut at the end, 1 dropped: the prompt alone fills 64 tokens" in err
