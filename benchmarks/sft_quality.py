@@ -2,9 +2,9 @@
 
     python benchmarks/sft_quality.py --shared PATH
 
-Each task runs the command line as a user would, from the 28 M-parameter base. Afterwards base and result are loaded from their
-folders and scored on the same held-out rows, so that the difference is paired: its interval has the sequences as units, and is
-far narrower than two separate ones. That the result scores what the run itself reported shows that the export is faithful.
+The command line runs as a user would run it, once a corpus, from the 28 M-parameter base. Then base and result are loaded from
+their folders and scored on the same held-out rows, so that the difference is paired: its interval has the sequences as units,
+and is narrower than those of two separate means. A result that scores what the run itself reported was exported faithfully.
 
 GSM8K's test file is for evaluation only: the held-out rows are a seeded slice of its training file, taken out of training. Both
 splits are written into the run's folder. Also here: a real small model scored beside plain transformers.
@@ -21,6 +21,7 @@ import math
 import os
 import random
 import shlex
+import sys
 import time
 from dataclasses import dataclass
 from itertools import islice
@@ -35,7 +36,7 @@ BASE, SMALL, STORIES = "models/base-28m", "models/stories260K", "text/children_s
 
 
 @dataclass(frozen=True)
-class Task:
+class Corpus:
     """A data set and the options that read it; steps so that a run takes about six minutes on two cores."""
 
     train: str
@@ -45,9 +46,9 @@ class Task:
     steps: int
 
 
-TASKS = {
-    "dolly": Task("demonstrations/dolly_train.jsonl.gz", "demonstrations/dolly_valid.jsonl.gz", "{prompt}\n\n", {}, 120),
-    "gsm8k": Task("math/gsm8k_train.jsonl.gz", None, "{prompt}\n", {"prompt": "question", "completion": "answer"}, 100),
+CORPORA = {
+    "dolly": Corpus("demonstrations/dolly_train.jsonl.gz", "demonstrations/dolly_valid.jsonl.gz", "{prompt}\n\n", {}, 120),
+    "gsm8k": Corpus("math/gsm8k_train.jsonl.gz", None, "{prompt}\n", {"prompt": "question", "completion": "answer"}, 100),
 }
 # the base was pretrained with 512 tokens of context
 OPTIONS = {"batch-size": 16, "learning-rate": 3e-4, "schedule": "cosine", "max-length": 512, "seed": SEED}
@@ -65,7 +66,7 @@ def split(source: Path, folder: Path) -> tuple[Path, Path]:
     return paths
 
 
-def score(model: Path, rows: Path, task: Task) -> tuple[list[float], list[int]]:
+def score(model: Path, rows: Path, corpus: Corpus) -> tuple[list[float], list[int]]:
     """Summed loss (nats) and number of targets of every held-out sequence, in file order."""
     from posttrain.data.demonstrations import tokenise
     from posttrain.data.forest import forests
@@ -73,7 +74,8 @@ def score(model: Path, rows: Path, task: Task) -> tuple[list[float], list[int]]:
     from posttrain.engine.policy import Policy
 
     policy = Policy.load(model)
-    found = tokenise(read(rows), policy.tokenizer, columns=task.columns, template=task.template, max_length=OPTIONS["max-length"])
+    found = tokenise(read(rows), policy.tokenizer, columns=corpus.columns, template=corpus.template,
+                     max_length=OPTIONS["max-length"])
     sums, counts = [0.0] * len(found.sequences), [s.targets for s in found.sequences]
     for forest in forests([(s,) for s in found.sequences], 4096, shared=policy.model.mode == "forest"):
         (scores,) = policy.score([forest])
@@ -90,18 +92,18 @@ def per_target(sums: list[float], counts: list[int]) -> dict[str, float]:
     return {"mean": mean, "interval": 1.96 * math.sqrt(spread) / targets}
 
 
-def run(name: str, task: Task, shared: Path, folder: Path, steps: int | None) -> dict[str, Any]:
+def run(name: str, corpus: Corpus, shared: Path, folder: Path, steps: int | None) -> dict[str, Any]:
     """Train, then score base and result on the held-out rows."""
     from posttrain.cli.main import main as posttrain
 
-    train, held = shared / task.train, shared / (task.held_out or "")
-    if task.held_out is None:
-        train, held = split(shared / task.train, folder / "data")
+    train, held = shared / corpus.train, shared / (corpus.held_out or "")
+    if corpus.held_out is None:
+        train, held = split(shared / corpus.train, folder / "data")
     argv = ["sft", "--model", path(shared / BASE), "--data", path(train), "--validation", path(held), "--out", path(folder),
-            "--prompt-template", task.template, "--steps", str(steps or task.steps),
-            "--validate-every", str(steps or task.steps)]
-    if task.columns:
-        argv += ["--columns", *(f"{ours}={theirs}" for ours, theirs in task.columns.items())]
+            "--prompt-template", corpus.template, "--steps", str(steps or corpus.steps),
+            "--validate-every", str(steps or corpus.steps)]
+    if corpus.columns:
+        argv += ["--columns", *(f"{ours}={theirs}" for ours, theirs in corpus.columns.items())]
     argv += [part for option, value in OPTIONS.items() for part in (f"--{option}", str(value))]
     print(f"\n$ posttrain {shlex.join(argv)}", flush=True)
     began = time.perf_counter()
@@ -109,8 +111,8 @@ def run(name: str, task: Task, shared: Path, folder: Path, steps: int | None) ->
         raise SystemExit(f"posttrain sft ended with code {code}")
     seconds = time.perf_counter() - began
     summary = json.loads((folder / "summary.json").read_text())
-    before, counts = score(shared / BASE, held, task)
-    after, again = score(folder / "model", held, task)
+    before, counts = score(shared / BASE, held, corpus)
+    after, again = score(folder / "model", held, corpus)
     assert counts == again, "base and result must be scored on the same targets"
     losses = {"before": per_target(before, counts), "after": per_target(after, counts),
               "paired_difference": per_target([a - b for a, b in zip(after, before, strict=True)], counts)}
@@ -125,72 +127,89 @@ def path(of: Path) -> str:
 
 
 def small_model(shared: Path) -> dict[str, Any]:
-    """A trained 260 k-parameter model: our log-probabilities of real sentences beside plain transformers' eager ones."""
+    """A trained 260 k-parameter model: our log-probabilities of real text beside those of plain transformers, run eagerly text by
+    text. In float32 both round, transformers too; float64 shows how much of the difference is only that."""
     import torch
+    import transformers
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from posttrain.data.forest import Sequence, forests
     from posttrain.engine.policy import Policy
 
+    transformers.utils.logging.disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(shared / SMALL)
-    plain = AutoModelForCausalLM.from_pretrained(shared / SMALL, dtype=torch.float32, attn_implementation="eager")
     with gzip.open(shared / STORIES, "rt") as file:
         texts = [" ".join(json.loads(line)["text"].split())[:600] for line in islice(file, 20)]
     ids = [torch.tensor(tokenizer(text)["input_ids"]) for text in texts]
-    policy = Policy.load(shared / SMALL)
-    trees = [(Sequence(i.numpy(), torch.ones(len(i), dtype=torch.bool).numpy()),) for i in ids]
-    largest, total = 0.0, 0.0
-    for forest in forests(trees, 2048):
-        (scores,) = policy.score([forest])
-        for leaf, number in enumerate(forest.sequence.tolist()):
-            with torch.no_grad():
-                logits = plain(ids[number][None]).logits[0, :-1]
-            expected = logits.log_softmax(-1).gather(1, ids[number][1:, None])[:, 0]
-            largest = max(largest, float((scores.logprob[scores.leaf == leaf] - expected).abs().max()))
-            total -= float(expected.sum())
-    targets = sum(len(i) - 1 for i in ids)
-    return {"sentences_from": STORIES, "texts": len(texts), "targets": targets, "loss": total / targets,
-            "largest_difference": largest}
+    packed = forests([(Sequence(i.numpy(), torch.ones(len(i), dtype=torch.bool).numpy()),) for i in ids], 2048)
+    plain = AutoModelForCausalLM.from_pretrained(shared / SMALL, dtype=torch.float32, attn_implementation="eager")
+    policy = Policy.load(shared / SMALL, device="cpu")
+
+    @torch.no_grad()
+    def both() -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-probabilities of all texts: ours, and plain transformers'."""
+        ours, theirs = [], []
+        for forest in packed:
+            ours.append(policy.score([forest])[0].logprob)
+            for number in forest.sequence.tolist():
+                logprobs = plain(ids[number][None]).logits[0, :-1].log_softmax(-1)
+                theirs.append(logprobs.gather(1, ids[number][1:, None])[:, 0])
+        return torch.cat(ours), torch.cat(theirs)
+
+    ours, theirs = both()
+    plain.double()
+    policy.model.network.double()
+    exact_ours, exact_theirs = both()
+    return {"text": STORIES, "texts": len(texts), "targets": len(ours), "loss": -float(exact_theirs.mean()),
+            "largest_difference_float32": float((ours - theirs).abs().max()),
+            "largest_difference_float64": float((exact_ours - exact_theirs).abs().max()),
+            "transformers_float32_from_float64": float((theirs - exact_theirs).abs().max()),
+            "ours_float32_from_float64": float((ours - exact_theirs).abs().max())}
 
 
 def show(result: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, width=110 if not sys.stdout.isatty() else None)
     table = Table(title="held-out loss of the 28 M base, nats a target (95 % interval)", title_justify="left")
     for column in ("", "n", "before", "after", "paired difference", "improved"):
         table.add_column(column, justify="left" if not column else "right")
-    for name, one in result["tasks"].items():
+    for name, one in result["corpora"].items():
         cells = [f"{loss['mean']:+.4f} ± {loss['interval']:.4f}" for loss in one["losses"].values()]
         improved = f"{one['sequences_improved']:.0%}"
         table.add_row(name, str(one["sequences"]), *(c.lstrip("+") for c in cells[:2]), cells[2], improved)
     console.print(table)
-    for name, one in result["tasks"].items():
-        console.print(f"{name}: {one['summary']['steps']} steps in {one['seconds']:.0f} s; the exported model's loss differs "
-                      f"from the run's own report by {abs(one['reported_minus_reloaded']):.1e}")
+    for name, one in result["corpora"].items():
+        console.print(f"{name}: {one['summary']['steps']} steps, {one['seconds']:.0f} s with validation; the exported model's "
+                      f"loss differs from the run's own report by {abs(one['reported_minus_reloaded']):.1e}")
     small = result["small_model"]
-    console.print(f"stories260K: {small['targets']:,} real tokens, loss {small['loss']:.3f}; log-probabilities at most "
-                  f"{small['largest_difference']:.1e} from plain transformers'")
+    console.print(
+        f"stories260K, {small['targets']:,} real tokens, loss {small['loss']:.3f}: log-probabilities differ from plain "
+        f"transformers' by at most {small['largest_difference_float32']:.1e} in float32 (transformers' own are "
+        f"{small['transformers_float32_from_float64']:.1e} from float64, ours {small['ours_float32_from_float64']:.1e}), "
+        f"{small['largest_difference_float64']:.1e} in float64")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shared", type=Path, default=ROOT / ".." / "shared" / "data", help="the data folder [../shared/data]")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "sft-quality", help="run folders [runs/sft-quality]")
-    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS), help="which to run [all]")
-    parser.add_argument("--steps", type=int, help="optimiser steps, instead of each task's own")
+    parser.add_argument("--corpora", nargs="+", choices=CORPORA, default=list(CORPORA), help="which to run [all]")
+    parser.add_argument("--steps", type=int, help="optimiser steps, instead of each corpus's own")
     parser.add_argument("--out", type=Path, help="result file [benchmarks/results/DATE-sft-quality.json]")
     a = parser.parse_args()
     shared = a.shared.resolve()
-    needed = [BASE, SMALL, STORIES, *(f for name in a.tasks for f in (TASKS[name].train, TASKS[name].held_out) if f)]
+    needed = [BASE, SMALL, STORIES, *(f for name in a.corpora for f in (CORPORA[name].train, CORPORA[name].held_out) if f)]
     if missing := [name for name in needed if not (shared / name).exists()]:
         raise SystemExit(f"{path(shared)} has no {missing[0]}. Give the folder that holds models/, demonstrations/, math/ and "
                          "text/ with --shared.")
-    result = {**record.header("posttrain", "torch", "transformers", "tokenizers"), "tasks": {},
+    if finished := [name for name in a.corpora if (a.runs / name / "summary.json").exists()]:
+        raise SystemExit(f"{path(a.runs / finished[0])} holds a finished run, maybe of older code. Delete it, or give --runs.")
+    result = {**record.header("posttrain", "torch", "transformers", "tokenizers"), "corpora": {},
               "small_model": small_model(shared)}
-    for name in a.tasks:
-        result["tasks"][name] = run(name, TASKS[name], shared, a.runs.resolve() / name, a.steps)
+    for name in a.corpora:
+        result["corpora"][name] = run(name, CORPORA[name], shared, a.runs.resolve() / name, a.steps)
     show(result)
     record.write(result, a.out or record.RESULTS / f"{result['date']}-sft-quality.json")
 

@@ -88,7 +88,7 @@ def show_answers(rows: list[dict[str, str]], before: list[str], after: list[str]
         for i in [i for i, row in enumerate(rows) if row["skill"] == skill][:2]:
             right = after[i] == rows[i]["completion"]
             babble = "".join(c if c.isprintable() and c != "\ufffd" else "·" for c in before[i])
-            table.add_row(rows[i]["prompt"], Text(babble[:14] + "…" if len(babble) > 15 else babble, "dim"),
+            table.add_row(rows[i]["prompt"], Text(babble[:10] + "…" if len(babble) > 11 else babble, "dim"),
                           Text(after[i]), Text("✓", "green") if right else Text(f"✗ {rows[i]['completion']}", "red"))
     console.print(table)
 

@@ -198,6 +198,13 @@ def test_one_sequence_over_budget_is_an_error_with_a_cure() -> None:
     assert caught.value.cure == "lower --max-length to 4, or raise --budget to 5"
 
 
+def test_forests_keep_pairs_together() -> None:
+    """Two pairs on one prompt over budget: the halves of a pair meet in one forest, though three answers would fit."""
+    batch = forests([GROUP], 10, together=2)
+    assert [f.sequence.tolist() for f in batch] == [[0, 1], [2, 3]]
+    assert [f.sequence.tolist() for f in forests([GROUP], 10)] == [[0, 1, 2], [3]]
+
+
 @settings(derandomize=True, deadline=None, max_examples=100)
 @given(st.lists(trees(), min_size=1, max_size=4), st.integers(0, 40), st.booleans())
 def test_forests_hold_every_sequence_once_under_budget(planted: list[Tree], more: int, shared: bool) -> None:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from posttrain.engine.head import Head, additive, cross_entropy, logprobs, rows
+from posttrain.engine.head import Head, additive, assess, cross_entropy, logprobs, rows
 
 N, D, VOCABULARY, CHUNK = 11, 5, 13, 3  # the last chunk is not full
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -80,6 +80,21 @@ def test_logprobs_by_hand() -> None:
     assert logprob.exp().tolist() == pytest.approx([0.25, 0.75])
     assert entropy.tolist() == pytest.approx([2 * math.log(2) - 0.75 * math.log(3)] * 2)
     assert logprobs(head, hidden, target, temperature=0.5)[0].exp().tolist() == pytest.approx([0.1, 0.9])
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_assessments_are_those_of_the_whole_matrix(variant: str) -> None:
+    """Log-probability, entropy and whether the target is the likeliest, which every second one is here by design."""
+    head, hidden, target = make(variant)
+    with torch.no_grad():
+        logp = (plain_logits(head, hidden) / 0.7).log_softmax(-1)
+    target = torch.where(torch.arange(N) % 2 == 0, logp.argmax(-1), target)
+    logprob, entropy, correct = assess(head, hidden, target, temperature=0.7)
+    torch.testing.assert_close(logprob, logp.gather(1, target[:, None])[:, 0], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(entropy, -(logp.exp() * logp).sum(-1), rtol=1e-12, atol=1e-12)
+    assert correct.tolist() == (logp.argmax(-1) == target).tolist()
+    assert {*correct.tolist()} == {True, False}
+    assert not logprob.requires_grad and not entropy.requires_grad
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -232,6 +247,12 @@ def test_no_tensor_is_larger_than_a_chunk(computation: str, variant: str) -> Non
     with at_most(elements):
         COMPUTATIONS[computation](head, hidden, target).backward()
     assert hidden.grad is not None and head.weight.grad is not None
+
+
+def test_no_tensor_of_an_assessment_is_larger_than_a_chunk() -> None:
+    head, hidden, target, elements = large("all")
+    with at_most(elements):
+        assess(head, hidden, target, temperature=0.7)
 
 
 def test_the_plain_computation_is_caught() -> None:

@@ -141,6 +141,14 @@ def test_a_scale_that_the_config_does_not_name_is_refused() -> None:
         Model(refused)
 
 
+def test_state_that_no_config_names_is_refused_as_what_it_is() -> None:
+    """The same frequencies under a config that does not say so: a short sequence resets them, so only another order shows it."""
+    net = network("dynamic", max_position_embeddings=17)
+    net.config.rope_parameters["rope_type"] = "default"
+    with pytest.raises(ModelError, match="its answers depend on what ran before"):
+        Model(net)
+
+
 def test_noise_outside_training_is_refused_as_what_it_is() -> None:
     """Dropout that eval() does not turn off: the answers change from call to call, and the message does not blame the head."""
     net = network("llama")

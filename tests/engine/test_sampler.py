@@ -107,6 +107,14 @@ def test_more_sequences_than_run_together() -> None:
     assert len({tuple(c.tokens) for c in found}) > ROWS / 2
 
 
+def test_equal_prompts_draw_from_streams_of_their_own() -> None:
+    """The same prompt given eight times, or once for eight samples: eight different completions, from one seed."""
+    one = policy()
+    params = Sampling(max_tokens=8, seed=2)
+    for found in (one.sample(PROMPTS[:1] * 8, params), one.sample(PROMPTS[:1], replace(params, n=8))):
+        assert len({tuple(c.tokens) for c in found}) == 8
+
+
 @pytest.mark.parametrize("architecture", ["llama", "mistral", "qwen3_5"])
 def test_a_fork_equals_separate_prompts(architecture: str) -> None:
     """The prompt computed once and forked four ways: the first sample is that of n = 1, the first two those of n = 2.
@@ -196,8 +204,25 @@ def test_draw_by_hand(params: dict[str, Any], kept: dict[int, float]) -> None:
         for uniform in (edge + 1e-9, edge + p - 1e-9):
             assert drawn(uniform, **params) == (token, pytest.approx(p, rel=1e-9))
         edge += p
-    assert drawn(0.0, **params)[0] == 2
+    assert drawn(0.0, **params)[0] == 2  # [0, 1) is closed below: an uniform on an edge belongs to the token above it
     assert drawn(math.nextafter(1.0, 0.0), **params)[0] == list(kept)[-1]
+
+
+def test_an_edge_belongs_to_the_token_above_it() -> None:
+    """Two tokens of exactly ½: uniforms in [0, ½) draw the first, those in [½, 1) the second; ½ itself is the second's."""
+    uniform = torch.tensor([0.0, 0.499, 0.5, 0.999], dtype=torch.float64)
+    token, _ = draw(torch.tensor([[1.0, 1.0]]).expand(4, 2), uniform, Sampling())
+    assert token.tolist() == [token[0], token[0], 1 - token[0], 1 - token[0]]
+
+
+def test_rounding_never_reaches_a_token_that_was_cut_off() -> None:
+    """Sums of many rounded shares end a little below 1 or above it; the last kept token takes what is left."""
+    rng = torch.Generator().manual_seed(0)
+    logits = torch.randn(3000, 50, generator=rng)
+    token, logprob = draw(logits, torch.full((3000,), math.nextafter(1.0, 0.0), dtype=torch.float64), Sampling(top_k=7))
+    seventh = logits.topk(7).indices[:, -1]
+    assert torch.equal(token, seventh)
+    assert torch.isfinite(logprob).all()
 
 
 def test_temperature_zero_takes_the_likeliest_whatever_the_uniform() -> None:

@@ -112,7 +112,7 @@ def table(request: pytest.FixtureRequest) -> Iterator[list[tuple[str, float, flo
         print("\n".join(lines))
 
 
-def trl(model: Any, rows: Rows, out: Path, tokenizer: Any = None, **settings: Any) -> SFTTrainer:
+def trl_trainer(model: Any, rows: Rows, out: Path, tokenizer: Any = None, **settings: Any) -> SFTTrainer:
     """TRL's trainer in float32 on the CPU; every other setting is its default unless given."""
     args = SFTConfig(output_dir=str(out), bf16=False, use_cpu=True, gradient_checkpointing=False, report_to="none",
                      optim="adamw_torch", save_strategy="no", disable_tqdm=True, logging_steps=1,
@@ -167,7 +167,7 @@ def farthest(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
 def test_a_batch_has_trls_loss_and_gradients(folder: Path, kind: str, method: str, packed: bool, tmp_path: Path,
                                              table: list[tuple[str, float, float]]) -> None:
     rows = ROWS[kind](16)
-    trainer = trl(str(folder), rows, tmp_path, loss_type=method, packing=packed, max_length=96 if packed else 64)
+    trainer = trl_trainer(str(folder), rows, tmp_path, loss_type=method, packing=packed, max_length=96 if packed else 64)
     policy = Policy.load(folder, device="cpu")
     known = Lookup(ours(rows, policy.tokenizer).sequences)
     seen = 0
@@ -193,7 +193,7 @@ def test_a_batch_has_trls_loss_and_gradients(folder: Path, kind: str, method: st
 def test_twenty_steps_have_trls_losses(folder: Path, method: str, clip: float, tmp_path: Path,
                                        table: list[tuple[str, float, float]]) -> None:
     steps, rows = 20, prompt_rows(40)
-    trainer = trl(str(folder), rows, tmp_path, loss_type=method, max_steps=steps, learning_rate=2e-3, warmup_steps=0,
+    trainer = trl_trainer(str(folder), rows, tmp_path, loss_type=method, max_steps=steps, learning_rate=2e-3, warmup_steps=0,
                   lr_scheduler_type="linear", adam_beta1=0.9, adam_beta2=0.95, weight_decay=0.1, max_grad_norm=clip)
     batches, losses = [], []
     inner = trainer.training_step
@@ -247,7 +247,7 @@ def test_warm_up_differs_trls_first_step_has_no_rate() -> None:
 def prepared(rows: Rows, tokenizer: Any, out: Path, **settings: Any) -> list[tuple[list[int], list[bool]]]:
     """(tokens, which are trained) as TRL's data preparation makes them. Position 0 is never predicted, whatever its label."""
     torch.manual_seed(0)
-    trainer = trl(LlamaForCausalLM(LlamaConfig(**SHAPE)), rows, out, tokenizer, **settings)
+    trainer = trl_trainer(LlamaForCausalLM(LlamaConfig(**SHAPE)), rows, out, tokenizer, **settings)
     return [(r["input_ids"], [False, *(label != -100 for label in r["labels"][1:])]) for r in trainer.train_dataset]
 
 

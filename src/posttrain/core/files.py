@@ -104,12 +104,13 @@ def lock(folder: Path) -> Iterator[None]:
     Raises:
         PosttrainError: another process holds it; the message names its process id.
     """
+    path = folder / ".lock"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = open(folder / ".lock", "a+")  # noqa: SIM115 - held until the run ends
+        file = open(path, "a+")  # noqa: SIM115 - held until the run ends
     except OSError as error:
         raise write_error(error, folder) from error
-    try:
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -119,9 +120,13 @@ def lock(folder: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
-        yield
-    finally:
-        file.close()
+        try:
+            yield
+        except BaseException:
+            if [p.name for p in folder.iterdir()] == [path.name]:  # nothing was written: leave nothing behind
+                path.unlink()
+                folder.rmdir()
+            raise
 
 
 _REASONS = {

@@ -115,7 +115,7 @@ def _encode(prompts: list[str], completions: list[str], tokenizer: Any) -> tuple
     joint = tokenizer([p + c for p, c in zip(prompts, completions, strict=True)], **quiet)["input_ids"]
     alone = tokenizer(prompts, **quiet)["input_ids"]
     end = tokenizer.eos_token_id
-    if tokenizer("a", **quiet)["input_ids"][-1] == end:  # it ends every text, prompts too; a sequence ends once
+    if tokenizer("a", **quiet)["input_ids"][-1:] == [end]:  # it ends every text, prompts too; a sequence ends once
         joint, alone = [j[:-1] for j in joint], [a[:-1] for a in alone]
     apart = [i for i, (a, j) in enumerate(zip(alone, joint, strict=True)) if prompts[i] and j[:len(a)] != a]
     if apart:

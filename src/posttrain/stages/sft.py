@@ -24,6 +24,7 @@ from posttrain import __version__
 from posttrain.core.console import ConsoleObserver
 from posttrain.core.errors import ConfigError
 from posttrain.core.files import atomic_folder, explained_writes, lock, remove_partial, sha256_file, sha256_folder, write_json
+from posttrain.core.identity import check, claim
 from posttrain.core.settings import Settings, assemble
 from posttrain.engine.settings import (
     CheckpointSettings,
@@ -35,6 +36,7 @@ from posttrain.engine.settings import (
 
 if TYPE_CHECKING:
     from posttrain.data.demonstrations import Demonstrations
+    from posttrain.data.rows import Row
     from posttrain.engine.policy import Policy
 
 
@@ -91,21 +93,28 @@ def sft(*, quiet: bool = False, **settings: Any) -> Outcome:
 
 def run(settings: SftSettings, observer: ConsoleObserver) -> Outcome:
     """Run the stage, or continue it, or report that it is finished."""
-    # Engine and torch are imported here, so that help and wrong settings answer at once.
+    rows = _read(settings)  # what is wrong with the files is told before anything is loaded or written
+    # The engine, and with it torch, is imported here: help and mistakes are answered at once.
+    from posttrain.engine.model import digest, resolve
     from posttrain.engine.policy import Policy
 
+    files = (*settings.data.data, *settings.data.validation)
+    fixed = settings.model_dump(mode="json", exclude={"out", "checkpoint", "device"})
+    identity = {"settings": fixed, "model_sha256": digest(resolve(settings.model)),
+                "data_sha256": {str(path): sha256_file(path) for path in files}}
     folder = settings.out
     with lock(folder), explained_writes(folder):
-        remove_partial(folder)
-        policy = Policy.load(settings.model, device=settings.device, lora=settings.lora, seed=settings.seed)
-        _claim(folder, settings, policy.digest)
+        check(folder, identity)
         if (folder / "summary.json").is_file():
             observer.note("finished", f"{folder} already holds this run; nothing to do")
             return Outcome(folder, folder / "model", json.loads((folder / "summary.json").read_text()))
+        remove_partial(folder)
+        policy = Policy.load(settings.model, device=settings.device, lora=settings.lora, seed=settings.seed)
         for reason in policy.model.admission.reasons:
-            observer.message(f"{reason}")
+            observer.message(reason)
         observer.note("model", _describe(policy, settings))
-        train, held = _read(settings, policy, observer)
+        train, held = _tokenise(settings, policy, rows, observer)
+        claim(folder, identity, __version__)
         summary = _train(settings, policy, train, held, observer)
         with atomic_folder(folder / "model") as target:
             policy.save(target)
@@ -115,33 +124,6 @@ def run(settings: SftSettings, observer: ConsoleObserver) -> Outcome:
         summary["model_sha256"] = sha256_folder(folder / "model", lambda p: p.suffix == ".safetensors")
         write_json(folder / "summary.json", summary)
     return Outcome(folder, folder / "model", summary)
-
-
-def _claim(folder: Path, settings: SftSettings, model_digest: str) -> None:
-    """Write down which run this folder holds, or check that it is this one."""
-    fixed = settings.model_dump(mode="json", exclude={"out", "checkpoint", "device"})
-    identity = {"settings": fixed, "model_sha256": model_digest, "data_sha256": {
-        str(p): sha256_file(p) if p.is_file() else "" for p in (*settings.data.data, *settings.data.validation)}}
-    path = folder / "run.json"
-    if path.is_file():
-        before = json.loads(path.read_text())["identity"]
-        if changed := sorted(_differences(before, identity)):
-            raise ConfigError(f"{folder} holds another run; different: {'; '.join(changed[:4])}",
-                              cure="choose another --out, or delete the folder, or give the settings it began with")
-    else:
-        write_json(path, {"identity": identity, "posttrain": __version__})
-
-
-def _differences(a: Any, b: Any, name: str = "") -> list[str]:
-    if isinstance(a, dict) and isinstance(b, dict):
-        keys = a.keys() | b.keys()
-        return list(chain.from_iterable(_differences(a.get(k), b.get(k), f"{name}.{k}" if name else k) for k in keys))
-    return [] if a == b else [f"{name.removeprefix('settings.')} was {_short(a)}, is {_short(b)}"]
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 24 else text[:21] + "…"
 
 
 def _describe(policy: Policy, settings: SftSettings) -> str:
@@ -155,21 +137,24 @@ def _describe(policy: Policy, settings: SftSettings) -> str:
             f"{network.device.type}; {MODES[admission.mode]} (agrees with paths run alone within {admission.deviation:.0e} nats)")
 
 
-def _read(settings: SftSettings, policy: Policy, observer: ConsoleObserver) -> tuple[Demonstrations, Demonstrations | None]:
-    from posttrain.data.demonstrations import tokenise
+def _read(settings: SftSettings) -> dict[str, list[Row]]:
+    """The rows of the training files and of the held-out ones."""
     from posttrain.data.rows import read
 
-    found = []
-    for label, paths in (("data", settings.data.data), ("held out", settings.data.validation)):
-        if not paths:
-            found.append(None)
-            continue
-        rows = chain.from_iterable(read(path) for path in paths)
-        one = tokenise(rows, policy.tokenizer, columns=settings.data.columns, template=settings.data.prompt_template,
-                       max_length=_max_length(settings, policy))
-        observer.note(label, f"{', '.join(p.name for p in paths)}: {one.rows:,} rows → {one.summary()}")
-        found.append(one)
-    return found[0], found[1]
+    sources = {"data": settings.data.data, "held out": settings.data.validation}
+    return {label: list(chain.from_iterable(read(path) for path in paths)) for label, paths in sources.items() if paths}
+
+
+def _tokenise(settings: SftSettings, policy: Policy, rows: dict[str, list[Row]],
+              observer: ConsoleObserver) -> tuple[Demonstrations, Demonstrations | None]:
+    from posttrain.data.demonstrations import tokenise
+
+    found = {}
+    for label, some in rows.items():
+        found[label] = tokenise(some, policy.tokenizer, columns=settings.data.columns, template=settings.data.prompt_template,
+                                max_length=_max_length(settings, policy))
+        observer.note(label, f"{found[label].rows:,} rows → {found[label].summary()}")
+    return found["data"], found.get("held out")
 
 
 def _max_length(settings: SftSettings, policy: Policy) -> int:
