@@ -141,8 +141,12 @@ def _read(settings: SftSettings) -> dict[str, list[Row]]:
     """The rows of the training files and of the held-out ones."""
     from posttrain.data.rows import read
 
-    sources = {"data": settings.data.data, "held out": settings.data.validation}
-    return {label: list(chain.from_iterable(read(path) for path in paths)) for label, paths in sources.items() if paths}
+    return {label: list(chain.from_iterable(read(path) for path in paths)) for label, paths in _sources(settings).items()}
+
+
+def _sources(settings: SftSettings) -> dict[str, tuple[Path, ...]]:
+    both = {"data": settings.data.data, "held out": settings.data.validation}
+    return {label: paths for label, paths in both.items() if paths}
 
 
 def _tokenise(settings: SftSettings, policy: Policy, rows: dict[str, list[Row]],
@@ -150,10 +154,11 @@ def _tokenise(settings: SftSettings, policy: Policy, rows: dict[str, list[Row]],
     from posttrain.data.demonstrations import tokenise
 
     found = {}
-    for label, some in rows.items():
-        found[label] = tokenise(some, policy.tokenizer, columns=settings.data.columns, template=settings.data.prompt_template,
+    for label, paths in _sources(settings).items():
+        found[label] = tokenise(rows[label], policy.tokenizer, columns=settings.data.columns, template=settings.data.prompt_template,
                                 max_length=_max_length(settings, policy))
-        observer.note(label, f"{found[label].rows:,} rows → {found[label].summary()}")
+        names = ", ".join(path.name for path in paths)
+        observer.note(label, f"{names}: {found[label].rows:,} rows → {found[label].summary()}")
     return found["data"], found.get("held out")
 
 
