@@ -61,6 +61,10 @@ CONFIGS: dict[str, Callable[..., Any]] = {
     "gpt_oss": _config("GptOssConfig", head_dim=8, sliding_window=4, num_local_experts=4, num_experts_per_tok=2,
                        layer_types=["sliding_attention", "full_attention"], rope_parameters={
                            "rope_type": "yarn", "rope_theta": 10_000.0, "factor": 4.0, "original_max_position_embeddings": 64}),
+    "qwen3_moe": _config("Qwen3MoeConfig", head_dim=8, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16),
+    "deepseek_v3": _config("DeepseekV3Config", num_key_value_heads=4, n_routed_experts=4, num_experts_per_tok=2, n_group=1,
+                           topk_group=1, q_lora_rank=16, kv_lora_rank=16, qk_rope_head_dim=8, qk_nope_head_dim=8, v_head_dim=8,
+                           moe_intermediate_size=16, first_k_dense_replace=1),
     # models that no forest can be run on
     "qwen3_5": _config("Qwen3_5TextConfig", head_dim=8, linear_key_head_dim=8, linear_value_head_dim=8, linear_num_key_heads=2,
                        linear_num_value_heads=4, layer_types=["linear_attention", "full_attention"]),
@@ -69,6 +73,7 @@ CONFIGS: dict[str, Callable[..., Any]] = {
     "falcon": _own("FalconConfig", hidden_size=32, num_hidden_layers=2, num_attention_heads=4, alibi=True, multi_query=False,
                    new_decoder_architecture=False),
     "bloom": _own("BloomConfig", hidden_size=32, n_layer=2, n_head=4),
+    "mamba": _config("MambaConfig", state_size=8),
     "longrope": _config("Phi3Config", original_max_position_embeddings=24, rope_parameters={
         "rope_type": "longrope", "rope_theta": 10_000.0, "short_factor": [1.0] * 4, "long_factor": [4.0, 3.0, 2.0, 1.5],
         "original_max_position_embeddings": 24}),

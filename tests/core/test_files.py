@@ -150,15 +150,28 @@ def test_the_lock_excludes_another_process_until_it_dies(tmp_path: Path) -> None
             assert (folder / ".lock").read_text() == str(os.getpid())
     finally:
         holder.kill()
-        holder.wait(30)
-        holder.stdout and holder.stdout.close()
+        holder.communicate(timeout=30)
 
 
 def test_the_lock_is_given_back_after_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ValueError), files.lock(tmp_path):
+    with pytest.raises(ValueError), files.lock(tmp_path / "run"):
         raise ValueError
-    with files.lock(tmp_path):
+    with files.lock(tmp_path / "run"):
         pass
+
+
+def test_a_mistake_leaves_no_folder_behind_and_a_run_leaves_its_own(tmp_path: Path) -> None:
+    for wrote in (False, True):
+        with pytest.raises(ValueError), files.lock(tmp_path / "run"):
+            fail(tmp_path / "run" / "metrics.jsonl" if wrote else None)
+        assert (tmp_path / "run").exists() == wrote
+    assert names(tmp_path / "run") == [".lock", "metrics.jsonl"]
+
+
+def fail(write: Path | None) -> None:
+    if write:
+        write.write_text("")
+    raise ValueError
 
 
 def test_a_folder_that_cannot_be_made_is_explained(tmp_path: Path) -> None:

@@ -90,6 +90,7 @@ def test_a_sequence_that_is_a_prefix_of_another_and_one_that_is_its_double() -> 
     forest = plant([(seq([1, 2, 3, 4, 5], [0, 0, 1, 0, 1]), seq([1, 2, 3]), seq([1, 2, 3], [0, 0, 1]))])
     assert forest.tokens.tolist() == [1, 2, 3, 4, 5]
     assert forest.subtree_end.tolist() == [5, 5, 5, 5, 5]
+    assert forest.shared == (False,)  # one line: plain causal attention
     assert list(zip(forest.predictor.tolist(), forest.target.tolist(), forest.leaf.tolist(), strict=True)) == [
         (1, 3, 0), (3, 5, 0), (0, 2, 1), (1, 3, 1), (1, 3, 2)]
 

@@ -94,6 +94,13 @@ def test_files_that_are_not_rows(tmp_path: Path) -> None:
     assert caught.value.cure == "give a .jsonl or .jsonl.gz file, one object a line"
 
 
+def test_a_file_that_the_system_does_not_give_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.symlink_to("/proc/self/mem")  # its first byte is not mapped: reading it fails
+    with pytest.raises(DataError, match=r"cannot read .*: Input/output error"):
+        list(read(path))
+
+
 def test_a_missing_column_names_the_nearest(tmp_path: Path) -> None:
     (row,) = read(write(tmp_path / "a.jsonl", [{"promt": "x", "n": 3}]))
     with pytest.raises(DataError) as caught:

@@ -21,7 +21,7 @@ from typing import Any
 import posttrain.core.files as files
 import posttrain.engine.checkpoint as checkpoint
 import posttrain.engine.loop as loop
-import posttrain.engine.policy  # noqa: F401 - imported here so that children need not
+import posttrain.engine.policy
 import posttrain.stages.sft  # noqa: F401
 from posttrain.cli.main import main
 from posttrain.engine.metrics import MetricsLog

@@ -26,7 +26,8 @@ from tests.tiny import alone, distance, gradients, network, random_tree, random_
 
 trees = st.composite(lambda draw: random_tree(lambda n: draw(st.integers(0, n - 1))))
 
-FORESTS = ("llama", "qwen3", "mistral", "gemma2", "gemma3", "phi3", "phi", "gpt2", "granite", "cohere", "gpt_oss")
+FORESTS = ("llama", "qwen3", "mistral", "gemma2", "gemma3", "phi3", "phi", "gpt2", "granite", "cohere", "gpt_oss",
+           "qwen3_moe", "deepseek_v3")
 
 
 @cache

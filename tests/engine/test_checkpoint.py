@@ -26,7 +26,7 @@ def saved(step: int, value: float = 0.0, numbers: int = 8) -> Checkpoint:
     return Checkpoint(step, {"weights": {"w": torch.full((numbers,), value)}, "empty": {}}, {"step": step, "note": "π"})
 
 
-@pytest.fixture()
+@pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of its own, 1 MiB."""
     disk = tmp_path / "disk"

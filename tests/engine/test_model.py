@@ -17,11 +17,12 @@ from posttrain.engine.head import logprobs
 from posttrain.engine.model import Model, _length_groups, load_network, probe_forest, resolve
 from tests.tiny import CONFIGS, V, alone, distance, gradients, network, random_trees, seq
 
-FORESTS = ("llama", "qwen3", "mistral", "gemma2", "gemma3", "phi3", "phi", "gpt2", "granite", "cohere", "gpt_oss")
+FORESTS = ("llama", "qwen3", "mistral", "gemma2", "gemma3", "phi3", "phi", "gpt2", "granite", "cohere", "gpt_oss",
+           "qwen3_moe", "deepseek_v3")
 # the mode each is left with, and what its paths alone are compared with: transformers' eager attention adds Falcon's ALiBi
 # twice, and Falcon cannot change its attention once it is made, so there SDPA is the stock
 PATHS = {"qwen3_5": ("padded", "eager"), "llama4": ("padded", "eager"), "falcon": ("padded", "sdpa"),
-         "bloom": ("padded", "eager"), "longrope": ("equal", "eager")}
+         "bloom": ("padded", "eager"), "mamba": ("padded", "eager"), "longrope": ("equal", "eager")}
 
 
 @pytest.mark.parametrize("architecture", FORESTS)

@@ -11,13 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from posttrain.core.errors import ModelError
 from posttrain.data.forest import Tree, plant
 from posttrain.engine.policy import Policy
 from posttrain.engine.sampler import ROWS, Completion, Sampling, draw
 from tests.tiny import V, network, policy, seq
 
 PROMPTS = [[5, 6, 7, 8, 9, 10, 11], [12, 13, 14], [20, 21, 22], [30], [5, 6, 7, 8, 9, 10, 12]]
-ARCHITECTURES = ("llama", "mistral", "gemma2", "gemma3", "gpt2", "cohere", "granite", "gpt_oss",
+ARCHITECTURES = ("llama", "mistral", "gemma2", "gemma3", "gpt2", "cohere", "granite", "gpt_oss", "deepseek_v3",
                  "qwen3_5", "llama4", "falcon", "bloom", "longrope")
 
 
@@ -65,6 +66,14 @@ def test_what_is_drawn_is_scored_alike(architecture: str) -> None:
         assert c.finished == (c.tokens[-1] in params.stop)
         assert not any(token in params.stop for token in c.tokens[:-1])
         assert c.finished or len(c.tokens) == 10
+
+
+def test_a_model_that_takes_no_cache_is_refused() -> None:
+    """Mamba ignores a key-value cache without a word: every token would be drawn as if it were the first."""
+    one = policy("mamba")
+    assert one.model.mode == "padded"
+    with pytest.raises(ModelError, match="MambaForCausalLM cannot be sampled"):
+        one.sample(PROMPTS, Sampling(max_tokens=2))
 
 
 def test_greedy_logprobs_are_the_models_own() -> None:

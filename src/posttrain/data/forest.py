@@ -85,7 +85,7 @@ class TokenForest:
 
     @cached_property
     def shared(self) -> tuple[bool, ...]:
-        """For each tree, whether any two of its sequences share a token."""
+        """For each tree, whether it branches; where it does not, plain causal attention is the same."""
         ends = self.subtree_end.tolist()
         return tuple(any(end != b for end in ends[a:b]) for a, b in zip(self.trees, self.trees[1:], strict=False))
 

@@ -45,7 +45,7 @@ def read(path: Path) -> Iterator[Row]:
     """The rows of a `.jsonl` or `.jsonl.gz` file; blank lines are passed over.
 
     Raises:
-        DataError: no such file, or a line that is not a JSON object; the message names file and line.
+        DataError: no such file, one that cannot be read, or a line that is not a JSON object; it names file and line.
     """
     if not path.is_file():
         raise DataError(f"there is no file {path}", cure="check the path")
@@ -72,3 +72,5 @@ def read(path: Path) -> Iterator[Row]:
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(f"the compressed file is damaged or cut off: {error}", where=f"{path}:{number + 1}",
                         cure="get the file again") from None
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}", cure="check the file and its permissions") from error

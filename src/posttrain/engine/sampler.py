@@ -8,6 +8,7 @@ Left out: paged caches and continuous batching.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from posttrain.core.errors import ModelError
 from posttrain.core.seeds import generator
 from posttrain.engine.model import Model
 
@@ -71,7 +73,12 @@ def sample(model: Model, prompts: Many[Many[int]], params: Sampling) -> list[Com
     Args:
         prompts: token ids, at least one each.
     Returns: completions ordered by prompt, n of each.
+    Raises:
+        ModelError: the model takes no key-value cache; it would ignore one, and everything before the last token with it.
     """
+    if "past_key_values" not in inspect.signature(model.network.forward).parameters:
+        raise ModelError(f"{type(model.network).__name__} cannot be sampled: it keeps its state in a cache of its own kind",
+                         cure="use another model, or sample from the saved one with transformers' generate")
     out: dict[tuple[int, int], Completion] = {}
     by_length: dict[int, list[int]] = {}
     for i, prompt in enumerate(prompts):

@@ -155,8 +155,8 @@ def _tokenise(settings: SftSettings, policy: Policy, rows: dict[str, list[Row]],
 
     found = {}
     for label, paths in _sources(settings).items():
-        found[label] = tokenise(rows[label], policy.tokenizer, columns=settings.data.columns, template=settings.data.prompt_template,
-                                max_length=_max_length(settings, policy))
+        found[label] = tokenise(rows[label], policy.tokenizer, columns=settings.data.columns,
+                                template=settings.data.prompt_template, max_length=_max_length(settings, policy))
         names = ", ".join(path.name for path in paths)
         observer.note(label, f"{names}: {found[label].rows:,} rows → {found[label].summary()}")
     return found["data"], found.get("held out")
