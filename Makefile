@@ -39,15 +39,15 @@ clean:  ## remove the virtual environment and caches; runs stay
 
 $(BASE): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "$(PYTHON) is older than 3.11; give a newer one: make PYTHON=python3.12" >&2; exit 1; }
+		{ echo "$(PYTHON) is not Python 3.11 or newer; give one: make PYTHON=python3.12" >&2; exit 1; }
 	@echo "setting up $(VENV) (once; takes minutes)"
 	@$(PYTHON) -m venv $(VENV) || { echo "needs Python's venv module; on Debian: apt install python3-venv" >&2; exit 1; }
 ifneq ($(TORCH_INDEX),)
-	$(PIP) --index-url $(TORCH_INDEX) $(TORCH)
+	@$(PIP) --index-url $(TORCH_INDEX) $(TORCH)
 endif
-	$(PIP) -c constraints.txt -e .
+	@$(PIP) -c constraints.txt -e .
 	@touch $@
 
 $(DEV): $(BASE)
-	$(PIP) -c constraints.txt -e '.[dev]'
+	@$(PIP) -c constraints.txt -e '.[dev]'
 	@touch $@

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import math
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -94,7 +93,6 @@ def show_answers(rows: list[dict[str, str]], before: list[str], after: list[str]
 
 
 def main(folder: Path) -> None:
-    began = time.monotonic()
     held_out = prepare(folder)
 
     import torch
@@ -110,7 +108,7 @@ def main(folder: Path) -> None:
     before, after = answers(folder / "base", prompts), answers(outcome.model, prompts)
     show_answers(held_out, before, after)
     exact = compare(held_out, before, after)
-    summary = {"exact_match": exact, "sft": outcome.summary, "seconds": time.monotonic() - began}
+    summary = {"exact_match": exact, "sft": outcome.summary}
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     for name, path, what in (
             ("data", "train.jsonl", "and held-out.jsonl: one JSON object a line"), ("base", "base", "the random model"),

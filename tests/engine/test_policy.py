@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from posttrain.core.errors import ModelError
+from posttrain.core.errors import ConfigError, DataError, ModelError
 from posttrain.core.types import Denominators, Loss, Scores
 from posttrain.data.forest import Sequence, TokenForest, Tree, forests, plant
 from posttrain.engine.policy import Policy
@@ -370,3 +370,18 @@ def test_a_step_lowers_the_loss_it_was_taken_for() -> None:
     one.step()
     after = -float(one.score(batch)[0].logprob.mean())
     assert before - after == pytest.approx(1e-5 * slope, rel=0.02)
+
+
+def test_a_batch_without_a_trained_token_is_an_error() -> None:
+    """0/0 would be a silent NaN, or a silent zero."""
+    one = policy("llama")
+    with pytest.raises(DataError, match="no trained token"):
+        one.forward_backward([plant([(seq([1, 2, 3], [0, 0, 0]),)])], METHODS["nll"])
+
+
+def test_activation_checkpointing_where_there_is_none_is_an_error_with_a_cure() -> None:
+    one = policy("llama")
+    one.model.network.supports_gradient_checkpointing = False
+    with pytest.raises(ConfigError, match="cannot compute its activations twice") as caught:
+        one.train_with(OptimiserSettings(), activation_checkpointing=True)
+    assert "--budget" in caught.value.cure

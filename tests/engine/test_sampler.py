@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from posttrain.core.errors import ModelError
+from posttrain.core.errors import ConfigError, ModelError
 from posttrain.data.forest import Tree, plant
 from posttrain.engine.policy import Policy
 from posttrain.engine.sampler import ROWS, Completion, Sampling, draw
@@ -264,3 +264,9 @@ def test_frequencies_of_samples_are_the_models_probabilities() -> None:
     assert degrees > 20
     # Wilson-Hilferty: the 99.9 % point of χ²
     assert chi2 < degrees * (1 - 2 / (9 * degrees) + 3.09 * math.sqrt(2 / (9 * degrees))) ** 3
+
+
+@pytest.mark.parametrize("wrong", [{"max_tokens": 0}, {"temperature": -0.1}, {"top_k": -1}, {"top_p": 1.5}, {"n": 0}])
+def test_settings_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        Sampling(**wrong)

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from posttrain.core.errors import ModelError
+from posttrain.core.errors import ConfigError, DataError, ModelError
 from posttrain.core.seeds import derive
 from posttrain.core.types import Denominators, Loss, Scores
 from posttrain.data.forest import TokenForest
@@ -115,6 +115,8 @@ class Policy:
         """
         facts = facts if facts is not None else [None] * len(forests)
         denominators = Denominators(targets=sum(f.N for f in forests), sequences=sum(f.L for f in forests))
+        if denominators.targets == 0:
+            raise DataError("the batch has no trained token", cure="look at the masks: every sequence needs one")
         statistics = loss.prepare(self.score(forests), list(facts)) if loss.prepare else None
         network = self.model.network
         network.train()
@@ -147,7 +149,11 @@ class Policy:
         if settings.learning_rate is None:
             settings = settings.model_copy(update={"learning_rate": 2e-4 if self.adapter is not None else 2e-5})
         if activation_checkpointing:
-            network = self.model.network  # older transformers know only the second name, newer ones warn of it
+            network = self.model.network
+            if not network.supports_gradient_checkpointing:
+                raise ConfigError(f"{type(network).__name__} cannot compute its activations twice",
+                                  cure="leave --activation-checkpointing out; a lower --budget saves memory, too")
+            # older transformers know only the second name, newer ones warn of it
             enable = getattr(network, "activation_checkpointing_enable", None) or network.gradient_checkpointing_enable
             enable({"use_reentrant": False})
         self.optimiser = Optimiser(self.model.network.named_parameters(), settings)

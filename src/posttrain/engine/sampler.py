@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from posttrain.core.errors import ModelError
+from posttrain.core.errors import ConfigError, ModelError
 from posttrain.core.seeds import generator
 from posttrain.engine.model import Model
 
@@ -46,6 +46,13 @@ class Sampling:
     n: int = 1
     seed: int = 0
     stop: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, good in (("max_tokens", self.max_tokens >= 1), ("temperature", self.temperature >= 0),
+                           ("top_k", self.top_k >= 0), ("top_p", 0 <= self.top_p <= 1), ("n", self.n >= 1)):
+            if not good:
+                raise ConfigError(f"sampling: {name} = {getattr(self, name)} is out of range",
+                                  cure="max_tokens and n are 1 or more, temperature and top_k 0 or more, top_p in [0, 1]")
 
 
 @dataclass(frozen=True)
