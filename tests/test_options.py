@@ -18,6 +18,8 @@ SETTINGS: dict[str, type[Settings]] = {"sft": SftSettings}  # every command, and
 def spelled(annotation: Any) -> str:
     """A type as one would write it."""
     arguments = typing.get_args(annotation)
+    if typing.get_origin(annotation) is typing.Annotated:  # the range is checked elsewhere; the type is its first argument
+        return spelled(arguments[0])
     if isinstance(annotation, types.UnionType):
         return " | ".join(map(spelled, arguments))
     if typing.get_origin(annotation) is typing.Literal:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -283,8 +285,8 @@ def test_epochs_become_steps(bench: Bench, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("more", "what", "cure"), [
     (["--max-length", "65"], "--max-length 65 is more than the 64 positions the model knows", "give --max-length 64 or less"),
-    (["--budget", "4"], "a sequence of 6 tokens does not fit the budget of 4 tokens",
-     "lower --max-length to 4, or raise --budget to 6"),
+    (["--budget", "4"], "--budget 4 is less than the 6 tokens of the longest sequence",
+     "give --budget 6 or more, or --max-length 4 or less"),
     (["--data", "none.jsonl"], "there is no file none.jsonl", "check the path"),
     (["--model", "./none"], "./none is not a model folder", "point --model at a Hugging Face model folder or a hub id"),
     (["--columns", "prompt=question"], "train.jsonl:1: there is no column 'question'", None),
@@ -312,3 +314,107 @@ def test_rows_longer_than_the_model_are_cut_and_counted(bench: Bench, tmp_path: 
     assert (found["rows"], found["sequences"], found["truncated"]) == (22, 21, 1)
     assert found["dropped"] == {"the prompt alone fills 64 tokens": 1}
     assert "21 sequences" in err and "1 cut at the end, 1 dropped: the prompt alone fills 64 tokens" in err
+
+
+# ---------------------------------------------------------------------------------------------- nothing of anybody's is lost
+
+def test_a_mistake_leaves_no_folder_and_may_be_corrected(bench: Bench, tmp_path: Path) -> None:
+    assert bench.sft(tmp_path / "run", "--groups", "embd=0.5")[0] == 2
+    assert not (tmp_path / "run").exists()
+    assert bench.sft(tmp_path / "run", "--groups", "embed=0.5")[0] == 0
+
+
+@pytest.mark.parametrize("name", ["model", "metrics.jsonl", "summary.json", "checkpoints"])
+def test_a_folder_with_files_of_somebody_else_is_refused(bench: Bench, tmp_path: Path, name: str) -> None:
+    mine = tmp_path / "run" / name
+    mine.parent.mkdir()
+    mine.write_text("mine") if "." in name else (mine.mkdir(), (mine / "notes.txt").write_text("mine"))
+    code, _, err = bench.sft(tmp_path / "run")
+    assert code == 2
+    assert f"holds {name}, which no run of ours wrote" in err
+    assert (mine if mine.is_file() else mine / "notes.txt").read_text() == "mine"
+
+
+def test_the_model_may_not_lie_in_the_run_folder(bench: Bench, tmp_path: Path) -> None:
+    making.model(tmp_path / "project" / "model")
+    before = sha256_file(tmp_path / "project" / "model" / "model.safetensors")
+    code, _, err = bench.sft(tmp_path / "project", "--model", tmp_path / "project" / "model")
+    assert code == 2
+    assert "where the run writes" in err
+    assert sha256_file(tmp_path / "project" / "model" / "model.safetensors") == before
+
+
+def test_a_finished_run_whose_model_is_gone_exports_it_again(bench: Bench, tmp_path: Path) -> None:
+    assert bench.sft(tmp_path / "run")[0] == 0
+    weights = tmp_path / "run" / "model" / "model.safetensors"
+    before = sha256_file(weights)
+    weights.write_bytes(weights.read_bytes()[:100])
+    code, _, err = bench.sft(tmp_path / "run")
+    assert code == 0
+    assert "missing or changed" in err
+    assert sha256_file(weights) == before
+
+
+def test_a_damaged_best_checkpoint_is_said_and_the_last_exported(bench: Bench, tmp_path: Path) -> None:
+    """The run has ended and its best step is lost: not a dead end."""
+    more = ["--steps", "30", "--learning-rate", "0.3", "--schedule", "constant", "--warmup", "0.2", "--validate-every", "1",
+            "--patience", "2"]
+    assert bench.sft(tmp_path / "run", *more)[0] == 0
+    first = summary(tmp_path / "run")
+    last = first["steps"]
+    assert first["exported_step"] == last - 2
+    assert first["held_out"]["step"] == first["exported_step"]
+    (tmp_path / "run" / "summary.json").unlink()
+    file = tmp_path / "run" / "checkpoints" / f"step-{first['exported_step']:08d}" / "weights.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"!")
+    code, _, err = bench.sft(tmp_path / "run", *more)
+    assert code == 0
+    assert f"exporting step {last}, the last, instead" in err
+    again = summary(tmp_path / "run")
+    assert (again["exported_step"], again["held_out"]["step"]) == (last, last)
+    assert again["held_out"]["loss"] == pytest.approx(nll(tmp_path / "run" / "model", HELD), rel=1e-4)
+
+
+def test_what_is_exported_is_what_is_reported(bench: Bench, tmp_path: Path) -> None:
+    """Without --keep-best the numbers are those of the last step, not of the best."""
+    more = ["--steps", "30", "--learning-rate", "0.3", "--schedule", "constant", "--warmup", "0.2", "--validate-every", "1",
+            "--patience", "2", "--no-keep-best"]
+    assert bench.sft(tmp_path / "run", *more)[0] == 0
+    found = summary(tmp_path / "run")
+    assert found["exported_step"] == found["held_out"]["step"] == found["steps"] < 30
+    assert found["held_out"]["loss"] == pytest.approx(nll(tmp_path / "run" / "model", HELD), rel=1e-4)
+
+
+def test_lost_rows_are_said_even_where_quiet_is_asked_for(bench: Bench, tmp_path: Path) -> None:
+    data = making.write(tmp_path / "long.jsonl", [*TRAIN, {"prompt": "y" * 80, "completion": "z"}])
+    code, _, err = bench.sft(tmp_path / "run", "--quiet", data=data)
+    assert code == 0
+    assert err.strip() == "long.jsonl: 0 rows cut at the end, 1 dropped"
+
+
+@pytest.mark.parametrize(("more", "what"), [
+    (["--betas", "2", "3"], "betas"), (["--betas", "0.9"], "betas"), (["--epochs", "inf"], "epochs"),
+    (["--groups", "embed=-1"], "groups"), (["--groups", "[=1"], "is not a regular expression")], ids=str)
+def test_values_that_make_no_sense_are_named(bench: Bench, tmp_path: Path, more: list[str], what: str) -> None:
+    code, _, err = bench.sft(tmp_path / "run", *more)
+    assert code == 2
+    assert what in err
+    assert "is missing" not in err
+
+
+def test_lora_is_on_or_off() -> None:
+    with pytest.raises(ConfigError, match="True or False"):
+        posttrain.sft(model="m", data=__file__, out="o", lora={"rank": 4})
+    with pytest.raises(ConfigError, match="lora is off, but lora_rank is set"):
+        posttrain.sft(model="m", data=__file__, out="o", lora=False, lora_rank=4)
+
+
+def test_a_reader_that_goes_away_does_not_end_the_run(bench: Bench, tmp_path: Path) -> None:
+    """`posttrain sft … 2>&1 | head -1`: the pipe closes, the run goes on to its end."""
+    argv = ["sft", "--model", str(bench.base), "--data", str(bench.folder / "train.jsonl"), "--out", str(tmp_path / "run"),
+            "--steps", "6", "--learning-rate", "0.01"]
+    run = subprocess.Popen([sys.executable, "-m", "posttrain", *argv], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert run.stdout is not None
+    run.stdout.close()
+    assert run.wait(120) == 0
+    assert summary(tmp_path / "run")["steps"] == 6

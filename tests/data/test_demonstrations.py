@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from posttrain.core.errors import DataError
 from posttrain.data.demonstrations import Demonstrations, tokenise
@@ -142,9 +144,41 @@ def test_a_row_of_just_the_right_length_is_not_cut() -> None:
 
 
 def test_nothing_left_to_train_is_an_error() -> None:
-    with pytest.raises(DataError, match="no row has a token to train") as caught:
+    with pytest.raises(DataError, match="more than half of the rows have nothing to train: 0 sequences") as caught:
         tokenise(rows(pair("abcdef", "g")), PLAIN, max_length=5)
-    assert caught.value.cure == "raise --max-length"
+    assert caught.value.cure.startswith("raise --max-length")
+
+
+def test_losing_more_than_half_of_the_rows_is_an_error_and_half_is_not() -> None:
+    good, bad = pair("ab", "cd"), pair("abcdef", "g")
+    assert tokenise(rows(good, bad), PLAIN, max_length=5).dropped == {"the prompt alone fills 5 tokens": 1}
+    with pytest.raises(DataError, match="1 sequences, 5 tokens, 3 trained, 2 dropped"):
+        tokenise(rows(good, bad, bad), PLAIN, max_length=5)
+
+
+def test_a_row_of_one_token_is_dropped_and_counted() -> None:
+    """Nothing predicts it, so it would be a sequence without a target."""
+    done = tokenise(rows({"text": END}, {"text": "ab"}), PLAIN)
+    assert [s.tokens.tolist() for s in done.sequences] == [[*ids("ab"), STOP]]
+    assert done.dropped == {"one token is no sequence: nothing predicts it": 1}
+
+
+def test_two_begin_tokens_are_an_error() -> None:
+    start = tokenizer(start=True)
+    with pytest.raises(DataError, match="two begin tokens"):
+        tokenise(rows(pair("ab", "c")), start, template=start.bos_token + "{prompt}")
+
+
+def test_a_tokenizer_that_begins_with_a_space_puts_none_inside() -> None:
+    """Llama-2 style: tokenised apart as it is, `ab` and `cd` would read `ab cd`."""
+    words = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(["</s>", "▁", "a", "b", "c", "d", "\n", "bc"])},
+                                 merges=[("b", "c")]))
+    words.pre_tokenizer, words.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    spaced = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="</s>")
+    assert spaced("abcd")["input_ids"] == [1, 2, 7, 5]  # b and c merge across the border
+    done = tokenise(rows(pair("ab", "cd")), spaced)
+    assert done.sequences[0].tokens.tolist() == [1, 2, 3, 4, 5, 0]
+    assert done.sequences[0].trained.tolist() == [False, False, False, True, True, True]
 
 
 @pytest.mark.parametrize(("bad", "what"), [

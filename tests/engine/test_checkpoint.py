@@ -184,3 +184,18 @@ def test_a_polite_stop_saves_first(base: Path, tmp_path: Path, signum: signal.Si
     step = max(json.loads(line)["step"] for line in log.read_text().splitlines())
     assert f"stopped by {signum.name} after step {step}" in said
     assert Store(tmp_path / "checkpoints").steps() == [step]
+
+
+def test_damaged_checkpoints_cost_no_good_one(tmp_path: Path) -> None:
+    """They step aside: counted as checkpoints, retention would delete the good ones for them."""
+    store = Store(tmp_path, keep=2, report=lambda text: None)
+    for step in (4, 10, 20):
+        store.save(saved(step), best=4)
+    for step in (10, 20):
+        (store.path(step) / "weights.safetensors").write_bytes(b"damaged")
+    back = store.latest()
+    assert back is not None
+    assert back.step == 4
+    store.save(saved(5), best=4)
+    assert store.steps() == [4, 5]
+    assert sorted(p.name for p in tmp_path.glob("damaged-*")) == ["damaged-step-00000010", "damaged-step-00000020"]

@@ -15,12 +15,12 @@ from transformers import AutoModelForCausalLM
 
 from posttrain.core.errors import ConfigError
 from posttrain.data.forest import forests, plant
-from posttrain.engine.lora import merged
+from posttrain.engine.lora import attach, merged
 from posttrain.engine.model import digest
 from posttrain.engine.policy import Policy
 from posttrain.engine.settings import LoraSettings, OptimiserSettings
 from posttrain.methods.supervised import METHODS, neftune
-from tests.tiny import distance, folder, parameter_gradients, random_trees
+from tests.tiny import distance, folder, network, parameter_gradients, random_trees
 
 LORA = LoraSettings(rank=4, alpha=6)
 BATCH = [plant(random_trees(8))]
@@ -180,3 +180,11 @@ def test_adapter_dropout_is_off_in_scores(tmp_path: Path) -> None:
                     p.fill_(0.1)
     assert torch.equal(one.score(BATCH)[0].logprob, still.score(BATCH)[0].logprob)
     assert abs(one.forward_backward(BATCH, METHODS["nll"]) - still.forward_backward(BATCH, METHODS["nll"])) > 1e-3
+
+
+def test_what_cannot_be_merged_is_refused() -> None:
+    """The head is computed from its own matrix, and experts are many matrices in one."""
+    with pytest.raises(ConfigError, match="output head"):
+        attach(network("llama"), LoraSettings(targets=("q_proj", "lm_head")), 0)
+    with pytest.raises(ConfigError, match=r"not one matrix|--lora"):
+        attach(network("qwen3_moe"), LoraSettings(), 0)

@@ -76,7 +76,8 @@ def _metavar(kinds: set[Any], leaf: Leaf) -> str:
     if typing.Literal in kinds:
         return "{" + ",".join(str(c) for c in typing.get_args(annotation) if c) + "}"
     if tuple in kinds:
-        kinds = {typing.get_args(annotation)[0]}
+        inner = typing.get_args(annotation)[0]
+        kinds = {typing.get_args(inner)[0] if typing.get_origin(inner) is typing.Annotated else inner}
     return next((text for kind, text in ((Path, "PATH"), (int, "N"), (float, "X")) if kind in kinds), "TEXT")
 
 

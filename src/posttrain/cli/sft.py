@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from rich.console import Console
 from rich.table import Table
 
 from posttrain.cli.options import flat, parser
-from posttrain.core.console import ConsoleObserver
+from posttrain.core.console import ConsoleObserver, console, loss
 from posttrain.core.settings import assemble
 from posttrain.stages.sft import Outcome, SftSettings, run
 
@@ -23,7 +22,7 @@ def main(argv: list[str]) -> int:
 
 def show(outcome: Outcome) -> None:
     """The result: held-out loss before and after, speed, and where everything is."""
-    console = Console(highlight=False)
+    out = console()
     summary = outcome.summary
     before, after = summary["held_out_before"], summary["held_out"]
     if before and after:
@@ -31,10 +30,10 @@ def show(outcome: Outcome) -> None:
         for column in ("", "loss", "accuracy", "entropy", "n"):
             table.add_column(column, justify="left" if not column else "right")
         for name, held in (("before", before), (f"step {after['step']}", after)):
-            table.add_row(name, f"{held['loss']:.4f} ± {held['interval']:.4f}", f"{held['accuracy']:.3f}",
+            table.add_row(name, loss(held), f"{held['accuracy']:.3f}",
                           f"{held['entropy']:.3f}", f"{held['sequences']:,}")
-        console.print(table)
-    console.print(f"{summary['steps']:,} steps, {summary['tokens']:,} tokens in {summary['seconds']:.0f} s "
+        out.print(table)
+    out.print(f"{summary['steps']:,} steps, {summary['tokens']:,} tokens in {summary['seconds']:.0f} s "
                   f"({summary['tokens_per_second']:,.0f} tokens/s)")
-    console.print(f"model    {outcome.model}", soft_wrap=True, markup=False)
-    console.print(f"summary  {outcome.folder / 'summary.json'}", soft_wrap=True, markup=False)
+    out.print(f"model    {outcome.model}", soft_wrap=True, markup=False)
+    out.print(f"summary  {outcome.folder / 'summary.json'}", soft_wrap=True, markup=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console
@@ -16,16 +17,48 @@ from posttrain.core.curve import draw
 LINE_SECONDS = 10.0  # between plain lines, where the output is no terminal
 
 
+class _Lasting:
+    """A stream that survives its reader: what shows a run must not be able to end it."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream, self._gone = stream, False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        self._try(lambda: self._stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._try(self._stream.flush)
+
+    def _try(self, act: Callable[[], Any]) -> None:
+        if not self._gone:
+            try:
+                act()
+            except UnicodeEncodeError:
+                raise
+            except (OSError, ValueError):  # a closed pipe, a closed terminal
+                self._gone = True
+
+
+def console(*, stderr: bool = False) -> Console:
+    """Where everything is printed: no emoji in the place of `:100:`, no end of the run at the end of a pipe."""
+    stream: Any = _Lasting(sys.stderr if stderr else sys.stdout)
+    return Console(file=stream, highlight=False, emoji=False)
+
+
 class ConsoleObserver:
     """Shows a training run as it goes.
 
     Args:
-        console: where to write; standard error by default, so that standard output stays free for results.
+        to: where to write; standard error by default, so that standard output stays free for results.
         quiet: only messages about trouble.
     """
 
-    def __init__(self, console: Console | None = None, quiet: bool = False) -> None:
-        self.console = console or Console(stderr=True, highlight=False)
+    def __init__(self, to: Console | None = None, quiet: bool = False) -> None:
+        self.console = to or console(stderr=True)
         self.quiet = quiet
         self._progress: Progress | None = None
         self._scoring: Progress | None = None
@@ -103,7 +136,7 @@ class ConsoleObserver:
 
     def _say_held(self, step: int, held: dict[str, Any]) -> None:
         if not self.quiet:
-            self._line("held out", f"step {step}: loss {held['loss']:.4f} ± {held['interval']:.4f}, accuracy "
+            self._line("held out", f"step {step}: loss {loss(held)}, accuracy "
                        f"{held['accuracy']:.3f}, entropy {held['entropy']:.3f} (n = {held['sequences']:,} sequences)")
 
     def stop(self) -> None:
@@ -120,6 +153,12 @@ class ConsoleObserver:
             self.console.print(draw(lines, width=min(self.console.width, 90)), markup=False, soft_wrap=True)
 
 
+def loss(held: dict[str, Any]) -> str:
+    """A held-out loss and its interval, which one sequence does not have."""
+    interval = "–" if held["interval"] is None else f"{held['interval']:.4f}"
+    return f"{held['loss']:.4f} ± {interval}"
+
+
 def _clock(seconds: float) -> str:
     minutes, s = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
@@ -129,10 +168,10 @@ def _clock(seconds: float) -> str:
 def print_error(error: Exception) -> None:
     """`error: where: what` and the cure, on standard error."""
     text = str(error).split("\n  cure: ")
-    console = Console(stderr=True, highlight=False)
-    console.print("[bold red]error:[/bold red] ", end="", soft_wrap=True)
-    console.print(text[0], markup=False, soft_wrap=True)
+    out = console(stderr=True)
+    out.print("[bold red]error:[/bold red] ", end="", soft_wrap=True)
+    out.print(text[0], markup=False, soft_wrap=True)
     if len(text) > 1:
-        console.print("[bold]cure:[/bold]  ", end="", soft_wrap=True)
-        console.print(text[1], markup=False, soft_wrap=True)
+        out.print("[bold]cure:[/bold]  ", end="", soft_wrap=True)
+        out.print(text[1], markup=False, soft_wrap=True)
     sys.stderr.flush()

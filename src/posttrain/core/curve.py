@@ -30,7 +30,7 @@ def draw(lines: Sequence[tuple[str, Sequence[Point]]], *, width: int = 80, heigh
     left, right = min(steps), max(steps)
     names = [f"{high - (high - low) * row / (height - 1):.3f}" for row in range(height)]
     margin = max(map(len, names))
-    columns = width - margin - 2
+    columns = max(4, width - margin - 2)  # in a window narrower than that, the lines wrap
 
     def place(point: Point) -> tuple[int, int]:
         """Dot column and row of a point."""

@@ -11,16 +11,20 @@ from posttrain.core.errors import ConfigError
 from posttrain.core.files import write_json
 
 
-def check(folder: Path, identity: dict[str, Any]) -> None:
-    """Accept a folder that holds no run, or this one.
+def check(folder: Path, identity: dict[str, Any], writes: tuple[str, ...] = ()) -> None:
+    """Accept a folder that holds this run, or nothing that a run would write over.
 
     Args:
         identity: JSON; everything the result depends on (settings, digests of model and data).
+        writes: names of the files and folders that the run writes.
     Raises:
-        ConfigError: the folder holds another run; the message names what differs.
+        ConfigError: the folder holds another run, or files of somebody else; the message names them.
     """
     path = folder / "run.json"
     if not path.is_file():
+        if foreign := [name for name in writes if (folder / name).exists()]:
+            raise ConfigError(f"{folder} holds {', '.join(foreign)}, which no run of ours wrote",
+                              cure="choose another --out; nothing there was touched")
         return
     # through JSON, so that a tuple equals the list it was written as
     if changed := sorted(_differences(json.loads(path.read_text())["identity"], json.loads(json.dumps(identity)))):

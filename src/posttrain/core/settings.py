@@ -24,7 +24,7 @@ S = TypeVar("S", bound="Settings")
 class Settings(BaseModel):
     """Base of all settings: frozen, and an unknown key is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,11 @@ def assemble(model: type[S], flat: Mapping[str, Any]) -> S:
         if name not in known:
             raise ConfigError(f"unknown setting {name!r}", cure=nearest(name, known))
         leaf = known[name]
-        if leaf.switch and value in (None, False):
+        if leaf.switch and value not in (None, True, False):
+            raise ConfigError(f"{name} = {value!r}: it is True or False", cure=f"set its parts by name: {name}_…")
+        if leaf.switch and value is False and (parts := [n for n in flat if n.startswith(f"{name}_")]):
+            raise ConfigError(f"{name} is off, but {parts[0]} is set", cure="remove one of them")
+        if leaf.switch and not value:
             continue
         *groups, last = leaf.path
         at = nested
@@ -87,7 +91,7 @@ def assemble(model: type[S], flat: Mapping[str, Any]) -> S:
         where = tuple(str(p) for p in first["loc"])
         leaf = next((x for x in known.values() if where[:len(x.path)] == x.path and not x.switch), None)
         name = leaf.name if leaf else ".".join(where)
-        if first["type"] == "missing":
+        if first["type"] == "missing" and (leaf is None or where == leaf.path):
             raise ConfigError(f"{name} is missing", cure=f"give --{name.replace('_', '-')}") from None
         raise ConfigError(f"{name} = {first['input']!r}: {first['msg']}",
                           cure=leaf.field.description if leaf and leaf.field.description else "see --help") from None

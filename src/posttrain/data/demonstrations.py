@@ -95,18 +95,35 @@ def tokenise(rows: Iterable[Row], tokenizer: Any, *, columns: Mapping[str, str] 
     for prompt, whole in zip(*_encode(prompts, completions, tokenizer), strict=True):
         tokens = np.array([*whole, tokenizer.eos_token_id])
         trained = np.arange(len(tokens)) >= max(1, prompt)
-        if len(tokens) > max_length:
-            tokens, trained = tokens[:max_length], trained[:max_length]
-            if not trained.any():
-                why = f"the prompt alone fills {max_length} tokens"
-                out.dropped[why] = out.dropped.get(why, 0) + 1
-                continue
-            out.truncated += 1
-        out.sequences.append(Sequence(tokens, trained))
-    if not out.sequences:
-        raise DataError("no row has a token to train", cure="raise --max-length")
+        cut = len(tokens) > max_length
+        one = Sequence(tokens[:max_length], trained[:max_length])
+        if not one.targets:
+            why = f"the prompt alone fills {max_length} tokens" if cut else "one token is no sequence: nothing predicts it"
+            out.dropped[why] = out.dropped.get(why, 0) + 1
+            continue
+        out.truncated += cut
+        out.sequences.append(one)
+    if len(out.sequences) < out.rows / 2:
+        raise DataError(f"more than half of the rows have nothing to train: {out.summary()}",
+                        cure="raise --max-length, or look at the data and its columns")
     assert out.rows == len(out.sequences) + sum(out.dropped.values())
     return out
+
+
+def _apart(prompt: list[int], completion: str, text: str, tokenizer: Any) -> list[int]:
+    """Tokens of a prompt, as they are, and then of a completion; together they must still be `text`.
+
+    A tokenizer that begins every text with a space would put one between them. Then the completion is tokenised after a line
+    break, whose tokens are taken off again.
+    """
+    anchor = tokenizer("\n", add_special_tokens=False)["input_ids"]
+    after = tokenizer("\n" + completion, add_special_tokens=False, verbose=False)["input_ids"]
+    plain = tokenizer(completion, add_special_tokens=False, verbose=False)["input_ids"]
+    for tail in (plain, after[len(anchor):] if after[:len(anchor)] == anchor else plain):
+        if tokenizer.decode([*prompt, *tail]) == text:
+            return [*prompt, *tail]
+    raise DataError(f"prompt and completion {completion[:40]!r} cannot be tokenised apart without changing the text",
+                    cure="end the prompt template with a line break or a special token")
 
 
 def _encode(prompts: list[str], completions: list[str], tokenizer: Any) -> tuple[list[int], list[list[int]]]:
@@ -118,10 +135,12 @@ def _encode(prompts: list[str], completions: list[str], tokenizer: Any) -> tuple
     if tokenizer("a", **quiet)["input_ids"][-1:] == [end]:  # it ends every text, prompts too; a sequence ends once
         joint, alone = [j[:-1] for j in joint], [a[:-1] for a in alone]
     apart = [i for i, (a, j) in enumerate(zip(alone, joint, strict=True)) if prompts[i] and j[:len(a)] != a]
-    if apart:
-        tails = tokenizer([completions[i] for i in apart], add_special_tokens=False, **quiet)["input_ids"]
-        for i, tail in zip(apart, tails, strict=True):
-            joint[i] = [*alone[i], *tail]
+    for i in apart:
+        joint[i] = _apart(alone[i], completions[i], tokenizer.decode(joint[i]), tokenizer)
+    begin = tokenizer.bos_token_id
+    if begin is not None and any(j[:2] == [begin, begin] for j in joint):
+        raise DataError("a sequence would begin with two begin tokens, which the model has never seen",
+                        cure=f"leave {tokenizer.bos_token} out of the prompts and the template: the tokenizer adds it")
     # a row may hold its own end token; the one that ends the sequence is ours
     joint = [j[:-1] if j and j[-1] == end else j for j in joint]
     return [len(a) if p else 0 for a, p in zip(alone, prompts, strict=True)], joint

@@ -65,6 +65,8 @@ def read(path: Path) -> Iterator[Row]:
                 except json.JSONDecodeError as error:
                     raise DataError(f"not JSON: {error.msg} at character {error.pos + 1}", where=where,
                                     cure="one JSON object a line") from None
+                except (ValueError, RecursionError) as error:  # a number of thousands of digits; thousands of brackets
+                    raise DataError(f"not readable JSON: {error}", where=where, cure="correct or remove the row") from None
                 if line and not isinstance(value, dict):
                     raise DataError(f"a {type(value).__name__}, not an object", where=where, cure="one JSON object a line")
                 if line:

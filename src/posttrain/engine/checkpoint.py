@@ -132,11 +132,18 @@ class Store:
         for name in remove_partial(self.folder):
             self.report(f"removed {name}: an interrupted write")
         steps = self.steps()
+        damaged: list[Path] = []
         for step in reversed(steps):
             try:
-                return self.load(step)
+                found = self.load(step)
             except CheckpointError as error:
                 self.report(f"{error.what}; trying the one before it")
+                damaged.append(self.path(step))
+                continue
+            for path in damaged:  # out of the way, or retention would count them and delete good ones
+                shutil.rmtree(path.with_name(f"damaged-{path.name}"), ignore_errors=True)
+                path.rename(path.with_name(f"damaged-{path.name}"))
+            return found
         if steps:
             raise CheckpointError(f"none of the checkpoints in {self.folder} can be used (steps {steps})",
                                   cure="restore the folder from a backup, or delete it to start again from step 0")

@@ -9,7 +9,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from posttrain.core.errors import PosttrainError
+from posttrain.core.errors import CheckpointError, PosttrainError
 from posttrain.core.seeds import derive
 from posttrain.core.types import Loss
 from posttrain.data.forest import Tree, forests
@@ -57,13 +57,13 @@ class Held:
     """Held-out loss: nats per target, over all targets, and how sure that is.
 
     Attributes:
-        loss: mean over targets. interval: half width of its 95 % interval, sequences being the units.
+        loss: mean over targets. interval: half width of its 95 % interval, sequences being the units; None for one sequence.
         accuracy: share of targets that are the most likely token. entropy: mean, nats.
         sequences, targets: how many.
     """
 
     loss: float
-    interval: float
+    interval: float | None
     accuracy: float
     entropy: float
     sequences: int
@@ -161,15 +161,18 @@ def validate(policy: Policy, trees: list[Tree], budget: int, told: Callable[[int
         told(done := done + forest.L, total)
     s, n = torch.cat(sums), torch.cat(counts)
     targets, loss = float(n.sum()), float(s.sum() / n.sum())
-    spread = float(((s - loss * n) ** 2).sum()) * len(s) / max(1, len(s) - 1)
-    return Held(loss, 1.96 * math.sqrt(spread) / targets, correct / targets, entropy / targets, len(s), int(targets))
+    interval = None
+    if len(s) > 1:
+        interval = 1.96 * math.sqrt(float(((s - loss * n) ** 2).sum()) * len(s) / (len(s) - 1)) / targets
+    return Held(loss, interval, correct / targets, entropy / targets, len(s), int(targets))
 
 
-def train(run: Run) -> None:
+def train(run: Run) -> int:
     """Run to the end, from the newest good checkpoint if there is one. Afterwards the policy holds the chosen weights.
 
+    Returns: the step they are from.
     Raises:
-        Interrupted: SIGINT or SIGTERM; a checkpoint was written.
+        Interrupted: SIGINT, SIGTERM or SIGHUP; a checkpoint was written.
         PosttrainError: the loss or gradient is not finite; a checkpoint could not be written.
     """
     saved = run.store.latest()
@@ -197,7 +200,7 @@ def train(run: Run) -> None:
                     last_save = time.monotonic()
                 if asked:
                     raise Interrupted(asked[0], run.step)
-        _choose(run)
+        return _choose(run)
     finally:
         run.observer.stop()
 
@@ -207,11 +210,12 @@ def _step(run: Run) -> None:
     trees = [run.trees[i] for i in run.plan.next()]
     batch = forests(trees, run.budget, shared=run.policy.model.mode == "forest")
     loss = run.policy.forward_backward(batch, run.loss, seed=derive(run.seed, "step", run.step), noise=run.noise)
+    if not math.isfinite(loss):
+        raise _not_finite(run, f"the loss is {loss}")
     factor = rate(run.optimiser.settings.schedule, run.step, run.steps, run.optimiser.settings.warmup)
     norm = run.policy.step(factor)
-    if not (math.isfinite(loss) and math.isfinite(norm)):
-        raise PosttrainError(f"step {run.step + 1}: loss {loss}, gradient norm {norm}; the weights were not changed",
-                             cure="lower --learning-rate, or look for broken rows in the data")
+    if not math.isfinite(norm):
+        raise _not_finite(run, f"the gradient norm is {norm}")
     seconds = time.perf_counter() - begin
     run.step += 1
     tokens, targets = sum(f.T for f in batch), sum(f.N for f in batch)
@@ -226,6 +230,11 @@ def _step(run: Run) -> None:
         "tokens_per_second": tokens / seconds, "memory_gib": peak_memory(run.policy.model.device)})
 
 
+def _not_finite(run: Run, what: str) -> PosttrainError:
+    return PosttrainError(f"step {run.step + 1}: {what}; this step did not change the weights",
+                          cure="lower --learning-rate, or look for broken rows in the data")
+
+
 def _log(run: Run, record: dict[str, Any]) -> None:
     run.log.write(record)
     run.observer.record(record)
@@ -233,6 +242,8 @@ def _log(run: Run, record: dict[str, Any]) -> None:
 
 def _validate(run: Run) -> dict[str, Any]:
     held = vars(validate(run.policy, run.held_out, run.budget, run.observer.validating))
+    if not math.isfinite(held["loss"]):
+        raise _not_finite(run, f"the held-out loss is {held['loss']}")
     _log(run, {"step": run.step, "validation": held})
     return held
 
@@ -251,36 +262,41 @@ def _exhausted(run: Run) -> bool:
     return patience is not None and run.stale >= patience
 
 
-def _choose(run: Run) -> None:
-    """Leave the policy with the weights to export: the best by held-out loss where that was asked for."""
+def _choose(run: Run) -> int:
+    """Leave the policy with the weights to export, the best by held-out loss where that was asked for; returns their step."""
     best = run.best["step"]
     if run.step < run.steps:
         run.observer.message(f"stopped early: {run.stale} validations without a better one")
-    if best is None:
-        return
-    if run.first_held and run.best["loss"] > run.first_held["loss"]:
+    if run.first_held and best is not None and run.best["loss"] > run.first_held["loss"]:
         run.observer.message(f"held-out loss never fell below the start's: {run.first_held['loss']:.4f} before training, "
                              f"{run.best['loss']:.4f} at best. Lower --learning-rate or train on other data")
-    if run.validation.keep_best and best != run.step:
-        run.optimiser.load_weights(run.store.load(best).tensors["weights"])
-        run.observer.message(f"exporting step {best}, the best by held-out loss")
+    if best is None or best == run.step or not run.validation.keep_best:
+        return run.step
+    try:
+        weights = run.store.load(best).tensors["weights"]
+    except CheckpointError as error:
+        run.observer.message(f"{error.what}. It was the best by held-out loss; exporting step {run.step}, the last, instead")
+        return run.step
+    run.optimiser.load_weights(weights)
+    run.observer.message(f"exporting step {best}, the best by held-out loss")
+    return best
 
 
 @contextmanager
 def _signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM instead of dying in the middle of a step. A second one is obeyed at once."""
+    """Collect SIGINT, SIGTERM and SIGHUP instead of dying in the middle of a step. A second one is obeyed at once."""
     asked: list[int] = []
 
     def note(signum: int, frame: Any) -> None:
         asked.append(signum)
-        for s in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(s, before[s])
+        for s, handler in before.items():
+            signal.signal(s, handler)
 
-    try:
-        before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread: signals are not ours to take
-        yield asked
-        return
+    before: dict[signal.Signals, Any] = {}
+    with suppress(ValueError):  # not in the main thread: there, signals are not ours to take
+        for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(one) is not signal.SIG_IGN:  # nohup ignores SIGHUP, and means it
+                before[one] = signal.signal(one, note)
     try:
         yield asked
     finally:

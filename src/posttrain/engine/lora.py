@@ -23,7 +23,7 @@ def attach(network: PreTrainedModel, settings: LoraSettings, seed: int) -> Any:
 
     Returns: the PeftModel around the network.
     Raises:
-        ConfigError: a target names no module of the network.
+        ConfigError: a target names no module of the network, or one that adapters cannot be merged into.
     """
     peft = require("peft", extra="lora", purpose="--lora")
     transposed = any(isinstance(module, Conv1D) for module in network.modules())  # GPT-2 keeps its matrices so
@@ -32,18 +32,33 @@ def attach(network: PreTrainedModel, settings: LoraSettings, seed: int) -> Any:
     devices = [network.device] if network.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by a name that transformers deprecates
+        warnings.simplefilter("ignore", RuntimeWarning)  # and speaks of patterns that it set itself
         torch.manual_seed(derive(seed, "lora"))
         try:
-            return peft.get_peft_model(network, config)
-        except ValueError as error:
-            raise ConfigError(f"--lora-targets {' '.join(settings.targets)}: {error}",
-                              cure="name modules as the model does, for example q_proj v_proj") from error
+            adapter = peft.get_peft_model(network, config)
+        except (ValueError, AttributeError, TypeError) as error:
+            what = f"--lora-targets {' '.join(settings.targets)}" if settings.targets else "--lora"
+            raise ConfigError(f"{what}: {error}", cure="name modules as the model does, for example q_proj v_proj") from error
+    for name, layer in _layers(network).items():
+        tied = network.config.get_text_config().tie_word_embeddings and layer is network.get_input_embeddings()
+        if tied or layer is network.get_output_embeddings():
+            raise ConfigError(f"--lora-targets: {name} is the model's output head, which adapters would not reach",
+                              cure="leave it out; to train it, train all weights")
+        if layer.get_base_layer().weight.ndim != 2:
+            raise ConfigError(f"{name} is not one matrix (experts of a mixture are many in one); its adapters cannot be merged",
+                              cure="adapt the attention alone: --lora-targets q_proj k_proj v_proj o_proj")
+    return adapter
+
+
+def _layers(network: PreTrainedModel) -> dict[str, Any]:
+    """The adapted layers by name."""
+    lora = require("peft.tuners.lora", extra="lora", purpose="LoRA")
+    return {name: module for name, module in network.named_modules() if isinstance(module, lora.LoraLayer)}
 
 
 def merged(network: PreTrainedModel) -> dict[str, Tensor]:
     """The state dict of the network as if it had been trained without adapters: W + (α/r)·B·A. Leaves the network alone."""
-    lora = require("peft.tuners.lora", extra="lora", purpose="LoRA")
-    layers: dict[str, Any] = {name: module for name, module in network.named_modules() if isinstance(module, lora.LoraLayer)}
+    layers = _layers(network)
     state: dict[str, Tensor] = {}
     for name, tensor in network.state_dict().items():
         if ".lora_" in name:

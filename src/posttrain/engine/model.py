@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -47,7 +47,7 @@ class Admission:
     Attributes:
         mode: see MODES.
         deviation: largest difference of a log-probability from the path alone, nats.
-        reasons: what ruled the better modes out, one sentence each.
+        reasons: what ruled the better modes out, and what else the user should know; one sentence each.
     """
 
     mode: Mode
@@ -58,17 +58,22 @@ class Admission:
 class Model:
     """A causal language model and how it is run.
 
+    Args:
+        network: the transformers model.
+        notes: what the user should know of it, besides what the probe finds.
+
     Attributes:
-        network: the transformers model; the one copy of the weights.
+        network: the one copy of the weights.
         admission: what the probe found.
     """
 
-    def __init__(self, network: PreTrainedModel, admission: Admission | None = None) -> None:
+    def __init__(self, network: PreTrainedModel, notes: tuple[str, ...] = ()) -> None:
         self.network: Any = network  # Any: transformers' own types do not survive a type checker
         self.config = network.config
         self._stock = str(network.config._attn_implementation)
         self.head_scale, self.head_softcap = _head_constants(network)
-        self.admission = admission or admit(self)
+        found = admit(self)
+        self.admission = replace(found, reasons=(*notes, *found.reasons))
         self.mode = self.admission.mode
 
     @property
@@ -111,7 +116,8 @@ class Model:
             with self._noise(noise, forest.token_lengths):
                 out = decoder(input_ids=forest.tokens[None], position_ids=forest.positions[None], use_cache=False,
                               forest=ForestMask(forest)).last_hidden_state[0]
-            return out[forest.predictor]
+            # not out[...]: its backward adds the gradients of one token from several threads, in any order
+            return out.index_select(0, forest.predictor)
         found, order = [], []
         step = forest.positions[forest.predictor]
         starts = forest.lengths.cumsum(0) - forest.lengths
@@ -339,9 +345,10 @@ def load_tokenizer(folder: Path) -> Any:
                          cure="the folder needs tokenizer.json and tokenizer_config.json") from error
 
 
-def load_network(folder: Path, device: str, dtype: torch.dtype = torch.float32) -> Any:
+def load_network(folder: Path, device: str, dtype: torch.dtype = torch.float32) -> tuple[Any, tuple[str, ...]]:
     """Read a causal language model's weights.
 
+    Returns: the network, and what the user should know of it.
     Raises:
         ModelError: no such device, unreadable files, or weights that are missing and would be made up at random.
     """
@@ -349,7 +356,8 @@ def load_network(folder: Path, device: str, dtype: torch.dtype = torch.float32) 
         raise ModelError("there is no GPU here that torch can use", cure="leave --device out, or install torch with CUDA")
     try:
         with quiet():
-            loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, output_loading_info=True)
+            loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, output_loading_info=True,
+                                                               use_safetensors=True)
     except Exception as error:
         raise ModelError(f"cannot load {folder}: {type(error).__name__}: {error}",
                          cure="check that the folder is complete and its config.json names a causal language model") from error
@@ -357,4 +365,19 @@ def load_network(folder: Path, device: str, dtype: torch.dtype = torch.float32) 
     if missing := sorted(info["missing_keys"]):
         raise ModelError(f"{folder} lacks the weights {missing[:3]}{' and more' if len(missing) > 3 else ''}",
                          cure="they would be random; get the complete model")
-    return network.to(device)
+    extra = sorted(info["unexpected_keys"])
+    more = " and more" if len(extra) > 3 else ""
+    note = f"{folder} has weights that its config.json does not use, and that the result will lack: {extra[:3]}{more}"
+    return network.to(device), (note,) if extra else ()
+
+
+def to_bfloat16(network: Any) -> None:
+    """Round the parameters, in place, as loading them in bfloat16 would.
+
+    Buffers stay as they are: position frequencies in bfloat16 are wrong by half a turn after a thousand positions. So do
+    the parameters that a model keeps in float32.
+    """
+    keep = {*(network._keep_in_fp32_modules or ()), *(network._keep_in_fp32_modules_strict or ())}
+    for name, parameter in network.named_parameters():
+        if not keep.intersection(name.split(".")):
+            parameter.data = parameter.data.to(torch.bfloat16)

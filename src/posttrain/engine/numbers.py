@@ -9,10 +9,10 @@ from __future__ import annotations
 import platform
 import resource
 import sys
+from importlib.metadata import version
 from typing import Any
 
 import torch
-import transformers
 
 
 def peak_memory(device: torch.device) -> float:
@@ -26,8 +26,9 @@ def peak_memory(device: torch.device) -> float:
 def environment(device: torch.device) -> dict[str, Any]:
     """What bit-identity of a resumed run depends on, besides the run itself."""
     return {
-        "machine": platform.machine(), "python": platform.python_version(), "torch": torch.__version__,
-        "transformers": transformers.__version__, "threads": torch.get_num_threads(),
+        "machine": platform.machine(), "python": platform.python_version(),
+        **{name: version(name) for name in ("posttrain", "torch", "transformers", "tokenizers", "numpy")},
+        "threads": torch.get_num_threads(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
     }

@@ -29,7 +29,7 @@ from posttrain.engine import lora as adapters
 from posttrain.engine import sampler
 from posttrain.engine.checkpoint import system_errors
 from posttrain.engine.head import additive, assess, logprobs
-from posttrain.engine.model import Model, Noise, digest, load_network, load_tokenizer, quiet, resolve
+from posttrain.engine.model import Model, Noise, digest, load_network, load_tokenizer, quiet, resolve, to_bfloat16
 from posttrain.engine.optimiser import Optimiser
 from posttrain.engine.settings import LoraSettings, OptimiserSettings
 
@@ -65,14 +65,14 @@ class Policy:
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         folder = resolve(str(path))
         tokenizer = load_tokenizer(folder)
-        network = load_network(folder, device)
+        network, notes = load_network(folder, device)
         rows = network.get_input_embeddings().weight.shape[0]
         if len(tokenizer) > rows:
             raise ModelError(f"the tokenizer of {path} has {len(tokenizer)} tokens, the model only {rows}",
                              cure="use the tokenizer the model was trained with")
-        model = Model(network)  # probed in float32, whatever it will run in
+        model = Model(network, notes)  # probed in float32, whatever it will run in
         if network.device.type == "cuda":
-            network.to(torch.bfloat16)
+            to_bfloat16(network)
         adapter = adapters.attach(network, lora, seed) if lora else None
         return cls(model, tokenizer, source=str(path), digest=digest(folder), adapter=adapter)
 

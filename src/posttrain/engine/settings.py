@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from posttrain.core.settings import Settings
+
+
+def _pattern(text: str) -> str:
+    """A regular expression, as text."""
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise ValueError(f"{text!r} is not a regular expression: {error}") from None
+    return text
+
+
+Share = Annotated[float, Field(ge=0, lt=1)]
+Pattern = Annotated[str, AfterValidator(_pattern)]
 
 
 class OptimiserSettings(Settings):
@@ -18,9 +32,9 @@ class OptimiserSettings(Settings):
         "linear", description="how the rate falls after warm-up; wsd stays at the peak, then falls over the last fifth")
     warmup: float = Field(0.03, ge=0, lt=1, description="share of the steps over which the rate rises from 0")
     weight_decay: float = Field(0.0, ge=0, description="decoupled decay of matrices; vectors are never decayed")
-    betas: tuple[float, float] = Field((0.9, 0.999), description="Adam's averaging of gradient and square")
+    betas: tuple[Share, Share] = Field((0.9, 0.999), description="Adam's averaging of gradient and square")
     clip: float = Field(1.0, ge=0, description="largest gradient norm; 0 never clips")
-    groups: dict[str, float] = Field(
+    groups: dict[Pattern, Annotated[float, Field(ge=0)]] = Field(
         default_factory=dict, description="PATTERN=FACTOR on the rate of parameters whose name matches; 0 freezes them")
 
 

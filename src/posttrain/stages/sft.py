@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -37,6 +38,7 @@ from posttrain.engine.settings import (
 if TYPE_CHECKING:
     from posttrain.data.demonstrations import Demonstrations
     from posttrain.data.rows import Row
+    from posttrain.engine.loop import Run
     from posttrain.engine.policy import Policy
 
 
@@ -91,39 +93,63 @@ def sft(*, quiet: bool = False, **settings: Any) -> Outcome:
     return run(assemble(SftSettings, settings), ConsoleObserver(quiet=quiet))
 
 
+WRITES = ("metrics.jsonl", "checkpoints", "model", "adapter", "summary.json")  # and run.json, which says whose they are
+
+
 def run(settings: SftSettings, observer: ConsoleObserver) -> Outcome:
     """Run the stage, or continue it, or report that it is finished."""
     rows = _read(settings)  # what is wrong with the files is told before anything is loaded or written
     # The engine, and with it torch, is imported here: help and mistakes are answered at once.
+    from posttrain.engine import loop
     from posttrain.engine.model import digest, resolve
     from posttrain.engine.policy import Policy
 
-    files = (*settings.data.data, *settings.data.validation)
+    folder, base = settings.out, resolve(settings.model)
+    if base.resolve().is_relative_to(folder.resolve()):
+        raise ConfigError(f"--model {settings.model} lies in --out {folder}, where the run writes", cure="choose another --out")
     fixed = settings.model_dump(mode="json", exclude={"out", "checkpoint", "device"})
-    identity = {"settings": fixed, "model_sha256": digest(resolve(settings.model)),
-                "data_sha256": {str(path): sha256_file(path) for path in files}}
-    folder = settings.out
+    identity = {"settings": fixed, "model_sha256": digest(base), "data_sha256": {
+        str(path): sha256_file(path) for paths in _sources(settings).values() for path in paths}}
     with lock(folder), explained_writes(folder):
-        check(folder, identity)
-        if (folder / "summary.json").is_file():
-            observer.note("finished", f"{folder} already holds this run; nothing to do")
-            return Outcome(folder, folder / "model", json.loads((folder / "summary.json").read_text()))
+        check(folder, identity, WRITES)
+        if done := _finished(folder, observer):
+            return done
         remove_partial(folder)
         policy = Policy.load(settings.model, device=settings.device, lora=settings.lora, seed=settings.seed)
         for reason in policy.model.admission.reasons:
             observer.message(reason)
         observer.note("model", _describe(policy, settings))
-        train, held = _tokenise(settings, policy, rows, observer)
+        data = _tokenise(settings, policy, rows, observer)
+        training = _prepare(settings, policy, data, observer)
         claim(folder, identity, __version__)
-        summary = _train(settings, policy, train, held, observer)
+        exported = loop.train(training)
         with atomic_folder(folder / "model") as target:
             policy.save(target)
         if policy.adapter is not None:
             with atomic_folder(folder / "adapter") as target:
                 policy.save_adapter(target)
-        summary["model_sha256"] = sha256_folder(folder / "model", lambda p: p.suffix == ".safetensors")
+        summary = _summary(training, data["data"], exported)
+        summary["base_sha256"], summary["model_sha256"] = identity["model_sha256"], _weights_digest(folder)
         write_json(folder / "summary.json", summary)
+    observer.curve(training.log.read())
     return Outcome(folder, folder / "model", summary)
+
+
+def _finished(folder: Path, observer: ConsoleObserver) -> Outcome | None:
+    """The outcome of a run that is done, if what it exported is still there as it was."""
+    path = folder / "summary.json"
+    if not path.is_file():
+        return None
+    summary = json.loads(path.read_text())
+    if (folder / "model").is_dir() and _weights_digest(folder) == summary["model_sha256"]:
+        observer.note("finished", f"{folder} already holds this run; nothing to do")
+        return Outcome(folder, folder / "model", summary)
+    observer.message(f"{folder / 'model'} is missing or changed; exporting it again from the last checkpoint")
+    return None
+
+
+def _weights_digest(folder: Path) -> str:
+    return sha256_folder(folder / "model", lambda p: p.suffix == ".safetensors")
 
 
 def _describe(policy: Policy, settings: SftSettings) -> str:
@@ -150,16 +176,18 @@ def _sources(settings: SftSettings) -> dict[str, tuple[Path, ...]]:
 
 
 def _tokenise(settings: SftSettings, policy: Policy, rows: dict[str, list[Row]],
-              observer: ConsoleObserver) -> tuple[Demonstrations, Demonstrations | None]:
+              observer: ConsoleObserver) -> dict[str, Demonstrations]:
     from posttrain.data.demonstrations import tokenise
 
     found = {}
     for label, paths in _sources(settings).items():
-        found[label] = tokenise(rows[label], policy.tokenizer, columns=settings.data.columns,
-                                template=settings.data.prompt_template, max_length=_max_length(settings, policy))
+        found[label] = one = tokenise(rows[label], policy.tokenizer, columns=settings.data.columns,
+                                      template=settings.data.prompt_template, max_length=_max_length(settings, policy))
         names = ", ".join(path.name for path in paths)
-        observer.note(label, f"{names}: {found[label].rows:,} rows → {found[label].summary()}")
-    return found["data"], found.get("held out")
+        observer.note(label, f"{names}: {one.rows:,} rows → {one.summary()}")
+        if one.truncated or one.dropped:  # said aloud even where quiet is asked for
+            observer.message(f"{names}: {one.truncated:,} rows cut at the end, {sum(one.dropped.values()):,} dropped")
+    return found
 
 
 def _max_length(settings: SftSettings, policy: Policy) -> int:
@@ -172,29 +200,36 @@ def _max_length(settings: SftSettings, policy: Policy) -> int:
     return asked or min(1024, limit or 1024)
 
 
-def _train(settings: SftSettings, policy: Policy, data: Demonstrations, held: Demonstrations | None,
-           observer: ConsoleObserver) -> dict[str, Any]:
-    from functools import partial
-
+def _prepare(settings: SftSettings, policy: Policy, data: dict[str, Demonstrations], observer: ConsoleObserver) -> Run:
+    """Everything the loop needs. What is wrong with the settings shows here, before the folder is claimed."""
     from posttrain.data.plan import Plan
-    from posttrain.engine import loop
+    from posttrain.engine.loop import Run
     from posttrain.methods.supervised import METHODS, neftune
 
-    optimiser = policy.train_with(settings.optimiser, activation_checkpointing=settings.activation_checkpointing)
-    plan = Plan(len(data.sequences), settings.batch_size, settings.seed)
-    steps = settings.steps or math.ceil(settings.epochs * plan.steps_per_epoch)
-    budget = settings.budget or max(4096 if policy.model.device.type == "cpu" else 16384, _max_length(settings, policy))
-    run = loop.Run(
-        policy=policy, loss=METHODS[settings.method], trees=[(s,) for s in data.sequences], plan=plan, steps=steps,
+    sequences = {label: one.sequences for label, one in data.items()}
+    longest = max(len(s.tokens) for some in sequences.values() for s in some)
+    budget = settings.budget or max(4096 if policy.model.device.type == "cpu" else 16384, longest)
+    if longest > budget:
+        raise ConfigError(f"--budget {budget} is less than the {longest} tokens of the longest sequence",
+                          cure=f"give --budget {longest} or more, or --max-length {budget} or less")
+    policy.train_with(settings.optimiser, activation_checkpointing=settings.activation_checkpointing)
+    plan = Plan(len(sequences["data"]), settings.batch_size, settings.seed)
+    return Run(
+        policy=policy, loss=METHODS[settings.method], trees=[(s,) for s in sequences["data"]], plan=plan,
+        steps=settings.steps or math.ceil(settings.epochs * plan.steps_per_epoch - 1e-9),  # 1.1 · 100 is 110, not 111
         budget=budget, seed=settings.seed, folder=settings.out, observer=observer,
-        held_out=[(s,) for s in held.sequences] if held else [],
+        held_out=[(s,) for s in sequences.get("held out", [])],
         noise=partial(neftune, alpha=settings.neftune) if settings.neftune else None,
         checkpoints=settings.checkpoint, validation=settings.validation)
-    loop.train(run)
-    observer.curve(run.log.read())
+
+
+def _summary(run: Run, data: Demonstrations, exported: int) -> dict[str, Any]:
+    """What the run came to. Held-out numbers are those of the exported step, where it was validated."""
+    held = next((r["validation"] for r in reversed(run.log.read()) if r["step"] == exported and "validation" in r), None)
     return {
-        "posttrain": __version__, "steps": run.step, "tokens": run.totals["tokens"], "targets": run.totals["targets"],
-        "seconds": run.totals["seconds"], "tokens_per_second": run.totals["tokens"] / max(1e-9, run.totals["seconds"]),
-        "learning_rate": optimiser.settings.learning_rate, "base_sha256": policy.digest,
-        "rows": data.rows, "sequences": len(data.sequences), "truncated": data.truncated, "dropped": data.dropped,
-        "held_out_before": run.first_held, "held_out": run.best if run.best["step"] is not None else None}
+        "posttrain": __version__, "steps": run.step, "exported_step": exported, "tokens": run.totals["tokens"],
+        "targets": run.totals["targets"], "seconds": run.totals["seconds"],
+        "tokens_per_second": run.totals["tokens"] / max(1e-9, run.totals["seconds"]),
+        "learning_rate": run.optimiser.settings.learning_rate, "rows": data.rows, "sequences": len(data.sequences),
+        "truncated": data.truncated, "dropped": data.dropped, "held_out_before": run.first_held,
+        "held_out": {"step": exported, **held} if held else None}
