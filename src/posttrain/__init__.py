@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from posttrain.core.version import __version__
 
 if TYPE_CHECKING:
     from posttrain.engine.policy import Policy as Policy

@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from posttrain.core.version import __version__
+
 
 def peak_memory(device: torch.device) -> float:
     """GiB."""
@@ -27,7 +29,7 @@ def environment(device: torch.device) -> dict[str, Any]:
     """What bit-identity of a resumed run depends on, besides the run itself."""
     return {
         "machine": platform.machine(), "python": platform.python_version(),
-        **{name: version(name) for name in ("posttrain", "torch", "transformers", "tokenizers", "numpy")},
+        "posttrain": __version__, **{name: version(name) for name in ("torch", "transformers", "tokenizers", "numpy")},
         "threads": torch.get_num_threads(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",

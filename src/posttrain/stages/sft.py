@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from posttrain import __version__
 from posttrain.core.console import ConsoleObserver
 from posttrain.core.errors import ConfigError
 from posttrain.core.files import atomic_folder, explained_writes, lock, remove_partial, sha256_file, sha256_folder, write_json
 from posttrain.core.identity import check, claim
 from posttrain.core.settings import Settings, assemble
+from posttrain.core.version import __version__
 from posttrain.engine.settings import (
     CheckpointSettings,
     DataSettings,
