@@ -39,7 +39,7 @@ def answers(model: Path, prompts: Sequence[str]) -> list[str]:
 
     policy = Policy.load(model, device="cpu")
     ids = policy.tokenizer([TEMPLATE.replace("{prompt}", p) for p in prompts])["input_ids"]
-    drawn = policy.sample(ids, Sampling(max_tokens=12, temperature=0, stop=(policy.tokenizer.eos_token_id,)))
+    drawn = policy.sample(ids, Sampling(max_tokens=12, temperature=0))
     return [policy.tokenizer.decode(c.tokens, skip_special_tokens=True) for c in drawn]
 
 
@@ -52,7 +52,7 @@ def prepare(folder: Path) -> list[dict[str, str]]:
     if not (folder / "base" / "config.json").is_file():
         make_model(folder / "base", [TEMPLATE.replace("{prompt}", r["prompt"]) + r["completion"] for r in train])
     console.print(f"[bold]world[/bold]     {len(train):,} demonstrations of {len(SKILLS)} skills, {len(held_out)} held-out "
-                  "prompts that are not among them, and a model with random weights", soft_wrap=True)
+                  "prompts that are not among them, and a model with random weights", soft_wrap=not console.is_terminal)
     return held_out
 
 

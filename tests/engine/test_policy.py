@@ -95,7 +95,7 @@ def test_statistics_are_those_of_the_whole_batch() -> None:
         seen.append((statistics, facts))
         return statistics * scores.logprob.sum() / denominators.targets
 
-    facts = [f"forest {i}" for i in range(len(batch))]
+    facts = [{"forest": torch.tensor([i])} for i in range(len(batch))]
     value = one.forward_backward(batch, Loss(loss, prepare), facts)
     targets = sum(f.N for f in batch)
     assert seen == [(targets, facts), *((0.25, fact) for fact in facts)]
@@ -109,7 +109,7 @@ def test_per_target_facts_reach_their_own_targets() -> None:
     assert plant(planted).N > 2 * one.model.head.chunk == 128
 
     def weighted(scores: Scores, facts: Any, statistics: Any, denominators: Denominators) -> Tensor:
-        return (facts * scores.logprob).sum() / denominators.targets
+        return (facts["weight"] * scores.logprob).sum() / denominators.targets
 
     def weight(forest: TokenForest) -> Tensor:
         return torch.sin(forest.sequence[forest.leaf] + 0.1 * forest.positions[forest.predictor])
@@ -117,7 +117,7 @@ def test_per_target_facts_reach_their_own_targets() -> None:
     expected = None
     for batch in ([plant(planted)], forests(planted, 40)):
         for per_target in (True, False):
-            value, gradient = run(one, batch, Loss(weighted, per_target=per_target), facts=[weight(f) for f in batch])
+            value, gradient = run(one, batch, Loss(weighted, per_target=per_target), facts=[{"weight": weight(f)} for f in batch])
             expected = expected or (value, gradient)
             assert value == pytest.approx(expected[0], rel=1e-6)
             assert distance(gradient, expected[1]) < 2e-6

@@ -15,7 +15,7 @@ from posttrain.core.errors import ConfigError, ModelError
 from posttrain.data.forest import Tree, plant
 from posttrain.engine.policy import Policy
 from posttrain.engine.sampler import ROWS, Completion, Sampling, draw
-from tests.tiny import V, network, policy, seq
+from tests.tiny import V, folder, network, policy, seq
 
 PROMPTS = [[5, 6, 7, 8, 9, 10, 11], [12, 13, 14], [20, 21, 22], [30], [5, 6, 7, 8, 9, 10, 12]]
 ARCHITECTURES = ("llama", "mistral", "gemma2", "gemma3", "gpt2", "cohere", "granite", "gpt_oss", "deepseek_v3",
@@ -270,3 +270,15 @@ def test_frequencies_of_samples_are_the_models_probabilities() -> None:
 def test_settings_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         Sampling(**wrong)
+
+
+def test_completions_end_with_the_tokenizers_end_token_unless_told_otherwise(tmp_path: Any) -> None:
+    """An empty `stop` runs to max_tokens; None stops where the model was taught to."""
+    one = Policy.load(folder(tmp_path), device="cpu")
+    prompts = [[3, 4], [5, 6, 7]]
+    to_the_end = one.sample(prompts, Sampling(max_tokens=200, seed=2, stop=()))
+    assert [len(c.tokens) for c in to_the_end] == [200, 200]
+    end = one.tokenizer.eos_token_id
+    for free, ended in zip(to_the_end, one.sample(prompts, Sampling(max_tokens=200, seed=2)), strict=True):
+        assert ended.finished
+        assert ended.tokens == free.tokens[:free.tokens.index(end) + 1]

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+# What a method knows about a forest besides its tokens (advantages, old log-probabilities, labels): tensors by name, [N] for
+# facts of targets and [L] for facts of sequences.
+Facts: TypeAlias = "dict[str, Tensor]"
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,6 @@ class Loss:
             lets the head take it chunk by chunk and skip a second pass over the vocabulary.
     """
 
-    loss: Callable[[Scores, Any, Any, Denominators], Tensor]
-    prepare: Callable[[list[Scores], list[Any]], Any] | None = None
+    loss: Callable[[Scores, Facts, Any, Denominators], Tensor]
+    prepare: Callable[[list[Scores], list[Facts]], Any] | None = None
     per_target: bool = False

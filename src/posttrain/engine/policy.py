@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from collections.abc import Sequence as Many
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from posttrain.core.errors import ConfigError, DataError, ModelError
 from posttrain.core.seeds import derive
-from posttrain.core.types import Denominators, Loss, Scores
+from posttrain.core.types import Denominators, Facts, Loss, Scores
 from posttrain.data.forest import TokenForest
 from posttrain.engine import lora as adapters
 from posttrain.engine import sampler
@@ -32,6 +33,10 @@ from posttrain.engine.head import additive, assess, logprobs
 from posttrain.engine.model import Model, Noise, digest, load_network, load_tokenizer, quiet, resolve, to_bfloat16
 from posttrain.engine.optimiser import Optimiser
 from posttrain.engine.settings import LoraSettings, OptimiserSettings
+
+
+def _moved(facts: Facts, device: torch.device) -> Facts:
+    return {name: tensor.to(device) for name, tensor in facts.items()}
 
 
 class Policy:
@@ -101,19 +106,20 @@ class Policy:
                 out.append(Scores(logprob, forest.leaf, forest.L))
         return out
 
-    def forward_backward(self, forests: Many[TokenForest], loss: Loss, facts: Many[Any] | None = None, *, seed: int = 0,
+    def forward_backward(self, forests: Many[TokenForest], loss: Loss, facts: Many[Facts] | None = None, *, seed: int = 0,
                          noise: Noise | None = None) -> float:
         """Add the gradient of a loss over one global batch, forest by forest.
 
         Args:
             forests: the whole global batch; how it is cut into forests changes the result by rounding only.
             loss: the method.
-            facts: what the method knows about each forest; for a per-target loss None or a [N] tensor.
+            facts: what the method knows about each forest: tensors by name, moved to the model's device. A per-target loss
+                gets the slice of each that belongs to its targets, so they are [N] there.
             seed: of dropout and noise.
             noise: applied to the input embeddings.
         Returns: the loss of the global batch.
         """
-        facts = facts if facts is not None else [None] * len(forests)
+        facts = [_moved(f, self.model.device) for f in facts] if facts is not None else [{} for _ in forests]
         denominators = Denominators(targets=sum(f.N for f in forests), sequences=sum(f.L for f in forests))
         if denominators.targets == 0:
             raise DataError("the batch has no trained token", cure="look at the masks: every sequence needs one")
@@ -126,9 +132,9 @@ class Policy:
             with self._seeded(derive(seed, "forward", i)):
                 hidden = self.model.hidden(forest, noise)
                 if loss.per_target:
-                    def part_loss(logprob: Tensor, part: slice, forest: TokenForest = forest, fact: Any = fact) -> Tensor:
+                    def part_loss(logprob: Tensor, part: slice, forest: TokenForest = forest, fact: Facts = fact) -> Tensor:
                         scores = Scores(logprob, forest.leaf[part], forest.L)
-                        return loss.loss(scores, None if fact is None else fact[part], statistics, denominators)
+                        return loss.loss(scores, {k: v[part] for k, v in fact.items()}, statistics, denominators)
 
                     value, _ = additive(self.model.head, hidden, forest.target, part_loss)
                 else:
@@ -170,7 +176,9 @@ class Policy:
         return self.optimiser.step(factor)
 
     def sample(self, prompts: Many[Many[int]], params: sampler.Sampling) -> list[sampler.Completion]:
-        """Draw completions; see `posttrain.engine.sampler.sample`."""
+        """Draw completions, ended by the tokenizer's end token unless told otherwise; see `posttrain.engine.sampler.sample`."""
+        if params.stop is None and self.tokenizer is not None and self.tokenizer.eos_token_id is not None:
+            params = replace(params, stop=(self.tokenizer.eos_token_id,))
         return sampler.sample(self.model, prompts, params)
 
     def save(self, folder: Path) -> None:

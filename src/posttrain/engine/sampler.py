@@ -36,7 +36,7 @@ class Sampling:
         top_p: keep the most likely tokens that together have this probability.
         n: completions a prompt.
         seed: of the draws.
-        stop: token ids that end a completion; they are part of it.
+        stop: token ids that end a completion, and are part of it; None takes the tokenizer's end token.
     """
 
     max_tokens: int = 256
@@ -45,7 +45,7 @@ class Sampling:
     top_p: float = 1.0
     n: int = 1
     seed: int = 0
-    stop: tuple[int, ...] = ()
+    stop: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         for name, good in (("max_tokens", self.max_tokens >= 1), ("temperature", self.temperature >= 0),
@@ -121,7 +121,7 @@ def _sample_group(model: Model, prompts: Many[Many[int]], group: list[int], para
         for row, (key, token, lp) in enumerate(zip(alive, drawn.tolist(), logp.tolist(), strict=True)):
             tokens[key].append(token)
             logprobs[key].append(lp)
-            finished = token in params.stop
+            finished = token in (params.stop or ())
             if finished or at + 1 == params.max_tokens:
                 out[key] = Completion(key[0], tokens[key], logprobs[key], finished)
             else:

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from posttrain.core.types import Denominators, Loss, Scores
+from posttrain.core.types import Denominators, Facts, Loss, Scores
 
 
-def nll(scores: Scores, facts: Any, statistics: Any, denominators: Denominators) -> Tensor:
+def nll(scores: Scores, facts: Facts, statistics: Any, denominators: Denominators) -> Tensor:
     """Negative log-likelihood of the demonstrations.
 
     loss = Σ_n −log p_n / (targets of the global batch)
@@ -22,14 +22,14 @@ def nll(scores: Scores, facts: Any, statistics: Any, denominators: Denominators)
 
     >>> import math, torch
     >>> scores = Scores(torch.tensor([0.5, 0.25]).log(), torch.tensor([0, 0]), sequences=1)
-    >>> loss = nll(scores, None, None, Denominators(targets=2, sequences=1))
+    >>> loss = nll(scores, {}, None, Denominators(targets=2, sequences=1))
     >>> math.isclose(float(loss), 1.5 * math.log(2), rel_tol=1e-6)
     True
     """
     return -scores.logprob.sum() / denominators.targets
 
 
-def dft(scores: Scores, facts: Any, statistics: Any, denominators: Denominators) -> Tensor:
+def dft(scores: Scores, facts: Facts, statistics: Any, denominators: Denominators) -> Tensor:
     """Dynamic fine-tuning: the likelihood's gradient, rescaled by the token's own probability.
 
     loss = Σ_n −sg(p_n)·log p_n / (targets of the global batch)
