@@ -15,6 +15,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -162,7 +163,7 @@ def lineage(argv: list[str], folder: Path, steps: int, seed: int, log: Path) -> 
 def forget(item: str) -> Callable[[], None]:
     """A life that does not restore one item of state."""
     def prepare() -> None:
-        del loop.RESTORE[item]
+        loop.STATE[item] = replace(loop.STATE[item], restore=lambda run, saved: None)
     return prepare
 
 
@@ -182,15 +183,15 @@ def die_after_step(step: int) -> Callable[[], None]:
 def without_each(argv: list[str], folder: Path, step: int, log: Path) -> list[str]:
     """Kill a run after a step, and finish it once as it should be and once without restoring each item of state.
 
-    Returns: the names of the items; the runs lie in folders of those names beside `folder`.
+    Returns: the names of the items; the runs lie beside `folder`, as `without-NAME`.
     """
     code = wait(live([*argv, "--out", str(folder)], die_after_step(step), log))
     assert code == -signal.SIGKILL, f"not killed after step {step} but ended with {code}:\n{log.read_text()[-3000:]}"
-    for item in [None, *loop.RESTORE]:
-        again = folder.with_name(str(item).replace(" ", "-"))
+    for item in [None, *loop.STATE]:
+        again = folder.with_name(f"without-{item}")
         shutil.copytree(folder, again)
         wait(live([*argv, "--out", str(again)], forget(item) if item else None, log))  # may fail: that, too, is noticing
-    return list(loop.RESTORE)
+    return list(loop.STATE)
 
 
 if __name__ == "__main__":

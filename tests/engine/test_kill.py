@@ -100,6 +100,6 @@ def test_every_item_of_state_matters(base: Path, tmp_path: Path) -> None:
     assert last < STEPS
     items = json.loads(lives({"do": "items", "argv": command(base, *more), "folder": str(tmp_path / "killed"), "step": kill,
                               "log": str(tmp_path / "log")}))
-    assert ending(tmp_path / "None") == truth
-    unnoticed = [item for item in items if ending(tmp_path / item.replace(" ", "-")) == truth]
+    assert ending(tmp_path / "without-None") == truth
+    unnoticed = [item for item in items if ending(tmp_path / f"without-{item}") == truth]
     assert unnoticed == []

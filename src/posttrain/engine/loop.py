@@ -1,6 +1,6 @@
 """The loop of every offline method: take a batch, forward and backward, step, and now and then validate and save.
 
-It knows neither the method nor the model. Everything a resumed run needs is in `RESTORE`, one line an item.
+It knows neither the method nor the model. Everything a resumed run needs is in `STATE`, one line an item.
 """
 
 from __future__ import annotations
@@ -101,30 +101,50 @@ class Run:
         self.log = MetricsLog(self.folder / "metrics.jsonl")
 
 
-# Each item of state: how it is put back from a checkpoint. What is not here would be lost by a crash.
-RESTORE: dict[str, Callable[[Run, Checkpoint], None]] = {
-    "weights": lambda run, c: run.optimiser.load_weights(c.tensors["weights"]),
-    "gradient average": lambda run, c: run.optimiser.load_moments("exp_avg", c.tensors["exp_avg"]),
-    "gradient square average": lambda run, c: run.optimiser.load_moments("exp_avg_sq", c.tensors["exp_avg_sq"]),
-    "adam's step count": lambda run, c: run.optimiser.load_moments("step", c.tensors["adam_step"]),
-    "step": lambda run, c: setattr(run, "step", c.state["step"]),
-    "data cursor": lambda run, c: run.plan.restore(c.state["plan"]),
-    "totals": lambda run, c: setattr(run, "totals", c.state["totals"]),
-    "best": lambda run, c: setattr(run, "best", c.state["best"]),
-    "validations without a better one": lambda run, c: setattr(run, "stale", c.state["stale"]),
-    "first held-out loss": lambda run, c: setattr(run, "first_held", c.state["first_held"]),
-    "metrics": lambda run, c: run.log.rewind(c.step),
+@dataclass(frozen=True)
+class Item:
+    """One item of a run's state: how it goes into a checkpoint and how it comes back.
+
+    Attributes:
+        save: the item, as named tensors or as JSON.
+        restore: puts it back.
+        tensors: whether it is named tensors.
+    """
+
+    save: Callable[[Run], Any]
+    restore: Callable[[Run, Any], None]
+    tensors: bool = False
+
+
+def _moments(which: str) -> Item:
+    return Item(lambda run: run.optimiser.moments(which), lambda run, saved: run.optimiser.load_moments(which, saved), True)
+
+
+def _attribute(name: str) -> Item:
+    return Item(lambda run: getattr(run, name), lambda run, saved: setattr(run, name, saved))
+
+
+# Everything that a step reads and an earlier step wrote. What is not here would be lost by a crash.
+STATE: dict[str, Item] = {
+    "weights": Item(lambda run: run.optimiser.weights(), lambda run, saved: run.optimiser.load_weights(saved), tensors=True),
+    "exp_avg": _moments("exp_avg"),
+    "exp_avg_sq": _moments("exp_avg_sq"),
+    "adam_step": _moments("step"),
+    "step": _attribute("step"),
+    "plan": Item(lambda run: run.plan.state(), lambda run, saved: run.plan.restore(saved)),
+    "totals": _attribute("totals"),
+    "best": _attribute("best"),
+    "stale": _attribute("stale"),
+    "first_held": _attribute("first_held"),
+    "log": Item(lambda run: run.step, lambda run, saved: run.log.rewind(saved)),
 }
 
 
 def checkpoint(run: Run) -> Checkpoint:
     """The run as it stands."""
-    tensors: dict[str, dict[str, Tensor]] = {"weights": run.optimiser.weights()}
-    for group, which in (("exp_avg", "exp_avg"), ("exp_avg_sq", "exp_avg_sq"), ("adam_step", "step")):
-        tensors[group] = run.optimiser.moments(which)
-    state = {"step": run.step, "plan": run.plan.state(), "totals": run.totals, "best": run.best, "stale": run.stale,
-             "first_held": run.first_held, "environment": environment(run.policy.model.device)}
-    return Checkpoint(run.step, tensors, state)
+    state = {name: item.save(run) for name, item in STATE.items() if not item.tensors}
+    state["environment"] = environment(run.policy.model.device)
+    return Checkpoint(run.step, {name: item.save(run) for name, item in STATE.items() if item.tensors}, state)
 
 
 def restore(run: Run, saved: Checkpoint) -> None:
@@ -134,8 +154,8 @@ def restore(run: Run, saved: Checkpoint) -> None:
     if changed:
         run.observer.message(f"this is not the machine or software the run began with ({', '.join(changed)}): "
                              "it goes on, but the last bits may differ from an undisturbed run")
-    for item in RESTORE.values():
-        item(run, saved)
+    for name, item in STATE.items():
+        item.restore(run, (saved.tensors if item.tensors else saved.state)[name])
 
 
 def validate(policy: Policy, trees: list[Tree], budget: int, told: Callable[[int, int], None] = lambda done, total: None) -> Held:
