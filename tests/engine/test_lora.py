@@ -186,5 +186,5 @@ def test_what_cannot_be_merged_is_refused() -> None:
     """The head is computed from its own matrix, and experts are many matrices in one."""
     with pytest.raises(ConfigError, match="output head"):
         attach(network("llama"), LoraSettings(targets=("q_proj", "lm_head")), 0)
-    with pytest.raises(ConfigError, match=r"not one matrix|--lora"):
+    with pytest.raises(ConfigError, match="not one matrix"):
         attach(network("qwen3_moe"), LoraSettings(), 0)

@@ -263,7 +263,8 @@ def _log(run: Run, record: dict[str, Any]) -> None:
 def _validate(run: Run) -> dict[str, Any]:
     held = vars(validate(run.policy, run.held_out, run.budget, run.observer.validating))
     if not math.isfinite(held["loss"]):
-        raise _not_finite(run, f"the held-out loss is {held['loss']}")
+        raise PosttrainError(f"after step {run.step} the held-out loss is {held['loss']}",
+                             cure="lower --learning-rate, or look for broken rows in the held-out data")
     _log(run, {"step": run.step, "validation": held})
     return held
 
