@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import io
 import sys
+from collections.abc import Iterable
 from importlib import import_module
 
-# name: (module with `main(argv) -> exit code`, one line of help)
+# command, of one word or two: (module with `main(argv) -> exit code`, one line of help)
 COMMANDS = {
     "sft": ("posttrain.cli.sft", "fine-tune a model on demonstrations"),
+    "data inspect": ("posttrain.cli.data_inspect", "see what a model would be trained on, token by token"),
+    "data select": ("posttrain.cli.data_select", "take the rows of a large set that are most like a small one"),
+    "data split": ("posttrain.cli.data_split", "split rows so that near-duplicates stay on one side"),
 }
 
 
-def usage() -> str:
-    width = max(map(len, COMMANDS)) + 2
-    lines = [f"  {name:<{width}}{text}" for name, (_, text) in COMMANDS.items()]
+def usage(names: Iterable[str] = COMMANDS) -> str:
+    width = max(map(len, names)) + 2
+    lines = [f"  {name:<{width}}{COMMANDS[name][1]}" for name in names]
     return "\n".join([
         "usage: posttrain COMMAND [options]", "",
         "Turn a pretrained language model into one people can use, and prove that it may be released.", "",
@@ -40,9 +44,16 @@ def main(argv: list[str] | None = None) -> int:
     from posttrain.core.errors import PosttrainError, nearest
 
     try:
-        if argv[0] not in COMMANDS:
-            raise PosttrainError(f"there is no command {argv[0]!r}", cure=nearest(argv[0], COMMANDS))
-        return import_module(COMMANDS[argv[0]][0]).main(argv[1:])
+        words = 2 if " ".join(argv[:2]) in COMMANDS else 1
+        name = " ".join(argv[:words])
+        if name not in COMMANDS:
+            if group := [command for command in COMMANDS if command.startswith(f"{argv[0]} ")]:
+                if not argv[1:] or argv[1] in ("-h", "--help"):
+                    print(usage(group))
+                    return 0
+                name = " ".join(argv[:2])
+            raise PosttrainError(f"there is no command {name!r}", cure=nearest(name, COMMANDS))
+        return import_module(COMMANDS[name][0]).main(argv[words:])
     except PosttrainError as error:
         from posttrain.core.console import print_error
 

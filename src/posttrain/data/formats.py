@@ -1,0 +1,331 @@
+"""Formats: the shapes in which rows come, and the one shape in which they go on.
+
+    messages            messages: [{role, content, …}], tools, chat_template_kwargs        OpenAI chat, TRL
+    sharegpt            conversations: [{from, value}], system, tools
+    alpaca              instruction, input, output, system, history
+    preference          prompt, chosen, rejected: text or messages; the prompt may be inside both answers
+    label               prompt, completion, label: a demonstration that is good or bad
+    prompt-completion   prompt, completion: text or messages
+    text                text
+    prompt              prompt alone: text or messages
+
+The first row of a source decides which one it is; a row of another shape is an error that names both lines.
+Left out: messages with images or audio.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from posttrain.core.errors import DataError, nearest
+from posttrain.data.rows import Row, kind, text
+
+Message = dict[str, Any]  # role, content, and what else the chat template may read
+Text = str | tuple[Message, ...]  # plain text, or part of a conversation
+
+ROLES = {"system": "system", "developer": "developer", "user": "user", "human": "user", "assistant": "assistant",
+         "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard": "assistant", "model": "assistant",
+         "tool": "tool", "function": "tool", "tool_response": "tool", "function_response": "tool", "observation": "tool",
+         "ipython": "tool", "tool_call": "call", "function_call": "call"}
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One row in our terms: what is given, and the answers to learn from or to compare.
+
+    Attributes:
+        where: the row it was.
+        prompt: what is given; empty where there is nothing.
+        answers: none (a prompt alone), one (a demonstration) or two (chosen, rejected). Of an answer that is messages the
+            assistant's are trained.
+        label: whether the one answer is good; None where that is not said.
+        tools: JSON schemas of the tools that may be called.
+        kwargs: what the row hands to the chat template.
+    """
+
+    where: str
+    prompt: Text
+    answers: tuple[Text, ...] = ()
+    label: bool | None = None
+    tools: tuple[dict[str, Any], ...] | None = None
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+
+class Format:
+    """The format of one source: told, or found from its first row."""
+
+    def __init__(self, name: str = "") -> None:
+        self.name = name
+        self.first: Row | None = None
+
+    def read(self, row: Row) -> Example:
+        """The row in our terms.
+
+        Raises:
+            DataError: it has another shape than the rows before it, or a value that does not fit.
+        """
+        if not self.name:
+            self.name = detect(row)
+        needs, parse = FORMATS[self.name]
+        if any(row.fields.get(column) is None for column in needs):
+            if self.first is None:
+                missing = next(c for c in needs if row.fields.get(c) is None)
+                raise DataError(f"format {self.name} needs the column {missing!r}; {nearest(missing, row.fields)}",
+                                where=row.where, cure=_CURE)
+            try:
+                found = f"this row is {detect(row)}"
+            except DataError:
+                found = f"this row has no {' and '.join(repr(c) for c in needs if row.fields.get(c) is None)}"
+            raise DataError(f"{found}; the source began as {self.name} ({self.first.where})", where=row.where,
+                            cure="give the two kinds as two --data sources, each in its own file")
+        example = parse(row)
+        self.first = self.first or row
+        return example
+
+
+_CURE = ("say which of the file's columns are meant, for example --data FILE,prompt=question,completion=answer; or the format, "
+         "with --format")
+
+
+def detect(row: Row) -> str:
+    """The format of a row, by its columns: the first of `FORMATS` that finds all of its own.
+
+    Raises:
+        DataError: none does.
+    """
+    present = {column for column, value in row.fields.items() if value is not None}
+    for name, (needs, _) in FORMATS.items():
+        if present.issuperset(needs):
+            return name
+    columns = ", ".join(map(str, row.fields)) or "none"
+    raise DataError(f"no known format has these columns: {columns}", where=row.where, cure=_CURE)
+
+
+# ---------------------------------------------------------------------------------------------- parsing
+
+def _messages_row(row: Row) -> Example:
+    return _example(row, (), messages(row.fields["messages"], "messages", row.where))
+
+
+def _sharegpt(row: Row) -> Example:
+    turns = messages(row.fields["conversations"], "conversations", row.where)
+    return _example(row, (), (*_system(row), *turns))
+
+
+def _system(row: Row) -> tuple[Message, ...]:
+    return ({"role": "system", "content": row.text("system")},) if row.fields.get("system") else ()
+
+
+def _alpaca(row: Row) -> Example:
+    before: list[Message] = [*_system(row)]
+    for pair in _decoded(row.fields.get("history") or [], "history", row.where):
+        if not isinstance(pair, (list, tuple)) or len(pair) != 2:
+            raise DataError("history is not a list of [question, answer]", where=row.where, cure="correct or remove the row")
+        before += [{"role": "user", "content": text(pair[0], "history", row.where)},
+                   {"role": "assistant", "content": text(pair[1], "history", row.where)}]
+    question = row.text("instruction")
+    if row.fields.get("input"):
+        question += "\n" + row.text("input")
+    return _example(row, (*before, {"role": "user", "content": question}),
+                    ({"role": "assistant", "content": row.text("output")},))
+
+
+def _preference(row: Row) -> Example:
+    prompt = _text_or_messages(row, "prompt") if row.fields.get("prompt") is not None else ""
+    chosen, rejected = _text_or_messages(row, "chosen"), _text_or_messages(row, "rejected")
+    if isinstance(chosen, str) is not isinstance(rejected, str):
+        raise DataError("of chosen and rejected one is text and one is messages", where=row.where, cure="write both the same way")
+    if isinstance(prompt, str) and not isinstance(chosen, str):
+        prompt = ({"role": "user", "content": prompt},) if prompt else ()
+    if not isinstance(prompt, str) and isinstance(chosen, str) and isinstance(rejected, str):
+        chosen, rejected = ({"role": "assistant", "content": chosen},), ({"role": "assistant", "content": rejected},)
+    if not isinstance(prompt, str):
+        assert not isinstance(chosen, str) and not isinstance(rejected, str)
+        if not prompt or (chosen[:len(prompt)] == prompt and rejected[:len(prompt)] == prompt):
+            # both answers carry the whole conversation: what they share is the prompt
+            shared = 0
+            while shared < min(len(chosen), len(rejected)) - 1 and chosen[shared] == rejected[shared]:
+                shared += 1
+            prompt, chosen, rejected = chosen[:shared], chosen[shared:], rejected[shared:]
+    return _example(row, prompt, chosen, rejected)
+
+
+def _label(row: Row) -> Example:
+    label = row.fields["label"]
+    if not (isinstance(label, bool) or (isinstance(label, int) and label in (0, 1))):
+        raise DataError(f"the label is {kind(label)}, not true or false", where=row.where, cure="write true for a good answer")
+    one = _prompt_completion(row)
+    return Example(one.where, one.prompt, one.answers, bool(label), one.tools, one.kwargs)
+
+
+def _prompt_completion(row: Row) -> Example:
+    prompt, completion = _text_or_messages(row, "prompt"), _text_or_messages(row, "completion")
+    if isinstance(prompt, str) and not isinstance(completion, str):
+        prompt = ({"role": "user", "content": prompt},)
+    elif isinstance(completion, str) and not isinstance(prompt, str):
+        completion = ({"role": "assistant", "content": completion},)
+    return _example(row, prompt, completion)
+
+
+def _text_row(row: Row) -> Example:
+    return _example(row, "", row.text("text"))
+
+
+def _prompt(row: Row) -> Example:
+    return _example(row, _text_or_messages(row, "prompt"))
+
+
+FORMATS: Mapping[str, tuple[tuple[str, ...], Callable[[Row], Example]]] = {  # name: (columns it needs, parser); first match
+    "preference": (("chosen", "rejected"), _preference),
+    "label": (("prompt", "completion", "label"), _label),
+    "prompt-completion": (("prompt", "completion"), _prompt_completion),
+    "messages": (("messages",), _messages_row),
+    "sharegpt": (("conversations",), _sharegpt),
+    "alpaca": (("instruction", "output"), _alpaca),
+    "text": (("text",), _text_row),
+    "prompt": (("prompt",), _prompt),
+}
+
+
+def _example(row: Row, prompt: Text, *answers: Text) -> Example:
+    for answer in answers:
+        if isinstance(answer, str):
+            if not answer.strip():
+                raise DataError("the text to learn is empty", where=row.where, cure="fill it in, or remove the row")
+        elif not any(_trained(message) for message in answer):
+            raise DataError("the conversation has no assistant turn to learn from", where=row.where,
+                            cure="add one, or remove the row; a turn with weight 0 is not learned")
+    kwargs = _decoded(row.fields.get("chat_template_kwargs") or {}, "chat_template_kwargs", row.where)
+    if not isinstance(kwargs, dict):
+        raise DataError(f"chat_template_kwargs holds {kind(kwargs)}, not an object", where=row.where, cure="write an object")
+    return Example(row.where, prompt, answers, None, _tools(row), kwargs)
+
+
+def _trained(message: Message) -> bool:
+    return message["role"] == "assistant" and bool(message.get("weight", 1))
+
+
+def _tools(row: Row) -> tuple[dict[str, Any], ...] | None:
+    value = row.fields.get("tools")
+    if value is None or value == "" or value == [] or value == "[]":
+        return None
+    value = _decoded(value, "tools", row.where)
+    tools = [value] if isinstance(value, dict) else value
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise DataError("tools is not a list of objects", where=row.where, cure="give each tool as a JSON schema")
+    # the schema alone, without {"type": "function", "function": …} around it, is common and means the same
+    return tuple(tool if "function" in tool else {"type": "function", "function": tool} for tool in map(_without_null, tools))
+
+
+def _text_or_messages(row: Row, column: str) -> Text:
+    value = row.fields.get(column)
+    if isinstance(value, (list, dict)):
+        return messages([value] if isinstance(value, dict) else value, column, row.where)
+    return row.text(column)
+
+
+def messages(value: Any, name: str, where: str) -> tuple[Message, ...]:
+    """A conversation with our role names, tool calls as the chat templates expect them, and nothing that is null.
+
+    Args:
+        value: a list of messages, or that list as JSON text.
+        name: the column, for errors.
+        where: the row, for errors.
+    Raises:
+        DataError: it is no list of messages, or one of them lacks a role or content, or has an unknown role.
+    """
+    value = _decoded(value, name, where)
+    if not isinstance(value, (list, tuple)) or not value:
+        raise DataError(f"{name} holds {'an empty list' if value == [] else kind(value)}, not a list of messages", where=where,
+                        cure='write [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]')
+    return tuple(_message(one, f"message {i + 1} of {name}", where) for i, one in enumerate(value))
+
+
+def _message(value: Any, name: str, where: str) -> Message:
+    if not isinstance(value, dict):
+        raise DataError(f"{name} is {kind(value)}, not an object", where=where, cure="give role and content")
+    out = {k: v for k, v in value.items() if v is not None and k not in ("role", "content", "from", "value", "function_call")}
+    given = value.get("role", value.get("from"))
+    if given is None:
+        raise DataError(f"{name} has no role", where=where, cure="one of system, user, assistant, tool")
+    if not isinstance(given, str) or given.strip().lower() not in ROLES:
+        raise DataError(f"{name} has the unknown role {given!r}", where=where, cure=nearest(str(given), ROLES))
+    role = ROLES[given.strip().lower()]
+    content = _content(value.get("content", value.get("value")), name, where)
+    if role == "call":  # the call itself is the content, as JSON
+        return {"role": "assistant", "content": "", "tool_calls": _calls(content, name, where), **out}
+    calls = out.pop("tool_calls", None) or value.get("function_call")
+    if content is None and not calls:
+        raise DataError(f"{name} ({role}) has no content", where=where, cure="fill it in, or remove the message")
+    out = {"role": role, "content": content or "", **_checked(out, name, where)}
+    if calls:
+        out["tool_calls"] = _calls(calls, name, where)
+    if role == "assistant" and not calls and not out["content"].strip() and not _reasoning(out) and out.get("weight", 1):
+        raise DataError(f"{name} (assistant) is empty", where=where, cure="fill it in, remove it, or give it weight 0")
+    return out
+
+
+def _checked(out: Message, name: str, where: str) -> Message:
+    for key, value in out.items():
+        if isinstance(value, str):
+            text(value, f"{key} of {name}", where)
+    if "weight" in out and out["weight"] not in (0, 1):
+        raise DataError(f"{name} has weight {out['weight']!r}", where=where, cure="1 is learned, 0 is not")
+    return out
+
+
+def _content(value: Any, name: str, where: str) -> str | None:
+    """Content as text: OpenAI also allows a list of parts, of which ours must all be text."""
+    if value is None:
+        return None
+    if isinstance(value, list):
+        other = [part.get("type", kind(part)) if isinstance(part, dict) else kind(part) for part in value
+                 if not (isinstance(part, dict) and isinstance(part.get("text"), str))]
+        if other:
+            raise DataError(f"{name} has a part of type {other[0]}", where=where, cure="only text can be trained")
+        value = "".join(part["text"] for part in value)
+    return text(value, name, where)
+
+
+def _reasoning(message: Message) -> str:
+    return next((message[k] for k in ("reasoning_content", "reasoning", "thinking") if isinstance(message.get(k), str)), "")
+
+
+def _calls(value: Any, name: str, where: str) -> list[dict[str, Any]]:
+    """Tool calls as {type: function, function: {name, arguments: object}}, however they were nested or quoted."""
+    value = _decoded(value, f"the tool call of {name}", where)
+    out = []
+    for call in value if isinstance(value, list) else [value]:
+        function = call.get("function", call) if isinstance(call, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise DataError(f"the tool call of {name} has no function name", where=where,
+                            cure='write {"name": "…", "arguments": {…}}')
+        arguments = function.get("arguments", function.get("parameters", {}))
+        arguments = _decoded(arguments if arguments not in (None, "") else {}, f"the arguments of a tool call of {name}", where)
+        if not isinstance(arguments, dict):
+            raise DataError(f"the arguments of a tool call of {name} are {kind(arguments)}, not an object", where=where,
+                            cure="write them as an object, or as its JSON text")
+        # a table with one type a column fills what other rows' calls have with nulls
+        extra = {k: v for k, v in call.items() if k not in ("type", "function", "name", "arguments", "parameters")
+                 and v is not None}
+        out.append({"type": "function", "function": {"name": function["name"], "arguments": _without_null(arguments)}, **extra})
+    if not out:
+        raise DataError(f"{name} has an empty list of tool calls", where=where, cure="remove it, or name the function")
+    return out
+
+
+def _without_null(value: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in value.items() if v is not None}
+
+
+def _decoded(value: Any, name: str, where: str) -> Any:
+    """JSON that a file holds as text, as OpenAI writes arguments and many tables write lists."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{name} is text, and not JSON: {error}", where=where, cure="write it as JSON") from None

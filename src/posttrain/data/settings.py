@@ -1,0 +1,102 @@
+"""Which rows are trained on, and how they become tokens. No torch here, so that help and validation are instant."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from posttrain.core.errors import ConfigError, nearest
+from posttrain.core.settings import Settings
+
+COLUMNS = ("text", "messages", "conversations", "prompt", "completion", "chosen", "rejected", "label", "instruction", "input",
+           "output", "system", "history", "tools", "chat_template_kwargs")
+
+
+class Source(Settings):
+    """Where rows come from, how many are taken and how often.
+
+    On the command line: `PATH[,KEY=VALUE]…`, for example `train.jsonl,weight=2,limit=1000,prompt=question`.
+    """
+
+    path: str = Field(description="file, folder, quoted glob, or hub id of a data set")
+    split: str = Field("train", description="split of a folder or hub data set")
+    subset: str | None = Field(None, description="configuration of a hub data set")
+    weight: float | None = Field(None, gt=0, description="share of an epoch's rows, beside the other sources' weights")
+    epochs: float = Field(1.0, gt=0, description="passes over this source in one epoch of the run")
+    limit: int | None = Field(None, ge=1, description="rows at most: the first ones")
+    columns: dict[str, str] = Field(default_factory=dict, description="our column → the file's")
+
+    def __str__(self) -> str:
+        return self.path
+
+
+def _parse(value: Any) -> Any:
+    """`PATH,key=value` → the fields of a Source."""
+    if not isinstance(value, (str, Path)):
+        return value
+    value = str(value)
+    if Path(value).exists():  # a path with a comma in it
+        return {"path": value}
+    path, *options = value.split(",")
+    fields: dict[str, Any] = {"path": path}
+    own = [name for name in Source.model_fields if name not in ("path", "columns")]
+    for option in options:
+        key, sign, given = option.partition("=")
+        if not sign or key not in (*own, *COLUMNS):
+            raise ConfigError(f"{value!r}: {option!r} is not KEY=VALUE with a known key",
+                              cure=nearest(key, (*own, *COLUMNS)))
+        if key in own:
+            fields[key] = given
+        else:
+            fields.setdefault("columns", {})[key] = given
+    return fields
+
+
+def _json_values(value: Any) -> Any:
+    """Values given as text on the command line, as the JSON they are: `true`, `3`, and text where it is none."""
+    if not isinstance(value, dict):
+        return value
+    out = {}
+    for key, given in value.items():
+        try:
+            out[key] = json.loads(given) if isinstance(given, str) else given
+        except json.JSONDecodeError:
+            out[key] = given
+    return out
+
+
+Sourced = Annotated[Source, BeforeValidator(_parse)]
+
+
+class RenderSettings(Settings):
+    """How a row becomes tokens, and which of them are trained."""
+
+    format: Literal["", "messages", "sharegpt", "alpaca", "preference", "label", "prompt-completion", "text", "prompt"] = Field(
+        "", description="shape of the rows; unset: found from the first row's columns")
+    prompt_template: str | None = Field(
+        None, description="train prompt and completion as plain text, the prompt written like this; {prompt} stands for it. "
+        "Unset: they are a question and an answer in the chat template")
+    chat_template: Path | None = Field(
+        None, description="file with the chat template to use and to save with the model; unset: the model's own, or a default")
+    template_kwargs: Annotated[dict[str, Any], BeforeValidator(_json_values)] = Field(
+        default_factory=dict, description="KEY=VALUE handed to the chat template, for example enable_thinking=false")
+    train_on: Literal["all", "last"] = Field("all", description="which of a conversation's answers are trained")
+    max_length: int | None = Field(
+        None, ge=2, description="tokens of a sequence at most. Unset: 1024, or as many as the model can address")
+    truncate: Literal["", "right", "left", "split", "drop"] = Field(
+        "", description="what becomes of a longer one: cut at the end, cut at the start, split into several, or left out. "
+        "Unset: text is split, all else cut at the end")
+
+
+class DataSettings(RenderSettings):
+    """Which rows are trained on, and how they become tokens."""
+
+    data: tuple[Sourced, ...] = Field(
+        min_length=1, description="JSONL, JSON, Parquet, CSV or text files, folders, or hub ids; each may be followed by "
+        ",weight= ,epochs= ,limit= ,split= ,subset= or a column of ours=the file's")
+    validation: tuple[Sourced, ...] = Field((), description="held-out rows, given like --data")
+    on_bad_row: Literal["stop", "reject"] = Field(
+        "stop", description="stop at a row that cannot be used, or write it to rejects.jsonl with the reason and go on")
