@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from posttrain.core.curve import draw
@@ -86,19 +87,44 @@ class ConsoleObserver:
     def message(self, text: str) -> None:
         self.console.print(f"[yellow]{escape(text)}[/yellow]", soft_wrap=not self.console.is_terminal)
 
-    def validating(self, done: int, total: int) -> None:
-        """Held-out sequences scored so far."""
+    def progress(self, label: str, done: int, total: int) -> None:
+        """How far something is that does not take long enough for a line of its own."""
         if self.quiet or not self.console.is_terminal:
             return
-        if done == 0:
-            self._close(self._scoring)
-            self._scoring = Progress(TextColumn("[bold]held out [/bold]"), BarColumn(bar_width=None), MofNCompleteColumn(),
-                                     TextColumn("ETA"), TimeRemainingColumn(), console=self.console, transient=True)
+        if self._scoring is None:
+            self._scoring = Progress(TextColumn("[bold]{task.description:<9}[/bold]"), BarColumn(bar_width=None),
+                                     TaskProgressColumn(), TextColumn("ETA"), TimeRemainingColumn(), console=self.console,
+                                     transient=True)
             self._scoring.start()
-            self._scoring.add_task("", total=total)
-        elif self._scoring is not None:
-            self._scoring.update(self._scoring.task_ids[0], completed=done)
-        if done == total:
+            self._scoring.add_task(escape(label), total=total)
+        self._scoring.update(self._scoring.task_ids[0], completed=done)
+        if done >= total:
+            self._close(self._scoring)
+            self._scoring = None
+
+    @contextmanager
+    def working(self, label: str, total: int) -> Iterator[Callable[[int], None]]:
+        """Show work that may take long: a bar in a terminal, elsewhere a line now and then. Yields what to tell the progress.
+
+        Args:
+            total: what the last number told will be.
+        """
+        told = began = time.monotonic()
+
+        def tell(done: int) -> None:
+            nonlocal told
+            now = time.monotonic()
+            if self.console.is_terminal:
+                if now - told > 0.1 and done < total:
+                    told = now
+                    self.progress(label, done, total)
+            elif now - told > LINE_SECONDS and done:
+                told = now
+                self.note(label, f"{done / total:.0%}  ETA {_clock((now - began) / done * (total - done))}")
+
+        try:
+            yield tell
+        finally:
             self._close(self._scoring)
             self._scoring = None
 

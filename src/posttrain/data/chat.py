@@ -85,6 +85,8 @@ class Chat:
         names = "|".join(map(re.escape, added)) or "(?!)"
         self._added = re.compile(names)
         self._closing = re.compile(rf"(?:\s*(?:{names}))+\s*$")
+        self._special = re.compile("|".join(re.escape(t.content) for t in tokenizer.added_tokens_decoder.values() if t.special)
+                                   or "(?!)")
         self._parts, self._no_tools = False, None
         self._tail: str | None = None
         self._stop: str | None = None
@@ -188,6 +190,14 @@ class Chat:
     def _with_end(self, text: str) -> str:
         """Text that ends with the end-of-sequence token, once: a row may bring its own."""
         return text.removesuffix(self.tokenizer.eos_token) + self.tokenizer.eos_token
+
+    def holds_special(self, example: Example) -> bool:
+        """Whether a row's own text has a special token in it, which the model will read as one."""
+        for part in (example.prompt, *example.answers):
+            for one in (part,) if isinstance(part, str) else (message["content"] for message in part):
+                if self._special.search(one):
+                    return True
+        return False
 
     # ------------------------------------------------------------------ the template
 

@@ -15,16 +15,19 @@ Left out: messages with images or audio.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from math import inf
+from types import NoneType
 from typing import Any
 
 from posttrain.core.errors import DataError, nearest
-from posttrain.data.rows import Row, kind, text
+from posttrain.data.rows import JSON, Row, kind, text
 
 Message = dict[str, Any]  # role, content, and what else the chat template may read
 Text = str | tuple[Message, ...]  # plain text, or part of a conversation
+
+DEEPEST = 100  # brackets within brackets of what a template prints as JSON
 
 ROLES = {"system": "system", "developer": "developer", "user": "user", "human": "user", "assistant": "assistant",
          "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard": "assistant", "model": "assistant",
@@ -58,7 +61,7 @@ class Format:
     """The format of one source: told, or found from its first row."""
 
     def __init__(self, name: str = "") -> None:
-        self.name = name
+        self.name, self.told = name, bool(name)
         self.first: Row | None = None
 
     def read(self, row: Row) -> Example:
@@ -67,22 +70,24 @@ class Format:
         Raises:
             DataError: it has another shape than the rows before it, or a value that does not fit.
         """
-        if not self.name:
-            self.name = detect(row)
-        needs, parse = FORMATS[self.name]
-        if any(row.fields.get(column) is None for column in needs):
-            if self.first is None:
-                missing = next(c for c in needs if row.fields.get(c) is None)
-                raise DataError(f"format {self.name} needs the column {missing!r}; {nearest(missing, row.fields)}",
-                                where=row.where, cure=_CURE)
+        name = self.name or detect(row)
+        needs, parse = FORMATS[name]
+        missing = [column for column in needs if row.fields.get(column) is None]
+        if missing and self.first is None:
+            raise DataError(f"format {name} needs the column {missing[0]!r}; {nearest(missing[0], row.fields)}",
+                            where=row.where, cure=_CURE)
+        if self.first is not None and (missing or (not self.told and detect(row) != name)):
             try:
                 found = f"this row is {detect(row)}"
             except DataError:
-                found = f"this row has no {' and '.join(repr(c) for c in needs if row.fields.get(c) is None)}"
-            raise DataError(f"{found}; the source began as {self.name} ({self.first.where})", where=row.where,
+                found = f"this row has no {' and '.join(map(repr, missing))}"
+            raise DataError(f"{found}; the source began as {name} ({self.first.where})", where=row.where,
                             cure="give the two kinds as two --data sources, each in its own file")
-        example = parse(row)
-        self.first = self.first or row
+        try:
+            example = parse(row)
+        except RecursionError:
+            raise DataError("its values are nested too deep", where=row.where, cure="correct or remove the row") from None
+        self.name, self.first = name, self.first or row  # a row that cannot be used decides nothing
         return example
 
 
@@ -100,7 +105,7 @@ def detect(row: Row) -> str:
     for name, (needs, _) in FORMATS.items():
         if present.issuperset(needs):
             return name
-    columns = ", ".join(map(str, row.fields)) or "none"
+    columns = ", ".join(map(str, list(row.fields)[:20])) or "none"
     raise DataError(f"no known format has these columns: {columns}", where=row.where, cure=_CURE)
 
 
@@ -116,18 +121,25 @@ def _sharegpt(row: Row) -> Example:
 
 
 def _system(row: Row) -> tuple[Message, ...]:
-    return ({"role": "system", "content": row.text("system")},) if row.fields.get("system") else ()
+    return ({"role": "system", "content": row.text("system")},) if _given(row, "system") is not None else ()
+
+
+def _given(row: Row, column: str) -> Any:
+    """A value that may be absent; a table without nulls has empty text there."""
+    value = row.fields.get(column)
+    return None if value == "" else value
 
 
 def _alpaca(row: Row) -> Example:
     before: list[Message] = [*_system(row)]
-    for pair in _decoded(row.fields.get("history") or [], "history", row.where):
+    history = _decoded(_given(row, "history"), "history", row.where)
+    for pair in history if isinstance(history, (list, tuple)) else [] if history is None else [history]:
         if not isinstance(pair, (list, tuple)) or len(pair) != 2:
             raise DataError("history is not a list of [question, answer]", where=row.where, cure="correct or remove the row")
         before += [{"role": "user", "content": text(pair[0], "history", row.where)},
                    {"role": "assistant", "content": text(pair[1], "history", row.where)}]
     question = row.text("instruction")
-    if row.fields.get("input"):
+    if _given(row, "input") is not None:
         question += "\n" + row.text("input")
     return _example(row, (*before, {"role": "user", "content": question}),
                     ({"role": "assistant", "content": row.text("output")},))
@@ -144,7 +156,7 @@ def _preference(row: Row) -> Example:
         chosen, rejected = ({"role": "assistant", "content": chosen},), ({"role": "assistant", "content": rejected},)
     if not isinstance(prompt, str):
         assert not isinstance(chosen, str) and not isinstance(rejected, str)
-        if not prompt or (chosen[:len(prompt)] == prompt and rejected[:len(prompt)] == prompt):
+        if not prompt or all(a[0]["role"] != "assistant" and all(m in a for m in prompt) for a in (chosen, rejected)):
             # both answers carry the whole conversation: what they share is the prompt
             shared = 0
             while shared < min(len(chosen), len(rejected)) - 1 and chosen[shared] == rejected[shared]:
@@ -198,10 +210,10 @@ def _example(row: Row, prompt: Text, *answers: Text) -> Example:
         elif not any(_trained(message) for message in answer):
             raise DataError("the conversation has no assistant turn to learn from", where=row.where,
                             cure="add one, or remove the row; a turn with weight 0 is not learned")
-    kwargs = _decoded(row.fields.get("chat_template_kwargs") or {}, "chat_template_kwargs", row.where)
-    if not isinstance(kwargs, dict):
+    kwargs = _decoded(_given(row, "chat_template_kwargs"), "chat_template_kwargs", row.where)
+    if not isinstance(kwargs, (dict, NoneType)):
         raise DataError(f"chat_template_kwargs holds {kind(kwargs)}, not an object", where=row.where, cure="write an object")
-    return Example(row.where, prompt, answers, None, _tools(row), kwargs)
+    return Example(row.where, prompt, answers, None, _tools(row), _checked(kwargs or {}, "chat_template_kwargs", row.where))
 
 
 def _trained(message: Message) -> bool:
@@ -209,11 +221,10 @@ def _trained(message: Message) -> bool:
 
 
 def _tools(row: Row) -> tuple[dict[str, Any], ...] | None:
-    value = row.fields.get("tools")
-    if value is None or value == "" or value == [] or value == "[]":
+    tools = _checked(_decoded(_given(row, "tools"), "tools", row.where), "tools", row.where)
+    if tools is None or tools == []:
         return None
-    value = _decoded(value, "tools", row.where)
-    tools = [value] if isinstance(value, dict) else value
+    tools = [tools] if isinstance(tools, dict) else tools
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
         raise DataError("tools is not a list of objects", where=row.where, cure="give each tool as a JSON schema")
     # the schema alone, without {"type": "function", "function": …} around it, is common and means the same
@@ -244,37 +255,66 @@ def messages(value: Any, name: str, where: str) -> tuple[Message, ...]:
     return tuple(_message(one, f"message {i + 1} of {name}", where) for i, one in enumerate(value))
 
 
+_READ = ("role", "from", "content", "value", "tool_calls", "function_call")  # of a message; all else goes on as it is
+
+
 def _message(value: Any, name: str, where: str) -> Message:
     if not isinstance(value, dict):
         raise DataError(f"{name} is {kind(value)}, not an object", where=where, cure="give role and content")
-    out = {k: v for k, v in value.items() if v is not None and k not in ("role", "content", "from", "value", "function_call")}
-    given = value.get("role", value.get("from"))
+    given = _first(value, "role", "from")
     if given is None:
         raise DataError(f"{name} has no role", where=where, cure="one of system, user, assistant, tool")
-    if not isinstance(given, str) or given.strip().lower() not in ROLES:
-        raise DataError(f"{name} has the unknown role {given!r}", where=where, cure=nearest(str(given), ROLES))
-    role = ROLES[given.strip().lower()]
-    content = _content(value.get("content", value.get("value")), name, where)
+    given = text(given, f"the role of {name}", where)
+    role = ROLES.get(given.strip().lower())
+    if role is None:
+        raise DataError(f"{name} has the unknown role {given[:40]!r}", where=where, cure=nearest(given[:40], ROLES))
+    content = _content(_first(value, "content", "value"), name, where)
+    calls = _first(value, "tool_calls", "function_call")
+    calls = _decoded(None if calls == "" else calls, f"the tool call of {name}", where)
     if role == "call":  # the call itself is the content, as JSON
-        return {"role": "assistant", "content": "", "tool_calls": _calls(content, name, where), **out}
-    calls = out.pop("tool_calls", None) or value.get("function_call")
-    if content is None and not calls:
+        role, content, calls = "assistant", "", calls or _decoded(content, f"the tool call of {name}", where) or {}
+    if content is None and calls in (None, []):
         raise DataError(f"{name} ({role}) has no content", where=where, cure="fill it in, or remove the message")
-    out = {"role": role, "content": content or "", **_checked(out, name, where)}
-    if calls:
+    out = {"role": role, "content": content or "", **{k: v for k, v in value.items() if v is not None and k not in _READ}}
+    for key, held in out.items():
+        if isinstance(held, str):
+            text(held, f"{key} of {name}", where)
+    if "weight" in out and out["weight"] not in (0, 1):
+        raise DataError(f"{name} has a weight that is not 0 or 1", where=where, cure="1 is learned, 0 is not")
+    if calls not in (None, []):
         out["tool_calls"] = _calls(calls, name, where)
-    if role == "assistant" and not calls and not out["content"].strip() and not _reasoning(out) and out.get("weight", 1):
+    elif _trained(out) and not out["content"].strip() and not _reasoning(out):
         raise DataError(f"{name} (assistant) is empty", where=where, cure="fill it in, remove it, or give it weight 0")
     return out
 
 
-def _checked(out: Message, name: str, where: str) -> Message:
-    for key, value in out.items():
-        if isinstance(value, str):
-            text(value, f"{key} of {name}", where)
-    if "weight" in out and out["weight"] not in (0, 1):
-        raise DataError(f"{name} has weight {out['weight']!r}", where=where, cure="1 is learned, 0 is not")
-    return out
+def _first(value: dict[str, Any], *names: str) -> Any:
+    """The first of several fields that is there; a table with one type a column fills those of other rows with nulls."""
+    return next((value[name] for name in names if value.get(name) is not None), None)
+
+
+def _checked(value: Any, name: str, where: str) -> Any:
+    """A value that a template may print as JSON.
+
+    Raises:
+        DataError: it holds text that UTF-8 cannot write, what JSON has no word for, or brackets too deep for any template.
+    """
+    level, depth = [value], 0
+    while level:
+        inside: list[Any] = []
+        for one in level:
+            if isinstance(one, str):
+                text(one, name, where)
+            elif isinstance(one, dict):
+                inside += (*one, *one.values())
+            elif isinstance(one, (list, tuple)):
+                inside += one
+            elif not isinstance(one, (bool, int, float, NoneType)) or one in (inf, -inf) or one != one:
+                raise DataError(f"{name} holds {kind(one)}, which JSON cannot write", where=where, cure="write it as text")
+        level, depth = inside, depth + 1
+        if depth > DEEPEST:
+            raise DataError(f"{name} is nested more than {DEEPEST} deep", where=where, cure="correct or remove the row")
+    return value
 
 
 def _content(value: Any, name: str, where: str) -> str | None:
@@ -282,10 +322,13 @@ def _content(value: Any, name: str, where: str) -> str | None:
     if value is None:
         return None
     if isinstance(value, list):
-        other = [part.get("type", kind(part)) if isinstance(part, dict) else kind(part) for part in value
-                 if not (isinstance(part, dict) and isinstance(part.get("text"), str))]
-        if other:
-            raise DataError(f"{name} has a part of type {other[0]}", where=where, cure="only text can be trained")
+        for part in value:
+            named = part.get("type") if isinstance(part, dict) else kind(part)
+            if not isinstance(part, dict) or named not in (None, "text", "input_text", "output_text") or not isinstance(
+                    part.get("text"), str):
+                named = named if isinstance(named, str) else kind(named)
+                raise DataError(f"{name} has a part of type {named[:40]!r}", where=where,
+                                cure='only text can be trained: {"type": "text", "text": "…"}')
         value = "".join(part["text"] for part in value)
     return text(value, name, where)
 
@@ -295,30 +338,34 @@ def _reasoning(message: Message) -> str:
 
 
 def _calls(value: Any, name: str, where: str) -> list[dict[str, Any]]:
-    """Tool calls as {type: function, function: {name, arguments: object}}, however they were nested or quoted."""
-    value = _decoded(value, f"the tool call of {name}", where)
+    """Tool calls as {type: function, function: {name, arguments: object}}, however they were nested."""
     out = []
     for call in value if isinstance(value, list) else [value]:
-        function = call.get("function", call) if isinstance(call, dict) else None
+        function = (_first(call, "function") or call) if isinstance(call, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise DataError(f"the tool call of {name} has no function name", where=where,
                             cure='write {"name": "…", "arguments": {…}}')
-        arguments = function.get("arguments", function.get("parameters", {}))
-        arguments = _decoded(arguments if arguments not in (None, "") else {}, f"the arguments of a tool call of {name}", where)
+        given = _first(function, "arguments", "parameters")
+        arguments = _decoded({} if given in (None, "") else given, f"the arguments of a tool call of {name}", where)
         if not isinstance(arguments, dict):
             raise DataError(f"the arguments of a tool call of {name} are {kind(arguments)}, not an object", where=where,
                             cure="write them as an object, or as its JSON text")
-        # a table with one type a column fills what other rows' calls have with nulls
+        # a null in JSON text was meant; elsewhere it may be what a table puts where other rows' calls have an argument
+        arguments = arguments if isinstance(given, str) else _without_null(arguments)
         extra = {k: v for k, v in call.items() if k not in ("type", "function", "name", "arguments", "parameters")
                  and v is not None}
-        out.append({"type": "function", "function": {"name": function["name"], "arguments": _without_null(arguments)}, **extra})
+        made = {"type": "function", "function": {"name": function["name"], "arguments": arguments}, **extra}
+        out.append(_checked(made, f"the tool call of {name}", where))
     if not out:
         raise DataError(f"{name} has an empty list of tool calls", where=where, cure="remove it, or name the function")
     return out
 
 
-def _without_null(value: dict[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in value.items() if v is not None}
+def _without_null(value: Any) -> Any:
+    """An object without the fields that are null, at any depth; a null in a list has a place, and stays."""
+    if isinstance(value, dict):
+        return {k: _without_null(v) for k, v in value.items() if v is not None}
+    return [_without_null(v) for v in value] if isinstance(value, list) else value
 
 
 def _decoded(value: Any, name: str, where: str) -> Any:
@@ -326,6 +373,6 @@ def _decoded(value: Any, name: str, where: str) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value)
+        return JSON.decode(value)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{name} is text, and not JSON: {error}", where=where, cure="write it as JSON") from None

@@ -1,39 +1,95 @@
-"""The order of a run: which sequences make up which global batch. A function of the seed, with a cursor that can be saved."""
+"""The order of a run: which rows make up which global batch. A function of the seed, with a cursor that can be saved.
+
+A source is read in passes, each in a new order. One epoch takes a fixed number of rows from every source, goes on in its pass
+where the epoch before stopped, and mixes them. So the shares are exact in every epoch, small sources are replayed, and the
+place in the data is two numbers, however many sources there are.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Many
 from typing import Any
 
+import numpy as np
+
+from posttrain.core.errors import ConfigError
 from posttrain.core.seeds import generator
+from posttrain.data.settings import Source
+
+
+def shares(rows: Many[int], sources: Many[Source]) -> list[int]:
+    """How many rows an epoch takes from each source.
+
+    Without weights: `epochs` passes over each. With weights: as many rows as that, divided by weight (largest remainder).
+
+    Args:
+        rows: rows of each source.
+        sources: the sources.
+    Raises:
+        ConfigError: some sources have weights and some have none.
+    """
+    passes = [n * source.epochs for n, source in zip(rows, sources, strict=True)]
+    weights = [source.weight for source in sources]
+    if any(w is not None for w in weights):
+        if any(w is None for w in weights):
+            raise ConfigError(f"{sources[weights.index(None)]} has no weight, and other sources have one",
+                              cure="give every source a weight, or none")
+        total = sum(w for w in weights if w is not None)
+        passes = [sum(passes) * w / total for w in weights if w is not None]
+    whole = [int(p) for p in passes]
+    order = sorted(range(len(passes)), key=lambda i: (whole[i] - passes[i], i))
+    for i in order[:round(sum(passes)) - sum(whole)]:
+        whole[i] += 1
+    return [max(1, n) for n in whole]
 
 
 class Plan:
-    """Epochs over `rows` items in batches of `batch`, each epoch in a new order; the last batch of an epoch may be smaller.
+    """Epochs over the rows of one or more sources in batches; the last batch of an epoch may be smaller.
 
     Args:
-        rows: how many items there are.
-        batch: items a global batch.
+        rows: how many rows there are, or how many in each source; sources are numbered through.
+        batch: rows a global batch.
         seed: of the order.
+        take: rows an epoch takes from each source; all of them where None.
     """
 
-    def __init__(self, rows: int, batch: int, seed: int) -> None:
-        self.rows, self.batch, self.seed = rows, batch, seed
+    def __init__(self, rows: int | Many[int], batch: int, seed: int, take: Many[int] | None = None) -> None:
+        self.sizes = [rows] if isinstance(rows, int) else list(rows)
+        self.take = list(take) if take is not None else self.sizes
+        self.rows, self.batch, self.seed = sum(self.take), batch, seed
         self.epoch, self.row = 0, 0
-        self._order: tuple[int, list[int]] = (-1, [])
+        self._order: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
 
     @property
     def steps_per_epoch(self) -> int:
         return -(-self.rows // self.batch)
 
     def next(self) -> list[int]:
-        """The items of the next global batch."""
+        """The rows of the next global batch."""
         if self._order[0] != self.epoch:
-            self._order = (self.epoch, generator(self.seed, "order", self.epoch).permutation(self.rows).tolist())
-        items = self._order[1][self.row:self.row + self.batch]
+            self._order = (self.epoch, self._epoch(self.epoch))
+        items = self._order[1][self.row:self.row + self.batch].tolist()
         self.row += self.batch
         if self.row >= self.rows:
             self.epoch, self.row = self.epoch + 1, 0
         return items
+
+    def _epoch(self, epoch: int) -> np.ndarray:
+        """The rows of an epoch, in order."""
+        first = np.cumsum([0, *self.sizes])
+        parts = [first[s] + self._stretch(s, epoch * take, take) for s, take in enumerate(self.take)]
+        if len(parts) == 1:
+            return parts[0]
+        together = np.concatenate(parts)
+        return together[generator(self.seed, "mix", epoch).permutation(len(together))]
+
+    def _stretch(self, source: int, start: int, count: int) -> np.ndarray:
+        """Rows `start` to `start + count` of a source's passes laid end to end."""
+        size = self.sizes[source]
+        passes = range(start // size, (start + count - 1) // size + 1)
+        names = ("order",) if len(self.sizes) == 1 else ("order", source)
+        laid = np.concatenate([generator(self.seed, *names, k).permutation(size) for k in passes])
+        return laid[start - passes[0] * size:][:count]
 
     def state(self) -> dict[str, Any]:
         return {"epoch": self.epoch, "row": self.row}

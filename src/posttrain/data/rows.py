@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -69,6 +70,18 @@ def kind(value: Any) -> str:
     words = {type(None): "null", bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "an object",
              str: "text", bytes: "bytes"}
     return words.get(type(value), type(value).__name__)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object; a key that stands twice would lose one of its values."""
+    out = dict(pairs)
+    if len(out) != len(pairs):
+        twice, _ = Counter(key for key, _ in pairs).most_common(1)[0]
+        raise ValueError(f"the key {twice!r} stands twice")
+    return out
+
+
+JSON = json.JSONDecoder(object_pairs_hook=_object)
 
 
 class Rejects:
@@ -147,8 +160,4 @@ def _plain(value: Any) -> Any:
 
 def _general(what: str) -> str:
     """A reason without the particulars of the row, so that reasons can be counted."""
-    out, quoted = [], False
-    for part in what.split("'"):
-        out.append("…" if quoted and len(part) > 24 else part)
-        quoted = not quoted
-    return "".join(c for c in "'".join(out) if not c.isdigit())
+    return re.sub(r"'[^']{25,}'", "'…'", re.sub(r"(?<!\S)\d+", "…", what))

@@ -9,8 +9,11 @@ import csv
 import glob
 import gzip
 import json
+import os
+import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -19,11 +22,14 @@ from typing import IO, Any
 from posttrain.core.errors import DataError
 from posttrain.core.extras import require
 from posttrain.core.files import sha256_file
-from posttrain.data.rows import Rejects, Row, kind
+from posttrain.data.rows import JSON, Rejects, Row, kind
 from posttrain.data.settings import Source
 
+TO_UTF8 = "convert the file: iconv -f LATIN1 -t UTF-8"
 LONGEST = 64 * 2**20  # bytes of a line; a longer one is no row but a file that is not what its name says
 WHOLE = 2**31  # bytes of a file that has to be read as a whole
+
+HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 Told = Callable[[int], None]  # hears how many bytes have been read
 Item = Row | tuple[DataError, bytes]  # a row, or why it is none and what the file has there
@@ -41,19 +47,19 @@ def read(source: Source, rejects: Rejects, told: Told = lambda read: None) -> It
     """
     found = files(source)
     items: Iterator[Item] = _hub(source) if found is None else _files(found, told)
-    rename = {theirs: ours for ours, theirs in source.columns.items()}
     for item in islice(items, source.limit):
         rejects.read += 1
         if isinstance(item, Row):
-            yield _renamed(item, source, rename) if rename else item
+            yield _renamed(item, source.columns) if source.columns else item
         else:
             rejects.add(*item)
 
 
-def _renamed(row: Row, source: Source, rename: dict[str, str]) -> Row:
+def _renamed(row: Row, columns: dict[str, str]) -> Row:
     """A row under our column names. What the mapping does not name keeps its name, unless a mapped one takes it."""
-    kept = {k: v for k, v in row.fields.items() if k not in rename and k not in source.columns}
-    return Row({**kept, **{rename[k]: v for k, v in row.fields.items() if k in rename}}, row.where, row.raw)
+    kept = {k: v for k, v in row.fields.items() if k not in columns and k not in columns.values()}
+    taken = {ours: row.fields[theirs] for ours, theirs in columns.items() if theirs in row.fields}
+    return Row({**kept, **taken}, row.where, row.raw)
 
 
 def _files(found: list[Path], told: Told) -> Iterator[Item]:
@@ -71,14 +77,13 @@ def files(source: Source) -> list[Path] | None:
         DataError: no file is there.
     """
     path = Path(source.path)
-    if path.is_file():
+    if os.path.isfile(path):  # unlike Path's, it takes any text, however long
         return [path]
-    if path.is_dir():
+    if os.path.isdir(path):
         return None
-    if found := sorted(Path(p) for p in glob.glob(source.path, recursive=True) if Path(p).is_file()):
+    if found := sorted(Path(p) for p in glob.glob(source.path, recursive=True) if os.path.isfile(p)):
         return found
-    if source.path.count("/") == 1 and not path.suffix and not source.path.startswith((".", "~", "/")) and not glob.has_magic(
-            source.path):
+    if HUB_ID.fullmatch(source.path) and _suffix(path) not in READERS:
         return None
     raise DataError(f"there is no file {path}", cure="check the path")
 
@@ -100,26 +105,24 @@ def size(source: Source) -> int:
 
 # ---------------------------------------------------------------------------------------------- files
 
+def _suffix(path: Path) -> str:
+    """The ending that says what a file holds."""
+    return Path(path.name.removesuffix(".gz")).suffix.lower()
+
+
 def _one(path: Path, told: Told) -> Iterator[Item]:
-    name = path.name.removesuffix(".gz")
-    suffix = Path(name).suffix.lower()
-    readers: dict[str, Callable[[Path, Told], Iterator[Item]]] = {
-        ".jsonl": _json_lines, ".ndjson": _json_lines, ".json": _json, ".csv": partial(_csv, separator=","),
-        ".tsv": partial(_csv, separator="\t"), ".parquet": _parquet, ".txt": _text, ".md": _text}
-    if suffix not in readers:
+    suffix = _suffix(path)
+    if suffix not in READERS:
         raise DataError(f"{path}: no reader for {suffix or 'a file without an ending'}",
-                        cure=f"give one of {', '.join(readers)}, or these with .gz")
+                        cure=f"give one of {', '.join(READERS)}, or these with .gz")
     if path.suffix == ".gz" and suffix == ".parquet":
         raise DataError(f"{path}: Parquet inside gzip cannot be read", cure="gunzip it")
     at = [0]
     try:
-        yield from readers[suffix](path, _heard(told, at))
+        yield from READERS[suffix](path, _heard(told, at))
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(f"the compressed file is damaged or cut off: {error}", where=f"{path}:{at[0] + 1}",
                         cure="get the file again") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"byte {error.start + 1} is not UTF-8", where=f"{path}:{at[0] + 1}",
-                        cure="convert the file: iconv -f LATIN1 -t UTF-8") from None
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}", cure="check the file and its permissions") from error
 
@@ -133,16 +136,12 @@ def _heard(told: Told, at: list[int]) -> Told:
     return heard
 
 
-def _open(path: Path) -> tuple[IO[bytes], Callable[[], int]]:
+@contextmanager
+def _open(path: Path) -> Iterator[tuple[IO[bytes], Callable[[], int]]]:
     """A file, decompressed, and how far in the compressed one it stands."""
-    raw = open(path, "rb")  # noqa: SIM115 - closed with the file that wraps it
-    if path.suffix != ".gz":
-        _check_encoding(raw.peek(4)[:4], path)
-        return raw, raw.tell
-    file = gzip.GzipFile(fileobj=raw)
-    file.myfileobj = raw  # type: ignore[assignment] - so that closing the one closes the other
-    _check_encoding(file.peek(4)[:4], path)
-    return file, raw.tell  # type: ignore[return-value]
+    with open(path, "rb") as raw, gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else nullcontext(raw) as file:
+        _check_encoding(file.peek(4)[:4], path)
+        yield file, raw.tell  # type: ignore[misc] - a GzipFile is read like any other
 
 
 def _check_encoding(start: bytes, path: Path) -> None:
@@ -155,10 +154,9 @@ def _check_encoding(start: bytes, path: Path) -> None:
 
 def _lines(path: Path, told: Told) -> Iterator[bytes]:
     """A file's lines with their ends; the first without a byte order mark."""
-    file, position = _open(path)
-    with file:
-        for number, raw in enumerate(iter(lambda: file.readline(LONGEST), b""), 1):
-            if len(raw) == LONGEST:
+    with _open(path) as (file, position):
+        for number, raw in enumerate(iter(lambda: file.readline(LONGEST + 1), b""), 1):
+            if len(raw) > LONGEST:
                 raise DataError(f"a line of more than {LONGEST // 2**20} MB", where=f"{path}:{number}",
                                 cure="put one row on a line; a JSON array belongs in a file that ends in .json")
             told(position())
@@ -167,16 +165,16 @@ def _lines(path: Path, told: Told) -> Iterator[bytes]:
 
 def _json_lines(path: Path, told: Told) -> Iterator[Item]:
     for number, raw in enumerate(_lines(path, told), 1):
-        if not raw.isspace():
+        if raw.strip():
             yield _parsed(raw, f"{path}:{number}")
 
 
 def _parsed(raw: bytes, where: str) -> Item:
     """A line of JSON, or why it is none."""
     try:
-        value = json.loads(raw.decode(), object_pairs_hook=_object)
+        value = JSON.decode(raw.rstrip().decode())
     except UnicodeDecodeError as error:
-        what, cure = f"byte {error.start + 1} of the line is not UTF-8", "convert the file: iconv -f LATIN1 -t UTF-8"
+        what, cure = f"byte {error.start + 1} of the line is not UTF-8", TO_UTF8
     except json.JSONDecodeError as error:
         what, cure = f"not JSON: {error.msg} at character {error.pos + 1}", "one JSON object a line"
     except (ValueError, RecursionError) as error:  # a key twice; a number of thousands of digits; thousands of brackets
@@ -188,37 +186,29 @@ def _parsed(raw: bytes, where: str) -> Item:
     return DataError(what, where=where, cure=cure), raw
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object; a key that stands twice would lose one of its values."""
-    out = dict(pairs)
-    if len(out) != len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
-        raise ValueError(f"the key {twice!r} stands twice")
-    return out
-
-
 def _whole(path: Path) -> str:
     """A file that cannot be read in parts."""
-    file, _ = _open(path)
-    with file:
+    with _open(path) as (file, _):
         data = file.read(WHOLE + 1)
     if len(data) > WHOLE:
         raise DataError(f"{path} holds more than {WHOLE // 2**30} GB and cannot be read line by line",
                         cure="convert it to JSON lines (.jsonl), one row a line")
-    return data.decode("utf-8-sig")
+    try:
+        return data.decode().removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        before = data[:error.start].split(b"\n")
+        raise DataError(f"byte {len(before[-1]) + 1} of the line is not UTF-8", where=f"{path}:{len(before)}",
+                        cure=TO_UTF8) from None
 
 
 def _json(path: Path, told: Told) -> Iterator[Item]:
     """A JSON array of objects, or JSON lines under the name .json."""
-    file, _ = _open(path)
-    with file:
+    with _open(path) as (file, _):
         start = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
     if start[:1] != b"[":
         yield from _json_lines(path, told)
         return
     text = _whole(path)
-    decoder = json.JSONDecoder(object_pairs_hook=_object)
     at, line = text.index("[") + 1, 1
     counted = 0
     first = True
@@ -242,10 +232,11 @@ def _json(path: Path, told: Told) -> Iterator[Item]:
         counted = at
         where = f"{path}:{line}"
         try:
-            value, end = decoder.raw_decode(text, at)
+            value, end = JSON.raw_decode(text, at)
         except (ValueError, RecursionError) as error:
-            what = error.msg if isinstance(error, json.JSONDecodeError) else error
-            raise DataError(f"not JSON: {what}", where=where, cure="correct the file: nothing after here can be read") from None
+            what, line = (error.msg, error.lineno) if isinstance(error, json.JSONDecodeError) else (error, line)
+            raise DataError(f"not JSON: {what}", where=f"{path}:{line}",
+                            cure="correct the file: nothing after here can be read") from None
         raw = text[at:end].encode("utf-8", "surrogatepass")
         told(0)
         yield Row(value, where, raw) if isinstance(value, dict) else (
@@ -255,32 +246,50 @@ def _json(path: Path, told: Told) -> Iterator[Item]:
 
 def _csv(path: Path, told: Told, separator: str) -> Iterator[Item]:
     csv.field_size_limit(LONGEST)
-    lines = (raw.decode() for raw in _lines(path, told))
-    reader = csv.reader(lines, delimiter=separator, strict=True)
+    taken: list[bytes] = []  # lines of the row that is being read
+
+    def lines() -> Iterator[str]:
+        for raw in _lines(path, told):
+            taken.append(raw)
+            yield raw.decode("utf-8", "surrogateescape")  # so that other bytes spoil their own row only
+
+    reader = csv.reader(lines(), delimiter=separator, strict=True)
+    header: list[str] = []
+    line = 1
     try:
-        header = next(reader, None)
-        if header is None:
-            return
-        if len(set(header)) < len(header) or not all(name.strip() for name in header):
-            raise DataError(f"the header names a column twice or not at all: {', '.join(header)}", where=f"{path}:1",
-                            cure="the first line names every column once")
-        if len(header) == 1 and any(sign in header[0] for sign in ";\t|"):
-            raise DataError(f"the header is one column, {header[0]!r}", where=f"{path}:1",
-                            cure="separate columns by commas (.csv) or tabs (.tsv)")
-        line = reader.line_num
         for cells in reader:
-            where, line = f"{path}:{line + 1}", reader.line_num
+            where, line = f"{path}:{line}", reader.line_num + 1
+            raw = b"".join(taken)
+            taken.clear()
             if not cells:
                 continue
-            if len(cells) == len(header):
-                yield Row(dict(zip(header, cells, strict=True)), where)
-            else:
-                yield (DataError(f"{len(cells)} cells, where the header has {len(header)}", where=where,
-                                 cure="put text with commas, quotes or line breaks into double quotes"),
-                       json.dumps(cells, ensure_ascii=False).encode())
+            error = _misread(cells, raw, header, where)
+            if header:
+                yield (error, raw) if error else Row(dict(zip(header, cells, strict=True)), where, raw)
+            elif error:
+                raise error
+            header = header or cells
     except csv.Error as error:
-        raise DataError(f"not CSV: {error}", where=f"{path}:{reader.line_num}",
+        raise DataError(f"not CSV: {error}", where=f"{path}:{line}",
                         cure="double the quotes inside quoted text, and close them") from None
+
+
+def _misread(cells: list[str], raw: bytes, header: list[str], where: str) -> DataError | None:
+    """What is wrong with the cells of a row, or of the header itself where there is none yet."""
+    try:
+        raw.decode()
+    except UnicodeDecodeError as error:
+        return DataError(f"byte {error.start + 1} of the row is not UTF-8", where=where, cure=TO_UTF8)
+    if header and len(cells) != len(header):
+        return DataError(f"{len(cells)} cells, where the header has {len(header)}", where=where,
+                         cure="put text with commas, quotes or line breaks into double quotes")
+    if not header and (len(set(cells)) < len(cells) or not all(name.strip() for name in cells)):
+        return DataError(f"the header names a column twice or not at all: {', '.join(cells)}", where=where,
+                         cure="the first line names every column once")
+    if not header and len(cells) == 1 and any(sign in cells[0] for sign in ",;\t|"):
+        return DataError(f"the header is one column, {cells[0]!r}", where=where,
+                         cure="separate columns by commas (.csv) or tabs (.tsv)")
+    return None
 
 
 def _parquet(path: Path, told: Told) -> Iterator[Item]:
@@ -289,16 +298,39 @@ def _parquet(path: Path, told: Told) -> Iterator[Item]:
     number = 0
     try:
         with pq.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            if len(set(names)) < len(names):
+                raise DataError(f"the file names a column twice: {', '.join(names)}", where=f"{path}:row 1", cure="rename one")
             total, whole = max(1, file.metadata.num_rows), path.stat().st_size
             for batch in file.iter_batches(batch_size=256):
-                for fields in batch.to_pylist():
+                for fields, raw in _plain(batch):
                     number += 1
                     told(whole * number // total)
-                    yield Row(fields, f"{path}:row {number}")
-    except (arrow.ArrowException, UnicodeDecodeError) as error:
-        first = str(error).splitlines()[0]
-        raise DataError(f"not Parquet, damaged or cut off: {first}", where=f"{path}:row {number + 1}",
+                    where = f"{path}:row {number}"
+                    yield Row(fields, where) if isinstance(fields, dict) else (
+                        DataError(f"a value cannot be read: {fields}", where=where, cure="correct or remove the row"), raw)
+    except (arrow.ArrowException, ValueError, OSError) as error:
+        if isinstance(error, OSError) and error.errno:
+            raise  # the system's, not Arrow's
+        raise DataError(f"not Parquet, damaged or cut off: {_first_line(error)}", where=f"{path}:row {number + 1}",
                         cure="get the file again") from None
+
+
+def _plain(batch: Any) -> Iterator[tuple[dict[str, Any] | str, bytes]]:
+    """The rows of an Arrow batch; of one that Python cannot hold (text that is not UTF-8, a date of the year 12000) why, and
+    what Arrow holds."""
+    try:
+        yield from ((fields, b"") for fields in batch.to_pylist())
+    except (ValueError, OverflowError, LookupError) as error:
+        if len(batch) == 1:
+            yield _first_line(error), batch.serialize().to_pybytes()
+        else:
+            for i in range(len(batch)):
+                yield from _plain(batch.slice(i, 1))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0]
 
 
 def _text(path: Path, told: Told) -> Iterator[Item]:
@@ -307,6 +339,11 @@ def _text(path: Path, told: Told) -> Iterator[Item]:
     told(path.stat().st_size)
     if text.strip():
         yield Row({"text": text.replace("\r\n", "\n")}, f"{path}:1")
+
+
+READERS: Mapping[str, Callable[[Path, Told], Iterator[Item]]] = {
+    ".jsonl": _json_lines, ".ndjson": _json_lines, ".json": _json, ".csv": partial(_csv, separator=","),
+    ".tsv": partial(_csv, separator="\t"), ".parquet": _parquet, ".txt": _text, ".md": _text}
 
 
 # ---------------------------------------------------------------------------------------------- datasets
@@ -327,8 +364,7 @@ def _hub(source: Source) -> Iterator[Row]:
     except DataError:
         raise
     except Exception as error:
-        first = (str(error).splitlines() or [""])[0]
-        raise DataError(f"cannot load the data set {source.path}: {type(error).__name__}: {first}",
+        raise DataError(f"cannot load the data set {source.path}: {type(error).__name__}: {_first_line(error)}",
                         cure="check its name, split and subset, and the connection; or give a local file") from error
 
 

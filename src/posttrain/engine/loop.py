@@ -9,8 +9,10 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator
+from collections.abc import Sequence as Many
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -38,7 +40,7 @@ class Observer(Protocol):
 
     def start(self, step: int, steps: int) -> None: ...
     def record(self, record: dict[str, Any]) -> None: ...
-    def validating(self, done: int, total: int) -> None: ...
+    def progress(self, label: str, done: int, total: int) -> None: ...
     def message(self, text: str) -> None: ...
     def stop(self) -> None: ...
 
@@ -76,7 +78,7 @@ class Run:
 
     policy: Policy
     loss: Loss
-    trees: list[Tree]
+    trees: Many[Tree]
     plan: Plan
     steps: int
     budget: int
@@ -85,7 +87,7 @@ class Run:
     observer: Observer
     checkpoints: CheckpointSettings
     validation: ValidationSettings
-    held_out: list[Tree] = field(default_factory=list)
+    held_out: Many[Tree] = ()
     noise: Noise | None = None
     # where it stands
     step: int = 0
@@ -158,7 +160,7 @@ def restore(run: Run, saved: Checkpoint) -> None:
         item.restore(run, (saved.tensors if item.tensors else saved.state)[name])
 
 
-def validate(policy: Policy, trees: list[Tree], budget: int, told: Callable[[int, int], None] = lambda done, total: None) -> Held:
+def validate(policy: Policy, trees: Many[Tree], budget: int, told: Callable[[int, int], None] = lambda done, total: None) -> Held:
     """Held-out loss with a 95 % interval; `told` hears how many sequences of how many are scored.
 
     The mean over targets is a ratio of sums over sequences, so its standard error is the delta method's:
@@ -261,7 +263,7 @@ def _log(run: Run, record: dict[str, Any]) -> None:
 
 
 def _validate(run: Run) -> dict[str, Any]:
-    held = vars(validate(run.policy, run.held_out, run.budget, run.observer.validating))
+    held = vars(validate(run.policy, run.held_out, run.budget, partial(run.observer.progress, "held out")))
     if not math.isfinite(held["loss"]):
         raise PosttrainError(f"after step {run.step} the held-out loss is {held['loss']}",
                              cure="lower --learning-rate, or look for broken rows in the held-out data")

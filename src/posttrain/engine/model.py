@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import transformers
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from posttrain.core.errors import ModelError
 from posttrain.core.files import sha256_folder
@@ -335,6 +335,15 @@ def resolve(path: str) -> Path:
 def digest(folder: Path) -> str:
     """SHA-256 over the files that make a model what it is: weights, config, tokenizer."""
     return sha256_folder(folder, lambda p: p.suffix in (".safetensors", ".json", ".model", ".jinja", ".txt"))
+
+
+def longest_position(folder: Path) -> int | None:
+    """How many tokens a sequence of the model in `folder` may have; None where its config does not say."""
+    try:
+        config = AutoConfig.from_pretrained(folder)
+    except Exception as error:
+        raise ModelError(f"cannot read {folder}/config.json: {error}", cure="get the complete model") from error
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
 def load_tokenizer(folder: Path) -> Any:

@@ -176,9 +176,9 @@ class Policy:
         return self.optimiser.step(factor)
 
     def sample(self, prompts: Many[Many[int]], params: sampler.Sampling) -> list[sampler.Completion]:
-        """Draw completions, ended by the tokenizer's end token unless told otherwise; see `posttrain.engine.sampler.sample`."""
-        if params.stop is None and self.tokenizer is not None and self.tokenizer.eos_token_id is not None:
-            params = replace(params, stop=(self.tokenizer.eos_token_id,))
+        """Draw completions, ended by the model's end tokens unless told otherwise; see `posttrain.engine.sampler.sample`."""
+        if params.stop is None and (stops := self.stops):
+            params = replace(params, stop=stops)
         return sampler.sample(self.model, prompts, params)
 
     def save(self, folder: Path) -> None:
@@ -188,6 +188,24 @@ class Policy:
         with quiet(), system_errors():
             network.save_pretrained(folder, state_dict=state)
         self.tokenizer.save_pretrained(folder)
+
+    @property
+    def stops(self) -> tuple[int, ...]:
+        """The tokens that end an answer: the tokenizer's end token, and those of the model's generation config."""
+        known = self.model.network.generation_config.eos_token_id
+        own = self.tokenizer.eos_token_id if self.tokenizer is not None else None
+        return tuple(dict.fromkeys(i for i in (own, *(known if isinstance(known, list) else [known])) if i is not None))
+
+    def converse(self, template: str | dict[str, str], stop: str) -> None:
+        """Say how the model is talked to, so that it is saved with it.
+
+        Args:
+            template: Jinja chat template.
+            stop: the token that ends an answer; generation stops there, besides where it did before.
+        """
+        self.tokenizer.chat_template = template
+        stops = list(dict.fromkeys([*self.stops, self.tokenizer.convert_tokens_to_ids(stop)]))
+        self.model.network.generation_config.eos_token_id = stops if len(stops) > 1 else stops[0]
 
     def save_adapter(self, folder: Path) -> None:
         """Write the adapter in peft's format with the digest of the model it belongs to."""

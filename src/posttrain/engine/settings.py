@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
@@ -61,16 +60,3 @@ class ValidationSettings(Settings):
     patience: int | None = Field(
         None, ge=1, description="stop after this many validations without a better one; unset: never")
     keep_best: bool = Field(True, description="export the step with the lowest held-out loss, not the last")
-
-
-class DataSettings(Settings):
-    """Which rows are trained on, and how they become tokens."""
-
-    data: tuple[Path, ...] = Field(min_length=1, description="JSON-lines files: prompt and completion, or text")
-    validation: tuple[Path, ...] = Field((), description="held-out files of the same shape")
-    columns: dict[str, str] = Field(
-        default_factory=dict, description="OURS=THEIRS where the files name their columns otherwise: prompt=question")
-    prompt_template: str = Field("{prompt}", description="how a prompt is written; {prompt} stands for the column")
-    max_length: int | None = Field(
-        None, ge=2, description="tokens of a sequence at most; longer ones are cut at the end. Unset: 1024, or as many "
-        "as the model can address")

@@ -4,6 +4,8 @@ A run folder holds
     run.json        what the run is: settings, digests of model and data, versions
     metrics.jsonl   one line a step and a validation
     checkpoints/    what a resumed run needs
+    tokens/         the data as token ids, while the run lasts
+    rejects.jsonl   rows that could not be used, with the reasons, where that was asked for
     model/          the result, a Hugging Face folder (adapters merged)
     adapter/        with LoRA: the adapter alone, and the digest of its base
     summary.json    results, with counts and intervals; written last
@@ -13,9 +15,9 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,21 +25,17 @@ from pydantic import Field
 
 from posttrain.core.console import ConsoleObserver
 from posttrain.core.errors import ConfigError
-from posttrain.core.files import atomic_folder, explained_writes, lock, remove_partial, sha256_file, sha256_folder, write_json
+from posttrain.core.files import atomic_folder, explained_writes, lock, remove_partial, sha256_folder, write_json
 from posttrain.core.identity import check, claim
 from posttrain.core.settings import Settings, assemble
 from posttrain.core.version import __version__
-from posttrain.engine.settings import (
-    CheckpointSettings,
-    DataSettings,
-    LoraSettings,
-    OptimiserSettings,
-    ValidationSettings,
-)
+from posttrain.data.settings import DataSettings, Source
+from posttrain.engine.settings import CheckpointSettings, LoraSettings, OptimiserSettings, ValidationSettings
+from posttrain.stages import dataset
+from posttrain.stages.dataset import Dataset
 
 if TYPE_CHECKING:
-    from posttrain.data.demonstrations import Demonstrations
-    from posttrain.data.rows import Row
+    from posttrain.data.chat import Chat
     from posttrain.engine.loop import Run
     from posttrain.engine.policy import Policy
 
@@ -86,51 +84,59 @@ def sft(*, quiet: bool = False, **settings: Any) -> Outcome:
         PosttrainError: with what is wrong and the cure.
     """
     for name in ("data", "validation"):
-        if isinstance(settings.get(name), (str, Path)):
+        if isinstance(settings.get(name), (str, Path, Source)):
             settings[name] = (settings[name],)
     if isinstance(settings.get("model"), Path):
         settings["model"] = str(settings["model"])
     return run(assemble(SftSettings, settings), ConsoleObserver(quiet=quiet))
 
 
-WRITES = ("metrics.jsonl", "checkpoints", "model", "adapter", "summary.json")  # and run.json, which says whose they are
+WRITES = ("metrics.jsonl", "checkpoints", "model", "adapter", "tokens", "rejects.jsonl", "summary.json")  # and run.json
 
 
 def run(settings: SftSettings, observer: ConsoleObserver) -> Outcome:
     """Run the stage, or continue it, or report that it is finished."""
-    rows = _read(settings)  # what is wrong with the files is told before anything is loaded or written
+    dataset.peek(settings.data)  # what is wrong with the files is told before anything is loaded or written
     # The engine, and with it torch, is imported here: help and mistakes are answered at once.
     from posttrain.engine import loop
-    from posttrain.engine.model import digest, resolve
+    from posttrain.engine.model import digest, load_tokenizer, longest_position, resolve
     from posttrain.engine.policy import Policy
 
     folder, base = settings.out, resolve(settings.model)
     if base.resolve().is_relative_to(folder.resolve()):
         raise ConfigError(f"--model {settings.model} lies in --out {folder}, where the run writes", cure="choose another --out")
     fixed = settings.model_dump(mode="json", exclude={"out", "checkpoint", "device"})
-    identity = {"settings": fixed, "model_sha256": digest(base), "data_sha256": {
-        str(path): sha256_file(path) for paths in _sources(settings).values() for path in paths}}
+    identity = {"settings": fixed, "model_sha256": digest(base), "data_sha256": dataset.digests(settings.data),
+                "chat_template": dataset.chat_template(settings.data)}
     with lock(folder), explained_writes(folder):
         check(folder, identity, WRITES)
         if done := _finished(folder, observer):
             return done
         remove_partial(folder)
-        policy = Policy.load(settings.model, device=settings.device, lora=settings.lora, seed=settings.seed)
-        for reason in policy.model.admission.reasons:
-            observer.message(reason)
-        observer.note("model", _describe(policy, settings))
-        data = _tokenise(settings, policy, rows, observer)
-        training = _prepare(settings, policy, data, observer)
-        claim(folder, identity, __version__)
+        try:
+            chat = dataset.chat_of(settings.data, load_tokenizer(base))
+            found = dataset.load(settings.data, chat, folder, identity, _max_length(settings, longest_position(base)), observer)
+            policy = Policy.load(settings.model, device=settings.device, lora=settings.lora, seed=settings.seed)
+            for reason in policy.model.admission.reasons:
+                observer.message(reason)
+            observer.note("model", _describe(policy, settings))
+            _teach(policy, chat)
+            training = _prepare(settings, policy, found, observer)
+            claim(folder, identity, __version__)
+        except BaseException:
+            remove_partial(folder)
+            raise
+        dataset.keep(folder)
         exported = loop.train(training)
         with atomic_folder(folder / "model") as target:
             policy.save(target)
         if policy.adapter is not None:
             with atomic_folder(folder / "adapter") as target:
                 policy.save_adapter(target)
-        summary = _summary(training, data["data"], exported)
+        summary = _summary(training, found["data"], exported)
         summary["base_sha256"], summary["model_sha256"] = identity["model_sha256"], _weights_digest(folder)
         write_json(folder / "summary.json", summary)
+        shutil.rmtree(folder / dataset.FOLDER, ignore_errors=True)  # nothing reads it any more
     observer.curve(training.log.read())
     return Outcome(folder, folder / "model", summary)
 
@@ -163,36 +169,8 @@ def _describe(policy: Policy, settings: SftSettings) -> str:
             f"{network.device.type}; {MODES[admission.mode]} (agrees with paths run alone within {admission.deviation:.0e} nats)")
 
 
-def _read(settings: SftSettings) -> dict[str, list[Row]]:
-    """The rows of the training files and of the held-out ones."""
-    from posttrain.data.rows import read
-
-    return {label: list(chain.from_iterable(read(path) for path in paths)) for label, paths in _sources(settings).items()}
-
-
-def _sources(settings: SftSettings) -> dict[str, tuple[Path, ...]]:
-    both = {"data": settings.data.data, "held out": settings.data.validation}
-    return {label: paths for label, paths in both.items() if paths}
-
-
-def _tokenise(settings: SftSettings, policy: Policy, rows: dict[str, list[Row]],
-              observer: ConsoleObserver) -> dict[str, Demonstrations]:
-    from posttrain.data.demonstrations import tokenise
-
-    found = {}
-    for label, paths in _sources(settings).items():
-        found[label] = one = tokenise(rows[label], policy.tokenizer, columns=settings.data.columns,
-                                      template=settings.data.prompt_template, max_length=_max_length(settings, policy))
-        names = ", ".join(path.name for path in paths)
-        observer.note(label, f"{names}: {one.rows:,} rows → {one.summary()}")
-        if one.truncated or one.dropped:  # said aloud even where quiet is asked for
-            observer.message(f"{names}: {one.truncated:,} rows cut at the end, {sum(one.dropped.values()):,} dropped")
-    return found
-
-
-def _max_length(settings: SftSettings, policy: Policy) -> int:
+def _max_length(settings: SftSettings, limit: int | None) -> int:
     """The longest sequence to train on: what was asked for, or 1024, within what the model can address."""
-    limit = getattr(policy.model.config.get_text_config(), "max_position_embeddings", None)
     asked = settings.data.max_length
     if asked and limit and asked > limit:
         raise ConfigError(f"--max-length {asked} is more than the {limit} positions the model knows",
@@ -200,36 +178,43 @@ def _max_length(settings: SftSettings, policy: Policy) -> int:
     return asked or min(1024, limit or 1024)
 
 
-def _prepare(settings: SftSettings, policy: Policy, data: dict[str, Demonstrations], observer: ConsoleObserver) -> Run:
+def _teach(policy: Policy, chat: Chat) -> None:
+    """Leave in the exported model how it was talked to: its chat template, and the token that ends its answers."""
+    if chat.used:
+        policy.converse(chat.template, chat.stop)
+
+
+def _prepare(settings: SftSettings, policy: Policy, data: dict[str, Dataset], observer: ConsoleObserver) -> Run:
     """Everything the loop needs. What is wrong with the settings shows here, before the folder is claimed."""
-    from posttrain.data.plan import Plan
+    from posttrain.data.plan import Plan, shares
     from posttrain.engine.loop import Run
     from posttrain.methods.supervised import METHODS, neftune
 
-    sequences = {label: one.sequences for label, one in data.items()}
-    longest = max(len(s.tokens) for some in sequences.values() for s in some)
+    train = data["data"]
+    longest = max(one.longest for one in data.values())
     budget = settings.budget or max(4096 if policy.model.device.type == "cpu" else 16384, longest)
     if longest > budget:
         raise ConfigError(f"--budget {budget} is less than the {longest} tokens of the longest sequence",
                           cure=f"give --budget {longest} or more, or --max-length {budget} or less")
     policy.train_with(settings.optimiser, activation_checkpointing=settings.activation_checkpointing)
-    plan = Plan(len(sequences["data"]), settings.batch_size, settings.seed)
+    plan = Plan(train.rows, settings.batch_size, settings.seed, shares(train.rows, train.sources))
     return Run(
-        policy=policy, loss=METHODS[settings.method], trees=[(s,) for s in sequences["data"]], plan=plan,
+        policy=policy, loss=METHODS[settings.method], trees=train.trees, plan=plan,
         steps=settings.steps or math.ceil(settings.epochs * plan.steps_per_epoch - 1e-9),  # 1.1 · 100 is 110, not 111
         budget=budget, seed=settings.seed, folder=settings.out, observer=observer,
-        held_out=[(s,) for s in sequences.get("held out", [])],
+        held_out=data["held out"].trees if "held out" in data else (),
         noise=partial(neftune, alpha=settings.neftune) if settings.neftune else None,
         checkpoints=settings.checkpoint, validation=settings.validation)
 
 
-def _summary(run: Run, data: Demonstrations, exported: int) -> dict[str, Any]:
+def _summary(run: Run, data: Dataset, exported: int) -> dict[str, Any]:
     """What the run came to. Held-out numbers are those of the exported step, where it was validated."""
     held = next((r["validation"] for r in reversed(run.log.read()) if r["step"] == exported and "validation" in r), None)
     return {
         "posttrain": __version__, "steps": run.step, "exported_step": exported, "tokens": run.totals["tokens"],
         "targets": run.totals["targets"], "seconds": run.totals["seconds"],
         "tokens_per_second": run.totals["tokens"] / max(1e-9, run.totals["seconds"]),
-        "learning_rate": run.optimiser.settings.learning_rate, "rows": data.rows, "sequences": len(data.sequences),
-        "truncated": data.truncated, "dropped": data.dropped, "held_out_before": run.first_held,
+        "learning_rate": run.optimiser.settings.learning_rate, "rows": data.total("read"),
+        "sequences": data.total("sequences"), "truncated": data.total("truncated"), "duplicates": data.total("duplicates"),
+        "rejected": data.total("rejected"), "dropped": data.dropped(), "held_out_before": run.first_held,
         "held_out": {"step": exported, **held} if held else None}

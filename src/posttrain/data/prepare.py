@@ -1,0 +1,249 @@
+"""From sources to trees of tokens on the disk, with an account of every row.
+
+    source → Row → Example → turns → tokens and mask → tree
+
+Rows read = trees' rows + dropped + rejected; it is asserted, and a run shows it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from posttrain.core.errors import DataError
+from posttrain.data.chat import Chat, Turn
+from posttrain.data.forest import Sequence, Tree
+from posttrain.data.formats import Example, Format
+from posttrain.data.rows import Rejects, Row
+from posttrain.data.settings import Source
+from posttrain.data.sources import Told, read
+from posttrain.data.store import TreeWriter
+from posttrain.data.tokens import Encoded, Encoder
+
+CHUNK_ROWS, CHUNK_CHARACTERS = 1000, 4_000_000  # tokenised at a time; bounds memory
+FOUND = 4_000_000  # hashes compared at a time
+
+Parse = Callable[[Example, Row], Example]
+
+
+@dataclass
+class Account:
+    """What became of a source's rows: read = used + dropped + rejected.
+
+    Attributes:
+        format: how the rows were read.
+        read, used, rejected: rows.
+        dropped: rows of which nothing trainable was left, by reason.
+        truncated: rows that lost tokens to the length limit. divided: rows cut into several sequences, nothing lost.
+        duplicates: rows whose tokens another row before has, too. branched: conversations whose template rewrites history.
+        special: rows with the text of a special token inside.
+        sequences, tokens, targets: what is trained on. longest: tokens of the longest sequence.
+        example: the first row: what is shown to the model, and what it learns to write.
+    """
+
+    format: str = ""
+    read: int = 0
+    used: int = 0
+    rejected: int = 0
+    dropped: dict[str, int] = field(default_factory=dict)
+    reasons: dict[str, int] = field(default_factory=dict)
+    truncated: int = 0
+    divided: int = 0
+    duplicates: int = 0
+    branched: int = 0
+    special: int = 0
+    sequences: int = 0
+    tokens: int = 0
+    targets: int = 0
+    longest: int = 0
+    example: tuple[str, str] = ("", "")
+
+    def summary(self) -> str:
+        parts = [f"{self.read:,} rows → {self.sequences:,} sequences, {self.tokens:,} tokens, {self.targets:,} trained"]
+        parts += [f"{n:,} {what}" for n, what in (
+            (self.truncated, "cut to the length limit"), (self.divided, "divided"), (self.branched, "in branches"),
+            (self.duplicates, "duplicates"), (self.rejected, "rejected")) if n]
+        return ", ".join(parts + [f"{n:,} dropped: {why}" for why, n in self.dropped.items()])
+
+    def json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """One row on its way: the example and its sequences, before the length limit."""
+
+    row: Row
+    example: Example
+    encoded: list[Encoded]
+
+
+def encoded(rows: Iterable[Row], chat: Chat, encoder: Encoder, form: Format, rejects: Rejects) -> Iterator[Prepared]:
+    """Read, render and tokenise rows, in order and in chunks. What cannot be used goes to `rejects`."""
+    chunk: list[tuple[Row, Example, list[Turn]]] = []
+    size = 0
+    for row in rows:
+        try:
+            example = form.read(row)
+            turns = chat.turns(example, _demonstration(example))
+        except DataError as error:
+            rejects.add(error, row)
+            continue
+        chunk.append((row, example, turns))
+        size += sum(len(turn.before) + len(turn.after) for turn in turns)
+        if len(chunk) >= CHUNK_ROWS or size >= CHUNK_CHARACTERS:
+            yield from _tokenised(chunk, encoder, rejects)
+            chunk, size = [], 0
+    yield from _tokenised(chunk, encoder, rejects)
+
+
+def _tokenised(chunk: list[tuple[Row, Example, list[Turn]]], encoder: Encoder, rejects: Rejects) -> Iterator[Prepared]:
+    for (row, example, _), found in zip(chunk, encoder.encode([turns for _, _, turns in chunk]), strict=True):
+        if isinstance(found, DataError):
+            found.where = row.where
+            rejects.add(found, row)
+        else:
+            yield Prepared(row, example, found)
+
+
+def _demonstration(example: Example) -> Any:
+    """The one answer of a demonstration."""
+    if len(example.answers) == 1:
+        return example.answers[0]
+    if example.answers:
+        raise DataError("a row of preferences, where a demonstration is wanted", where=example.where,
+                        cure="train on the chosen answers with --data FILE,completion=chosen")
+    raise DataError("a prompt without an answer, where a demonstration is wanted", where=example.where,
+                    cure="say which column is the answer: --data FILE,completion=…")
+
+
+def fit(one: Encoded, limit: int, policy: str, begin: int | None = None) -> list[Sequence]:
+    """A sequence within a length limit.
+
+    Args:
+        one: its tokens.
+        limit: tokens at most.
+        policy: `right` cuts the end, `left` the start, `split` makes several that overlap by the one token that predicts
+            the next one's first, `drop` gives none.
+        begin: id of the begin token, which stays where the start is cut.
+    Returns: sequences; those without a trained token are left out.
+    """
+    ids, mask = np.array(one.ids, np.int64), one.mask()
+    n = len(ids)
+    if n <= limit:
+        windows = [(0, n)]
+    elif policy == "right":
+        windows = [(0, limit)]
+    elif policy == "left":
+        windows = [(n - limit, n)]
+        if ids[0] == begin:
+            ids, mask = np.append(begin, ids[n - limit + 1:]), np.append(False, mask[n - limit + 1:])
+            windows = [(0, limit)]
+    elif policy == "split":
+        windows = [(a, min(a + limit, n)) for a in range(0, n - 1, limit - 1)]
+    else:
+        windows = []
+    found = [Sequence(ids[a:b], mask[a:b]) for a, b in windows]
+    return [s for s in found if s.targets]
+
+
+def prepare(source: Source, chat: Chat, encoder: Encoder, folder: Path, *, max_length: int, truncate: str = "",
+            form: str = "", rejects: Rejects | None = None, told: Told = lambda read: None) -> Account:
+    """Write a source's trees into a folder.
+
+    Args:
+        source: the rows.
+        chat: renders them. encoder: tokenises them.
+        folder: see `posttrain.data.store`.
+        max_length: tokens of a sequence at most.
+        truncate: see `fit`; empty: text is split, all else cut at the end.
+        form: name of the format; empty: found from the first row.
+        rejects: takes bad rows; None stops at the first.
+        told: hears how many bytes have been read.
+    Raises:
+        DataError: a row cannot be used, there is no row, or nothing trainable is left of more than half of them.
+    """
+    rejects = rejects or Rejects()
+    account, shape, dropped = Account(), Format(form), Counter[str]()
+    read_before, rejected_before = rejects.read, rejects.count
+    reasons_before = Counter(rejects.reasons)
+    with TreeWriter(folder) as out, open(folder / "hashes", "wb") as hashes:
+        for one in encoded(read(source, rejects, told), chat, encoder, shape, rejects):
+            if not account.example[1]:
+                account.example = shown(one, chat, encoder)
+            account.special += chat.holds_special(one.example)
+            account.branched += len(one.encoded) > 1
+            trees, why, cut = _trees(one, max_length, truncate, encoder.tokenizer.bos_token_id)
+            if why:
+                dropped[why] += 1
+                continue
+            account.used += 1
+            account.truncated += cut
+            account.divided += len(trees) > 1
+            hashes.write(_hash(trees))
+            for tree in trees:
+                out.add(tree)
+                account.targets += sum(s.targets for s in tree)
+                account.longest = max(account.longest, *(len(s.tokens) for s in tree))
+        account.sequences, account.tokens = out.sequences, out.tokens
+    account.format, account.dropped = shape.name, dict(dropped)
+    account.read, account.rejected = rejects.read - read_before, rejects.count - rejected_before
+    account.reasons = dict(rejects.reasons - reasons_before)
+    account.duplicates = _duplicates(folder / "hashes")
+    (folder / "hashes").unlink()
+    assert account.read == account.used + account.rejected + sum(dropped.values()), account
+    if not account.read:
+        raise DataError(f"there are no rows in {source}", cure="check the file")
+    if account.used < account.read / 2:
+        raise DataError(f"more than half of the rows of {source} cannot be trained on: {account.summary()}",
+                        cure="raise --max-length, or look at the data and its columns")
+    return account
+
+
+def _trees(one: Prepared, limit: int, policy: str, begin: int | None) -> tuple[list[Tree], str, bool]:
+    """A row's trees within the limit; why there are none; whether tokens were lost."""
+    plain = isinstance(one.example.answers[0], str) and not one.example.prompt
+    policy = policy or ("split" if plain else "right")
+    over = max(len(e.ids) for e in one.encoded) > limit
+    found = [fit(e, limit, policy, begin) for e in one.encoded]
+    if over and policy == "split":  # each window stands for itself
+        trees: list[Tree] = [(s,) for some in found for s in some]
+    else:
+        trees = [tuple(s for some in found for s in some)] if any(found) else []
+    if trees:
+        return trees, "", over and policy != "split"
+    if not over:
+        return [], "one token is no sequence: nothing predicts it", False
+    return [], f"longer than {limit} tokens" if policy == "drop" else f"the prompt alone fills {limit} tokens", False
+
+
+def shown(one: Prepared, chat: Chat, encoder: Encoder) -> tuple[str, str]:
+    """The first answer of a row: what the model is shown, and what it learns to write."""
+    first = one.encoded[0]
+    span = first.spans[0]
+    decode = encoder.tokenizer.decode
+    return decode(first.ids[:span.start]), decode(first.ids[span.start:span.end])
+
+
+def _hash(trees: list[Tree]) -> bytes:
+    hashed = hashlib.blake2b(digest_size=8)
+    for tree in trees:
+        for one in tree:
+            hashed.update(one.tokens.tobytes())
+    return hashed.digest()
+
+
+def _duplicates(path: Path) -> int:
+    """How many hashes stand there again. They are spread evenly, so a part at a time is compared."""
+    if not path.stat().st_size:
+        return 0
+    hashes = np.memmap(path, np.uint64, "r")
+    parts = -(-len(hashes) // FOUND)
+    unique = sum(len(np.unique(hashes[hashes % parts == k])) for k in range(parts)) if parts > 1 else len(np.unique(hashes))
+    return len(hashes) - unique

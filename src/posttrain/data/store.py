@@ -1,0 +1,89 @@
+"""Trees on the disk: token ids and masks of a whole data set, read where they are needed.
+
+Three files of little-endian integers: `tokens` (uint32: id · 2 + trained), `sequences` (uint64: where each ends in `tokens`)
+and `trees` (uint64: where each ends in `sequences`). Memory holds nothing but what is being read.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Sequence as Many
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from posttrain.data.forest import Sequence, Tree
+
+FILES = {"tokens": np.dtype("<u4"), "sequences": np.dtype("<u8"), "trees": np.dtype("<u8")}
+
+
+class TreeWriter:
+    """Writes trees into a folder, one after another.
+
+    Args:
+        folder: made where it is not there.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._files = {name: open(folder / name, "wb", buffering=1 << 20) for name in FILES}  # noqa: SIM115 - `close`
+        self.tokens = self.sequences = self.trees = 0
+
+    def add(self, tree: Tree) -> None:
+        for one in tree:
+            self._write("tokens", (one.tokens.astype(np.uint32) << 1) | one.trained)
+            self.tokens += len(one.tokens)
+            self._write("sequences", self.tokens)
+        self.sequences += len(tree)
+        self.trees += 1
+        self._write("trees", self.sequences)
+
+    def _write(self, name: str, value: np.ndarray | int) -> None:
+        self._files[name].write(np.asarray(value, FILES[name]).tobytes())
+
+    def close(self) -> None:
+        for file in self._files.values():
+            file.close()
+
+    def __enter__(self) -> TreeWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+class Trees(Many[Tree]):
+    """The trees of one or more folders that `TreeWriter` wrote, numbered through."""
+
+    def __init__(self, *folders: Path) -> None:
+        self._parts = [{name: _map(folder / name, dtype) for name, dtype in FILES.items()} for folder in folders]
+        self._starts = [0]
+        for part in self._parts:
+            self._starts.append(self._starts[-1] + len(part["trees"]))
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def __getitem__(self, i: int) -> Tree:  # type: ignore[override] - no slices
+        if not 0 <= i < len(self):
+            raise IndexError(i)
+        p = bisect.bisect_right(self._starts, i) - 1
+        part, k = self._parts[p], i - self._starts[p]
+        first, last = (int(part["trees"][k - 1]) if k else 0), int(part["trees"][k])
+        ends = part["sequences"][max(0, first - 1):last].tolist()
+        begins = ends[:-1] if first else [0, *ends[:-1]]
+        ends = ends[1:] if first else ends
+        return tuple(_sequence(part["tokens"][a:b]) for a, b in zip(begins, ends, strict=True))
+
+    def lengths(self) -> np.ndarray:
+        """Tokens of every sequence."""
+        return np.concatenate([np.diff(part["sequences"].astype(np.int64), prepend=0) for part in self._parts])
+
+
+def _sequence(packed: np.ndarray) -> Sequence:
+    return Sequence((packed >> 1).astype(np.int64), (packed & 1).astype(bool))
+
+
+def _map(path: Path, dtype: np.dtype) -> np.ndarray:
+    return np.memmap(path, dtype, "r") if path.stat().st_size else np.empty(0, dtype)

@@ -1,0 +1,220 @@
+"""From turns to token ids and the mask of what is trained.
+
+A turn's prompt has the tokens that inference gives it: where tokenising prompt and answer together would merge characters
+across the border, they are tokenised apart. Turns that go on from each other are one sequence, tokenised once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Many
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from posttrain.core.errors import DataError
+from posttrain.data.chat import Turn
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Trained tokens [start, end) of a sequence, and the number of the message they are; see `Turn`."""
+
+    start: int
+    end: int
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A sequence of token ids, with the spans that are trained."""
+
+    ids: list[int]
+    spans: tuple[Span, ...]
+
+    def mask(self) -> np.ndarray:
+        """[n] bool, whether each token is trained."""
+        out = np.zeros(len(self.ids), bool)
+        for span in self.spans:
+            out[span.start:span.end] = True
+        return out
+
+
+@dataclass(frozen=True, slots=True)
+class _Chain:
+    """Turns each of which goes on from the one before: one text, and where in it each answer begins and ends."""
+
+    text: str
+    borders: tuple[tuple[int, int], ...]
+    turns: tuple[Turn, ...]
+
+
+def _chains(turns: Many[Turn]) -> list[_Chain]:
+    out: list[_Chain] = []
+    for turn in turns:
+        text = turn.before + turn.after
+        border = (len(turn.before), len(text))
+        if out and turn.before.startswith(out[-1].text):
+            out[-1] = _Chain(text, (*out[-1].borders, border), (*out[-1].turns, turn))
+        else:
+            out.append(_Chain(text, (border,), (turn,)))
+    return out
+
+
+class Encoder:
+    """Tokenises turns, many conversations at a time.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self._added = set(tokenizer.added_tokens_decoder)
+        self._ends = tokenizer("a", verbose=False)["input_ids"][-1:] == [tokenizer.eos_token_id]  # ends every plain text itself
+        self._begins = tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+        self._stems: dict[tuple[int, str], list[int]] = {}
+        self._anchor = tokenizer("\n", add_special_tokens=False)["input_ids"]
+        self._fast = None
+        if tokenizer.is_fast:
+            self._fast = tokenizer.backend_tokenizer
+            self._fast.no_truncation()
+            self._fast.no_padding()
+
+    def encode(self, conversations: Many[Many[Turn]]) -> list[list[Encoded] | DataError]:
+        """Token ids of each conversation: one sequence, or several branches where its turns do not go on from each other.
+
+        Returns: for each conversation its sequences, or why it has none; the caller knows the row.
+        """
+        chains = [_chains(turns) for turns in conversations]
+        flat = [chain for some in chains for chain in some]
+        wholes = self._batch([chain.text for chain in flat], [chain.turns[0].plain for chain in flat])
+        # a prompt without a special token before the border has to be tokenised alone, to see that it is the same alone
+        alone = {i: chain for i, chain in enumerate(flat)
+                 if len(chain.turns) == 1 and chain.turns[0].before and not self._anchored(wholes[i], chain)}
+        prompts = dict(zip(alone, self._batch([c.turns[0].before for c in alone.values()],
+                                              [c.turns[0].plain for c in alone.values()], ends=False), strict=True))
+        out: list[list[Encoded] | DataError] = []
+        at = 0
+        for some in chains:
+            try:
+                found: list[Encoded] = []
+                for i in range(at, at + len(some)):
+                    found += self._sequences(flat[i], wholes[i], prompts.get(i))
+                out.append(found)
+            except DataError as error:
+                out.append(error)
+            at += len(some)
+        return out
+
+    def prompts(self, texts: Many[str], plain: Many[bool]) -> list[list[int]]:
+        """Token ids of prompts, as inference sees them."""
+        return [one.ids for one in self._batch(texts, plain, ends=False)]
+
+    def _batch(self, texts: Many[str], plain: Many[bool], *, ends: bool = True) -> list[_Ids]:
+        """Texts as ids; of plain text, which the tokenizer may end itself, that end is taken off where `ends` is not wanted,
+        or stands there already."""
+        out: list[Any] = [None] * len(texts)
+        for flag in (False, True):
+            which = [i for i, one in enumerate(plain) if one is flag]
+            if not which:
+                continue
+            if self._fast is not None:
+                encodings = self._fast.encode_batch([texts[i] for i in which], add_special_tokens=flag)
+                found = [_Ids(one.ids, one) for one in encodings]
+            else:
+                ids = self.tokenizer([texts[i] for i in which], add_special_tokens=flag, verbose=False)["input_ids"]
+                found = [_Ids(one, None) for one in ids]
+            for i, one in zip(which, found, strict=True):
+                end = self.tokenizer.eos_token_id
+                if flag and self._ends and (not ends or one.ids[-2:] == [end, end]):
+                    one = _Ids(one.ids[:-1], one.encoding)
+                out[i] = one
+        return out
+
+    # ------------------------------------------------------------------ borders
+
+    def _sequences(self, chain: _Chain, whole: _Ids, prompt: _Ids | None) -> list[Encoded]:
+        begin = self.tokenizer.bos_token_id
+        if begin is not None and whole.ids[:2] == [begin, begin]:
+            raise DataError("a sequence would begin with two begin tokens, which the model has never seen",
+                            cure=f"leave {self.tokenizer.bos_token} out of the prompt: the tokenizer adds it")
+        spans = [self._span(chain, k, whole, prompt) for k in range(len(chain.turns))]
+        if all(span is not None for span in spans):
+            return [Encoded(whole.ids, tuple(span for span in spans if span))]
+        return [self._apart(turn) for turn in chain.turns]
+
+    def _span(self, chain: _Chain, k: int, whole: _Ids, prompt: _Ids | None) -> Span | None:
+        """Which tokens of the chain are answer k; None where the prompt's tokens are not those it has alone."""
+        turn, end = chain.turns[k], chain.borders[k][1]
+        if not turn.before:
+            first = 1 if self._begins and turn.plain else 0
+        elif prompt is not None:
+            first = len(prompt.ids)
+            if whole.ids[:first] != prompt.ids:
+                return None
+        else:
+            first = self._anchored(whole, chain, k)
+            if not first:
+                return None
+        last = len(whole.ids)
+        if k < len(chain.turns) - 1:
+            token = whole.encoding.char_to_token(end - 1)
+            if token is None or whole.encoding.token_to_chars(token)[1] < end:
+                return None
+            last = token + 1
+        return Span(first, last, turn.number)
+
+    def _anchored(self, whole: _Ids, chain: _Chain, k: int = 0) -> int | None:
+        """The first token of answer k, if the prompt's tokens are sure to be the same without the answer.
+
+        A special token cuts the text: what is on its one side does not change the tokens on its other. So it is enough that
+        the words between the last special token and the border are the same alone; they are the same in nearly every row.
+        """
+        if whole.encoding is None:
+            return None
+        border = chain.borders[k][0]
+        first = whole.encoding.char_to_token(border)
+        if first is None or whole.encoding.token_to_chars(first)[0] != border:
+            return None
+        anchor = first - 1
+        while anchor >= 0 and whole.ids[anchor] not in self._added:
+            anchor -= 1
+        if anchor < 0 or whole.encoding.token_to_chars(anchor) is None:
+            return None
+        left, right = whole.encoding.token_to_chars(anchor)
+        key = (whole.ids[anchor], chain.text[right:border])
+        stem = self._stems.get(key)
+        if stem is None:
+            assert self._fast is not None
+            stem = self._fast.encode(chain.text[left:border], add_special_tokens=False).ids[1:]
+            if len(key[1]) < 100 and len(self._stems) < 10_000:
+                self._stems[key] = stem
+        return first if stem == whole.ids[anchor + 1:first] else None
+
+    def _apart(self, turn: Turn) -> Encoded:
+        """Tokens of a prompt, as they are alone, and then of its answer; together they must still be the text.
+
+        A tokenizer that begins every text with a space would put one between them. Then the answer is tokenised after a line
+        break, whose tokens are taken off again.
+        """
+        prompt, = self._batch([turn.before], [turn.plain], ends=False)
+        whole, = self._batch([turn.before + turn.after], [turn.plain])
+        if whole.ids[:len(prompt.ids)] == prompt.ids:
+            return Encoded(whole.ids, (Span(len(prompt.ids), len(whole.ids), turn.number),))
+        text = self.tokenizer.decode(whole.ids)
+        plain, after = (one.ids for one in self._batch([turn.after, "\n" + turn.after], [False, False]))
+        for tail in (plain, after[len(self._anchor):] if after[:len(self._anchor)] == self._anchor else plain):
+            if self.tokenizer.decode([*prompt.ids, *tail]) == text:
+                ids = [*prompt.ids, *tail]
+                return Encoded(ids, (Span(len(prompt.ids), len(ids), turn.number),))
+        raise DataError(f"prompt and answer {turn.after[:40]!r} cannot be tokenised apart without changing the text",
+                        cure="end the prompt template with a line break or a special token")
+
+
+@dataclass(frozen=True, slots=True)
+class _Ids:
+    """Token ids and, of a fast tokenizer, where in the text they lie."""
+
+    ids: list[int]
+    encoding: Any

@@ -1,0 +1,198 @@
+"""The data of a run: sources prepared once into a folder of tokens, and found again when the run goes on."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from posttrain.core.console import ConsoleObserver
+from posttrain.core.errors import ConfigError, DataError
+from posttrain.core.files import PARTIAL, sha256_json, write_json
+from posttrain.data.formats import Format
+from posttrain.data.prepare import Account, prepare
+from posttrain.data.rows import Rejects
+from posttrain.data.settings import DataSettings, RenderSettings, Source
+from posttrain.data.sources import digest, read, size
+from posttrain.data.store import Trees
+
+if TYPE_CHECKING:
+    from posttrain.data.chat import Chat
+
+FOLDER = "tokens"
+REJECTS = "rejects.jsonl"
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Sources as trees.
+
+    Attributes:
+        sources: where the rows came from.
+        accounts: what became of each source's rows.
+        trees: all of them, source after source.
+        rows: trees of each source.
+    """
+
+    sources: tuple[Source, ...]
+    accounts: tuple[Account, ...]
+    trees: Trees
+    rows: tuple[int, ...]
+
+    @property
+    def longest(self) -> int:
+        return max(account.longest for account in self.accounts)
+
+    def total(self, name: str) -> int:
+        """A count of `Account`, added up over the sources."""
+        return sum(getattr(account, name) for account in self.accounts)
+
+    def dropped(self) -> dict[str, int]:
+        out: dict[str, int] = {}
+        for account in self.accounts:
+            for why, n in account.dropped.items():
+                out[why] = out.get(why, 0) + n
+        return out
+
+
+def sources(settings: DataSettings) -> dict[str, tuple[Source, ...]]:
+    """The training sources and the held-out ones, where there are any."""
+    both = {"data": settings.data, "held out": settings.validation}
+    return {label: some for label, some in both.items() if some}
+
+
+def digests(settings: DataSettings) -> dict[str, str]:
+    """What identifies the data: path → SHA-256, hub id → commit."""
+    return {name: value for some in sources(settings).values() for source in some for name, value in digest(source).items()}
+
+
+def peek(settings: DataSettings) -> None:
+    """Read the first row of every source: what is wrong with them is said before anything is loaded or written.
+
+    Raises:
+        DataError: a source that is not there, or whose first row is of no known format.
+    """
+    for some in sources(settings).values():
+        for source in some:
+            # a first row that will be rejected is told of later, with all the others
+            rejects = _Forgiving() if settings.on_bad_row == "reject" else Rejects()
+            for row in read(source, rejects):
+                if settings.on_bad_row == "stop":
+                    Format(settings.format).read(row)
+                break
+            else:
+                if not rejects.count:
+                    raise DataError(f"there are no rows in {source}", cure="check the file")
+
+
+class _Forgiving(Rejects):
+    """Counts bad rows and keeps none."""
+
+    def add(self, error: DataError, row: Any) -> None:
+        self.count += 1
+
+
+def chat_template(settings: RenderSettings) -> str | None:
+    """The text of the chat template that was asked for."""
+    if settings.chat_template is None:
+        return None
+    try:
+        return settings.chat_template.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the chat template {settings.chat_template}: {error}", cure="check the path") from None
+
+
+def chat_of(settings: RenderSettings, tokenizer: Any) -> Chat:
+    """The renderer that the settings ask for."""
+    from posttrain.data.chat import Chat
+
+    return Chat(tokenizer, template=chat_template(settings), kwargs=settings.template_kwargs, train_on=settings.train_on,
+                prompt_template=settings.prompt_template)
+
+
+def load(settings: DataSettings, chat: Chat, folder: Path, identity: dict[str, Any], max_length: int,
+         observer: ConsoleObserver) -> dict[str, Dataset]:
+    """Prepare the data in `folder`, or find it there.
+
+    It is written under another name; `keep` gives it its own, once the run owns the folder.
+
+    Args:
+        identity: JSON; what the tokens depend on.
+    """
+    key = sha256_json([identity, max_length])
+    done, partial = folder / FOLDER, folder / (PARTIAL + FOLDER)
+    if not (done / "key.json").is_file() or json.loads((done / "key.json").read_text())["key"] != key:
+        shutil.rmtree(partial, ignore_errors=True)
+        try:
+            _prepare(settings, chat, partial, max_length, observer)
+            write_json(partial / "key.json", {"key": key})
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        done = partial
+    found = {}
+    for label, some in sources(settings).items():
+        parts = [done / f"{label} {i}" for i in range(len(some))]
+        accounts = tuple(Account(**json.loads((part / "account.json").read_text())) for part in parts)
+        rows = tuple(len(Trees(part)) for part in parts)
+        found[label] = Dataset(some, accounts, Trees(*parts), rows)
+    return found
+
+
+def keep(folder: Path) -> None:
+    """Give the prepared data its place: the run owns the folder now. The trees stay open under either name."""
+    partial = folder / (PARTIAL + FOLDER)
+    if partial.is_dir():
+        shutil.rmtree(folder / FOLDER, ignore_errors=True)
+        if (partial / REJECTS).is_file():
+            (partial / REJECTS).replace(folder / REJECTS)
+        partial.rename(folder / FOLDER)
+
+
+def _prepare(settings: DataSettings, chat: Chat, folder: Path, max_length: int, observer: ConsoleObserver) -> None:
+    from posttrain.data.tokens import Encoder
+
+    encoder = Encoder(chat.tokenizer)
+    folder.mkdir(parents=True)
+    rejects = Rejects(folder / REJECTS if settings.on_bad_row == "reject" else None)
+    for label, some in sources(settings).items():
+        for i, source in enumerate(some):
+            total, part = max(1, size(source)), folder / f"{label} {i}"
+            with observer.working(f"read {Path(source.path).name}", total) as told:
+                account = prepare(source, chat, encoder, part, max_length=max_length, truncate=settings.truncate,
+                                  form=settings.format, rejects=rejects, told=told)
+            write_json(part / "account.json", account.json())
+            tell(account, label, source, observer, first=i == 0)
+    rejects.close()
+    for note in chat.notes:
+        observer.message(note)
+    if chat.used and chat.origin == "default":
+        observer.message(f"the model has no chat template; a default, whose answers end with {chat.stop}, is used and saved "
+                         "with it (--chat-template FILE uses another)")
+
+
+def tell(account: Account, label: str, source: Source, observer: ConsoleObserver, *, first: bool = True) -> None:
+    """Say what became of a source's rows; what was lost is said even where quiet is asked for."""
+    name = Path(source.path).name
+    observer.note(label, f"{name} ({account.format}): {account.summary()}")
+    if first:
+        before, after = account.example
+        observer.note("", f"first: {_short(before, tail=True)} ⟶ {_short(after)}")
+    if account.truncated or account.dropped:
+        observer.message(f"{name}: {account.truncated:,} rows cut to the length limit, {sum(account.dropped.values()):,} dropped")
+    if account.special:
+        observer.message(f"{name}: {account.special:,} rows have the text of a special token inside, which the model will read "
+                         "as one")
+    if account.rejected:
+        why = "; ".join(f"{n:,} {what}" for what, n in sorted(account.reasons.items(), key=lambda x: -x[1])[:3])
+        observer.message(f"{name}: {account.rejected:,} rows rejected, written to {REJECTS}: {why}")
+
+
+def _short(text: str, width: int = 60, *, tail: bool = False) -> str:
+    """Text on one line, its beginning or its end."""
+    text = text.replace("\n", "⏎")
+    if len(text) <= width:
+        return text
+    return "…" + text[-width:] if tail else text[:width] + "…"
