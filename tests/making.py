@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,31 @@ def model(folder: Path, *, positions: int = 64, seed: int = 0) -> Path:
         vocab_size=len(words), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, max_position_embeddings=positions, bos_token_id=None, eos_token_id=0)).save_pretrained(folder)
     return folder
+
+
+def trees(rows: Iterable[Any], words: Any, *, max_length: int = 1024, truncate: str = "", source: str = "",
+             rejects: Any = None, **chat: Any) -> tuple[Any, list[Any]]:
+    """Rows as the package prepares them: the account of them and their trees.
+
+    Args:
+        words: a tokenizer.
+        source: what follows the file's name, as in `,prompt=question`.
+        chat: arguments of `posttrain.data.chat.Chat`.
+    """
+    from pydantic import TypeAdapter
+
+    from posttrain.data.chat import Chat
+    from posttrain.data.prepare import prepare
+    from posttrain.data.settings import Sourced
+    from posttrain.data.store import Trees
+    from posttrain.data.tokens import Encoder
+
+    with tempfile.TemporaryDirectory() as name:
+        path = write(Path(name) / "a.jsonl", rows)
+        account = prepare(TypeAdapter(Sourced).validate_python(f"{path}{source}"), Chat(words, **chat), Encoder(words),
+                          Path(name) / "trees", max_length=max_length, truncate=truncate, rejects=rejects)
+        found = Trees(Path(name) / "trees")
+        return account, [found[i] for i in range(len(found))]
 
 
 def write(path: Path, rows: Iterable[Any]) -> Path:

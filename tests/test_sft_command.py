@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -13,12 +14,14 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 import posttrain
 from posttrain.cli.main import main
 from posttrain.core.errors import ConfigError
 from posttrain.core.files import sha256_file, sha256_json
+from posttrain.engine import loop
+from posttrain.stages import dataset
 from tests import making
 
 STEP = {"step", "epoch", "loss", "learning_rate", "grad_norm", "tokens", "targets", "sequences", "seconds", "tokens_per_second",
@@ -41,9 +44,17 @@ class Bench:
     def sft(self, out: Path, *more: str | Path, held: bool = True, data: Path | None = None) -> tuple[int, str, str]:
         """Exit code, standard output, standard error."""
         argv = ["sft", "--model", self.base, "--data", data or self.folder / "train.jsonl", "--out", out, "--batch-size", "20",
-                "--steps", "6", "--learning-rate", "0.01", "--device", "cpu"]
+                "--steps", "6", "--learning-rate", "0.01", "--device", "cpu", "--prompt-template", "{prompt}"]
         argv += ["--validation", self.folder / "held.jsonl"] if held else []
-        code = main([str(a) for a in (*argv, *more)])
+        return self.run(*argv, *more)
+
+    def chat(self, out: Path, base: Path, *more: str | Path) -> tuple[int, str, str]:
+        """The same with rows of conversations; the data comes first."""
+        return self.run("sft", "--model", base, "--out", out, "--batch-size", "20", "--steps", "6", "--device", "cpu", "--data",
+                        *more)
+
+    def run(self, *argv: str | Path) -> tuple[int, str, str]:
+        code = main([str(a) for a in argv])
         said = self.capfd.readouterr()
         return code, said.out, said.err
 
@@ -123,7 +134,7 @@ def test_a_run_from_files_to_a_model_that_transformers_loads(bench: Bench, tmp_p
 
     before, after = found["held_out_before"]["loss"], found["held_out"]["loss"]
     assert f"{before:.4f}" in out and f"{after:.4f}" in out and f"model    {run / 'model'}\n" in out
-    assert "train.jsonl: 20 rows → 20 sequences" in err and "step 6/6" in err and "● held-out loss" in err
+    assert "train.jsonl (prompt-completion): 20 rows → 20 sequences" in err and "step 6/6" in err and "● held-out loss" in err
 
 
 def test_the_interval_of_held_out_loss(bench: Bench, tmp_path: Path) -> None:
@@ -142,7 +153,7 @@ def test_the_interval_of_held_out_loss(bench: Bench, tmp_path: Path) -> None:
 def test_python_and_command_line_are_the_same_run(bench: Bench, tmp_path: Path) -> None:
     bench.sft(tmp_path / "a", held=False)
     outcome = posttrain.sft(quiet=True, model=bench.base, data=bench.folder / "train.jsonl", out=tmp_path / "b", batch_size=20,
-                            steps=6, learning_rate=0.01, device="cpu")
+                            steps=6, learning_rate=0.01, device="cpu", prompt_template="{prompt}")
     assert bench.capfd.readouterr() == ("", "")
     assert outcome.summary == summary(tmp_path / "b")
     assert outcome.summary["model_sha256"] == summary(tmp_path / "a")["model_sha256"]
@@ -289,7 +300,10 @@ def test_epochs_become_steps(bench: Bench, tmp_path: Path) -> None:
      "give --budget 6 or more, or --max-length 4 or less"),
     (["--data", "none.jsonl"], "there is no file none.jsonl", "check the path"),
     (["--model", "./none"], "./none is not a model folder", "point --model at a Hugging Face model folder or a hub id"),
-    (["--columns", "prompt=question"], "train.jsonl:1: there is no column 'question'", None),
+    (["--data", "train.jsonl,propmt=question"], "'propmt=question' is not KEY=VALUE with a known key", "did you mean 'prompt'?"),
+    (["--template-kwargs", "a"], "--template-kwargs 'a' is not KEY=VALUE", "write --template-kwargs key=value"),
+    (["--chat-template", "none.jinja"], "cannot read the chat template none.jinja", "check the path"),
+    (["--format", "alpaca"], "train.jsonl:1: format alpaca needs the column 'instruction'", None),
     (["--lora-targets", "q_prj"], "--lora-targets q_prj", "name modules as the model does, for example q_proj v_proj"),
     (["--groups", "embd=0"], "--groups: 'embd' matches no parameter", None),
     (["--device", "cuda"], "there is no GPU here that torch can use", "leave --device out, or install torch with CUDA"),
@@ -307,13 +321,14 @@ def test_what_cannot_work_ends_with_code_2_and_a_cure(bench: Bench, tmp_path: Pa
 
 
 def test_rows_longer_than_the_model_are_cut_and_counted(bench: Bench, tmp_path: Path) -> None:
-    data = making.write(tmp_path / "long.jsonl.gz", [*TRAIN, {"text": "x" * 100}, {"prompt": "y" * 80, "completion": "z"}])
+    data = making.write(tmp_path / "long.jsonl.gz", [*TRAIN, {"prompt": "x", "completion": "x" * 100},
+                                                     {"prompt": "y" * 80, "completion": "z"}])
     code, _, err = bench.sft(tmp_path / "run", data=data)
     assert code == 0
     found = summary(tmp_path / "run")
     assert (found["rows"], found["sequences"], found["truncated"]) == (22, 21, 1)
     assert found["dropped"] == {"the prompt alone fills 64 tokens": 1}
-    assert "21 sequences" in err and "1 cut at the end, 1 dropped: the prompt alone fills 64 tokens" in err
+    assert "21 sequences" in err and "1 cut to the length limit, 1 dropped: the prompt alone fills 64 tokens" in err
 
 
 # ---------------------------------------------------------------------------------------------- nothing of anybody's is lost
@@ -389,7 +404,7 @@ def test_lost_rows_are_said_even_where_quiet_is_asked_for(bench: Bench, tmp_path
     data = making.write(tmp_path / "long.jsonl", [*TRAIN, {"prompt": "y" * 80, "completion": "z"}])
     code, _, err = bench.sft(tmp_path / "run", "--quiet", data=data)
     assert code == 0
-    assert err.strip() == "long.jsonl: 0 rows cut at the end, 1 dropped"
+    assert err.strip() == "long.jsonl: 0 rows cut to the length limit, 1 dropped"
 
 
 @pytest.mark.parametrize(("more", "what"), [
@@ -418,3 +433,107 @@ def test_a_reader_that_goes_away_does_not_end_the_run(bench: Bench, tmp_path: Pa
     run.stdout.close()
     assert run.wait(120) == 0
     assert summary(tmp_path / "run")["steps"] == 6
+
+
+# ---------------------------------------------------------------------------------------------- conversations and mixtures
+
+TALK = [{"messages": [{"role": "user", "content": f"{a}+{b}"}, {"role": "assistant", "content": str(a + b)}]}
+        for a in range(4) for b in range(5)]
+
+
+def test_a_model_without_a_chat_template_gets_one_that_transformers_reads(bench: Bench, tmp_path: Path) -> None:
+    data = making.write(tmp_path / "talk.jsonl", TALK)
+    argv = ["sft", "--model", bench.base, "--data", data, "--out", tmp_path / "run", "--steps", "40", "--batch-size", "20",
+            "--learning-rate", "0.02", "--schedule", "constant", "--device", "cpu"]
+    assert main([str(a) for a in argv]) == 0
+    said = bench.capfd.readouterr().err
+    assert "talk.jsonl (messages): 20 rows → 20 sequences" in said
+    assert "the model has no chat template: a default, whose answers end with <|end|>, is used and saved with it" in said
+    assert "first: ### User:⏎0+0⏎⏎### Assistant:⏎ ⟶ 0<|end|>" in said
+
+    words, network = (c.from_pretrained(tmp_path / "run" / "model") for c in (AutoTokenizer, AutoModelForCausalLM))
+    prompt = words.apply_chat_template([{"role": "user", "content": "2+3"}], add_generation_prompt=True, tokenize=False)
+    assert prompt == "### User:\n2+3\n\n### Assistant:\n"
+    # it learned the digits' distribution and to stop: no answer is longer than a digit and the end
+    ids = words(prompt, add_special_tokens=False, return_tensors="pt")["input_ids"]
+    answer = network.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=8)[0, ids.shape[1]:]
+    text = words.decode(answer)
+    assert text.endswith("<|end|>") and len(answer) == 2, text
+
+
+def test_the_template_that_was_given_is_saved_and_its_end_stops_generation(bench: Bench, tmp_path: Path) -> None:
+    template = ("{% for m in messages %}[{{ m.role }}] {{ m.content }}<|stop|>{% endfor %}"
+                "{% if add_generation_prompt %}[assistant] {% endif %}")
+    (tmp_path / "short.jinja").write_text(template)
+    base = shutil.copytree(bench.base, tmp_path / "base")
+    words = AutoTokenizer.from_pretrained(base)
+    words.add_special_tokens({"extra_special_tokens": ["<|stop|>"]})
+    words.save_pretrained(base)
+    network = AutoModelForCausalLM.from_pretrained(base)
+    network.resize_token_embeddings(len(words))
+    network.save_pretrained(base)
+    data = making.write(tmp_path / "talk.jsonl", TALK)
+    code, _, _ = bench.chat(tmp_path / "run", base, data, "--chat-template", tmp_path / "short.jinja")
+    assert code == 0
+    model = tmp_path / "run" / "model"
+    assert AutoTokenizer.from_pretrained(model).chat_template == template
+    assert GenerationConfig.from_pretrained(model).eos_token_id == [0, words.convert_tokens_to_ids("<|stop|>")]
+    # the template's text is part of what the run is
+    (tmp_path / "short.jinja").write_text(template + " ")
+    code, _, err = bench.chat(tmp_path / "run", base, data, "--chat-template", tmp_path / "short.jinja")
+    assert code == 2 and "holds another run; different: chat_template was" in err
+
+
+def test_a_mixture_takes_its_shares_and_resumes_to_the_row(bench: Bench, tmp_path: Path) -> None:
+    talk = making.write(tmp_path / "talk.jsonl", TALK[:3])
+    text = making.write(tmp_path / "text.jsonl.gz", [{"body": f"number {i}"} for i in range(12)])
+    mixture = (f"{talk},weight=1", f"{text},weight=2,text=body,limit=9")
+    code, _, err = bench.chat(tmp_path / "run", bench.base, *mixture, "--batch-size", "2", "--steps", "12")
+    assert code == 0
+    assert "talk.jsonl (messages): 3 rows → 3 sequences" in err and "text.jsonl.gz (text): 9 rows → 9 sequences" in err
+    steps, _ = log(tmp_path / "run")
+    # twelve rows an epoch: four conversations, one of them twice, and eight texts
+    assert [r["sequences"] for r in steps] == [2] * 12
+    assert [r["epoch"] for r in steps][-1] == 2.0
+    again = tmp_path / "again"
+    assert bench.chat(again, bench.base, *mixture, "--batch-size", "2", "--steps", "12", "--checkpoint-every", "5")[0] == 0
+    shutil.rmtree(again / "model")
+    shutil.rmtree(again / "checkpoints" / sorted(p.name for p in (again / "checkpoints").iterdir())[-1])
+    (again / "summary.json").unlink()
+    code, _, err = bench.chat(again, bench.base, *mixture, "--batch-size", "2", "--steps", "12", "--checkpoint-every", "5")
+    assert code == 0 and "resuming after step 10 of 12" in err
+    assert summary(again)["model_sha256"] == summary(tmp_path / "run")["model_sha256"]
+
+
+def test_bad_rows_are_set_aside_where_that_is_asked_for(bench: Bench, tmp_path: Path) -> None:
+    bad = ['{"messages": [{"role": "user", "content": "1+1"}]}', '{"messages": [', '{"prompt": "a", "completion": "b"}']
+    data = making.write(tmp_path / "talk.jsonl", [bad[0], *TALK, *bad[1:]])
+    code, _, err = bench.chat(tmp_path / "run", bench.base, data)
+    assert code == 2 and "talk.jsonl:1: the conversation has no assistant turn to learn from" in err
+    assert "--on-bad-row reject sets such rows aside and goes on" in err
+    assert not (tmp_path / "run").exists()
+    code, _, err = bench.chat(tmp_path / "run", bench.base, data, "--on-bad-row", "reject")
+    assert code == 0
+    assert "talk.jsonl: 3 rows rejected, written to rejects.jsonl" in err
+    found = [json.loads(line) for line in (tmp_path / "run" / "rejects.jsonl").read_text().splitlines()]
+    assert [r["raw"] for r in found] == bad
+    assert [r["where"].rsplit(":", 1)[1] for r in found] == ["1", "22", "23"]
+    assert (summary(tmp_path / "run")["rows"], summary(tmp_path / "run")["rejected"]) == (23, 3)
+    assert not (tmp_path / "run" / "tokens").exists()  # nothing reads them any more
+
+
+def test_a_run_that_goes_on_reads_its_tokens_and_not_the_rows_again(bench: Bench, tmp_path: Path) -> None:
+    argv = ("--steps", "6", "--checkpoint-every", "2", "--max-length", "60")
+    assert bench.sft(tmp_path / "whole", *argv)[0] == 0
+    run = tmp_path / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "_choose", lambda run: (_ for _ in ()).throw(KeyboardInterrupt()))
+        assert bench.sft(run, *argv)[0] == 130
+    assert (run / "tokens" / "key.json").is_file()
+    tokens = (run / "tokens" / "data 0" / "tokens").stat()
+    shutil.rmtree(run / "checkpoints")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dataset, "_prepare", None)  # it is not called
+        assert bench.sft(run, *argv)[0] == 0
+    assert tokens.st_size == 4 * 6 * 20
+    assert summary(run)["model_sha256"] == summary(tmp_path / "whole")["model_sha256"]

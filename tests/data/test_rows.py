@@ -1,119 +1,135 @@
-"""Rows of a file: every line that cannot be read is named by file and line."""
+"""A row gives text or says where it has none; a rejected row is written down whole, and every row is counted."""
 
 from __future__ import annotations
 
-import gzip
+import base64
+import json
+from datetime import date
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from posttrain.core.errors import DataError
-from posttrain.data.rows import Row, read
-from tests.making import write
+from posttrain.data.rows import JSON, Rejects, Row, kind, text
 
-GOOD = b'{"text": "one"}\n{"text": "two"}\n'
-
-
-def fields(path: Path) -> list[tuple[object, str]]:
-    return [(row.fields["text"], row.where.removeprefix(str(path))) for row in read(path)]
+NAN = float("nan")
 
 
-@pytest.mark.parametrize(("content", "found"), [
-    (GOOD, [("one", ":1"), ("two", ":2")]),
-    (GOOD.rstrip(), [("one", ":1"), ("two", ":2")]),  # no newline at the end
-    (GOOD.replace(b"\n", b"\r\n"), [("one", ":1"), ("two", ":2")]),
-    (b"\n  \n" + GOOD.replace(b"\n", b"\n\n"), [("one", ":3"), ("two", ":5")]),  # blank lines count, and are passed over
-    (b"\xef\xbb\xbf" + GOOD, [("one", ":1"), ("two", ":2")]),  # a byte-order mark
-    ('{"text": "\u2028 a line in Unicode, not in a file \x85"}\n'.encode(),
-     [("\u2028 a line in Unicode, not in a file \x85", ":1")]),
-    (b"", []),
-])
-@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz"])
-def test_rows_know_where_they_stand(tmp_path: Path, content: bytes, found: list[tuple[str, str]], name: str) -> None:
-    path = tmp_path / name
-    path.write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
-    assert fields(path) == found
+def refused(where: str = "a.jsonl:7", what: str = "the text to learn is empty") -> DataError:
+    return DataError(what, where=where, cure="fill it in")
 
 
-@pytest.mark.parametrize(("third", "what", "cure"), [
-    (b'{"text": "x"', "not JSON: Expecting ',' delimiter at character 13", "one JSON object a line"),
-    (b"text", "not JSON: Expecting value at character 1", "one JSON object a line"),
-    (b'{"text": 1} {"text": 2}', "not JSON: Extra data at character 13", "one JSON object a line"),
-    (b'["text"]', "a list, not an object", "one JSON object a line"),
-    (b'"text"', "a str, not an object", "one JSON object a line"),
-    (b"null", "a NoneType, not an object", "one JSON object a line"),
-    (b'{"text": "caf\xe9"}', "byte 14 of the line is not UTF-8", "convert the file: iconv -f LATIN1 -t UTF-8"),
-    (b"\xef\xbb\xbf{}", "not JSON: Unexpected UTF-8 BOM (decode using utf-8-sig) at character 1", "one JSON object a line"),
-])
-@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz"])
-def test_a_line_that_cannot_be_read_is_named(tmp_path: Path, third: bytes, what: str, cure: str, name: str) -> None:
-    path = tmp_path / name
-    content = GOOD + third + b"\n" + GOOD
-    path.write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
-    rows = read(path)
-    assert [next(rows).fields["text"] for _ in range(2)] == ["one", "two"]  # what is before it is good
-    with pytest.raises(DataError) as caught:
-        next(rows)
-    assert (caught.value.where, caught.value.what, caught.value.cure) == (f"{path}:3", what, cure)
+def written(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().split("\n")[:-1]]
 
 
-@pytest.mark.parametrize("damage", [lambda whole: whole[:-9], lambda whole: whole[:-8] + b"\0\0\0\0" + whole[-4:],
-                                    lambda whole: whole[:15] + b"\xff\xff\xff" + whole[18:], lambda whole: b"plain text"],
-                         ids=["cut off", "wrong checksum", "damaged", "not gzip"])
-def test_a_damaged_gz_file_is_an_error(tmp_path: Path, damage) -> None:
-    path = tmp_path / "a.jsonl.gz"
-    path.write_bytes(damage(gzip.compress(GOOD * 1000)))
-    with pytest.raises(DataError, match="the compressed file is damaged or cut off") as caught:
-        list(read(path))
-    assert caught.value.where.startswith(f"{path}:")
-    assert caught.value.cure == "get the file again"
+# ------------------------------------------------------------------ text of a row
 
-
-def test_a_cut_off_gz_file_names_the_line_it_ends_in(tmp_path: Path) -> None:
-    path = tmp_path / "a.jsonl.gz"
-    with gzip.open(path, "wb") as file:
-        file.write(GOOD)
-        file.flush()
-        whole = path.read_bytes()
-    path.write_bytes(whole)  # flushed, never closed
-    rows = read(path)
-    assert [row.fields["text"] for row in (next(rows), next(rows))] == ["one", "two"]
-    with pytest.raises(DataError) as caught:
-        next(rows)
-    assert caught.value.where == f"{path}:3"
-
-
-def test_files_that_are_not_rows(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="there is no file"):
-        list(read(tmp_path / "none.jsonl"))
-    with pytest.raises(DataError, match="there is no file"):
-        list(read(tmp_path))
-    (tmp_path / "a.csv").write_text("prompt,completion\n")
-    with pytest.raises(DataError, match=r"a\.csv is not a JSON-lines file") as caught:
-        list(read(tmp_path / "a.csv"))
-    assert caught.value.cure == "give a .jsonl or .jsonl.gz file, one object a line"
-
-
-def test_a_file_that_the_system_does_not_give_is_an_error(tmp_path: Path) -> None:
-    path = tmp_path / "a.jsonl"
-    path.symlink_to("/proc/self/mem")  # its first byte is not mapped: reading it fails
-    with pytest.raises(DataError, match=r"cannot read .*: Input/output error"):
-        list(read(path))
-
-
-def test_a_missing_column_names_the_nearest(tmp_path: Path) -> None:
-    (row,) = read(write(tmp_path / "a.jsonl", [{"promt": "x", "n": 3}]))
+def test_a_missing_column_names_the_nearest() -> None:
+    row = Row({"promt": "x", "n": 3}, "a.jsonl:1")
     with pytest.raises(DataError) as caught:
         row.text("prompt")
-    assert caught.value.what == "there is no column 'prompt'; did you mean 'promt'?"
-    assert caught.value.where == f"{tmp_path / 'a.jsonl'}:1"
-    assert "--columns prompt=" in caught.value.cure
-    with pytest.raises(DataError, match="column 'n' holds int, not text"):
-        row.text("n")
+    assert (caught.value.where, caught.value.what) == ("a.jsonl:1", "there is no column 'prompt'; did you mean 'promt'?")
+    assert caught.value.cure.endswith("--data FILE,prompt=question,completion=answer")
     assert row.text("promt") == "x"
 
 
-@pytest.mark.parametrize(("value", "kind"), [(None, "NoneType"), (["a"], "list"), ({"a": 1}, "dict"), (True, "bool")])
-def test_text_is_never_made_of_something_else(value: object, kind: str) -> None:
-    with pytest.raises(DataError, match=f"a:7: column 'text' holds {kind}, not text"):
+@pytest.mark.parametrize(("value", "said"), [
+    (None, "null"), (["a"], "a list"), ({"a": 1}, "an object"), (True, "true or false"), (3, "a number"), (0.5, "a number"),
+    (NAN, "NaN"), (b"a", "bytes"), (date(2026, 1, 1), "date")])
+def test_text_is_never_made_of_something_else(value: object, said: str) -> None:
+    with pytest.raises(DataError) as caught:
         Row({"text": value}, "a:7").text("text")
+    assert (caught.value.where, caught.value.what) == ("a:7", f"column 'text' holds {said}, not text")
+    assert kind(value) == said
+
+
+@pytest.mark.parametrize("value", ["", " ", "\u2028\x85", "e\u0301", "👩‍👩‍👧", "\U0010ffff", "\x01\x1b[0m\x7f", "<|end|>",
+                                   "שלום \u202e"])
+def test_text_of_every_kind_stays_as_it_is(value: str) -> None:
+    assert text(value, "x", "a:1") == value
+
+
+@pytest.mark.parametrize(("value", "what", "cure"), [
+    ("ab\ud800", "x holds half a character, \\ud800", "write both halves of the surrogate pair, or remove it"),
+    ("\udfff", "x holds half a character, \\udfff", "write both halves of the surrogate pair, or remove it"),
+    ("ab\0", "x holds a NUL character (character 3)", "the file is binary or damaged there; remove the character or the row")])
+def test_text_that_no_text_should_hold(value: str, what: str, cure: str) -> None:
+    with pytest.raises(DataError) as caught:
+        text(value, "x", "a:1")
+    assert (caught.value.where, caught.value.what, caught.value.cure) == ("a:1", what, cure)
+
+
+def test_a_key_that_stands_twice_would_lose_a_value() -> None:
+    assert JSON.decode('{"a": {"b": 1}, "b": 1}') == {"a": {"b": 1}, "b": 1}
+    with pytest.raises(ValueError, match="the key 'b' stands twice"):
+        JSON.decode('{"a": {"b": 1, "c": 2, "b": 3}}')
+
+
+# ------------------------------------------------------------------ rejected rows
+
+def test_without_a_file_the_first_one_stops() -> None:
+    rejects = Rejects()
+    with pytest.raises(DataError) as caught:
+        rejects.add(refused(), Row({}, "a.jsonl:7"))
+    assert str(caught.value) == ("a.jsonl:7: the text to learn is empty\n"
+                                 "  cure: fill it in; --on-bad-row reject sets such rows aside and goes on")
+    assert rejects.count == 0
+    rejects.close()
+
+
+@pytest.mark.parametrize("raw", [b'{"a": 1}', b'{"a": "\xe2\x80\xa8 \xc2\x85 \\u0000"}\r', b"\0\x01\x1b", b"", b"\\ud800",
+                                 b'"\\" \\n'])
+def test_a_line_is_kept_as_it_was(tmp_path: Path, raw: bytes) -> None:
+    rejects = Rejects(tmp_path / "deep" / "rejects.jsonl")
+    rejects.add(refused(), raw + b"\n")
+    rejects.add(refused("a.jsonl:9"), Row({"a": "renamed"}, "a.jsonl:9", raw))
+    assert not (tmp_path / "deep" / "rejects.jsonl").exists()  # not before it is whole
+    rejects.close()
+    reason = {"what": "the text to learn is empty", "cure": "fill it in", "raw": raw.decode()}
+    assert written(tmp_path / "deep" / "rejects.jsonl") == [{"where": "a.jsonl:7", **reason}, {"where": "a.jsonl:9", **reason}]
+
+
+def test_a_line_that_is_not_text_is_kept_too(tmp_path: Path) -> None:
+    rejects = Rejects(tmp_path / "rejects.jsonl")
+    rejects.add(refused(), b'{"a": "caf\xe9"}\n')
+    rejects.close()
+    (entry,) = written(tmp_path / "rejects.jsonl")
+    assert base64.b64decode(entry["raw_base64"]) == b'{"a": "caf\xe9"}' and "raw" not in entry
+
+
+def test_a_row_without_a_line_is_kept_by_its_fields(tmp_path: Path) -> None:
+    rejects = Rejects(tmp_path / "rejects.jsonl")
+    rejects.add(refused(what="\ud800 in a name"), Row({"a": b"\xff", "d": date(2026, 1, 2), "t": "\ud800", "n": None},
+                                                      "a.parquet:row 1"))
+    rejects.close()
+    (entry,) = written(tmp_path / "rejects.jsonl")
+    assert entry["fields"] == {"a": {"base64": "/w=="}, "d": "2026-01-02", "t": "\ud800", "n": None}
+    assert entry["what"] == "\ud800 in a name"
+
+
+def test_without_rejects_there_is_no_file(tmp_path: Path) -> None:
+    (tmp_path / "rejects.jsonl").write_text("of an earlier attempt")
+    Rejects(tmp_path / "rejects.jsonl").close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_rows_in_are_rows_out_and_rejected(tmp_path: Path) -> None:
+    rejects = Rejects(tmp_path / "rejects.jsonl")
+    rejects.read = 3
+    rejects.add(refused(), b"x")
+    rejects.balance(2)
+    with pytest.raises(AssertionError, match="3 rows read, 1 used and 1 rejected"):
+        rejects.balance(1)
+    rejects.close()
+
+
+def test_reasons_are_counted_without_their_particulars(tmp_path: Path) -> None:
+    rejects = Rejects(tmp_path / "rejects.jsonl")
+    for what in ("message 3 of messages has no role", "message 12 of messages has no role", "byte 14 of the line is not UTF-8",
+                 "the key 'a' stands twice", f"the key '{'x' * 25}' stands twice", f"the key '{'y' * 99}' stands twice"):
+        rejects.add(refused(what=what), b"")
+    rejects.close()
+    assert rejects.reasons == {"message … of messages has no role": 2, "byte … of the line is not UTF-8": 1,
+                               "the key 'a' stands twice": 1, "the key '…' stands twice": 2}

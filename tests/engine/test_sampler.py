@@ -38,7 +38,7 @@ def scored(one: Policy, prompts: list[list[int]], completions: list[Completion],
 def test_greedy_is_transformers_greedy(architecture: str) -> None:
     """Token for token, prompts of several lengths at once: through windows shorter than the prompt, chunks, states and ALiBi."""
     one, stock = policy(architecture), network(architecture)
-    found = one.sample(PROMPTS, Sampling(max_tokens=12, temperature=0))
+    found = one.sample(PROMPTS, Sampling(max_tokens=12, temperature=0, stop=()))
     assert [c.prompt for c in found] == [0, 1, 2, 3, 4]
     for completion in found:
         ids = torch.tensor([PROMPTS[completion.prompt]])

@@ -16,14 +16,14 @@ import pytest
 import torch
 from datasets import Dataset
 from datasets.utils.logging import disable_progress_bar
+from tests import making
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 from trl import SFTConfig, SFTTrainer
 
 from posttrain.core.errors import DataError
-from posttrain.data.demonstrations import Demonstrations, tokenise
 from posttrain.data.forest import Sequence, forests
-from posttrain.data.rows import Row
+from posttrain.data.prepare import Account
 from posttrain.engine.optimiser import rate
 from posttrain.engine.policy import Policy
 from posttrain.engine.settings import OptimiserSettings
@@ -120,8 +120,18 @@ def trl_trainer(model: Any, rows: Rows, out: Path, tokenizer: Any = None, **sett
     return SFTTrainer(model=model, args=args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
 
 
-def ours(rows: Rows, tokenizer: Any, max_length: int = 64) -> Demonstrations:
-    return tokenise((Row(dict(r), f"rows:{i}") for i, r in enumerate(rows)), tokenizer, max_length=max_length)
+@dataclass
+class Ours:
+    """Our rows, as plain text."""
+
+    account: Account
+    sequences: list[Sequence]
+
+
+def ours(rows: Rows, tokenizer: Any, max_length: int = 64) -> Ours:
+    """Text is cut at the end, as TRL does; we would divide it."""
+    account, trees = making.trees(rows, tokenizer, prompt_template="{prompt}", max_length=max_length, truncate="right")
+    return Ours(account, [one for tree in trees for one in tree])
 
 
 @dataclass
@@ -251,7 +261,7 @@ def prepared(rows: Rows, tokenizer: Any, out: Path, **settings: Any) -> list[tup
     return [(r["input_ids"], [False, *(label != -100 for label in r["labels"][1:])]) for r in trainer.train_dataset]
 
 
-def plain(data: Demonstrations) -> list[tuple[list[int], list[bool]]]:
+def plain(data: Ours) -> list[tuple[list[int], list[bool]]]:
     return [(s.tokens.tolist(), [False, *s.trained[1:].tolist()]) for s in data.sequences]
 
 
@@ -265,8 +275,8 @@ def test_tokens_and_masks_are_trls(kind: str, bos: bool, tmp_path: Path) -> None
         rows += [{"prompt": "", "completion": "naing"}, {"prompt": "ba ce di " * 20 + "\n", "completion": "lost"}]
     mine = ours(rows, tokenizer, 30)
     assert plain(mine) == prepared(rows, tokenizer, tmp_path, max_length=30)
-    assert mine.truncated > 5
-    assert sum(mine.dropped.values()) == (1 if kind == "prompt" else 0)
+    assert mine.account.truncated > 5
+    assert sum(mine.account.dropped.values()) == (1 if kind == "prompt" else 0)
     whole = [s for s in mine.sequences if len(s.tokens) < 30]
     assert all(s.tokens[-1] == 2 and s.trained[-1] and s.tokens[-2] != 2 for s in whole), "one trained end token"
 

@@ -4,7 +4,7 @@
     sharegpt            conversations: [{from, value}], system, tools
     alpaca              instruction, input, output, system, history
     preference          prompt, chosen, rejected: text or messages; the prompt may be inside both answers
-    label               prompt, completion, label: a demonstration that is good or bad
+    label               prompt, completion, label (true or false): an answer that is good or bad; messages may have one, too
     prompt-completion   prompt, completion: text or messages
     text                text
     prompt              prompt alone: text or messages
@@ -16,7 +16,7 @@ Left out: messages with images or audio.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import inf
 from types import NoneType
 from typing import Any
@@ -112,7 +112,10 @@ def detect(row: Row) -> str:
 # ---------------------------------------------------------------------------------------------- parsing
 
 def _messages_row(row: Row) -> Example:
-    return _example(row, (), messages(row.fields["messages"], "messages", row.where))
+    turns = messages(row.fields["messages"], "messages", row.where)
+    if isinstance(row.fields.get("label"), bool):  # what is labelled is the last answer
+        return replace(_example(row, turns[:-1], turns[-1:]), label=row.fields["label"])
+    return _example(row, (), turns)
 
 
 def _sharegpt(row: Row) -> Example:
@@ -167,10 +170,11 @@ def _preference(row: Row) -> Example:
 
 def _label(row: Row) -> Example:
     label = row.fields["label"]
-    if not (isinstance(label, bool) or (isinstance(label, int) and label in (0, 1))):
+    # tables without a type for it write true and false as text or numbers
+    label = {"true": True, "false": False, "1": True, "0": False}.get(label.lower(), label) if isinstance(label, str) else label
+    if isinstance(label, (str, list, dict)) or label not in (0, 1):
         raise DataError(f"the label is {kind(label)}, not true or false", where=row.where, cure="write true for a good answer")
-    one = _prompt_completion(row)
-    return Example(one.where, one.prompt, one.answers, bool(label), one.tools, one.kwargs)
+    return replace(_prompt_completion(row), label=bool(label))
 
 
 def _prompt_completion(row: Row) -> Example:
@@ -204,12 +208,11 @@ FORMATS: Mapping[str, tuple[tuple[str, ...], Callable[[Row], Example]]] = {  # n
 
 def _example(row: Row, prompt: Text, *answers: Text) -> Example:
     for answer in answers:
-        if isinstance(answer, str):
-            if not answer.strip():
-                raise DataError("the text to learn is empty", where=row.where, cure="fill it in, or remove the row")
-        elif not any(_trained(message) for message in answer):
+        if isinstance(answer, tuple) and not any(_trained(message) for message in answer):
             raise DataError("the conversation has no assistant turn to learn from", where=row.where,
                             cure="add one, or remove the row; a turn with weight 0 is not learned")
+        if not answer.strip() if isinstance(answer, str) else any(_trained(message) and _empty(message) for message in answer):
+            raise DataError("the text to learn is empty", where=row.where, cure="fill it in, or remove the row")
     kwargs = _decoded(_given(row, "chat_template_kwargs"), "chat_template_kwargs", row.where)
     if not isinstance(kwargs, (dict, NoneType)):
         raise DataError(f"chat_template_kwargs holds {kind(kwargs)}, not an object", where=row.where, cure="write an object")
@@ -283,7 +286,7 @@ def _message(value: Any, name: str, where: str) -> Message:
         raise DataError(f"{name} has a weight that is not 0 or 1", where=where, cure="1 is learned, 0 is not")
     if calls not in (None, []):
         out["tool_calls"] = _calls(calls, name, where)
-    elif _trained(out) and not out["content"].strip() and not _reasoning(out):
+    if _trained(out) and _empty(out):
         raise DataError(f"{name} (assistant) is empty", where=where, cure="fill it in, remove it, or give it weight 0")
     return out
 
@@ -333,8 +336,9 @@ def _content(value: Any, name: str, where: str) -> str | None:
     return text(value, name, where)
 
 
-def _reasoning(message: Message) -> str:
-    return next((message[k] for k in ("reasoning_content", "reasoning", "thinking") if isinstance(message.get(k), str)), "")
+def _empty(message: Message) -> bool:
+    said = (message.get(key) for key in ("content", "reasoning_content", "reasoning", "thinking"))
+    return not message.get("tool_calls") and not any(isinstance(one, str) and one.strip() for one in said)
 
 
 def _calls(value: Any, name: str, where: str) -> list[dict[str, Any]]:

@@ -114,6 +114,9 @@ def _tokenised(chunk: list[tuple[Row, Example, list[Turn]]], encoder: Encoder, r
 
 def _demonstration(example: Example) -> Any:
     """The one answer of a demonstration."""
+    if example.label is False:
+        raise DataError("an answer that is labelled bad, where a demonstration is wanted", where=example.where,
+                        cure="remove the row")
     if len(example.answers) == 1:
         return example.answers[0]
     if example.answers:
@@ -135,22 +138,23 @@ def fit(one: Encoded, limit: int, policy: str, begin: int | None = None) -> list
     Returns: sequences; those without a trained token are left out.
     """
     ids, mask = np.array(one.ids, np.int64), one.mask()
-    n = len(ids)
-    if n <= limit:
-        windows = [(0, n)]
-    elif policy == "right":
-        windows = [(0, limit)]
-    elif policy == "left":
-        windows = [(n - limit, n)]
-        if ids[0] == begin:
-            ids, mask = np.append(begin, ids[n - limit + 1:]), np.append(False, mask[n - limit + 1:])
-            windows = [(0, limit)]
-    elif policy == "split":
-        windows = [(a, min(a + limit, n)) for a in range(0, n - 1, limit - 1)]
-    else:
-        windows = []
-    found = [Sequence(ids[a:b], mask[a:b]) for a, b in windows]
+    # nothing predicts a first token
+    found = [Sequence(ids[at], np.append(False, mask[at][1:])) for at in kept(one, limit, policy, begin)]
     return [s for s in found if s.targets]
+
+
+def kept(one: Encoded, limit: int, policy: str, begin: int | None = None) -> list[slice | np.ndarray]:
+    """Which tokens of a sequence each of those that `fit` makes of it has: their positions."""
+    n = len(one.ids)
+    if n <= limit:
+        return [slice(0, n)]
+    if policy == "right":
+        return [slice(0, limit)]
+    if policy == "left":
+        return [np.append(0, np.arange(n - limit + 1, n)) if one.ids[0] == begin else slice(n - limit, n)]
+    if policy == "split":
+        return [slice(a, min(a + limit, n)) for a in range(0, n - 1, limit - 1)]
+    return []
 
 
 def prepare(source: Source, chat: Chat, encoder: Encoder, folder: Path, *, max_length: int, truncate: str = "",
@@ -169,11 +173,27 @@ def prepare(source: Source, chat: Chat, encoder: Encoder, folder: Path, *, max_l
     Raises:
         DataError: a row cannot be used, there is no row, or nothing trainable is left of more than half of them.
     """
-    rejects = rejects or Rejects()
-    account, shape, dropped = Account(), Format(form), Counter[str]()
+    account = Account()
+    with TreeWriter(folder) as out:
+        for _, trees, _ in accounted(source, chat, encoder, folder, account, max_length=max_length, truncate=truncate,
+                                     form=form, rejects=rejects or Rejects(), told=told):
+            for tree in trees:
+                out.add(tree)
+    check(account, source)
+    return account
+
+
+def accounted(source: Source, chat: Chat, encoder: Encoder, scratch: Path, account: Account, *, max_length: int,
+              truncate: str, form: str, rejects: Rejects, told: Told) -> Iterator[tuple[Prepared, list[Tree], str]]:
+    """Every row of a source that can be read, its trees, and why there are none; the account is filled on the way.
+
+    Args:
+        scratch: a folder for a file of hashes, which is removed at the end; the others are those of `prepare`.
+    """
+    shape, dropped = Format(form), Counter[str]()
     read_before, rejected_before = rejects.read, rejects.count
     reasons_before = Counter(rejects.reasons)
-    with TreeWriter(folder) as out, open(folder / "hashes", "wb") as hashes:
+    with open(scratch / "hashes", "wb") as hashes:
         for one in encoded(read(source, rejects, told), chat, encoder, shape, rejects):
             if not account.example[1]:
                 account.example = shown(one, chat, encoder)
@@ -182,34 +202,46 @@ def prepare(source: Source, chat: Chat, encoder: Encoder, folder: Path, *, max_l
             trees, why, cut = _trees(one, max_length, truncate, encoder.tokenizer.bos_token_id)
             if why:
                 dropped[why] += 1
-                continue
-            account.used += 1
-            account.truncated += cut
-            account.divided += len(trees) > 1
-            hashes.write(_hash(trees))
-            for tree in trees:
-                out.add(tree)
-                account.targets += sum(s.targets for s in tree)
-                account.longest = max(account.longest, *(len(s.tokens) for s in tree))
-        account.sequences, account.tokens = out.sequences, out.tokens
+            else:
+                account.used += 1
+                account.truncated += cut
+                account.divided += len(trees) > 1
+                hashes.write(_hash(trees))
+                for tree in trees:
+                    account.sequences += len(tree)
+                    account.tokens += sum(len(s.tokens) for s in tree)
+                    account.targets += sum(s.targets for s in tree)
+                    account.longest = max(account.longest, *(len(s.tokens) for s in tree))
+            yield one, trees, why
     account.format, account.dropped = shape.name, dict(dropped)
     account.read, account.rejected = rejects.read - read_before, rejects.count - rejected_before
     account.reasons = dict(rejects.reasons - reasons_before)
-    account.duplicates = _duplicates(folder / "hashes")
-    (folder / "hashes").unlink()
+    account.duplicates = _duplicates(scratch / "hashes")
+    (scratch / "hashes").unlink()
     assert account.read == account.used + account.rejected + sum(dropped.values()), account
+
+
+def check(account: Account, source: Source) -> None:
+    """Refuse a source of which nothing, or less than half, is left.
+
+    Raises:
+        DataError: with what became of its rows.
+    """
     if not account.read:
         raise DataError(f"there are no rows in {source}", cure="check the file")
     if account.used < account.read / 2:
         raise DataError(f"more than half of the rows of {source} cannot be trained on: {account.summary()}",
                         cure="raise --max-length, or look at the data and its columns")
-    return account
 
 
-def _trees(one: Prepared, limit: int, policy: str, begin: int | None) -> tuple[list[Tree], str, bool]:
+def policy_for(example: Example, asked: str) -> str:
+    """What becomes of a row over the length limit; see `fit`."""
+    return asked or ("split" if isinstance(example.answers[0], str) and not example.prompt else "right")
+
+
+def _trees(one: Prepared, limit: int, asked: str, begin: int | None) -> tuple[list[Tree], str, bool]:
     """A row's trees within the limit; why there are none; whether tokens were lost."""
-    plain = isinstance(one.example.answers[0], str) and not one.example.prompt
-    policy = policy or ("split" if plain else "right")
+    policy = policy_for(one.example, asked)
     over = max(len(e.ids) for e in one.encoded) > limit
     found = [fit(e, limit, policy, begin) for e in one.encoded]
     if over and policy == "split":  # each window stands for itself

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -38,21 +39,16 @@ def _parse(value: Any) -> Any:
     if not isinstance(value, (str, Path)):
         return value
     value = str(value)
-    if Path(value).exists():  # a path with a comma in it
-        return {"path": value}
-    path, *options = value.split(",")
-    fields: dict[str, Any] = {"path": path}
     own = [name for name in Source.model_fields if name not in ("path", "columns")]
-    for option in options:
+    path, fields, columns = value, {}, {}
+    while not os.path.exists(path) and "," in path:  # a path may have commas of its own
+        path, _, option = path.rpartition(",")
         key, sign, given = option.partition("=")
         if not sign or key not in (*own, *COLUMNS):
             raise ConfigError(f"{value!r}: {option!r} is not KEY=VALUE with a known key",
                               cure=nearest(key, (*own, *COLUMNS)))
-        if key in own:
-            fields[key] = given
-        else:
-            fields.setdefault("columns", {})[key] = given
-    return fields
+        (fields if key in own else columns).setdefault(key, given)
+    return {"path": path, "columns": columns, **fields}
 
 
 def _json_values(value: Any) -> Any:
@@ -71,9 +67,15 @@ def _json_values(value: Any) -> Any:
 Sourced = Annotated[Source, BeforeValidator(_parse)]
 
 
-class RenderSettings(Settings):
-    """How a row becomes tokens, and which of them are trained."""
+class DataSettings(Settings):
+    """Which rows are trained on, and how they become tokens."""
 
+    data: tuple[Sourced, ...] = Field(
+        min_length=1, description="JSONL, JSON, Parquet, CSV or text files, folders, or hub ids; each may be followed by "
+        ",weight= ,epochs= ,limit= ,split= ,subset= or a column of ours=the file's")
+    validation: tuple[Sourced, ...] = Field((), description="held-out rows, given like --data")
+    on_bad_row: Literal["stop", "reject"] = Field(
+        "stop", description="stop at a row that cannot be used, or write it to rejects.jsonl with the reason and go on")
     format: Literal["", "messages", "sharegpt", "alpaca", "preference", "label", "prompt-completion", "text", "prompt"] = Field(
         "", description="shape of the rows; unset: found from the first row's columns")
     prompt_template: str | None = Field(
@@ -89,14 +91,3 @@ class RenderSettings(Settings):
     truncate: Literal["", "right", "left", "split", "drop"] = Field(
         "", description="what becomes of a longer one: cut at the end, cut at the start, split into several, or left out. "
         "Unset: text is split, all else cut at the end")
-
-
-class DataSettings(RenderSettings):
-    """Which rows are trained on, and how they become tokens."""
-
-    data: tuple[Sourced, ...] = Field(
-        min_length=1, description="JSONL, JSON, Parquet, CSV or text files, folders, or hub ids; each may be followed by "
-        ",weight= ,epochs= ,limit= ,split= ,subset= or a column of ours=the file's")
-    validation: tuple[Sourced, ...] = Field((), description="held-out rows, given like --data")
-    on_bad_row: Literal["stop", "reject"] = Field(
-        "stop", description="stop at a row that cannot be used, or write it to rejects.jsonl with the reason and go on")

@@ -6,6 +6,8 @@ otherwise headings in plain text and the end-of-sequence token after every answe
 
 from __future__ import annotations
 
+import json
+import re
 from typing import Any
 
 _TEMPLATE = """\
@@ -54,25 +56,19 @@ def default_template(tokenizer: Any) -> str:
     """A Jinja chat template for a tokenizer without one: system, user, assistant and tool turns, tools, and reasoning."""
     known = {t.content for t in tokenizer.added_tokens_decoder.values()}
     if {"<|im_start|>", "<|im_end|>"} <= known:
-        opening, end = "<|im_start|>{role}\\n", "<|im_end|>\\n"
+        opening, end = "<|im_start|>{role}\n", "<|im_end|>\n"
         end_assistant = end
     elif {"<|user|>", "<|assistant|>"} <= known:
-        end = "<|end|>\\n" if "<|end|>" in known else "\\n"
-        end_assistant = end if "<|end|>" in known else f"{tokenizer.eos_token}\\n"
-        opening = "<|{role}|>\\n"
+        end = "<|end|>\n" if "<|end|>" in known else "\n"
+        end_assistant = end if "<|end|>" in known else f"{tokenizer.eos_token}\n"
+        opening = "<|{role}|>\n"
     else:
-        opening, end, end_assistant = "### {title}:\\n", "\\n\\n", f"{tokenizer.eos_token}\\n\\n"
-    text = _TEMPLATE
-    # longer names first: END is inside END_ASSISTANT
+        opening, end, end_assistant = "### {title}:\n", "\n\n", f"{tokenizer.eos_token}\n\n"
     values = {"END_ASSISTANT": end_assistant, "END": end, "BOS": _begin(tokenizer)}
     for role in ("system", "user", "assistant"):
-        lead = opening.format(role=role, title=role.title())
-        if role == "system" and "<|{role}|>" in opening and "<|system|>" not in known:
-            lead = opening.format(role="user")
-        values[f"OPEN_{role.upper()}"] = lead
-    for name in sorted(values, key=len, reverse=True):
-        text = text.replace(name, "'" + values[name].replace("'", "\\'") + "'")
-    return text
+        shown = "user" if opening.startswith("<|{role}|>") and f"<|{role}|>" not in known else role
+        values[f"OPEN_{role.upper()}"] = opening.format(role=shown, title=role.title())
+    return re.sub(r"\b(OPEN_[A-Z]+|END(_ASSISTANT)?|BOS)\b", lambda m: json.dumps(values[m[0]], ensure_ascii=False), _TEMPLATE)
 
 
 def _begin(tokenizer: Any) -> str:

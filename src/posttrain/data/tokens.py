@@ -72,7 +72,6 @@ class Encoder:
         self.tokenizer = tokenizer
         self._added = set(tokenizer.added_tokens_decoder)
         self._ends = tokenizer("a", verbose=False)["input_ids"][-1:] == [tokenizer.eos_token_id]  # ends every plain text itself
-        self._begins = tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
         self._stems: dict[tuple[int, str], list[int]] = {}
         self._anchor = tokenizer("\n", add_special_tokens=False)["input_ids"]
         self._fast = None
@@ -94,16 +93,19 @@ class Encoder:
                  if len(chain.turns) == 1 and chain.turns[0].before and not self._anchored(wholes[i], chain)}
         prompts = dict(zip(alone, self._batch([c.turns[0].before for c in alone.values()],
                                               [c.turns[0].plain for c in alone.values()], ends=False), strict=True))
+        found = [self._sequence(chain, wholes[i], prompts.get(i)) for i, chain in enumerate(flat)]
+        missing = [i for i, one in enumerate(found) if one is None]
+        single = {i: (prompts[i].ids, wholes[i].ids) for i in missing if i in prompts}
+        apart = iter(self._apart([(turn, single.get(i)) for i in missing for turn in flat[i].turns]))
         out: list[list[Encoded] | DataError] = []
         at = 0
         for some in chains:
-            try:
-                found: list[Encoded] = []
-                for i in range(at, at + len(some)):
-                    found += self._sequences(flat[i], wholes[i], prompts.get(i))
-                out.append(found)
-            except DataError as error:
-                out.append(error)
+            parts: list[Encoded | DataError] = []
+            for i in range(at, at + len(some)):
+                one = found[i]
+                parts += [next(apart) for _ in flat[i].turns] if one is None else [one]
+            errors = [part for part in parts if isinstance(part, DataError)]
+            out.append(errors[0] if errors else [part for part in parts if isinstance(part, Encoded)])
             at += len(some)
         return out
 
@@ -134,21 +136,22 @@ class Encoder:
 
     # ------------------------------------------------------------------ borders
 
-    def _sequences(self, chain: _Chain, whole: _Ids, prompt: _Ids | None) -> list[Encoded]:
+    def _sequence(self, chain: _Chain, whole: _Ids, prompt: _Ids | None) -> Encoded | DataError | None:
+        """A chain as one sequence; None where a turn's prompt would not have the tokens it has alone."""
         begin = self.tokenizer.bos_token_id
         if begin is not None and whole.ids[:2] == [begin, begin]:
-            raise DataError("a sequence would begin with two begin tokens, which the model has never seen",
-                            cure=f"leave {self.tokenizer.bos_token} out of the prompt: the tokenizer adds it")
+            return DataError("a sequence would begin with two begin tokens, which the model has never seen",
+                             cure=f"leave {self.tokenizer.bos_token} out of the prompt: the tokenizer adds it")
         spans = [self._span(chain, k, whole, prompt) for k in range(len(chain.turns))]
         if all(span is not None for span in spans):
-            return [Encoded(whole.ids, tuple(span for span in spans if span))]
-        return [self._apart(turn) for turn in chain.turns]
+            return Encoded(whole.ids, tuple(span for span in spans if span))
+        return None
 
     def _span(self, chain: _Chain, k: int, whole: _Ids, prompt: _Ids | None) -> Span | None:
         """Which tokens of the chain are answer k; None where the prompt's tokens are not those it has alone."""
         turn, end = chain.turns[k], chain.borders[k][1]
         if not turn.before:
-            first = 1 if self._begins and turn.plain else 0
+            first = 1  # nothing predicts the first token
         elif prompt is not None:
             first = len(prompt.ids)
             if whole.ids[:first] != prompt.ids:
@@ -192,24 +195,41 @@ class Encoder:
                 self._stems[key] = stem
         return first if stem == whole.ids[anchor + 1:first] else None
 
-    def _apart(self, turn: Turn) -> Encoded:
-        """Tokens of a prompt, as they are alone, and then of its answer; together they must still be the text.
+    def _apart(self, turns: Many[tuple[Turn, tuple[list[int], list[int]] | None]]) -> list[Encoded | DataError]:
+        """Tokens of each prompt, as they are alone, and then of its answer; together they must still be the text.
 
         A tokenizer that begins every text with a space would put one between them. Then the answer is tokenised after a line
         break, whose tokens are taken off again.
+
+        Args:
+            turns: each with the tokens of its prompt and of prompt and answer, where they are known.
         """
-        prompt, = self._batch([turn.before], [turn.plain], ends=False)
-        whole, = self._batch([turn.before + turn.after], [turn.plain])
-        if whole.ids[:len(prompt.ids)] == prompt.ids:
-            return Encoded(whole.ids, (Span(len(prompt.ids), len(whole.ids), turn.number),))
-        text = self.tokenizer.decode(whole.ids)
-        plain, after = (one.ids for one in self._batch([turn.after, "\n" + turn.after], [False, False]))
-        for tail in (plain, after[len(self._anchor):] if after[:len(self._anchor)] == self._anchor else plain):
-            if self.tokenizer.decode([*prompt.ids, *tail]) == text:
-                ids = [*prompt.ids, *tail]
-                return Encoded(ids, (Span(len(prompt.ids), len(ids), turn.number),))
-        raise DataError(f"prompt and answer {turn.after[:40]!r} cannot be tokenised apart without changing the text",
-                        cure="end the prompt template with a line break or a special token")
+        fresh = [turn for turn, known in turns if known is None]
+        plain = [turn.plain for turn in fresh]
+        made = zip(self._batch([turn.before for turn in fresh], plain, ends=False),
+                   self._batch([turn.before + turn.after for turn in fresh], plain), strict=True)
+        both = [known if known is not None else tuple(one.ids for one in next(made)) for _, known in turns]
+        prompts, wholes = [prompt for prompt, _ in both], [whole for _, whole in both]
+        afters = [turn.after for turn, _ in turns]
+        bare = [False] * len(turns)
+        alone = [one.ids for one in self._batch(afters, bare)]
+        found = [whole if whole[:len(prompt)] == prompt else [*prompt, *tail]
+                 for whole, prompt, tail in zip(wholes, prompts, alone, strict=True)]
+        texts = self._decoded(wholes)
+        wrong = [i for i, (text, other) in enumerate(zip(texts, self._decoded(found), strict=True)) if text != other]
+        for i, one in zip(wrong, self._batch(["\n" + afters[i] for i in wrong], [False] * len(wrong)), strict=True):
+            if one.ids[:len(self._anchor)] == self._anchor:
+                found[i] = [*prompts[i], *one.ids[len(self._anchor):]]
+        lost = {i for i in wrong if self._decoded([found[i]])[0] != texts[i]}
+        return [DataError(f"prompt and answer {turn.after[:40]!r} cannot be tokenised apart without changing the text",
+                          cure="end the prompt template with a line break or a special token") if i in lost
+                else Encoded(found[i], (Span(len(prompts[i]), len(found[i]), turn.number),))
+                for i, (turn, _) in enumerate(turns)]
+
+    def _decoded(self, ids: Many[list[int]]) -> list[str]:
+        if self._fast is not None:
+            return self._fast.decode_batch(ids, skip_special_tokens=False)
+        return [self.tokenizer.decode(one) for one in ids]
 
 
 @dataclass(frozen=True, slots=True)

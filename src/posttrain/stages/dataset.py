@@ -12,14 +12,14 @@ from posttrain.core.console import ConsoleObserver
 from posttrain.core.errors import ConfigError, DataError
 from posttrain.core.files import PARTIAL, sha256_json, write_json
 from posttrain.data.formats import Format
-from posttrain.data.prepare import Account, prepare
 from posttrain.data.rows import Rejects
-from posttrain.data.settings import DataSettings, RenderSettings, Source
+from posttrain.data.settings import DataSettings, Source
 from posttrain.data.sources import digest, read, size
-from posttrain.data.store import Trees
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # these import torch, which is not needed to find a mistake in the first row
     from posttrain.data.chat import Chat
+    from posttrain.data.prepare import Account
+    from posttrain.data.store import Trees
 
 FOLDER = "tokens"
 REJECTS = "rejects.jsonl"
@@ -79,8 +79,10 @@ def peek(settings: DataSettings) -> None:
             # a first row that will be rejected is told of later, with all the others
             rejects = _Forgiving() if settings.on_bad_row == "reject" else Rejects()
             for row in read(source, rejects):
-                if settings.on_bad_row == "stop":
+                try:
                     Format(settings.format).read(row)
+                except DataError as error:
+                    rejects.add(error, row)
                 break
             else:
                 if not rejects.count:
@@ -94,7 +96,7 @@ class _Forgiving(Rejects):
         self.count += 1
 
 
-def chat_template(settings: RenderSettings) -> str | None:
+def chat_template(settings: DataSettings) -> str | None:
     """The text of the chat template that was asked for."""
     if settings.chat_template is None:
         return None
@@ -104,7 +106,7 @@ def chat_template(settings: RenderSettings) -> str | None:
         raise ConfigError(f"cannot read the chat template {settings.chat_template}: {error}", cure="check the path") from None
 
 
-def chat_of(settings: RenderSettings, tokenizer: Any) -> Chat:
+def chat_of(settings: DataSettings, tokenizer: Any) -> Chat:
     """The renderer that the settings ask for."""
     from posttrain.data.chat import Chat
 
@@ -121,6 +123,9 @@ def load(settings: DataSettings, chat: Chat, folder: Path, identity: dict[str, A
     Args:
         identity: JSON; what the tokens depend on.
     """
+    from posttrain.data.prepare import Account
+    from posttrain.data.store import Trees
+
     key = sha256_json([identity, max_length])
     done, partial = folder / FOLDER, folder / (PARTIAL + FOLDER)
     if not (done / "key.json").is_file() or json.loads((done / "key.json").read_text())["key"] != key:
@@ -152,6 +157,7 @@ def keep(folder: Path) -> None:
 
 
 def _prepare(settings: DataSettings, chat: Chat, folder: Path, max_length: int, observer: ConsoleObserver) -> None:
+    from posttrain.data.prepare import prepare
     from posttrain.data.tokens import Encoder
 
     encoder = Encoder(chat.tokenizer)
@@ -169,8 +175,8 @@ def _prepare(settings: DataSettings, chat: Chat, folder: Path, max_length: int, 
     for note in chat.notes:
         observer.message(note)
     if chat.used and chat.origin == "default":
-        observer.message(f"the model has no chat template; a default, whose answers end with {chat.stop}, is used and saved "
-                         "with it (--chat-template FILE uses another)")
+        observer.note("chat", f"the model has no chat template: a default, whose answers end with {chat.stop}, is used and saved "
+                      "with it; --chat-template FILE uses another")
 
 
 def tell(account: Account, label: str, source: Source, observer: ConsoleObserver, *, first: bool = True) -> None:

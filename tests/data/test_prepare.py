@@ -1,8 +1,10 @@
-"""Demonstrations: which tokens, which of them trained, and what became of every row."""
+"""Rows as trees of tokens: which tokens, which of them trained, and what became of every row."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,24 +12,37 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from posttrain.core.errors import DataError
-from posttrain.data.demonstrations import Demonstrations, tokenise
-from posttrain.data.rows import Row
-from tests.making import END, tokenizer
+from posttrain.data.forest import Sequence
+from posttrain.data.prepare import Account
+from tests.making import END, tokenizer, trees
 
 PLAIN = tokenizer()
 IDS = {chr(b): PLAIN.convert_tokens_to_ids(PLAIN.tokenize(chr(b)))[0] for b in range(32, 127)}
 STOP, START = 0, 1
 
 
-def rows(*fields: Any) -> Iterable[Row]:
-    return [Row(f, f"a.jsonl:{i}") for i, f in enumerate(fields, 1)]
+@dataclass
+class Done:
+    """Rows prepared as plain text, without a chat template."""
+
+    account: Account
+    sequences: list[Sequence]
+
+
+def tokenise(rows: Iterable[Any], words: Any, template: str = "{prompt}", **more: Any) -> Done:
+    account, found = trees(rows, words, prompt_template=template, **more)
+    return Done(account, [one for tree in found for one in tree])
+
+
+def rows(*fields: Any) -> Iterable[Any]:
+    return fields
 
 
 def pair(prompt: str, completion: str) -> dict[str, str]:
     return {"prompt": prompt, "completion": completion}
 
 
-def shown(done: Demonstrations, words: Any = PLAIN) -> list[list[str]]:
+def shown(done: Done, words: Any = PLAIN) -> list[list[str]]:
     """Each sequence as [untrained text, trained text], token by token joined."""
     return [[words.decode(s.tokens[~s.trained]), words.decode(s.tokens[s.trained])] for s in done.sequences]
 
@@ -72,9 +87,9 @@ def test_a_start_token_is_not_doubled_and_not_trained() -> None:
 
 def test_a_tokenizer_that_ends_every_text_does_not_end_twice_nor_within() -> None:
     words = tokenizer(start=True, ends=True)
-    done = tokenise(rows(pair("ab", "c"), {"text": "abc"}), words)
-    assert [s.tokens.tolist() for s in done.sequences] == [[START, *ids("abc"), STOP]] * 2
-    assert done.sequences[0].trained.tolist() == [False, False, False, True, True]
+    done = [tokenise(rows(row), words).sequences[0] for row in (pair("ab", "c"), {"text": "abc"})]
+    assert [s.tokens.tolist() for s in done] == [[START, *ids("abc"), STOP]] * 2
+    assert done[0].trained.tolist() == [False, False, False, True, True]
 
 
 def test_a_row_that_writes_its_own_end_is_ended_once() -> None:
@@ -105,32 +120,62 @@ def test_merges_at_the_border_with_start_and_end_tokens() -> None:
 
 def test_columns_are_renamed() -> None:
     fields = {"question": "ab", "answer": "c", "text": "other", "prompt": "not this"}
-    done = tokenise(rows(fields), PLAIN, columns={"prompt": "question", "completion": "answer"})
+    done = tokenise(rows(fields), PLAIN, source=",prompt=question,completion=answer")
     assert shown(done) == [["ab", "c" + END]]
-    assert shown(tokenise(rows(fields), PLAIN, columns={"text": "answer"})) == [["c", END]]
+    assert shown(tokenise(rows(fields), PLAIN, source=",text=answer")) == [["c", END]]
 
 
 def test_prompt_and_completion_win_over_text_that_is_beside_them() -> None:
     assert shown(tokenise(rows({"text": "other", **pair("ab", "c")}), PLAIN)) == [["ab", "c" + END]]
 
 
-def test_a_column_of_ours_that_does_not_exist_is_an_error() -> None:
-    with pytest.raises(DataError) as caught:
-        tokenise(rows({**pair("ab", "c"), "question": "x"}), PLAIN, columns={"promt": "question"})
-    assert caught.value.what == "--columns: 'promt' is no column of ours"
-    assert caught.value.cure == "did you mean 'prompt'?"
-
-
 # ---------------------------------------------------------------------------------------------- what is cut, dropped, refused
 
 def test_long_rows_are_cut_at_the_end_and_counted() -> None:
-    done = tokenise(rows(pair("ab", "cdef"), pair("ab", "cd"), pair("abcde", "f"), {"text": "abcdefgh"}), PLAIN, max_length=5)
-    assert shown(done) == [["ab", "cde"], ["ab", "cd" + END], ["a", "bcde"]]  # what is cut has no end token
-    assert (done.rows, done.truncated) == (4, 2)
-    assert done.dropped == {"the prompt alone fills 5 tokens": 1}
-    assert (done.tokens, done.targets) == (15, 3 + 3 + 4)
-    assert done.summary() == ("3 sequences, 15 tokens, 10 trained, 2 cut at the end, "
-                              "1 dropped: the prompt alone fills 5 tokens")
+    done = tokenise(rows(pair("ab", "cdef"), pair("ab", "cd"), pair("abcde", "f")), PLAIN, max_length=5)
+    assert shown(done) == [["ab", "cde"], ["ab", "cd" + END]]  # what is cut has no end token
+    assert (done.account.read, done.account.used, done.account.truncated) == (3, 2, 1)
+    assert done.account.dropped == {"the prompt alone fills 5 tokens": 1}
+    assert (done.account.tokens, done.account.targets, done.account.longest) == (10, 3 + 3, 5)
+    assert done.account.summary() == ("3 rows → 2 sequences, 10 tokens, 6 trained, 1 cut to the length limit, "
+                                      "1 dropped: the prompt alone fills 5 tokens")
+
+
+@pytest.mark.parametrize(("policy", "expected", "truncated"), [
+    ("right", [["ab", "cde"]], 1), ("left", [["d", "efg" + END]], 1), ("drop", [], 0),
+    # windows overlap by the token that predicts the next one's first, so that every token is trained once
+    ("split", [["ab", "cde"], ["e", "fg" + END]], 0)])
+def test_what_becomes_of_a_long_answer_can_be_chosen(policy: str, expected: list[list[str]], truncated: int) -> None:
+    done = tokenise(rows(pair("ab", "cdefg"), pair("a", "b")), PLAIN, max_length=5, truncate=policy)
+    assert shown(done)[:-1] == expected
+    assert done.account.truncated == truncated
+    assert done.account.divided == (policy == "split")
+    assert done.account.dropped == ({"longer than 5 tokens": 1} if policy == "drop" else {})
+
+
+def test_cutting_the_start_keeps_the_begin_token() -> None:
+    done = tokenise(rows(pair("ab", "cdefg")), tokenizer(start=True), max_length=4, truncate="left")
+    assert done.sequences[0].tokens.tolist() == [START, *ids("fg"), STOP]
+    assert done.sequences[0].trained.tolist() == [False, True, True, True]
+
+
+def test_long_text_is_divided_and_nothing_of_it_lost() -> None:
+    done = tokenise(rows({"text": "abcdefghi"}), PLAIN, max_length=4)
+    assert [s.tokens.tolist() for s in done.sequences] == [ids("abcd"), ids("defg"), [*ids("ghi"), STOP]]
+    targets = [t for s in done.sequences for t in s.tokens[1:][s.trained[1:]].tolist()]
+    assert targets == [*ids("bcdefghi"), STOP]
+    assert (done.account.truncated, done.account.divided, done.account.dropped) == (0, 1, {})
+
+
+def test_rows_with_the_same_tokens_are_counted() -> None:
+    done = tokenise(rows(*[pair("ab", "c")] * 3, pair("a", "bc"), pair("ab", "d"), pair("ab", "d")), PLAIN)
+    assert done.account.duplicates == 2 + 1 + 1  # the same tokens, whatever of them is trained
+    assert done.account.sequences == 6  # they are counted, not removed
+
+
+def test_rows_with_special_tokens_in_their_text_are_counted() -> None:
+    done = tokenise(rows(pair("a" + END + "b", "c"), pair("ab", "c"), pair("ab", "c" + END + "d")), PLAIN)
+    assert done.account.special == 2
 
 
 def test_a_prompt_that_leaves_room_for_one_token_is_kept() -> None:
@@ -140,19 +185,19 @@ def test_a_prompt_that_leaves_room_for_one_token_is_kept() -> None:
 
 def test_a_row_of_just_the_right_length_is_not_cut() -> None:
     done = tokenise(rows(pair("ab", "cd")), PLAIN, max_length=5)
-    assert (shown(done), done.truncated) == ([["ab", "cd" + END]], 0)
+    assert (shown(done), done.account.truncated) == ([["ab", "cd" + END]], 0)
 
 
 def test_nothing_left_to_train_is_an_error() -> None:
-    with pytest.raises(DataError, match="more than half of the rows have nothing to train: 0 sequences") as caught:
+    with pytest.raises(DataError, match=r"more than half of the rows of .*a\.jsonl cannot be trained on: 1 rows → 0") as caught:
         tokenise(rows(pair("abcdef", "g")), PLAIN, max_length=5)
     assert caught.value.cure.startswith("raise --max-length")
 
 
 def test_losing_more_than_half_of_the_rows_is_an_error_and_half_is_not() -> None:
     good, bad = pair("ab", "cd"), pair("abcdef", "g")
-    assert tokenise(rows(good, bad), PLAIN, max_length=5).dropped == {"the prompt alone fills 5 tokens": 1}
-    with pytest.raises(DataError, match="1 sequences, 5 tokens, 3 trained, 2 dropped"):
+    assert tokenise(rows(good, bad), PLAIN, max_length=5).account.dropped == {"the prompt alone fills 5 tokens": 1}
+    with pytest.raises(DataError, match="3 rows → 1 sequences, 5 tokens, 3 trained, 2 dropped"):
         tokenise(rows(good, bad, bad), PLAIN, max_length=5)
 
 
@@ -160,7 +205,7 @@ def test_a_row_of_one_token_is_dropped_and_counted() -> None:
     """Nothing predicts it, so it would be a sequence without a target."""
     done = tokenise(rows({"text": END}, {"text": "ab"}), PLAIN)
     assert [s.tokens.tolist() for s in done.sequences] == [[*ids("ab"), STOP]]
-    assert done.dropped == {"one token is no sequence: nothing predicts it": 1}
+    assert done.account.dropped == {"one token is no sequence: nothing predicts it": 1}
 
 
 def test_two_begin_tokens_are_an_error() -> None:
@@ -184,18 +229,19 @@ def test_a_tokenizer_that_begins_with_a_space_puts_none_inside() -> None:
 @pytest.mark.parametrize(("bad", "what"), [
     (pair("ab", ""), "the text to learn is empty"),
     (pair("ab", " \n"), "the text to learn is empty"),
-    ({"text": ""}, "the text to learn is empty"),
-    ({"promt": "ab", "completion": "c"}, "there is no column 'prompt'; did you mean 'promt'?"),
-    ({"prompt": "ab", "answer": "c", "completions": "c"}, "there is no column 'completion'; did you mean 'completions'?"),
-    ({"prompt": "ab", "completion": ["c"]}, "column 'completion' holds list, not text"),
-    ({"messages": []}, "there is no column 'prompt'; known: messages"),
-    ({}, "there is no column 'prompt'; known: "),
+    ({"prompt": "ab", "completion": None}, "this row is prompt; the source began as prompt-completion (a.jsonl:1)"),
+    ({"promt": "ab", "completion": "c"}, "this row has no 'prompt'; the source began as prompt-completion (a.jsonl:1)"),
+    ({"prompt": "ab", "answers": "c"}, "this row is prompt; the source began as prompt-completion (a.jsonl:1)"),
+    ({"prompt": "ab", "completion": ["c"]}, "message 1 of completion is text, not an object"),
+    ({"messages": []}, "this row is messages; the source began as prompt-completion (a.jsonl:1)"),
+    ({}, "this row has no 'prompt' and 'completion'; the source began as prompt-completion (a.jsonl:1)"),
     (pair("ab", "c\ud800"), "column 'completion' holds half a character, \\ud800"),
 ])
 def test_a_bad_row_is_named_by_file_and_line(bad: dict[str, Any], what: str) -> None:
     with pytest.raises(DataError) as caught:
         tokenise(rows(pair("ab", "c"), bad), PLAIN)
-    assert (caught.value.where, caught.value.what) == ("a.jsonl:2", what)
+    where = caught.value.where.removesuffix(":2")
+    assert (Path(where).name, caught.value.what.replace(where, "a.jsonl")) == ("a.jsonl", what)
     assert caught.value.cure
 
 
