@@ -22,13 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import record
 import torch
 import transformers
 from transformers import AutoModelForCausalLM
 
-from posttrain.data.demonstrations import tokenise
 from posttrain.data.forest import Sequence, Tree, forests
-from posttrain.data.rows import read
 from posttrain.engine.model import Model, probe_forest
 from posttrain.engine.policy import Policy
 from posttrain.engine.sampler import Sampling
@@ -107,11 +106,9 @@ def main() -> int:
         check(f"{name} ({mode}): forest against paths alone on CUDA, float32, nats", deviation, 1e-5)
         check(f"{name}: gradients CUDA against CPU, relative", gradient, 1e-5)
 
-    rows = list(read(args.data))[:600]
     cpu = Policy.load(args.model, device="cpu")
     gpu = Policy.load(args.model, device="cuda")
-    data = tokenise(rows, cpu.tokenizer, template="{prompt}\n\n", max_length=512)
-    trees: list[Tree] = [(s,) for s in data.sequences]
+    trees: list[Tree] = record.trees(f"{args.data},limit=600", cpu.tokenizer, "{prompt}\n\n", 512)
     sample = forests(trees[:64], 4096)
     a = torch.cat([s.logprob for s in cpu.score(sample)])
     b = torch.cat([s.logprob.cpu() for s in gpu.score(sample)])
@@ -125,16 +122,15 @@ def main() -> int:
     check("30 training steps: largest |Δ loss|, nats", max(abs(x - y) for x, y in zip(slow, fast, strict=True)), 0.02)
     result["loss"] = {"cpu": slow, "cuda": fast}
     result["tokens_per_second"] = {"28M, batch 8": statistics.median(rates[5:])}
-    prompts = [s.tokens[:12].tolist() for s in data.sequences[:32]]
+    prompts = [s.tokens[:12].tolist() for s, *_ in trees[:32]]
     drawn = gpu.sample(prompts, Sampling(max_tokens=32, seed=1, n=4))
     once = gpu.sample(prompts[:1], Sampling(max_tokens=32, seed=1, n=4))
     result["sampled"] = gpu.tokenizer.decode(drawn[0].tokens)
     result["sampled_alone_differs"] = sum(x.tokens != y.tokens for x, y in zip(drawn[:4], once, strict=True))
 
     folder = Path(tempfile.mkdtemp())
-    file = folder / "rows.jsonl"
-    file.write_text("".join(json.dumps(r.fields) + "\n" for r in rows))
-    common: dict[str, Any] = dict(model=str(args.model), data=file, batch_size=16, learning_rate=3e-4, max_length=512, quiet=True)
+    common: dict[str, Any] = dict(model=str(args.model), data=f"{args.data},limit=600",
+                                  prompt_template="{prompt}", batch_size=16, learning_rate=3e-4, max_length=512, quiet=True)
     whole = sft(**common, steps=40, out=folder / "whole", checkpoint_every=20)
     shutil.copytree(folder / "whole", folder / "cut")
     for name in ("summary.json", "model", "checkpoints/step-00000040"):

@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import sys
+import tempfile
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,23 @@ def hardware() -> dict[str, Any]:
         found = [line.split(":", 1)[1].strip() for line in lines if line.startswith(field)]
         facts.update({key: found[0]} if found else {})
     return facts
+
+
+def trees(path: str, tokenizer: Any, template: str, max_length: int) -> list[Any]:
+    """The rows of a file as trees, prompt and completion being plain text."""
+    from pydantic import TypeAdapter
+
+    from posttrain.data.chat import Chat
+    from posttrain.data.prepare import prepare
+    from posttrain.data.settings import Sourced
+    from posttrain.data.store import Trees
+    from posttrain.data.tokens import Encoder
+
+    source = TypeAdapter(Sourced).validate_python(path)
+    with tempfile.TemporaryDirectory() as name:
+        prepare(source, Chat(tokenizer, prompt_template=template), Encoder(tokenizer), Path(name), max_length=max_length)
+        found = Trees(Path(name))
+        return [found[i] for i in range(len(found))]
 
 
 def write(result: dict[str, Any], path: Path) -> None:

@@ -68,16 +68,13 @@ def split(source: Path, folder: Path) -> tuple[Path, Path]:
 
 def score(model: Path, rows: Path, corpus: Corpus) -> tuple[list[float], list[int]]:
     """Summed loss (nats) and number of targets of every held-out sequence, in file order."""
-    from posttrain.data.demonstrations import tokenise
     from posttrain.data.forest import forests
-    from posttrain.data.rows import read
     from posttrain.engine.policy import Policy
 
     policy = Policy.load(model)
-    found = tokenise(read(rows), policy.tokenizer, columns=corpus.columns, template=corpus.template,
-                     max_length=OPTIONS["max-length"])
-    sums, counts = [0.0] * len(found.sequences), [s.targets for s in found.sequences]
-    for forest in forests([(s,) for s in found.sequences], 4096, shared=policy.model.mode == "forest"):
+    trees = record.trees(sourced(rows, corpus), policy.tokenizer, corpus.template, OPTIONS["max-length"])
+    sums, counts = [0.0] * len(trees), [tree[0].targets for tree in trees]
+    for forest in forests(trees, 4096, shared=policy.model.mode == "forest"):
         (scores,) = policy.score([forest])
         for leaf, number in enumerate(forest.sequence.tolist()):
             sums[number] = -float(scores.logprob[scores.leaf == leaf].double().sum())
@@ -99,11 +96,10 @@ def run(name: str, corpus: Corpus, shared: Path, folder: Path, steps: int | None
     train, held = shared / corpus.train, shared / (corpus.held_out or "")
     if corpus.held_out is None:
         train, held = split(shared / corpus.train, folder / "data")
-    argv = ["sft", "--model", path(shared / BASE), "--data", path(train), "--validation", path(held), "--out", path(folder),
+    argv = ["sft", "--model", path(shared / BASE), "--data", sourced(train, corpus),
+            "--validation", sourced(held, corpus), "--out", path(folder),
             "--prompt-template", corpus.template, "--steps", str(steps or corpus.steps),
             "--validate-every", str(steps or corpus.steps)]
-    if corpus.columns:
-        argv += ["--columns", *(f"{ours}={theirs}" for ours, theirs in corpus.columns.items())]
     argv += [part for option, value in OPTIONS.items() for part in (f"--{option}", str(value))]
     print(f"\n$ posttrain {shlex.join(argv)}", flush=True)
     began = time.perf_counter()
@@ -120,6 +116,11 @@ def run(name: str, corpus: Corpus, shared: Path, folder: Path, steps: int | None
     return {"command": f"posttrain {shlex.join(argv)}", "sequences": len(counts), "targets": sum(counts), "losses": losses,
             "sequences_improved": sum(a < b for a, b in zip(after, before, strict=True)) / len(counts),
             "reported_minus_reloaded": reported - losses["after"]["mean"], "seconds": seconds, "summary": summary}
+
+
+def sourced(of: Path, corpus: Corpus) -> str:
+    """A file, and what its columns are called."""
+    return ",".join([path(of), *(f"{ours}={theirs}" for ours, theirs in corpus.columns.items())])
 
 
 def path(of: Path) -> str:
