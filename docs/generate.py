@@ -58,7 +58,8 @@ def parser_of(command: str) -> Parser:
 
 
 def page() -> str:
-    commands = "\n".join(f"| [`posttrain {name}`](#posttrain-{name}) | {text} |" for name, (_, text) in COMMANDS.items())
+    commands = "\n".join(f"| [`posttrain {name}`](#posttrain-{'-'.join(name.split())}) | {text} |"
+                         for name, (_, text) in COMMANDS.items())
     return "\n".join([HEAD.format(commands=commands), *(section(name) for name in COMMANDS)])
 
 
