@@ -116,7 +116,7 @@ class Rejects:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = open(self._partial, "w", encoding="utf-8")  # noqa: SIM115 - closed by `close`
         entry = {"where": error.where, "what": error.what, "cure": error.cure, **_kept(row)}
-        line = json.dumps(entry, ensure_ascii=False, default=_plain)
+        line = json.dumps(entry, ensure_ascii=False, default=plain)
         self._file.write(line.encode("utf-8", "backslashreplace").decode() + "\n")  # half surrogates as their escapes
 
     @property
@@ -151,7 +151,7 @@ def _kept(row: Row | bytes) -> dict[str, Any]:
         return {"raw_base64": base64.b64encode(raw).decode()}
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """What JSON cannot write, as something it can."""
     if isinstance(value, bytes):
         return {"base64": base64.b64encode(value).decode()}

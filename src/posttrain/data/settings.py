@@ -64,6 +64,7 @@ def _json_values(value: Any) -> Any:
     return out
 
 
+FormatName = Literal["", "messages", "sharegpt", "alpaca", "preference", "label", "prompt-completion", "text", "prompt"]
 Sourced = Annotated[Source, BeforeValidator(_parse)]
 
 
@@ -76,8 +77,7 @@ class DataSettings(Settings):
     validation: tuple[Sourced, ...] = Field((), description="held-out rows, given like --data")
     on_bad_row: Literal["stop", "reject"] = Field(
         "stop", description="stop at a row that cannot be used, or write it to rejects.jsonl with the reason and go on")
-    format: Literal["", "messages", "sharegpt", "alpaca", "preference", "label", "prompt-completion", "text", "prompt"] = Field(
-        "", description="shape of the rows; unset: found from the first row's columns")
+    format: FormatName = Field("", description="shape of the rows; unset: found from the first row's columns")
     prompt_template: str | None = Field(
         None, description="train prompt and completion as plain text, the prompt written like this; {prompt} stands for it. "
         "Unset: they are a question and an answer in the chat template")

@@ -1,0 +1,94 @@
+"""Quality signals of a row, and the bounds outside which it is left out.
+
+After Gopher (Rae et al. 2021, table A1) and C4 (Raffel et al. 2020, section 2.2), which filter web pages; rows of
+demonstrations are shorter and may be code or sums, so the bounds are wider: they take out what is broken, not what is plain.
+Left out: signals of one language (stop words), models that judge quality, and blocklists.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Literal
+
+from pydantic import Field
+
+from posttrain.core.settings import Settings
+from posttrain.data.curate.near_duplicates import words
+
+NGRAM = 5  # words
+ENDS = tuple(".!?:;)]}\"'`…。！？」』”’»")
+
+
+class QualitySettings(Settings):
+    """Bounds of the quality signals."""
+
+    quality: Literal["on", "off"] = Field("on", description="leave out rows outside the bounds; off leaves none out")
+    min_words: int = Field(3, ge=0, description="words of a row at least")
+    max_words: int = Field(100_000, ge=1, description="words of a row at most")
+    max_word_length: float = Field(12.0, gt=0, description="mean characters of a word at most; more is no text but data")
+    min_letters: float = Field(0.25, ge=0, le=1, description="share of letters among the characters, spaces apart, at least")
+    max_symbols: float = Field(0.1, ge=0, description="# and … for every word at most")
+    max_repeated_lines: float = Field(0.3, ge=0, le=1, description="share of a text in lines that stood before at most")
+    max_repeated_ngrams: float = Field(0.3, ge=0, le=1, description="share of a text's runs of 5 words that stood before at most")
+
+
+Signals = dict[str, float]
+
+# signal: (setting that bounds it, whether it bounds from below)
+BOUNDS = {
+    "words": (("min_words", True), ("max_words", False)),
+    "word_length": (("max_word_length", False),),
+    "letters": (("min_letters", True),),
+    "symbols": (("max_symbols", False),),
+    "repeated_lines": (("max_repeated_lines", False),),
+    "repeated_ngrams": (("max_repeated_ngrams", False),),
+    "ends": (),
+}
+
+
+def signals(pieces: list[str]) -> Signals:
+    """The quality signals of a row.
+
+    Repetition is that of the worst piece: an answer may quote its prompt, and two answers may agree.
+
+    Args:
+        pieces: prompt and answers, or messages.
+    Returns: `words`; `word_length`, mean, in characters; `letters`, share; `symbols`, for every word; `repeated_lines` and
+        `repeated_ngrams`, shares; `ends`, 1 where the last piece ends with punctuation.
+    """
+    text, parts = "\n".join(pieces), [words(piece) for piece in pieces]
+    count = sum(map(len, parts))
+    return {
+        "words": count,
+        "word_length": _share(sum(len(word) for part in parts for word in part), count),
+        "letters": _share(sum(map(str.isalpha, text)), len(text) - sum(map(str.isspace, text))),
+        "symbols": _share(len(re.findall(r"#|…|\.\.\.", text)), count),
+        "repeated_lines": max(map(_repeated_lines, pieces), default=0.0),
+        "repeated_ngrams": max(map(_repeated_ngrams, parts), default=0.0),
+        "ends": float(bool(pieces) and pieces[-1].rstrip().endswith(ENDS)),
+    }
+
+
+def faults(found: Signals, bounds: QualitySettings) -> Iterator[str]:
+    """The bounds that a row is outside of, by the name of the setting."""
+    if bounds.quality == "on":
+        for signal, limits in BOUNDS.items():
+            for name, below in limits:
+                limit = getattr(bounds, name)
+                if found[signal] < limit if below else found[signal] > limit:
+                    yield name
+
+
+def _share(part: float, whole: float) -> float:
+    return part / whole if whole else 0.0
+
+
+def _repeated_lines(piece: str) -> float:
+    lines = [line for line in map(str.strip, piece.splitlines()) if line]
+    return 1 - _share(sum(map(len, set(lines))), sum(map(len, lines))) if lines else 0.0  # closing brackets weigh little
+
+
+def _repeated_ngrams(found: list[str]) -> float:
+    ngrams = list(zip(*(found[i:] for i in range(NGRAM)), strict=False))
+    return 1 - len(set(ngrams)) / len(ngrams) if ngrams else 0.0
