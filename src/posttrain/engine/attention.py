@@ -4,12 +4,14 @@
 small mask; trees never see each other. Windows count positions, not places in the forest; soft caps and sinks are honoured;
 an argument this function does not know is an error, because ignoring it would be silently wrong.
 
-Left out: kernels made for GPUs (variable-length, FlexAttention). CUDA runs the same SDPA calls as the CPU.
+On a GPU in half precision, documents without branches run in one call of PyTorch's variable-length kernel. Left out: a kernel
+for branches (FlexAttention); there, and in float32, CUDA runs the same SDPA calls as the CPU.
 """
 
 from __future__ import annotations
 
 import contextlib
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -38,6 +40,13 @@ class ForestMask:
         self.sizes = [b - a for a, b in zip(forest.trees, forest.trees[1:], strict=False)]
         self._forest = forest
         self._made: dict[tuple[int, int | None], Tensor | None] = {}
+
+    @cached_property
+    def documents(self) -> tuple[Tensor, int] | None:
+        """Where each tree begins and ends, [trees + 1] int32, and the longest; None where one of them branches."""
+        if any(self._forest.shared):
+            return None
+        return torch.tensor(self._forest.trees, dtype=torch.int32, device=self._forest.tokens.device), max(self.sizes)
 
     def mask(self, tree: int, window: int | None) -> Tensor | None:
         """[n, n] bool, True where the query (row) sees the key; None where plain causal attention is the same."""
@@ -81,6 +90,9 @@ def forest_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tenso
         raise TypeError("forest attention needs forest= and no attention mask")
     if extra := sorted(k for k, v in unknown.items() if v is not None and k not in _IRRELEVANT):
         raise TypeError(f"forest attention does not understand the arguments {extra} of {type(module).__name__}")
+    if query.is_cuda and softcap is None and s_aux is None and not dropout and forest.documents is not None \
+            and query.dtype in (torch.bfloat16, torch.float16):
+        return _documents(query, key, value, forest, scaling, sliding_window), None
     outputs = []
     # split, not slices: its backward writes the gradient once instead of once a tree
     parts = zip(query.split(forest.sizes, 2), key.split(forest.sizes, 2), value.split(forest.sizes, 2), strict=True)
@@ -93,6 +105,20 @@ def forest_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tenso
             else:
                 outputs.append(_explicit(q, k, v, mask, scaling, dropout, softcap, s_aux))
     return torch.cat(outputs, 2).transpose(1, 2), None
+
+
+def _documents(query: Tensor, key: Tensor, value: Tensor, forest: ForestMask, scaling: float | None,
+               window: int | None) -> Tensor:
+    """Causal attention inside each document, all documents in one call; see `forest_attention`."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    assert forest.documents is not None
+    ends, longest = forest.documents
+    q, k, v = (x[0].transpose(0, 1) for x in (query, _repeat(key, query.shape[1]), _repeat(value, query.shape[1])))
+    # a window counts the query itself, and without branches positions differ as places do
+    left = -1 if window is None else window - 1
+    out: Any = varlen_attn(q, k, v, ends, ends, longest, longest, scale=scaling, window_size=(left, 0))
+    return out[None]
 
 
 _KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]

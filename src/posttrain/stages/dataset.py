@@ -96,6 +96,14 @@ class _Forgiving(Rejects):
         self.count += 1
 
 
+def max_length(settings: DataSettings, limit: int | None) -> int:
+    """The longest sequence to train on: what was asked for, or 1024, within the `limit` that the model can address."""
+    if settings.max_length and limit and settings.max_length > limit:
+        raise ConfigError(f"--max-length {settings.max_length} is more than the {limit} positions the model knows",
+                          cure=f"give --max-length {limit} or less")
+    return settings.max_length or min(1024, limit or 1024)
+
+
 def chat_template(settings: DataSettings) -> str | None:
     """The text of the chat template that was asked for."""
     if settings.chat_template is None:
@@ -114,7 +122,7 @@ def chat_of(settings: DataSettings, tokenizer: Any) -> Chat:
                 prompt_template=settings.prompt_template)
 
 
-def load(settings: DataSettings, chat: Chat, folder: Path, identity: dict[str, Any], max_length: int,
+def load(settings: DataSettings, chat: Chat, folder: Path, identity: dict[str, Any], longest: int,
          observer: ConsoleObserver) -> dict[str, Dataset]:
     """Prepare the data in `folder`, or find it there.
 
@@ -122,16 +130,17 @@ def load(settings: DataSettings, chat: Chat, folder: Path, identity: dict[str, A
 
     Args:
         identity: JSON; what the tokens depend on.
+        longest: tokens of a sequence at most.
     """
     from posttrain.data.prepare import Account
     from posttrain.data.store import Trees
 
-    key = sha256_json([identity, max_length])
+    key = sha256_json([identity, longest])
     done, partial = folder / FOLDER, folder / (PARTIAL + FOLDER)
     if not (done / "key.json").is_file() or json.loads((done / "key.json").read_text())["key"] != key:
         shutil.rmtree(partial, ignore_errors=True)
         try:
-            _prepare(settings, chat, partial, max_length, observer)
+            _prepare(settings, chat, partial, longest, observer)
             write_json(partial / "key.json", {"key": key})
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
@@ -156,7 +165,7 @@ def keep(folder: Path) -> None:
         partial.rename(folder / FOLDER)
 
 
-def _prepare(settings: DataSettings, chat: Chat, folder: Path, max_length: int, observer: ConsoleObserver) -> None:
+def _prepare(settings: DataSettings, chat: Chat, folder: Path, longest: int, observer: ConsoleObserver) -> None:
     from posttrain.data.prepare import prepare
     from posttrain.data.tokens import Encoder
 
@@ -167,7 +176,7 @@ def _prepare(settings: DataSettings, chat: Chat, folder: Path, max_length: int, 
         for i, source in enumerate(some):
             total, part = max(1, size(source)), folder / f"{label} {i}"
             with observer.working(f"read {Path(source.path).name}", total) as told:
-                account = prepare(source, chat, encoder, part, max_length=max_length, truncate=settings.truncate,
+                account = prepare(source, chat, encoder, part, max_length=longest, truncate=settings.truncate,
                                   form=settings.format, rejects=rejects, told=told)
             write_json(part / "account.json", account.json())
             tell(account, label, source, observer, first=i == 0)

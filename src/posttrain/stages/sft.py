@@ -115,7 +115,8 @@ def run(settings: SftSettings, observer: ConsoleObserver) -> Outcome:
         remove_partial(folder)
         try:
             chat = dataset.chat_of(settings.data, load_tokenizer(base))
-            found = dataset.load(settings.data, chat, folder, identity, _max_length(settings, longest_position(base)), observer)
+            longest = dataset.max_length(settings.data, longest_position(base))
+            found = dataset.load(settings.data, chat, folder, identity, longest, observer)
             policy = Policy.load(settings.model, device=settings.device, lora=settings.lora, seed=settings.seed)
             for reason in policy.model.admission.reasons:
                 observer.message(reason)
@@ -167,15 +168,6 @@ def _describe(policy: Policy, settings: SftSettings) -> str:
     share = "" if trained == total else f", {trained / 1e6:.2f} M trained"
     return (f"{settings.model}: {total / 1e6:.1f} M parameters{share}, {str(network.dtype).removeprefix('torch.')} on "
             f"{network.device.type}; {MODES[admission.mode]} (agrees with paths run alone within {admission.deviation:.0e} nats)")
-
-
-def _max_length(settings: SftSettings, limit: int | None) -> int:
-    """The longest sequence to train on: what was asked for, or 1024, within what the model can address."""
-    asked = settings.data.max_length
-    if asked and limit and asked > limit:
-        raise ConfigError(f"--max-length {asked} is more than the {limit} positions the model knows",
-                          cure=f"give --max-length {limit} or less")
-    return asked or min(1024, limit or 1024)
 
 
 def _teach(policy: Policy, chat: Chat) -> None:

@@ -1,0 +1,197 @@
+"""`posttrain data inspect`: what a model would be trained on, token by token and in numbers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from posttrain.cli.options import flat, parser
+from posttrain.core.console import ConsoleObserver, console
+from posttrain.core.files import explained_writes, write_atomic
+from posttrain.core.settings import assemble
+from posttrain.stages.inspect import InspectSettings, run
+
+if TYPE_CHECKING:
+    from posttrain.data.anatomy import Anatomy, Piece
+    from posttrain.data.inspect import Packing, Report
+
+WIDTH = 160  # of tables, where the output is no terminal
+STRETCH = 400  # tokens of one kind in a row that are shown; the page shows all
+# two shades each, by turns, so that the borders of tokens show
+STYLES: dict[str, tuple[str, str]] = {
+    "trained": ("black on #9ddca5", "black on #c3ecc7"), "end": ("bold white on #1a7f37", "bold white on #1a7f37"),
+    "given": ("black on #dcdcdc", "black on #f0f0f0"), "template": ("#3b4f72 on #cfdcf2", "#3b4f72 on #e3ebf8"),
+    "special": ("#5b2a86 on #dcc6ee", "#5b2a86 on #dcc6ee"), "first": ("black on #f7e3a1", "black on #f7e3a1"),
+    "cut": ("strike #9a5b5b on #f5dada", "strike #9a5b5b on #fae9e9"), "gap": ("italic", "italic")}
+MARKS = {"trained": ("⟦", "⟧"), "cut": ("✂⟨", "⟩")}  # where there are no colours
+SEPARATOR = "│"
+
+
+def main(argv: list[str]) -> int:
+    options = parser("data inspect", "See what a model would be trained on: rows token by token, what is trained in them and "
+                     "why, what becomes of every row, how long sequences are and how batches fill. Of the model only its "
+                     "tokenizer and configuration are read.", InspectSettings)
+    arguments = options.parse(argv)
+    settings = assemble(InspectSettings, flat(arguments, InspectSettings))
+    report = run(settings, ConsoleObserver(quiet=arguments.quiet))
+    out = console()
+    if not out.is_terminal:
+        out.width = WIDTH
+    show(report, out)
+    if settings.html:
+        from posttrain.report.inspect_page import page
+
+        with explained_writes(settings.html.parent):
+            write_atomic(settings.html, page(report))
+        out.print(f"page      {settings.html}", soft_wrap=True, markup=False)
+    report.check()
+    return 0
+
+
+def show(report: Report, out: Console) -> None:
+    """Everything, as text."""
+    coloured = out.color_system is not None and not out.no_color
+    for example in report.examples:
+        show_example(example, out, coloured)
+    if report.missing:
+        out.print(f"not shown: rows {', '.join(map(str, report.missing))}: there is no such row, or it was rejected\n")
+    if report.examples:
+        out.print(legend({piece.kind for one in report.examples for p in one.passages for piece in p.pieces}, coloured),
+                  soft_wrap=True)
+    out.print(counts(report))
+    if len(report.parts) > 1:
+        out.print(by_source(report))
+    for line in (*histogram(report), *packing(report.packing)):
+        out.print(line, markup=False, soft_wrap=True)
+    if report.rejects:
+        out.print(f"rejected  {report.rejects}", soft_wrap=True, markup=False)
+
+
+# ---------------------------------------------------------------------------------------------- tokens
+
+def show_example(example: Anatomy, out: Console, coloured: bool) -> None:
+    """A row: what becomes of each of its messages, and its tokens."""
+    from posttrain.data.anatomy import elided
+
+    title = example.where + (f", dropped: {example.dropped}" if example.dropped else "")
+    out.print(Text(f"── {title} ──", style="bold"), soft_wrap=True)
+    for message in example.messages:
+        out.print(f"{message.name}: {message.what}", markup=False, soft_wrap=True)
+    for passage in example.passages:
+        out.print(Text(passage.heading, style="italic"), soft_wrap=True)
+        pieces = elided(passage.pieces, STRETCH)
+        out.print(in_colour(pieces) if coloured else Text(in_marks(pieces)), soft_wrap=True)
+    out.print()
+
+
+def in_colour(pieces: tuple[Piece, ...]) -> Text:
+    from posttrain.data.anatomy import visible
+
+    text = Text()
+    for i, piece in enumerate(pieces):
+        text.append(visible(piece.text), STYLES[piece.kind][i % 2])
+    return text
+
+
+def in_marks(pieces: tuple[Piece, ...]) -> str:
+    """Text in which trained tokens stand between ⟦ ⟧, cut ones between ✂⟨ ⟩, and │ stands between tokens."""
+    from posttrain.data.anatomy import visible
+
+    family = {"trained": "trained", "end": "trained", "cut": "cut"}
+    parts: list[str] = []
+    before = ""
+    for piece in pieces:
+        now = family.get(piece.kind, "")
+        if now != before:
+            parts += [MARKS.get(before, ("", ""))[1], MARKS.get(now, ("", ""))[0]]
+        elif parts and not parts[-1].endswith("\n"):
+            parts.append(SEPARATOR)
+        parts.append(visible(piece.text))
+        before = now
+    return "".join([*parts, MARKS.get(before, ("", ""))[1]])
+
+
+def legend(kinds: set[str], coloured: bool) -> Text:
+    """What the colours or marks mean, of those that occur."""
+    from posttrain.data.anatomy import LEGEND
+
+    text = Text()
+    if not coloured:
+        cut = ", ✂⟨cut off⟩" if "cut" in kinds else ""
+        return Text(f"⟦trained⟧, given{cut}; {SEPARATOR} stands between tokens, ⏎ is a line break\n")
+    for kind, what in LEGEND.items():
+        if kind in kinds and kind != "gap":
+            text.append(f" {kind} ", STYLES[kind][0]).append(f" {what.partition(': ')[2] or what}\n")
+    return text.append("⏎ is a line break\n")
+
+
+# ---------------------------------------------------------------------------------------------- numbers
+
+def counts(report: Report) -> Table:
+    """What became of the rows of all training sources."""
+    from posttrain.data.inspect import table
+
+    out = Table(title="training rows", title_justify="left", show_header=False, box=SIMPLE)
+    out.add_column()
+    out.add_column(justify="right")
+    for name, value in table(report):
+        out.add_row(Text(name), Text(value))
+    return out
+
+
+def by_source(report: Report) -> Table:
+    """The main counts of each source."""
+    out = Table(title="by source", title_justify="left", box=SIMPLE)
+    out.add_column("source", overflow="fold")
+    out.add_column("format")
+    for name in ("rows", "used", "tokens", "trained", "dropped", "rejected"):
+        out.add_column(name, justify="right", no_wrap=True)
+    for part in report.parts:
+        account = part.account
+        numbers = (account.read, account.used, account.tokens, account.targets, sum(account.dropped.values()), account.rejected)
+        out.add_row(Text(part.name), account.format, *(f"{n:,}" for n in numbers))
+    return out
+
+
+def histogram(report: Report, width: int = 40) -> list[str]:
+    """Lengths as bars of text, the limit between those within it and those over it."""
+    lengths = report.lengths
+    if not lengths.n:
+        return []
+    bins, over = lengths.bins(report.max_length), lengths.over(report.max_length)
+    names = [f"{low:,}" if low == high else f"{low:,}–{high:,}" for low, high, _ in bins]
+    margin, most = max(map(len, names)), max(count for _, _, count in bins)
+    limit = f"{'':>{margin}} ┄┄ --max-length {report.max_length:,}: {over:,} longer ({over / lengths.n:.1%})"
+    lines = ["", f"tokens a sequence, before the length limit (n = {lengths.n:,})"]
+    marked = False
+    for name, (low, _, count) in zip(names, bins, strict=True):
+        if low > report.max_length and not marked:
+            lines.append(limit)
+            marked = True
+        lines.append(f"{name:>{margin}} {_bar(count / most * width):<{width}} {count:,}")
+    if not marked:
+        lines.append(limit)
+    quantiles = ", ".join(f"{name} {lengths.quantile(share):,}" for name, share in (
+        ("median", 0.5), ("90 %", 0.9), ("99 %", 0.99), ("longest", 1.0)))
+    return [*lines, quantiles, ""]
+
+
+def _bar(length: float) -> str:
+    """A bar in eighths of a character; something that is more than nothing is to be seen."""
+    eighths = max(round(length * 8), 1 if length else 0)
+    return "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
+
+
+def packing(found: Packing | None) -> list[str]:
+    if found is None:
+        return []
+    sample = f" (a sample of {found.rows:,} rows)" if found.rows >= 100_000 else ""
+    return [f"a step of {found.batch_size} rows: {found.tokens:,.0f} tokens in {found.passes:.2f} forward passes of at most "
+            f"{found.budget:,}{sample}",
+            f"packed: {found.filled:.1%} of the budget filled, nothing padded",
+            f"padded to the longest row instead: {found.padded:.1%} of the computed tokens would be data, "
+            f"{1 / found.padded:.2f} times the work", ""]
