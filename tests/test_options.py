@@ -10,13 +10,15 @@ from typing import Any
 from posttrain.cli.main import COMMANDS
 from posttrain.core.settings import Settings, leaves
 from posttrain.data.curate.split import SplitSettings
+from posttrain.stages.adapt import AdaptSettings
 from posttrain.stages.inspect import InspectSettings
 from posttrain.stages.select import SelectSettings
 from posttrain.stages.sft import SftSettings
 
 GOLDEN = Path(__file__).parent / "golden" / "options.txt"
 SETTINGS: dict[str, type[Settings]] = {  # every command, and what its options are made from
-    "sft": SftSettings, "data inspect": InspectSettings, "data select": SelectSettings, "data split": SplitSettings}
+    "adapt": AdaptSettings, "sft": SftSettings, "data inspect": InspectSettings, "data select": SelectSettings,
+    "data split": SplitSettings}
 
 
 def spelled(annotation: Any) -> str:

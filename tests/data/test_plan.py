@@ -28,6 +28,8 @@ def epoch(plan: Plan) -> list[int]:
     ([100, 10], [source(epochs=0.25), source()], [25, 10]),
     ([100, 10], [source(weight=1), source(weight=1)], [55, 55]),
     ([100, 10], [source(weight=3), source(weight=1)], [83, 27]),  # 82.5 and 27.5: the first of equal remainders
+    ([90, 5000], [source(), source(share=0.1)], [90, 10]),  # a tenth of the whole is replay
+    ([60, 30, 8], [source(weight=1), source(weight=1), source(share=0.25)], [45, 45, 30]),
     ([90, 10, 1], [source(weight=0.9), source(weight=0.1), source(weight=1e-9)], [91, 10, 1]),  # never none
 ])
 def test_how_many_rows_an_epoch_takes(rows: list[int], sources: list[Source], expected: list[int]) -> None:
@@ -38,6 +40,12 @@ def test_weights_are_for_all_or_none() -> None:
     with pytest.raises(ConfigError, match="x has no weight") as caught:
         shares([1, 2], [source(weight=1), source()])
     assert caught.value.cure == "give every source a weight, or none"
+
+
+def test_shares_leave_something() -> None:
+    for sources in ([source(share=0.5), source(share=0.5), source()], [source(share=0.5)]):
+        with pytest.raises(ConfigError, match="leave nothing for the others"):
+            shares([1] * len(sources), sources)
 
 
 def test_one_source_is_every_row_once_an_epoch_in_a_new_order() -> None:

@@ -9,6 +9,7 @@ from importlib import import_module
 
 # command, of one word or two: (module with `main(argv) -> exit code`, one line of help)
 COMMANDS = {
+    "adapt": ("posttrain.cli.adapt", "let a model read the text of a domain"),
     "sft": ("posttrain.cli.sft", "fine-tune a model on demonstrations"),
     "data inspect": ("posttrain.cli.data_inspect", "see what a model would be trained on, token by token"),
     "data select": ("posttrain.cli.data_select", "take the rows of a large set that are most like a small one"),

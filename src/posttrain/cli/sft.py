@@ -7,7 +7,8 @@ from rich.table import Table
 from posttrain.cli.options import flat, parser
 from posttrain.core.console import ConsoleObserver, console, loss
 from posttrain.core.settings import assemble
-from posttrain.stages.sft import Outcome, SftSettings, run
+from posttrain.stages.sft import SftSettings, run
+from posttrain.stages.training import Outcome
 
 
 def main(argv: list[str]) -> int:

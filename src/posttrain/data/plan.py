@@ -21,21 +21,28 @@ def shares(rows: Many[int], sources: Many[Source]) -> list[int]:
     """How many rows an epoch takes from each source.
 
     Without weights: `epochs` passes over each. With weights: as many rows as that, divided by weight (largest remainder).
+    Sources with a `share` come on top, so many that they have that share of the whole: replay against forgetting.
 
     Args:
         rows: rows of each source.
         sources: the sources.
     Raises:
-        ConfigError: some sources have weights and some have none.
+        ConfigError: some sources have weights and some have none; shares that leave nothing.
     """
     passes = [n * source.epochs for n, source in zip(rows, sources, strict=True)]
-    weights = [source.weight for source in sources]
-    if any(w is not None for w in weights):
-        if any(w is None for w in weights):
-            raise ConfigError(f"{sources[weights.index(None)]} has no weight, and other sources have one",
+    free = [i for i, source in enumerate(sources) if source.share is None]
+    total = sum(passes[i] for i in free)
+    if weighted := [i for i in free if sources[i].weight is not None]:
+        if missing := [sources[i] for i in free if i not in weighted]:
+            raise ConfigError(f"{missing[0]} has no weight, and other sources have one",
                               cure="give every source a weight, or none")
-        total = sum(w for w in weights if w is not None)
-        passes = [sum(passes) * w / total for w in weights if w is not None]
+        weights = {i: sources[i].weight or 0.0 for i in weighted}
+        passes = [total * weights[i] / sum(weights.values()) if i in weights else n for i, n in enumerate(passes)]
+    if (taken := sum(source.share or 0.0 for source in sources)) >= 1 or not free:
+        raise ConfigError(f"the shares of sources add up to {taken:g} and leave nothing for the others",
+                          cure="lower share=, or leave it out")
+    passes = [n if source.share is None else total / (1 - taken) * source.share
+              for n, source in zip(passes, sources, strict=True)]
     whole = [int(p) for p in passes]
     order = sorted(range(len(passes)), key=lambda i: (whole[i] - passes[i], i))
     for i in order[:round(sum(passes)) - sum(whole)]:

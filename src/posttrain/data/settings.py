@@ -26,6 +26,7 @@ class Source(Settings):
     split: str = Field("train", description="split of a folder or hub data set")
     subset: str | None = Field(None, description="configuration of a hub data set")
     weight: float | None = Field(None, gt=0, description="share of an epoch's rows, beside the other sources' weights")
+    share: float | None = Field(None, gt=0, lt=1, description="share of an epoch's rows, whatever the others are: for replay")
     epochs: float = Field(1.0, gt=0, description="passes over this source in one epoch of the run")
     limit: int | None = Field(None, ge=1, description="rows at most: the first ones")
     columns: dict[str, str] = Field(default_factory=dict, description="our column → the file's")
@@ -73,7 +74,7 @@ class DataSettings(Settings):
 
     data: tuple[Sourced, ...] = Field(
         min_length=1, description="JSONL, JSON, Parquet, CSV or text files, folders, or hub ids; each may be followed by "
-        ",weight= ,epochs= ,limit= ,split= ,subset= or a column of ours=the file's")
+        ",weight= ,share= ,epochs= ,limit= ,split= ,subset= or a column of ours=the file's")
     validation: tuple[Sourced, ...] = Field((), description="held-out rows, given like --data")
     on_bad_row: Literal["stop", "reject"] = Field(
         "stop", description="stop at a row that cannot be used, or write it to rejects.jsonl with the reason and go on")

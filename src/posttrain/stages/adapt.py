@@ -1,0 +1,70 @@
+"""Domain adaptation: the base model reads raw text of a domain, with some of what it read before so that it forgets less.
+
+The learning rate is warmed up again and falls again (Ibrahim et al. 2024, arXiv 2403.08763). The run folder:
+`posttrain.stages.training`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field
+
+from posttrain.core.console import ConsoleObserver
+from posttrain.core.errors import ConfigError
+from posttrain.core.settings import assemble
+from posttrain.data.settings import Sourced
+from posttrain.engine.settings import OptimiserSettings
+from posttrain.stages import training
+from posttrain.stages.training import Outcome, TrainingSettings
+
+
+class AdaptOptimiser(OptimiserSettings):
+    """AdamW, with what suits raw text."""
+
+    learning_rate: float | None = Field(1e-4, gt=0, description="peak learning rate, to which the rate is warmed up again")
+    schedule: Literal["linear", "cosine", "wsd", "constant"] = Field(
+        "cosine", description="how the rate falls after warm-up; wsd stays at the peak, then falls over the last fifth")
+    warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps over which the rate rises from 0")
+
+
+def _plain(sources: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Replay takes its share from `replay_share`, so its sources have none of their own."""
+    if odd := next((s for s in sources if s.share is not None or s.weight is not None), None):
+        raise ConfigError(f"--replay {odd} has a share or a weight of its own", cure="give --replay-share")
+    return sources
+
+
+class AdaptSettings(TrainingSettings):
+    """Settings of domain adaptation."""
+
+    epochs: float = Field(1.0, gt=0, description="passes over the data")
+    replay: Annotated[tuple[Sourced, ...], AfterValidator(_plain)] = Field(
+        (), description="text of the kind the model was made with, mixed in against forgetting; given like --data")
+    replay_share: float = Field(0.1, gt=0, lt=1, description="share of an epoch's rows that are replay")
+    optimiser: AdaptOptimiser = AdaptOptimiser()  # type: ignore[call-arg]
+
+
+def adapt(*, quiet: bool = False, **settings: Any) -> Outcome:
+    """Adapt a model to a domain's text, in one line.
+
+    `posttrain.adapt(model="path/to/base", data="domain.jsonl", replay="general.jsonl", out="runs/adapted")`
+
+    Args:
+        quiet: show nothing but trouble.
+        settings: the command line's options, with underscores (`posttrain adapt --help`).
+    Returns: the finished run.
+    Raises:
+        PosttrainError: with what is wrong and the cure.
+    """
+    return run(assemble(AdaptSettings, training.flat(settings)), ConsoleObserver(quiet=quiet))
+
+
+def run(settings: AdaptSettings, observer: ConsoleObserver) -> Outcome:
+    """Run the stage, or continue it, or report that it is finished."""
+    if settings.replay:
+        share = settings.replay_share / len(settings.replay)
+        replay = tuple(source.model_copy(update={"share": share}) for source in settings.replay)
+        data = settings.data.model_copy(update={"data": settings.data.data + replay})
+        settings = settings.model_copy(update={"data": data, "replay": ()})
+    return training.run(settings, observer)

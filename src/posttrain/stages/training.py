@@ -1,0 +1,206 @@
+"""Training on given answers: what supervised fine-tuning and domain adaptation share.
+
+A run folder holds
+    run.json        what the run is: settings, digests of model and data, versions
+    metrics.jsonl   one line a step and a validation
+    checkpoints/    what a resumed run needs
+    tokens/         the data as token ids, while the run lasts
+    rejects.jsonl   rows that could not be used, with the reasons, where that was asked for
+    model/          the result, a Hugging Face folder (adapters merged)
+    adapter/        with LoRA: the adapter alone, and the digest of its base
+    summary.json    results, with counts and intervals; written last
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from posttrain.core.console import ConsoleObserver
+from posttrain.core.errors import ConfigError
+from posttrain.core.files import atomic_folder, explained_writes, lock, remove_partial, sha256_folder, write_json
+from posttrain.core.identity import check, claim
+from posttrain.core.settings import Settings
+from posttrain.core.version import __version__
+from posttrain.data.settings import DataSettings, Source
+from posttrain.engine.settings import CheckpointSettings, LoraSettings, OptimiserSettings, ValidationSettings
+from posttrain.stages import dataset
+from posttrain.stages.dataset import Dataset
+
+if TYPE_CHECKING:
+    from posttrain.data.chat import Chat
+    from posttrain.engine.loop import Run
+    from posttrain.engine.policy import Policy
+
+
+class TrainingSettings(Settings):
+    """Settings of every stage that trains on given answers."""
+
+    model: str = Field(description="Hugging Face folder or hub id of the model to start from")
+    out: Path = Field(description="the run's folder; the same command continues what is there")
+    epochs: float = Field(3.0, gt=0, description="passes over the data")
+    steps: int | None = Field(None, ge=1, description="optimiser steps; replaces --epochs")
+    batch_size: int = Field(8, ge=1, description="sequences an optimiser step")
+    budget: int | None = Field(
+        None, ge=2, description="tokens a forward pass; bounds memory. Unset: 4096 on a CPU, 16384 on a GPU")
+    activation_checkpointing: bool = Field(False, description="compute activations twice and store them once")
+    device: Literal["", "cpu", "cuda"] = Field("", description="unset: the GPU where there is one")
+    seed: int = Field(0, ge=0, description="of data order, noise and adapters")
+    data: DataSettings
+    optimiser: OptimiserSettings = OptimiserSettings()  # type: ignore[call-arg]
+    lora: LoraSettings | None = Field(None, description="train low-rank adapters instead of all weights")
+    validation: ValidationSettings = ValidationSettings()  # type: ignore[call-arg]
+    checkpoint: CheckpointSettings = CheckpointSettings()  # type: ignore[call-arg]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished run: its folder, the model in it, and what `summary.json` says."""
+
+    folder: Path
+    model: Path
+    summary: dict[str, Any]
+
+
+def flat(settings: dict[str, Any]) -> dict[str, Any]:
+    """Keywords as `assemble` takes them: one source stands for a list of one, and a model may be a path."""
+    for name in ("data", "validation", "replay"):
+        if isinstance(settings.get(name), (str, Path, Source)):
+            settings[name] = (settings[name],)
+    if isinstance(settings.get("model"), Path):
+        settings["model"] = str(settings["model"])
+    return settings
+
+
+WRITES = ("metrics.jsonl", "checkpoints", "model", "adapter", "tokens", "rejects.jsonl", "summary.json")  # and run.json
+
+
+def run(settings: TrainingSettings, observer: ConsoleObserver, method: str = "nll", noise: float = 0.0) -> Outcome:
+    """Run the stage, or continue it, or report that it is finished.
+
+    Args:
+        method: of `posttrain.methods.supervised.METHODS`.
+        noise: NEFTune's alpha.
+    """
+    dataset.peek(settings.data)  # what is wrong with the files is told before anything is loaded or written
+    # The engine, and with it torch, is imported here: help and mistakes are answered at once.
+    from posttrain.engine import loop
+    from posttrain.engine.model import digest, load_tokenizer, longest_position, resolve
+    from posttrain.engine.policy import Policy
+
+    folder, base = settings.out, resolve(settings.model)
+    if base.resolve().is_relative_to(folder.resolve()):
+        raise ConfigError(f"--model {settings.model} lies in --out {folder}, where the run writes", cure="choose another --out")
+    fixed = settings.model_dump(mode="json", exclude={"out", "checkpoint", "device"})
+    identity = {"settings": fixed, "model_sha256": digest(base), "data_sha256": dataset.digests(settings.data),
+                "chat_template": dataset.chat_template(settings.data)}
+    with lock(folder), explained_writes(folder):
+        check(folder, identity, WRITES)
+        if done := _finished(folder, observer):
+            return done
+        remove_partial(folder)
+        try:
+            chat = dataset.chat_of(settings.data, load_tokenizer(base))
+            longest = dataset.max_length(settings.data, longest_position(base))
+            found = dataset.load(settings.data, chat, folder, identity, longest, observer)
+            policy = Policy.load(settings.model, device=settings.device, lora=settings.lora, seed=settings.seed)
+            for reason in policy.model.admission.reasons:
+                observer.message(reason)
+            observer.note("model", _describe(policy, settings))
+            _teach(policy, chat)
+            training = _prepare(settings, policy, found, observer, method, noise)
+            claim(folder, identity, __version__)
+        except BaseException:
+            remove_partial(folder)
+            raise
+        dataset.keep(folder)
+        exported = loop.train(training)
+        with atomic_folder(folder / "model") as target:
+            policy.save(target)
+        if policy.adapter is not None:
+            with atomic_folder(folder / "adapter") as target:
+                policy.save_adapter(target)
+        summary = _summary(training, found["data"], exported)
+        summary["base_sha256"], summary["model_sha256"] = identity["model_sha256"], _weights_digest(folder)
+        write_json(folder / "summary.json", summary)
+        shutil.rmtree(folder / dataset.FOLDER, ignore_errors=True)  # nothing reads it any more
+    observer.curve(training.log.read())
+    return Outcome(folder, folder / "model", summary)
+
+
+def _finished(folder: Path, observer: ConsoleObserver) -> Outcome | None:
+    """The outcome of a run that is done, if what it exported is still there as it was."""
+    path = folder / "summary.json"
+    if not path.is_file():
+        return None
+    summary = json.loads(path.read_text())
+    if (folder / "model").is_dir() and _weights_digest(folder) == summary["model_sha256"]:
+        observer.note("finished", f"{folder} already holds this run; nothing to do")
+        return Outcome(folder, folder / "model", summary)
+    observer.message(f"{folder / 'model'} is missing or changed; exporting it again from the last checkpoint")
+    return None
+
+
+def _weights_digest(folder: Path) -> str:
+    return sha256_folder(folder / "model", lambda p: p.suffix == ".safetensors")
+
+
+def _describe(policy: Policy, settings: TrainingSettings) -> str:
+    from posttrain.engine.model import MODES
+
+    network, admission = policy.model.network, policy.model.admission
+    total = sum(p.numel() for p in network.parameters())
+    trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
+    share = "" if trained == total else f", {trained / 1e6:.2f} M trained"
+    return (f"{settings.model}: {total / 1e6:.1f} M parameters{share}, {str(network.dtype).removeprefix('torch.')} on "
+            f"{network.device.type}; {MODES[admission.mode]} (agrees with paths run alone within {admission.deviation:.0e} nats)")
+
+
+def _teach(policy: Policy, chat: Chat) -> None:
+    """Leave in the exported model how it was talked to: its chat template, and the token that ends its answers."""
+    if chat.used:
+        policy.converse(chat.template, chat.stop)
+
+
+def _prepare(settings: TrainingSettings, policy: Policy, data: dict[str, Dataset], observer: ConsoleObserver, method: str,
+             noise: float) -> Run:
+    """Everything the loop needs. What is wrong with the settings shows here, before the folder is claimed."""
+    from posttrain.data.plan import Plan, shares
+    from posttrain.engine.loop import Run
+    from posttrain.methods.supervised import METHODS, neftune
+
+    train = data["data"]
+    longest = max(one.longest for one in data.values())
+    budget = settings.budget or max(4096 if policy.model.device.type == "cpu" else 16384, longest)
+    if longest > budget:
+        raise ConfigError(f"--budget {budget} is less than the {longest} tokens of the longest sequence",
+                          cure=f"give --budget {longest} or more, or --max-length {budget} or less")
+    policy.train_with(settings.optimiser, activation_checkpointing=settings.activation_checkpointing)
+    plan = Plan(train.rows, settings.batch_size, settings.seed, shares(train.rows, train.sources))
+    return Run(
+        policy=policy, loss=METHODS[method], trees=train.trees, plan=plan,
+        steps=settings.steps or math.ceil(settings.epochs * plan.steps_per_epoch - 1e-9),  # 1.1 · 100 is 110, not 111
+        budget=budget, seed=settings.seed, folder=settings.out, observer=observer,
+        held_out=data["held out"].trees if "held out" in data else (),
+        noise=partial(neftune, alpha=noise) if noise else None,
+        checkpoints=settings.checkpoint, validation=settings.validation)
+
+
+def _summary(run: Run, data: Dataset, exported: int) -> dict[str, Any]:
+    """What the run came to. Held-out numbers are those of the exported step, where it was validated."""
+    held = next((r["validation"] for r in reversed(run.log.read()) if r["step"] == exported and "validation" in r), None)
+    return {
+        "posttrain": __version__, "steps": run.step, "exported_step": exported, "tokens": run.totals["tokens"],
+        "targets": run.totals["targets"], "seconds": run.totals["seconds"],
+        "tokens_per_second": run.totals["tokens"] / max(1e-9, run.totals["seconds"]),
+        "learning_rate": run.optimiser.settings.learning_rate, "rows": data.total("read"),
+        "sequences": data.total("sequences"), "truncated": data.total("truncated"), "duplicates": data.total("duplicates"),
+        "rejected": data.total("rejected"), "dropped": data.dropped(), "held_out_before": run.first_held,
+        "held_out": {"step": exported, **held} if held else None}
