@@ -305,7 +305,7 @@ FIELDS: dict[str, dict[str, tuple[Fields, str]]] = {  # format: {name: (what rep
                    "two kinds": ({"chosen": [{"role": "assistant", "content": "a"}]}, "one is text and one is messages$")},
     "label": {**_missing("prompt", "completion", "label"), **_texts("prompt", "completion"), **_empty("completion"),
               **{f"{name} for a label": ({"label": value}, "^the label is .*, not true or false$") for name, value in
-                 {"text": "true", "two": 2, "a float": 1.0, "a list": [True]}.items()}},
+                 {"text": "yes", "two": 2, "a float": 0.5, "a list": [True]}.items()}},
     "prompt-completion": {**_missing("prompt", "completion"), **_texts("prompt", "completion"), **_empty("completion"),
                           "a list of numbers": ({"completion": [1]}, "message 1 of completion is a number, not an object$"),
                           "a label among rows without": ({"label": True},

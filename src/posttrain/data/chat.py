@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date
 from functools import cached_property
@@ -22,17 +22,15 @@ from typing import Any
 from posttrain.core.errors import DataError, ModelError
 from posttrain.data.formats import Example, Message, Text
 from posttrain.data.templates import default_template
+from posttrain.data.thinking import EMPTY, PROMPTED, TAGS, TWICE, closing, thought
+from posttrain.data.thinking import reasoning as own_reasoning
 
 # Some templates print today's date. A run that goes on tomorrow must see what it saw today; a row can say another one, in
 # chat_template_kwargs, where its template allows that.
 TODAY = date(2026, 1, 1)
 
-_OPEN = r"<(?:think|thinking|reasoning|thought|seed:think)>|\[THINK\]|<\|START_THINKING\|>|<\|channel>thought"
-_CLOSE = r"</(?:think|thinking|reasoning|thought|seed:think)>|\[/THINK\]|<\|END_THINKING\|>|<channel\|>"
-_OPENED = re.compile(rf"({_OPEN})\s*$")
-_INJECTED = re.compile(rf"(?:{_OPEN})\s*(?:(?:{_CLOSE})\s*)?$")
-_TAGS = re.compile(f"{_OPEN}|{_CLOSE}")
-_TAIL = re.compile(r"</|\[/|<[^<>]*_end\|>$")  # closes a part of an answer, not the answer
+_TAIL = re.compile(r"</(?!s>)|\[/|<[^<>]*_end\|>$")  # closes a part of an answer, not the answer
+_WORD = "Zq7"  # stands for an answer, to see what the template writes around it
 _NOW = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)")
 
 
@@ -84,12 +82,14 @@ class Chat:
         added = sorted((t.content for t in tokenizer.added_tokens_decoder.values() if t.content.strip()), key=len, reverse=True)
         names = "|".join(map(re.escape, added)) or "(?!)"
         self._added = re.compile(names)
+        self._run = re.compile(rf"(?:{names})+")
         self._closing = re.compile(rf"(?:\s*(?:{names}))+\s*$")
         self._special = re.compile("|".join(re.escape(t.content) for t in tokenizer.added_tokens_decoder.values() if t.special)
                                    or "(?!)")
         self._parts, self._no_tools = False, None
         self._tail: str | None = None
         self._stop: str | None = None
+        self._end = ""
         self._pinned: dict[str, str] = {}
 
     # ------------------------------------------------------------------ turns
@@ -107,12 +107,11 @@ class Chat:
             if self.prompt_template is not None:
                 return [Turn(self.prompt_template.replace("{prompt}", str(prompt)), self._with_end(answer), plain=True)]
             prompt, answer = ({"role": "user", "content": prompt},), ({"role": "assistant", "content": answer},)
-        assert not isinstance(prompt, str) or not prompt
         if self.prompt_template is not None:
             raise DataError("a conversation, where --prompt-template asks for plain text", where=example.where,
                             cure="leave --prompt-template out; the chat template writes conversations")
         self._probe()
-        messages = (*prompt, *answer)
+        messages: tuple[Message, ...] = (*(() if isinstance(prompt, str) else prompt), *answer)
         learned = [i for i in range(len(prompt), len(messages))
                    if messages[i]["role"] == "assistant" and messages[i].get("weight", 1)]
         return [self._turn(example, messages, i) for i in (learned[-1:] if self.train_on == "last" else learned)]
@@ -126,65 +125,114 @@ class Chat:
         return self._render(example, messages, True), False
 
     def _turn(self, example: Example, messages: tuple[Message, ...], i: int) -> Turn:
-        where, message = example.where, messages[i]
+        if not i:
+            raise DataError("the conversation begins with an answer, so there is nothing to prompt with", where=example.where,
+                            cure="put a user turn before it, or give it weight 0")
         before = self._render(example, messages[:i], True)
         whole = self._render(example, messages[:i + 1], False)
         self._check_context(example, messages[:i], before)
-        if not whole.startswith(before) or not _complete(message, after := whole[len(before):]):
-            after = self._as_written(message, before, whole, where)
+        prompted = PROMPTED.search(before, max(0, len(before) - 100))
+        assert prompted is not None  # it matches nothing, too
+        after = whole[len(before):]
+        if not whole.startswith(before) or not _complete(messages[i], after) or TWICE.match(prompted[0] + after):
+            after = self._as_written(example, messages[:i + 1], before[:prompted.start()], prompted, whole)
         return Turn(before, self._ended(after), False, i + 1)
 
-    def _as_written(self, message: Message, before: str, whole: str, where: str) -> str:
+    def _as_written(self, example: Example, messages: tuple[Message, ...], stem: str, prompted: re.Match[str],
+                    whole: str) -> str:
         """What the model writes in a turn that the template shows otherwise once it has been said.
 
         Reasoning models are prompted with an opened thinking tag, and their templates drop the thinking from history.
-        """
-        written, reasoning = message["content"], _reasoning(message)
-        opened, stem = _OPENED.search(before), _INJECTED.sub("", before)
-        if calls := message.get("tool_calls"):
-            written = whole[len(stem):]
-            if not whole.startswith(stem) or not all(call["function"]["name"] in written for call in calls):
-                raise self._refused(where, "the chat template does not show this tool call where it prompts for it")
-        elif stem == before and (lead := self._lead(before, whole, written)):
-            if not written.startswith(lead):
-                raise DataError(f"the chat template begins every answer with {lead!r}, and this one does not", where=where,
-                                cure="write the answer as the model should write it, with this at its start; or use another "
-                                "--chat-template")
-            written = written[len(lead):].lstrip("\n")
-        if opened and reasoning:
-            written = f"{reasoning.strip()}\n{_closing(opened[1])}\n\n{written.lstrip()}"
-        elif opened and not calls and written.lstrip().startswith(opened[1]):
-            written = written.lstrip()[len(opened[1]):].lstrip("\n")
-        elif opened and _closing(opened[1]) not in written:
-            raise DataError(f"the chat template begins every answer with {opened[1]}, and this one has no reasoning",
-                            where=where, cure="give it as reasoning_content, or use --template-kwargs enable_thinking=false "
-                            "where the template knows that, or another --chat-template")
-        elif reasoning and not opened:
-            raise DataError("the chat template drops the reasoning of an answer", where=where,
-                            cure="write it into content the way the model should, remove it, or use another --chat-template")
-        return written if calls else written.rstrip() + (self._stop or "")
 
-    def _lead(self, before: str, whole: str, content: str) -> str:
-        """Words that the prompt puts into the model's mouth and that are gone once the answer is there. Turn tokens and
-        spacing, which some templates write otherwise there, are none."""
-        shown = content.strip() if content.strip() in whole else _TAGS.split(content)[-1].strip()
-        written = [i for i, c in enumerate(before) if not c.isspace()]  # positions, so that spacing does not count
-        ahead, after = "".join(before.split()), "".join(whole[:max(0, whole.rfind(shown))].split())
-        if not shown or ahead[-12:] == after[-12:]:
-            return ""
-        same = next((i for i, (a, b) in enumerate(zip(ahead, after, strict=False)) if a != b), min(len(ahead), len(after)))
-        return self._added.sub("", before[written[same]:]).strip() if same < len(ahead) else ""
+        Args:
+            stem, prompted: the prompt, and the thinking at its end, which history does not show like that.
+            whole: the conversation up to this turn, as history.
+        """
+        message, where = messages[-1], example.where
+        thinking, gap, answer = thought(message)
+        opened, over = prompted[1] if not prompted[2] else None, prompted[2]
+        if over and (thinking or "").strip():
+            raise DataError("the chat template prompts for an answer without reasoning, and this one has some", where=where,
+                            cure="turn reasoning on where the template can, often with --template-kwargs enable_thinking=true; "
+                            "or remove it; or use another --chat-template")
+        if message.get("tool_calls"):
+            head, content, answer, tail = whole[len(stem):], "", "", ""
+            if not whole.startswith(stem) or not _complete({**message, "content": thought(message)[2]}, head, reasoning=False):
+                raise self._refused(where, "the chat template does not show this tool call, and what is said with it, where it "
+                                    "prompts for it")
+            head = thought({"content": head})[2] if opened else head  # its thought is written again below, as it is prompted
+        else:
+            head, content, tail = self._around(example, messages, stem, whole, "" if opened else own_reasoning(message).strip())
+            answer = answer if thinking is not None else content
+        empty = EMPTY.match(head)
+        lead = head[empty.end():] if empty else head
+        if opened:
+            if thinking is not None:
+                return f"{thinking}{closing(opened)}{gap}{(lead + answer).lstrip()}{tail}"
+            if closing(opened) in content:
+                return lead + content + tail
+            raise DataError(f"the chat template begins every answer with {opened}, and this one has no reasoning", where=where,
+                            cure="give it as reasoning_content, or use --template-kwargs enable_thinking=false where the "
+                            "template knows that, or another --chat-template")
+        if thinking is not None and thinking.strip() not in (head if own_reasoning(message) else head + content):
+            if not empty or not empty[1]:
+                raise DataError("the chat template drops the reasoning of an answer", where=where,
+                                cure="write it into content the way the model should, remove it, or use another --chat-template")
+            space = "\n" * bool(empty[2])
+            return f"{empty[1]}{space}{thinking.strip()}{space}{empty[3]}{lead}{content}{tail}"
+        return lead + answer + tail if over else (head if thinking is None else lead) + content + tail
+
+    def _around(self, example: Example, messages: tuple[Message, ...], stem: str, whole: str,
+                reasoning: str) -> tuple[str, str, str]:
+        """What the model writes before an answer, the answer, and what follows it, found with words in their places.
+
+        A prompt may put words into the model's mouth that are gone once the answer is there. Turn tokens and spacing, which
+        some templates write otherwise there, are none.
+        """
+        word, content = _WORD, messages[-1]["content"]
+        while word in stem:
+            word += "7"
+        thinks = {"reasoning_content": f"{word}r"} if reasoning else {}
+        shown = self._render(example, (*messages[:-1], {"role": "assistant", "content": word, **thinks}), False)
+        bare = self._render(example, messages[:-1], False)
+        asked = stem[len(bare):] if stem.startswith(bare) else ""
+        content = content if content in whole else content.strip()
+        ahead, _, tail = shown.rpartition(word)
+        ahead, thought_too, between = ahead.partition(f"{word}r")
+        rest = reasoning + between if thought_too else ""
+        if ahead.startswith(stem):
+            return ahead[len(stem):] + rest, content, tail
+        # where the history before it is another, too, the answer stands after the words that prompt for one
+        _, mark, head = ahead.rpartition(asked.strip() or _WORD)
+        if mark and (messages[-2]["content"].strip() or _WORD) not in head:
+            gap = asked[len(asked.rstrip()):]
+            return (head.removeprefix(gap) if head.startswith(gap) else head.lstrip()) + rest, content, tail
+        i, j = _alike(stem, ahead)
+        lead = self._added.sub("", stem[i:]).strip()
+        if lead and "".join(stem.split())[-12:] != "".join(ahead.split())[-12:]:
+            if lead not in self._added.sub("", asked):
+                raise self._refused(example.where, "the chat template shows what stands before this answer otherwise than it "
+                                    "prompts for it")
+            if not content.startswith(lead):
+                raise DataError(f"the chat template begins every answer with {lead!r}, and this one does not",
+                                where=example.where, cure="write the answer as the model should write it, with this at its "
+                                "start, or use another --chat-template")
+            content = content[len(lead):]
+            content = content.lstrip() if stem[-1].isspace() else content
+        return ("" if stem[i:].strip() else ahead[j:].lstrip()) + rest, content, tail
 
     def _ended(self, after: str) -> str:
         """The text of a turn up to the token that ends it. What the template writes after that is not learned: by then the
         model has stopped."""
-        if closing := self._closing.search(after):
-            marks = list(self._added.finditer(after, closing.start()))
-            stops = (self._stop, self.tokenizer.eos_token)
-            if mark := next((m for m in marks if m[0] in stops), None):
+        if self._stop and self._tail and after.endswith(self._tail):
+            text = after.removesuffix(self._tail)
+            return text if text.endswith(self._stop) else text + self._end  # a row may bring its own
+        if run := self._closing.search(after):
+            marks = list(self._added.finditer(after, run.start()))
+            if mark := next((m for m in marks if m[0] in (self._stop, self.tokenizer.eos_token)), None):
                 return after[:mark.end()]
-            if self._stop is not None and not _TAIL.match(marks[-1][0]):
-                return after[:marks[-1].end()]  # some end a tool call with a token of its own
+            if self._stop and (mark := next((m for m in marks if not _TAIL.match(m[0])), None)):
+                return after[:mark.end()]  # some end a tool call with a token of its own
         return self._with_end(after.removesuffix(self._tail or "").rstrip())
 
     def _with_end(self, text: str) -> str:
@@ -206,8 +254,8 @@ class Chat:
         if self._tail is not None:
             return
         self.used = True
-        word, errors = "Zq7", []
-        question, answer = {"role": "user", "content": "Hello?"}, {"role": "assistant", "content": word}
+        errors = []
+        question, answer = {"role": "user", "content": "Hello?"}, {"role": "assistant", "content": _WORD}
         # some want a system prompt, content as parts, or a list of tools even where there are none
         for system, self._parts, self._no_tools in product((False, True), (False, True), (None, [])):
             messages = ({"role": "system", "content": "Be kind."},) * system + (question, answer)
@@ -216,16 +264,18 @@ class Chat:
             except Exception as error:
                 errors.append(_first_line(error))
                 continue
-            if word in whole:
+            if _WORD in whole:
                 break
             errors.append("it leaves the answer out")
         else:
             raise ModelError(f"the chat template cannot render a question and an answer: {errors[0]}",
                              cure="give another with --chat-template")
-        self._tail = whole[whole.rindex(word) + len(word):]
-        mark = self._added.search(self._tail)
-        self._stop = mark[0] if mark else None
-        if mark is None and self._tail.strip():
+        self._tail = whole.rpartition(_WORD)[2]
+        if run := self._run.search(self._tail):
+            marks, eos = self._added.findall(run[0]), self.tokenizer.eos_token
+            self._stop = stop = eos if eos in marks else marks[0]
+            self._end = self._tail[:self._tail.index(stop) + len(stop)]
+        elif self._tail.strip():
             self.notes.append(f"the chat template ends answers with {self._tail.strip()!r}, which is no token of this "
                               f"tokenizer; {self.tokenizer.eos_token} is trained after it")
 
@@ -234,14 +284,14 @@ class Chat:
         """Whether the template wants the arguments of a call as JSON text."""
         call = {"type": "function", "id": "abcdefghi", "function": {"name": "look", "arguments": {"at": "this"}}}
         messages = ({"role": "user", "content": "Hello?"}, {"role": "assistant", "content": "", "tool_calls": [call]})
-        tool = {"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}
+        parameters = {"type": "object", "properties": {"at": {"type": "string", "description": "What."}}, "required": ["at"]}
+        tool = {"type": "function", "function": {"name": "look", "description": "Looks.", "parameters": parameters}}
 
         def works(quoted: bool) -> bool:
             try:
-                self._apply(messages, False, (tool,), {}, quoted)
+                return "{'at':" not in self._apply(messages, False, (tool,), {}, quoted)  # that is Python, and no JSON
             except Exception:
                 return False
-            return True
 
         return not works(False) and works(True)
 
@@ -274,7 +324,7 @@ class Chat:
         if template not in self._pinned:
             self._pinned[template] = _NOW.sub(lambda m: repr(TODAY.strftime(m[2])), template)
         # templates that know no developer role know the system's, which means the same
-        developer = "developer" if "developer" in template else "system"
+        developer = "developer" if re.search("""['"]developer['"]""", template) else "system"
         return self.tokenizer.apply_chat_template(
             [self._as_shown(message, developer, quoted) for message in messages], tools=list(tools) if tools else self._no_tools,
             chat_template=self._pinned[template], add_generation_prompt=generation, tokenize=False, **{**self.kwargs, **kwargs})
@@ -308,23 +358,41 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [""])[0] or type(error).__name__
 
 
-def _reasoning(message: Message) -> str:
-    return next((message[k] for k in ("reasoning_content", "reasoning", "thinking") if isinstance(message.get(k), str)), "")
+def _complete(message: Message, after: str, *, reasoning: bool = True) -> bool:
+    """Whether the text of a turn has all of it: the reasoning, then every part of the content, and the calls."""
+    at = 0
+    for part in ([own_reasoning(message)] if reasoning else []) + TAGS.split(message["content"]):
+        at = after.find(part.strip(), at) + len(part.strip())
+        if at < len(part.strip()):
+            return False
+    calls = [call["function"] for call in message.get("tool_calls", ())]
+    return all(call["name"] in after and all(_shown(one, after) for one in _leaves(call["arguments"])) for call in calls)
 
 
-def _closing(opening: str) -> str:
-    if opening.startswith("<|channel>"):
-        return "<channel|>"
-    return opening.replace("START", "END") if "START" in opening else opening[0] + "/" + opening[1:]
-
-
-def _complete(message: Message, after: str) -> bool:
-    """Whether the text of a turn has all of it: every part of the content, the reasoning and the called functions."""
-    parts = [*_TAGS.split(message["content"]), _reasoning(message)]
-    names = [call["function"]["name"] for call in message.get("tool_calls", ())]
-    return all(part.strip() in after for part in parts) and all(name in after for name in names)
+def _leaves(value: Any) -> Iterator[str]:
+    """The text and the numbers within a value."""
+    if isinstance(value, (dict, list, tuple)):
+        for one in value.values() if isinstance(value, dict) else value:
+            yield from _leaves(one)
+    elif value is not None and not isinstance(value, bool):
+        yield str(value)
 
 
 def _shown(content: str, text: str) -> bool:
-    """Whether a message is in the text. Templates may quote it or change its spacing, so its longest word is enough."""
-    return content.strip() in text or max(re.findall(r"\w+", content), key=len, default="") in text
+    """Whether a message is in the text. Templates may quote it or change its spacing, so it is enough that its words are."""
+    return content.strip() in text or all(word in text or json.dumps(word)[1:-1] in text for word in re.findall(r"\w+", content))
+
+
+def _alike(a: str, b: str) -> tuple[int, int]:
+    """How far two texts are the same but for spacing: a place in each."""
+    i = j = 0
+    while i < len(a) and j < len(b):
+        if a[i] == b[j]:
+            i, j = i + 1, j + 1
+        elif a[i].isspace():
+            i += 1
+        elif b[j].isspace():
+            j += 1
+        else:
+            break
+    return i, j

@@ -13,7 +13,7 @@ from posttrain.core.errors import ConfigError, nearest
 from posttrain.core.settings import Settings
 
 COLUMNS = ("text", "messages", "conversations", "prompt", "completion", "chosen", "rejected", "label", "instruction", "input",
-           "output", "system", "history", "tools", "chat_template_kwargs")
+           "output", "system", "history", "tools", "chat_template_kwargs", "question", "choices", "answer_index")
 
 
 class Source(Settings):

@@ -89,13 +89,12 @@ class Encoder:
         flat = [chain for some in chains for chain in some]
         wholes = self._batch([chain.text for chain in flat], [chain.turns[0].plain for chain in flat])
         # a prompt without a special token before the border has to be tokenised alone, to see that it is the same alone
-        alone = {i: chain for i, chain in enumerate(flat)
-                 if len(chain.turns) == 1 and chain.turns[0].before and not self._anchored(wholes[i], chain)}
+        alone = {i: chain for i, chain in enumerate(flat) if chain.turns[0].before and not self._anchored(wholes[i], chain)}
         prompts = dict(zip(alone, self._batch([c.turns[0].before for c in alone.values()],
                                               [c.turns[0].plain for c in alone.values()], ends=False), strict=True))
         found = [self._sequence(chain, wholes[i], prompts.get(i)) for i, chain in enumerate(flat)]
         missing = [i for i, one in enumerate(found) if one is None]
-        single = {i: (prompts[i].ids, wholes[i].ids) for i in missing if i in prompts}
+        single = {i: (prompts[i].ids, wholes[i].ids) for i in missing if i in prompts and len(flat[i].turns) == 1}
         apart = iter(self._apart([(turn, single.get(i)) for i in missing for turn in flat[i].turns]))
         out: list[list[Encoded] | DataError] = []
         at = 0
@@ -152,7 +151,7 @@ class Encoder:
         turn, end = chain.turns[k], chain.borders[k][1]
         if not turn.before:
             first = 1  # nothing predicts the first token
-        elif prompt is not None:
+        elif k == 0 and prompt is not None:
             first = len(prompt.ids)
             if whole.ids[:first] != prompt.ids:
                 return None
@@ -162,6 +161,8 @@ class Encoder:
                 return None
         last = len(whole.ids)
         if k < len(chain.turns) - 1:
+            if whole.encoding is None:
+                return None
             token = whole.encoding.char_to_token(end - 1)
             if token is None or whole.encoding.token_to_chars(token)[1] < end:
                 return None

@@ -1,0 +1,50 @@
+"""`posttrain eval`: what a model can do, and what changed since another."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.table import Table
+
+from posttrain.cli.options import flat, parser
+from posttrain.core.console import ConsoleObserver, console
+from posttrain.core.settings import assemble
+from posttrain.stages.evaluate import EvaluateSettings, run
+
+METRICS = {"nats_per_token": "nats a token", "bits_per_byte": "bits a byte", "correct": "correct",
+           "correct_per_byte": "correct, per byte"}
+
+
+def main(argv: list[str]) -> int:
+    options = parser("eval", "Evaluate a model on held-out text, questions and choices; with --against, item by item against "
+                     "another.", EvaluateSettings)
+    arguments = options.parse(argv)
+    settings = assemble(EvaluateSettings, flat(arguments, EvaluateSettings))
+    show(run(settings, ConsoleObserver(quiet=arguments.quiet)))
+    console().print(f"summary  {settings.out / 'summary.json'}", soft_wrap=True, markup=False)
+    return 0
+
+
+def show(summary: dict[str, Any]) -> None:
+    """Every metric with its interval, and paired differences."""
+    compared = summary["against"] is not None
+    table = Table(title="95 % intervals", title_justify="left")
+    columns = ("task", "metric", "n", *(("before", "after", "difference, paired") if compared else ("value",)))
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i < 2 else "right")
+    for name, one in summary["tasks"].items():
+        for metric, value in one["metrics"].items():
+            cells = [name, METRICS[metric], f"{value['n']:,}"]
+            if compared:
+                difference = one["difference"].get(metric)
+                cells += [_cell(one["against"][metric]), _cell(value), _cell(difference, sign=True) if difference else "–"]
+            else:
+                cells.append(_cell(value))
+            table.add_row(*cells)
+    console().print(table)
+
+
+def _cell(estimate: dict[str, Any], *, sign: bool = False) -> str:
+    number = "+.3f" if sign else ".3f"
+    interval = "" if estimate["low"] is None else f" [{estimate['low']:{number}}, {estimate['high']:{number}}]"
+    return f"{estimate['mean']:{number}}{interval}"

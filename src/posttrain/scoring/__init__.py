@@ -1,0 +1,1 @@
+"""Scorers: what an answer is worth. The same function scores in training, evaluation and red-teaming."""

@@ -1,0 +1,173 @@
+"""Evaluation: what a model can do, and what changed since another.
+
+The folder holds
+    run.json            what was evaluated: settings, digests of models and data, version
+    TASK-FILE.jsonl     one line an item: what the model made of it
+    summary.json        every metric with n, mean and interval, and paired differences; written last
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from posttrain.core.console import ConsoleObserver
+from posttrain.core.errors import ConfigError, DataError
+from posttrain.core.files import explained_writes, lock, remove_partial, write_atomic, write_json
+from posttrain.core.identity import check, claim
+from posttrain.core.settings import Settings, assemble
+from posttrain.core.version import __version__
+from posttrain.data.settings import Source, Sourced
+from posttrain.data.sources import digest as data_digest
+
+if TYPE_CHECKING:
+    from posttrain.evals.tasks import Record, Subject
+
+TASKS = ("perplexity", "exact", "choice")
+
+
+class EvaluateSettings(Settings):
+    """Settings of an evaluation."""
+
+    model: str = Field(description="Hugging Face folder or hub id of the model to evaluate")
+    out: Path = Field(description="folder for the results; the same command continues what is there")
+    against: str | None = Field(None, description="model to compare with, item by item")
+    perplexity: tuple[Sourced, ...] = Field((), description="held-out text; files are given like --data of posttrain sft")
+    exact: tuple[Sourced, ...] = Field((), description="questions with the answer that must be written")
+    choice: tuple[Sourced, ...] = Field((), description="rows with question, choices and answer_index")
+    match: Literal["exact", "contains", "number"] = Field(
+        "exact", description="when a written answer is right: the same text, the text in it, or the same last number")
+    max_tokens: int = Field(64, ge=1, description="tokens of a written answer at most")
+    max_length: int = Field(1024, ge=2, description="tokens of a scored sequence at most; longer text is scored in windows")
+    prompt_template: str | None = Field(
+        None, description="ask in plain text, the question written like this; {prompt} stands for it. Unset: the chat template")
+    budget: int | None = Field(None, ge=2, description="tokens a forward pass. Unset: 4096 on a CPU, 16384 on a GPU")
+    device: Literal["", "cpu", "cuda"] = Field("", description="unset: the GPU where there is one")
+
+
+def evaluate(*, quiet: bool = False, **settings: Any) -> dict[str, Any]:
+    """Evaluate a model, in one line; returns the summary.
+
+    `posttrain.evaluate(model="runs/first/model", against="path/to/base", exact="held-out.jsonl", out="runs/first-eval")`
+
+    Raises:
+        PosttrainError: with what is wrong and the cure.
+    """
+    for name in TASKS:
+        if isinstance(settings.get(name), (str, Path, Source)):
+            settings[name] = (settings[name],)
+    for name in ("model", "against"):
+        if isinstance(settings.get(name), Path):
+            settings[name] = str(settings[name])
+    return run(assemble(EvaluateSettings, settings), ConsoleObserver(quiet=quiet))
+
+
+def run(settings: EvaluateSettings, observer: ConsoleObserver) -> dict[str, Any]:
+    """Evaluate, or go on with an evaluation, or say that it is done; returns the summary.
+
+    Raises:
+        PosttrainError: nothing to do, or a file or model that cannot be used.
+    """
+    chosen = list(_chosen(settings))
+    if not chosen:
+        raise ConfigError("there is nothing to evaluate on", cure="give --perplexity, --exact or --choice with a file")
+    from posttrain.engine.model import digest, resolve
+
+    folder, models = settings.out, {"model": settings.model, **({"against": settings.against} if settings.against else {})}
+    identity = {"settings": settings.model_dump(mode="json", exclude={"out", "device", "budget"}),
+                "models_sha256": {name: digest(resolve(path)) for name, path in models.items()},
+                "data_sha256": {k: v for _, source, _ in chosen for k, v in data_digest(source).items()}}
+    with lock(folder), explained_writes(folder):
+        check(folder, identity, ("summary.json", *(f"{name}.jsonl" for name, _, _ in chosen)))
+        if (folder / "summary.json").is_file():
+            observer.note("finished", f"{folder} already holds this evaluation; nothing to do")
+            return json.loads((folder / "summary.json").read_text())
+        remove_partial(folder)
+        records = {role: _records(settings, path, role, chosen, folder, identity, observer) for role, path in models.items()}
+        summary = {"posttrain": __version__, "model": settings.model, "against": settings.against,
+                   "models_sha256": identity["models_sha256"], "tasks": _compare(chosen, records)}
+        write_json(folder / "summary.json", summary)
+    return summary
+
+
+def _chosen(settings: EvaluateSettings) -> Iterator[tuple[str, Source, str]]:
+    """(name, source, task) of everything to evaluate on."""
+    seen: set[str] = set()
+    for task in TASKS:
+        for source in getattr(settings, task):
+            name = f"{task}-{Path(source.path).name.split('.')[0]}"
+            while name in seen:
+                name += "-2"
+            seen.add(name)
+            yield name, source, task
+
+
+def _records(settings: EvaluateSettings, path: str, role: str, chosen: list[tuple[str, Source, str]], folder: Path,
+             identity: dict[str, Any], observer: ConsoleObserver) -> dict[str, list[Record]]:
+    """What one model makes of every item; tasks that are done are read back."""
+    from posttrain.evals import tasks
+
+    files = {name: folder / f"{name}{'' if role == 'model' else '.against'}.jsonl" for name, _, _ in chosen}
+    found: dict[str, list[Record]] = {}
+    subject: Subject | None = None
+    for name, source, task in chosen:
+        if files[name].is_file() and (folder / "run.json").is_file():
+            found[name] = [json.loads(line) for line in files[name].read_text().splitlines()]
+            continue
+        items = tasks.rows(source)
+        subject = subject or _subject(settings, path, observer, f"{name}")
+        claim(folder, identity, __version__)
+        if task == "exact":
+            found[name] = tasks.exact(subject, items, match=settings.match, max_tokens=settings.max_tokens)
+        else:
+            found[name] = {"perplexity": tasks.perplexity, "choice": tasks.choice}[task](subject, items)
+        if not found[name]:
+            raise DataError(f"nothing of {source} can be scored", cure="look at the file")
+        write_atomic(files[name], "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in found[name]))
+        for metric, estimate in tasks.metrics(task, found[name]).items():
+            observer.note("measured", f"{Path(path).name} {name} {metric}: {shown(estimate.json())}")
+    return found
+
+
+def _subject(settings: EvaluateSettings, path: str, observer: ConsoleObserver, label: str) -> Subject:
+    from functools import partial
+
+    from posttrain.data.chat import Chat
+    from posttrain.engine.policy import Policy
+    from posttrain.evals.tasks import Subject
+
+    policy = Policy.load(path, device=settings.device)
+    for reason in policy.model.admission.reasons:
+        observer.message(reason)
+    limit = getattr(policy.model.config.get_text_config(), "max_position_embeddings", None) or settings.max_length
+    budget = settings.budget or (4096 if policy.model.device.type == "cpu" else 16384)
+    chat = Chat(policy.tokenizer, prompt_template=settings.prompt_template)
+    return Subject(policy, chat, max(budget, settings.max_length), min(settings.max_length, limit),
+                   partial(observer.progress, label))
+
+
+def _compare(chosen: list[tuple[str, Source, str]], records: dict[str, dict[str, list[Record]]]) -> dict[str, Any]:
+    """Metrics of every task, and differences where there is a model to compare with."""
+    from posttrain.evals.tasks import differences, metrics
+
+    out: dict[str, Any] = {}
+    for name, source, task in chosen:
+        mine = records["model"][name]
+        one: dict[str, Any] = {"task": task, "file": source.path,
+                               "metrics": {k: v.json() for k, v in metrics(task, mine).items()}}
+        if "against" in records:
+            theirs = records["against"][name]
+            one["against"] = {k: v.json() for k, v in metrics(task, theirs).items()}
+            one["difference"] = {k: v.json() for k, v in differences(task, mine, theirs).items()}
+        out[name] = one
+    return out
+
+
+def shown(estimate: dict[str, Any]) -> str:
+    """`0.512 [0.468, 0.556], n = 500`"""
+    interval = "" if estimate["low"] is None else f" [{estimate['low']:.3f}, {estimate['high']:.3f}]"
+    return f"{estimate['mean']:.3f}{interval}, n = {estimate['n']:,}"
