@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from posttrain.core.errors import DataError
@@ -222,7 +222,7 @@ def test_any_bytes_give_rows_or_one_error(name: str, tmp_path_factory: pytest.Te
     folder = tmp_path_factory.mktemp("any")
     path = folder / name
 
-    @settings(max_examples=100, deadline=None, derandomize=True)
+    @settings(max_examples=100, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
     @given(ANYTHING)
     def check(content: bytes) -> None:
         framed = b"PAR1" + content + len(content).to_bytes(4, "little") + b"PAR1"
@@ -274,7 +274,7 @@ OBJECTS = st.dictionaries(st.sampled_from(COLUMNS), CELLS, min_size=1, max_size=
 def test_any_object_is_an_example_or_an_error(format: str) -> None:
     needs = FORMATS[format][0] if format else ()
 
-    @settings(max_examples=100, deadline=None, derandomize=True)
+    @settings(max_examples=100, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
     @given(OBJECTS, st.tuples(*((st.booleans() if c == "label" else FAIR | st.just("a")) | CELLS for c in needs)))
     def check(fields: dict[str, Any], needed: tuple[Any, ...]) -> None:
         row = Row({**fields, **dict(zip(needs, needed, strict=True))}, "a:1")

@@ -471,7 +471,7 @@ def test_a_source_in_one_string() -> None:
 @pytest.mark.parametrize(("text", "option", "cure"), [
     ("a.jsonl,wieght=2", "wieght=2", "did you mean 'weight'?"), ("a.jsonl,promt=q", "promt=q", "did you mean 'prompt'?"),
     ("a.jsonl,limit", "limit", "did you mean 'limit'?"), ("a.jsonl,path=b", "path=b", "did you mean 'epochs'?"),
-    ("a.jsonl,", "", "known: chat_template_kwargs, ")])
+    ("a.jsonl,", "", "known: answer_index, ")])
 def test_an_unknown_key_names_the_nearest(text: str, option: str, cure: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse(text)
