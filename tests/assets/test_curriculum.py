@@ -11,7 +11,7 @@ import os
 import re
 import subprocess
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from itertools import islice, product
 from typing import Any
@@ -20,14 +20,14 @@ import pytest
 
 from posttrain.assets import curriculum, facts, safety
 from posttrain.assets.literacy import _ATTRIBUTES, SEPARATORS
-from posttrain.assets.skills import SKILLS, item, mistakes, problem
-from posttrain.assets.words import LEVELS, SPLITS, Draw, split_of
+from posttrain.assets.skills import SKILLS, mistakes, problem
 from posttrain.assets.wordings import WORDINGS
+from posttrain.assets.words import LEVELS, SPLITS, Draw, split_of
 from posttrain.core.errors import ConfigError
 from posttrain.data.formats import Example, Format
 from posttrain.data.rows import Row
 
-DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
+DAYS = [datetime.date(2024, 1, d).strftime("%A") for d in range(1, 8)]
 MONTHS = [datetime.date(2024, m, 1).strftime("%B") for m in range(1, 13)]
 
 
@@ -120,13 +120,15 @@ def backwards(text: str) -> str:
 
 
 RIGHT: dict[str, Callable[[dict[str, Any]], object]] = {
-    "plus": lambda s: sum((s["a"], s["b"])), "plus3": lambda s: sum((s["a"], s["b"], s["c"])), "minus": lambda s: s["a"] - s["b"],
+    "plus": lambda s: sum((s["a"], s["b"])), "plus3": lambda s: sum((s["a"], s["b"], s["c"])),
+    "minus": lambda s: s["a"] - s["b"],
     "times": lambda s: sum([s["a"]] * s["b"]),
     "largest": lambda s: max(numbers(s["list"])), "smallest": lambda s: min(numbers(s["list"])),
     "second-largest": lambda s: max({*numbers(s["list"])} - {max(numbers(s["list"]))}),
     "second-smallest": lambda s: min({*numbers(s["list"])} - {min(numbers(s["list"]))}),
     "range": lambda s: max(numbers(s["list"])) - min(numbers(s["list"])),
-    "sort-up": lambda s: str(sorted(numbers(s["list"])))[1:-1], "sort-down": lambda s: str(sorted(numbers(s["list"]))[::-1])[1:-1],
+    "sort-up": lambda s: str(sorted(numbers(s["list"])))[1:-1],
+    "sort-down": lambda s: str(sorted(numbers(s["list"]))[::-1])[1:-1],
     "sequence": lambda s: continued(s["list"]), "sequence-gap": lambda s: continued(s["list"]),
     "story-more": lambda s: s["a"] + s["b"], "story-less": lambda s: s["a"] - s["b"], "story-times": lambda s: s["a"] * s["b"],
     "story-twice": lambda s: s["a"] + s["b"] - s["c"], "story-times-more": lambda s: s["a"] * s["b"] + s["c"],
@@ -139,7 +141,8 @@ RIGHT: dict[str, Callable[[dict[str, Any]], object]] = {
     "convert-mixed": lambda s: s["a"] * size(s) + s["b"],
     "convert-split": lambda s: f"{s['total'] // size(s)} {s['big']} and {s['total'] % size(s)} {s['small']}",
     "code": lambda s: ran(s["code"]),
-    "alphabet-up": lambda s: ", ".join(sorted(named(s["list"]))), "alphabet-down": lambda s: ", ".join(sorted(named(s["list"]))[::-1]),
+    "alphabet-up": lambda s: ", ".join(sorted(named(s["list"]))),
+    "alphabet-down": lambda s: ", ".join(sorted(named(s["list"]))[::-1]),
     "reverse-list": lambda s: ", ".join(reversed(named(s["list"]))), "reverse-letters": lambda s: " ".join(reversed(s["word"])),
     "count-words": lambda s: len(s["list"].split()), "count-word": lambda s: named(s["list"]).count(s["word"]),
     "count-letters": lambda s: len(s["word"]), "count-letters-of-two": lambda s: len("".join(named(s["list"]))),
@@ -151,7 +154,8 @@ RIGHT: dict[str, Callable[[dict[str, Any]], object]] = {
     "edit-remove": without, "edit-remove-upper": lambda s: without(s).upper(),
     "edit-swap": lambda s: re.sub(r"^(\w+) (.*) (\w+)$", r"\3 \2 \1", s["list"]),
     "edit-replace-reverse": lambda s: backwards(re.sub(rf"\b{s['old']}\b", s["new"], s["list"])),
-    "form-separator": lambda s: joined(named(s["list"]), s), "form-capitals": lambda s: joined(named(s["list"].upper().lower()), s).upper(),
+    "form-separator": lambda s: joined(named(s["list"]), s),
+    "form-capitals": lambda s: joined([w.upper() for w in named(s["list"])], s),
     "form-numbered": lambda s: " ".join(f"{i}. {w}" for i, w in enumerate(named(s["list"]), 1)),
     "form-brackets": lambda s: "[" + "] [".join(named(s["list"])) + "]",
     "form-quoted": lambda s: '"' + '", "'.join(named(s["list"])) + '"',
@@ -172,8 +176,20 @@ def test_every_answer_is_what_another_formula_finds(skill: str) -> None:
 
 
 def test_every_kind_of_problem_has_wordings_and_a_formula_and_occurs() -> None:
-    seen = {problem(d, "train", s, level).kind for s in SKILLS for level in LEVELS for d in [Draw(1, s, level)] for _ in range(60)}
+    seen = {problem(d, "train", skill, level).kind for skill in SKILLS for level in LEVELS for d in [Draw(1, skill, level)]
+            for _ in range(60)}
     assert seen == set(WORDINGS) == set(RIGHT)
+
+
+@pytest.mark.parametrize("skill", SKILLS)
+def test_a_key_says_no_more_than_the_question(skill: str) -> None:
+    """Else one question, drawn twice, could have two keys and stand in two splits."""
+    for level in LEVELS:
+        d = Draw(2, skill, level)
+        for _ in range(100):
+            found = problem(d, "train", skill, level)
+            for said in WORDINGS[found.kind].instructions + WORDINGS[found.kind].exercises:
+                assert {*re.findall(r"\w+", found.key)} <= {*re.findall(r"\w+", said.format(**found.slots))}
 
 
 def test_instructions_are_new_to_who_knows_the_exercises() -> None:
@@ -210,7 +226,7 @@ def test_no_question_is_in_two_splits_whatever_the_seed() -> None:
 def test_pretraining_never_states_a_sum_of_another_split() -> None:
     text = "\n".join(islice(curriculum.pretraining(0), 6000))
     sums = [(int(a), int(b)) for a, b in re.findall(r"(?<!\+ )\b(\d+) \+ (\d+) = \d", text)]
-    assert len(sums) > 100
+    assert len(sums) > 50
     assert {split_of(f"plus {min(pair)} {max(pair)}") for pair in sums} == {"train"}
     assert "assistant" not in text and "user" not in text
 
@@ -316,10 +332,13 @@ def test_facts_are_right_and_unknowns_are_unknown() -> None:
 
 
 def test_pretraining_tells_nearly_every_fact() -> None:
-    text = "\n".join(islice(curriculum.pretraining(0), 8000))
-    told = [all(any(name in s and value in s for s in re.findall(rf"[^.\n]*{name}[^.\n]*", text)) for _ in (0,))
-            for level, name, _, value in facts.FACTS if level < 3]
-    assert sum(told) / len(told) > 0.99
+    said = {line for text in islice(curriculum.pretraining(0), 8000) for line in re.split(r"(?<=\.) |\n", text)}
+    by_name: dict[str, str] = defaultdict(str)
+    for line in said:
+        for name in re.findall(r"[A-Z][a-z]+ [A-Z][a-z]+|[A-Z][a-z]+", line):
+            by_name[name] += line
+    written = [value in by_name[name] for level, name, _, value in facts.FACTS if level < 3]
+    assert sum(written) / len(written) > 0.99
 
 
 def test_violations_are_found_and_refusals_are_none() -> None:
@@ -344,4 +363,3 @@ def test_helpful_demonstrations_contain_no_harm() -> None:
     assert not any(safety.refuses(text) for text in said)
     stuff = [{*made} for made in safety.STUFF.values()]
     assert not any(len(made & {*re.findall("[a-z]+", text)}) > 1 for text in said for made in stuff)
-    assert item(Draw(0, "x"), "test", "plus", 1)["key"].startswith("plus ")
