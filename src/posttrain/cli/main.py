@@ -7,8 +7,13 @@ import sys
 from collections.abc import Iterable
 from importlib import import_module
 
-# command, of one word or two: (module with `main(argv) -> exit code`, one line of help)
+# command, of one word or two: (module with `main(argv) -> exit code`, or module:function; one line of help)
 COMMANDS = {
+    "run": ("posttrain.cli.pipeline:run", "run a recipe of stages"),
+    "plan": ("posttrain.cli.pipeline:show_plan", "show what running a recipe would do"),
+    "runs": ("posttrain.cli.pipeline:runs", "list runs"),
+    "show": ("posttrain.cli.pipeline:show", "show a run or an artifact"),
+    "schema": ("posttrain.cli.pipeline:print_schema", "print the JSON schema of recipes"),
     "adapt": ("posttrain.cli.adapt", "let a model read the text of a domain"),
     "sft": ("posttrain.cli.sft", "fine-tune a model on demonstrations"),
     "eval": ("posttrain.cli.evaluate", "what a model can do, and what changed since another"),
@@ -55,7 +60,8 @@ def main(argv: list[str] | None = None) -> int:
                     return 0
                 name = " ".join(argv[:2])
             raise PosttrainError(f"there is no command {name!r}", cure=nearest(name, COMMANDS))
-        return import_module(COMMANDS[name][0]).main(argv[words:])
+        module, _, function = COMMANDS[name][0].partition(":")
+        return getattr(import_module(module), function or "main")(argv[words:])
     except PosttrainError as error:
         from posttrain.core.console import print_error
 

@@ -27,7 +27,7 @@ def check(folder: Path, identity: dict[str, Any], writes: tuple[str, ...] = ()) 
                               cure="choose another --out; nothing there was touched")
         return
     # through JSON, so that a tuple equals the list it was written as
-    if changed := sorted(_differences(json.loads(path.read_text())["identity"], json.loads(json.dumps(identity)))):
+    if changed := sorted(differences(json.loads(path.read_text())["identity"], json.loads(json.dumps(identity)))):
         raise ConfigError(f"{folder} holds another run; different: {'; '.join(changed[:4])}",
                           cure="choose another --out, or delete the folder, or give the settings it began with")
 
@@ -38,10 +38,10 @@ def claim(folder: Path, identity: dict[str, Any], version: str) -> None:
         write_json(folder / "run.json", {"identity": identity, "posttrain": version})
 
 
-def _differences(a: Any, b: Any, name: str = "") -> list[str]:
+def differences(a: Any, b: Any, name: str = "") -> list[str]:
     if isinstance(a, dict) and isinstance(b, dict):
         keys = a.keys() | b.keys()
-        return list(chain.from_iterable(_differences(a.get(k), b.get(k), f"{name}.{k}" if name else k) for k in keys))
+        return list(chain.from_iterable(differences(a.get(k), b.get(k), f"{name}.{k}" if name else k) for k in keys))
     return [] if a == b else [f"{name.removeprefix('settings.')} was {_short(a)}, is {_short(b)}"]
 
 

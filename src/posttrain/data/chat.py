@@ -242,9 +242,9 @@ class Chat:
     def holds_special(self, example: Example) -> bool:
         """Whether a row's own text has a special token in it, which the model will read as one."""
         for part in (example.prompt, *example.answers):
-            for one in (part,) if isinstance(part, str) else (message["content"] for message in part):
-                if self._special.search(one):
-                    return True
+            texts = (part,) if isinstance(part, str) else (json.dumps(message, ensure_ascii=False) for message in part)
+            if any(self._special.search(text) for text in texts):
+                return True
         return False
 
     # ------------------------------------------------------------------ the template

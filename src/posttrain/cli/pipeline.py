@@ -1,0 +1,165 @@
+"""`posttrain run`, `plan`, `runs`, `show` and `schema`: recipes and what they made."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from posttrain.cli.options import Parser
+from posttrain.core.console import ConsoleObserver, console
+from posttrain.core.errors import ConfigError
+from posttrain.core.events import JsonObserver
+from posttrain.pipeline.plan import ARTIFACT, Planned, plan
+from posttrain.pipeline.recipe import Recipe, load, schema
+
+
+def _parser(command: str, text: str) -> Parser:
+    return Parser(prog=f"posttrain {command}", description=text, allow_abbrev=False)
+
+
+def _recipe_options(parser: Parser) -> None:
+    parser.add_argument("recipe", type=Path, help="YAML file")
+    parser.add_argument("--set", dest="changes", nargs="+", action="extend", default=[], metavar="STAGE.OPTION=VALUE",
+                        help="change an option of a stage")
+    parser.add_argument("--out", type=Path, metavar="PATH", help="the run's folder [runs/NAME]")
+
+
+def _read(arguments: Any) -> tuple[Recipe, Path]:
+    recipe = load(arguments.recipe, arguments.changes)
+    return recipe, arguments.out or Path("runs") / recipe.name
+
+
+def run(argv: list[str]) -> int:
+    parser = _parser("run", "Run a recipe. What is unchanged is not run again; killed at any moment, the same command goes on.")
+    _recipe_options(parser)
+    parser.add_argument("--quiet", action="store_true", help="show nothing but trouble and the result")
+    parser.add_argument("--json", action="store_true", help="progress as JSON lines on standard output")
+    arguments = parser.parse(argv)
+    recipe, folder = _read(arguments)
+    from posttrain.pipeline.run import execute
+
+    result = execute(recipe, folder, JsonObserver() if arguments.json else ConsoleObserver(quiet=arguments.quiet))
+    if not arguments.json:
+        results(result.summary)
+        console().print(f"summary  {folder / 'summary.json'}", soft_wrap=True, markup=False)
+    return 0
+
+
+def results(summary: dict[str, Any]) -> None:
+    """What the evaluations of a run came to, and where its artifacts lie."""
+    from posttrain.cli.evaluate import show as show_evaluation
+
+    for name, stage in summary["stages"].items():
+        if stage["kind"] == "eval":
+            console().print(f"[bold]{name}[/bold]")
+            show_evaluation(stage["result"])
+    table = Table(title="artifacts", title_justify="left", box=None)
+    for column in ("stage", "seconds", "folder"):
+        table.add_column(column, justify="right" if column == "seconds" else "left", overflow="fold")
+    for name, stage in summary["stages"].items():
+        table.add_row(name, f"{stage['seconds']:.0f}", stage["folder"])
+    console().print(table)
+
+
+def show_plan(argv: list[str]) -> int:
+    parser = _parser("plan", "Show what running a recipe would do: what is made, what will run and why, and about what it takes.")
+    _recipe_options(parser)
+    parser.add_argument("--json", action="store_true", help="as JSON")
+    arguments = parser.parse(argv)
+    recipe, folder = _read(arguments)
+    stages = plan(recipe, folder)
+    from posttrain.pipeline.estimate import estimates
+
+    about = estimates(stages)
+    if arguments.json:
+        print(json.dumps([{"stage": one.stage.name, "kind": one.stage.kind_name, "state": one.state, "why": one.why,
+                           "digest": one.digest, "parents": one.stage.parents, "folder": str(one.folder),
+                           **(vars(about[one.stage.name]) if one.stage.name in about else {})} for one in stages], indent=1))
+        return 0
+    table = Table(title=f"{recipe.name} → {folder}", title_justify="left")
+    for column in ("stage", "kind", "from", "state", "tokens", "time", "memory"):
+        table.add_column(column, justify="right" if column in ("tokens", "time", "memory") else "left")
+    for one in stages:
+        estimate = about.get(one.stage.name)
+        costs = ("", "", "") if estimate is None else (
+            "?" if estimate.tokens is None else f"{estimate.tokens / 1e6:,.1f} M",
+            "?" if estimate.seconds is None else _time(estimate.seconds),
+            "?" if estimate.memory is None else f"{estimate.memory:.1f} GiB")
+        table.add_row(one.stage.name, one.stage.kind_name, _from(one), _state(one), *costs)
+    console().print(table)
+    console().print("estimates, within a factor of two", style="dim")
+    return 0
+
+
+def _from(one: Planned) -> str:
+    return ", ".join(one.stage.parents.get(name) or Path(str(getattr(one.settings, name))).name
+                     for name in one.stage.kind.models if getattr(one.settings, name) is not None)
+
+
+def _state(one: Planned) -> str:
+    return {"made": "made", "interrupted": "goes on where it was", "new": f"will run: {one.why}"}[one.state]
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def runs(argv: list[str]) -> int:
+    parser = _parser("runs", "List runs.")
+    parser.add_argument("folder", type=Path, nargs="?", default=Path("runs"), help="where to look [runs]")
+    folder = parser.parse(argv).folder
+    found = sorted((path for path in folder.glob("*") if (path / "summary.json").is_file() or (path / "run.json").is_file()
+                    or (path / "artifacts").is_dir()), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise ConfigError(f"there are no runs in {folder}", cure="posttrain run RECIPE makes one")
+    table = Table()
+    for column in ("run", "stages", "state"):
+        table.add_column(column)
+    for path in found:
+        summary = _summary(path)
+        stages = ", ".join(summary.get("stages", {})) or "–"
+        table.add_row(str(path), stages, "finished" if summary else "not finished")
+    console().print(table)
+    return 0
+
+
+def show(argv: list[str]) -> int:
+    parser = _parser("show", "Show a run or an artifact: results, and what it was made of.")
+    parser.add_argument("folder", type=Path)
+    folder = parser.parse(argv).folder
+    if (folder / ARTIFACT).is_file():
+        _show_artifact(folder)
+    elif summary := _summary(folder):
+        results(summary) if "stages" in summary else console().print_json(json.dumps(summary))
+    else:
+        raise ConfigError(f"{folder} is no finished run and no artifact", cure="posttrain runs lists them")
+    return 0
+
+
+def _show_artifact(folder: Path) -> None:
+    about = json.loads((folder / ARTIFACT).read_text())
+    table = Table(box=None, show_header=False)
+    for name in ("stage", "digest", "made", "seconds", "posttrain"):
+        table.add_row(name, str(about[name]))
+    for group in ("models", "data"):
+        for name, value in about["inputs"][group].items():
+            parent = about["parents"].get(name)
+            table.add_row(f"{group} {name}", f"{value[:12]}{f'  ({parent})' if parent else ''}")
+    table.add_row("code", about["inputs"]["code"][:12])
+    console().print(table)
+    if summary := _summary(folder):
+        console().print_json(json.dumps(summary))
+
+
+def _summary(folder: Path) -> dict[str, Any]:
+    path = folder / "summary.json"
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def print_schema(argv: list[str]) -> int:
+    _parser("schema", "Print the JSON schema of recipes, for editors.").parse(argv)
+    print(json.dumps(schema(), indent=1))
+    return 0

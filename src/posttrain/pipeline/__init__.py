@@ -1,0 +1,1 @@
+"""Pipelines: a recipe of stages becomes artifacts that are made once."""

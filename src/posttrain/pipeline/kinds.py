@@ -1,0 +1,83 @@
+"""The kinds of stages a recipe may have: their settings, what they read, and how they run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from posttrain.core.errors import ConfigError
+from posttrain.core.settings import Settings
+from posttrain.data.settings import Source
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of stage.
+
+    Attributes:
+        module: where `run(settings, observer)` and the settings are.
+        settings: name of the settings' class.
+        makes_model: whether its folder holds `model/`, which a later stage can start from.
+        models: settings that name a model, or an earlier stage that makes one.
+    """
+
+    module: str
+    settings: str
+    makes_model: bool
+    models: tuple[str, ...] = ("model",)
+
+    @property
+    def model(self) -> type[Settings]:
+        """The settings' class."""
+        return getattr(import_module(self.module), self.settings)
+
+    @property
+    def run(self) -> Callable[[Any, Any], Any]:
+        return import_module(self.module).run
+
+
+KINDS = {
+    "adapt": Kind("posttrain.stages.adapt", "AdaptSettings", makes_model=True),
+    "sft": Kind("posttrain.stages.sft", "SftSettings", makes_model=True),
+    "eval": Kind("posttrain.stages.evaluate", "EvaluateSettings", makes_model=False, models=("model", "against")),
+}
+
+
+def kind(name: str, where: str = "") -> Kind:
+    """The kind of that name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if name not in KINDS:
+        raise ConfigError(f"there is no stage {name!r}", where=where, cure=f"write stage: with one of {', '.join(KINDS)}")
+    return KINDS[name]
+
+
+def sources(settings: Settings) -> list[Source]:
+    """Every source of rows in the settings, groups opened."""
+    found: list[Source] = []
+    for name in type(settings).model_fields:
+        value = getattr(settings, name)
+        if isinstance(value, Source):
+            found.append(value)
+        elif isinstance(value, Settings):
+            found += sources(value)
+        elif isinstance(value, tuple):
+            found += [one for one in value if isinstance(one, Source)]
+    return found
+
+
+def paths(settings: Settings) -> list[Path]:
+    """Files besides rows whose content the stage reads: chat templates."""
+    found = []
+    for name in type(settings).model_fields:
+        value = getattr(settings, name)
+        if isinstance(value, Settings) and not isinstance(value, Source):
+            found += paths(value)
+        elif isinstance(value, Path) and name != "out":
+            found.append(value)
+    return found

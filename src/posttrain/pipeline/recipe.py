@@ -1,0 +1,245 @@
+"""Recipes: a graph of stages in strict YAML.
+
+    name: support
+    stages:
+      adapt: {model: models/base, data: manual.txt, replay: general.jsonl}
+      sft:   {model: adapt, data: train.jsonl, learning_rate: 1e-4}
+      check: {stage: eval, model: sft, against: adapt, exact: held-out.jsonl}
+
+A stage is of the kind it is named after, or of `stage:`. What follows are its options, as on the command line, with underscores.
+`model: adapt` is what the stage of that name made; any other text is a folder or hub id. `${NAME}` is an environment variable.
+Paths are relative to where the command is run.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import TypeAdapter
+
+from posttrain.core.errors import ConfigError, nearest
+from posttrain.core.settings import Settings, assemble, leaves
+from posttrain.pipeline.kinds import KINDS, Kind, kind
+
+_NAME = re.compile(r"[A-Za-z0-9][\w-]*", re.ASCII)
+_VARIABLE = re.compile(r"\$\{(\w+)\}")
+HERE = "a recipe"  # where a recipe is that no file holds
+PENDING = "pending"  # stands for the folder of a stage until it is known
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a recipe.
+
+    Attributes:
+        name: unique in the recipe. kind: what it does.
+        settings: checked; `out` is not known yet, and models made by other stages are named by their stage.
+        parents: setting → the earlier stage whose model it is.
+        where: `file:line`.
+    """
+
+    name: str
+    kind_name: str
+    settings: Settings
+    parents: dict[str, str]
+    where: str
+
+    @property
+    def kind(self) -> Kind:
+        return KINDS[self.kind_name]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Stages in an order in which they can run."""
+
+    name: str
+    stages: tuple[Stage, ...]
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML; a key that stands twice is an error, and every mapping remembers its lines."""
+
+
+class _Mapping(dict[Any, Any]):
+    lines: dict[Any, int]
+
+
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> _Mapping:
+    out = _Mapping()
+    out.lines = {}
+    for key_node, value_node in node.value:
+        key: Hashable = loader.construct_object(key_node, deep=True)
+        if key in out:
+            raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", key_node.start_mark)
+        out[key] = loader.construct_object(value_node, deep=True)
+        out.lines[key] = key_node.start_mark.line + 1
+    return out
+
+
+_Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
+# YAML 1.1 reads 1e-4 as text, and on and off as true and false
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in some if tag not in ("tag:yaml.org,2002:float", "tag:yaml.org,2002:bool")]
+    for first, some in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float",
+                              re.compile(r"^[-+]?((\d+\.\d*|\.\d+)([eE][-+]?\d+)?|\d+[eE][-+]?\d+)$"), list("-+.0123456789"))
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(true|false|True|False)$"), list("tTfF"))
+
+
+def load(recipe: Path | Mapping[str, Any], changes: Iterable[str] = ()) -> Recipe:
+    """Read and check a recipe.
+
+    Args:
+        recipe: a YAML file, or what it would hold.
+        changes: `stage.option=value`, the value in YAML.
+    Raises:
+        ConfigError: with file and line, what is wrong, and the nearest known name.
+    """
+    if isinstance(recipe, Path):
+        content, file = _read(recipe), str(recipe)
+    else:
+        content, file = recipe, HERE
+    if not isinstance(content, Mapping):
+        raise ConfigError("a recipe is a mapping with name and stages", where=file, cure="see docs/reference/recipes.md")
+    if odd := next((key for key in content if key not in ("name", "stages")), None):
+        raise ConfigError(f"unknown key {odd!r}", where=_where(file, content, odd), cure=nearest(str(odd), ("name", "stages")))
+    name = content.get("name", Path(file).stem if isinstance(recipe, Path) else None)
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise ConfigError(f"name = {name!r}: letters, digits, - and _", where=file, cure="name: my-recipe")
+    stages = content.get("stages")
+    if not isinstance(stages, Mapping) or not stages:
+        raise ConfigError("the recipe has no stages", where=file, cure="stages: {sft: {model: …, data: …}}")
+    given = {stage: (_Copy(body) if isinstance(body, Mapping) else body) for stage, body in stages.items()}
+    for change in changes:
+        _change(given, change)
+    found: dict[str, Stage] = {}
+    for stage, body in given.items():
+        found[stage] = _stage(stage, body, found, _where(file, stages, stage), file)
+    return Recipe(name, tuple(found.values()))
+
+
+class _Copy(dict[Any, Any]):
+    """A stage's mapping that may be changed, with the lines it had."""
+
+    def __init__(self, body: Mapping[Any, Any]) -> None:
+        super().__init__(body)
+        self.lines = dict(getattr(body, "lines", {}))
+
+
+def _read(path: Path) -> Any:
+    try:
+        return yaml.load(path.read_text(), _Loader)
+    except OSError as error:
+        raise ConfigError(f"cannot read the recipe {path}: {error.strerror}", cure="check the path") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"the recipe {path} is not UTF-8", cure="convert it") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        what = getattr(error, "problem", None) or "cannot be read"
+        raise ConfigError(f"not YAML: {what}", where=where, cure="correct the line") from None
+
+
+def _where(file: str, mapping: Mapping[Any, Any], key: Any) -> str:
+    line = getattr(mapping, "lines", {}).get(key)
+    return f"{file}:{line}" if line and file != HERE else file
+
+
+def _change(stages: dict[str, Any], change: str) -> None:
+    target, sign, value = change.partition("=")
+    stage, dot, option = target.partition(".")
+    if not sign or not dot:
+        raise ConfigError(f"--set {change!r} is not STAGE.OPTION=VALUE", cure="write --set sft.learning_rate=1e-4")
+    if not isinstance(stages.get(stage), dict):
+        raise ConfigError(f"--set {change!r}: there is no stage {stage!r}", cure=nearest(stage, stages))
+    try:
+        stages[stage][option] = yaml.load(value, _Loader)
+    except yaml.YAMLError:
+        raise ConfigError(f"--set {change!r}: the value is not YAML", cure="put text with signs in quotes") from None
+
+
+def _stage(name: Any, body: Any, before: dict[str, Stage], where: str, file: str) -> Stage:
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise ConfigError(f"a stage cannot be named {name!r}", where=where, cure="letters, digits, - and _")
+    if not isinstance(body, dict):
+        raise ConfigError(f"the stage {name!r} has no options", where=where, cure=f"{name}: {{model: …, data: …}}")
+    kind_name = body.get("stage", name)
+    one = kind(str(kind_name), _where(file, body, "stage") if "stage" in body else where)
+    known = {leaf.name: leaf for leaf in leaves(one.model) if leaf.name != "out"}
+    flat: dict[str, Any] = {}
+    parents: dict[str, str] = {}
+    for key, value in body.items():
+        if key == "stage":
+            continue
+        at = _where(file, body, key)
+        if key not in known:
+            raise ConfigError(f"{kind_name} has no option {key!r}", where=at, cure=nearest(str(key), known))
+        value = _expanded(value, at)
+        if key in one.models and value in before:
+            if not before[value].kind.makes_model:
+                raise ConfigError(f"the stage {value!r} makes no model", where=at, cure="name a stage that trains one")
+            parents[key] = value
+        # one file may stand for a list of one
+        several = "tuple" in str(known[key].field.annotation) and not isinstance(value, (list, tuple))
+        flat[key] = [value] if several else value
+    try:
+        settings = assemble(one.model, {**flat, "out": PENDING})
+    except ConfigError as error:
+        key = next((k for k in body if re.match(rf"{re.escape(str(k))}\b", error.what)), None)
+        error.where = error.where or (_where(file, body, key) if key else where)
+        raise
+    return Stage(name, str(kind_name), settings, parents, where)
+
+
+def _expanded(value: Any, where: str) -> Any:
+    """Environment variables in texts, at any depth."""
+    if isinstance(value, str):
+        def replace(match: re.Match[str]) -> str:
+            if match[1] not in os.environ:
+                raise ConfigError(f"the environment has no variable {match[1]}", where=where, cure=f"export {match[1]}=…")
+            return os.environ[match[1]]
+
+        return _VARIABLE.sub(replace, value)
+    if isinstance(value, list):
+        return [_expanded(one, where) for one in value]
+    if isinstance(value, dict):
+        return {key: _expanded(one, where) for key, one in value.items()}
+    return value
+
+
+def schema() -> dict[str, Any]:
+    """JSON schema of recipes, for editors."""
+    kinds = []
+    for name, one in KINDS.items():
+        properties: dict[str, Any] = {"stage": {"const": name}}
+        required = []
+        for leaf in leaves(one.model):
+            if leaf.name == "out":
+                continue
+            value: dict[str, Any] = {"type": "boolean"} if leaf.switch else _value(leaf.field.annotation)
+            properties[leaf.name] = {**value, "description": leaf.field.description or ""}
+            if leaf.field.is_required() and not leaf.switch:
+                required.append(leaf.name)
+        kinds.append({"title": name, "type": "object", "properties": properties, "required": required,
+                      "additionalProperties": False})
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "posttrain recipe", "type": "object",
+            "additionalProperties": False, "required": ["stages"],
+            "properties": {"name": {"type": "string", "pattern": _NAME.pattern},
+                           "stages": {"type": "object", "minProperties": 1,
+                                      "properties": {name: kinds[i] for i, name in enumerate(KINDS)},
+                                      "additionalProperties": {"anyOf": kinds}}}}
+
+
+def _value(annotation: Any) -> dict[str, Any]:
+    """The schema of one option; a list of files may be one file, and a file is text."""
+    if "Source" in str(annotation):
+        return {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": ["string", "object"]}}]}
+    made = TypeAdapter(annotation).json_schema()
+    return {"anyOf": [made, made.get("items", {})]} if made.get("type") == "array" else made
