@@ -49,7 +49,8 @@ def parser_of(command: str) -> Parser:
 
     parse, Parser.parse = Parser.parse, catch
     try:
-        import_module(COMMANDS[command][0]).main([])
+        module, _, function = COMMANDS[command][0].partition(":")
+        getattr(import_module(module), function or "main")([])
     except _Found as found:
         return found.parser
     finally:
@@ -77,8 +78,8 @@ def section(command: str) -> str:
 
 def spelled(action: argparse.Action) -> str:
     """The option as one types it."""
-    names = "`, `".join(action.option_strings)
-    value = f" {action.metavar}" if action.metavar else ""
+    names = "`, `".join(action.option_strings) or (action.metavar or action.dest).upper()
+    value = f" {action.metavar}" if action.metavar and action.option_strings else ""
     return f"`{names}{value}{' …' if action.nargs == '+' else ''}`".replace("|", "\\|")
 
 

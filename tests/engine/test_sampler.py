@@ -14,7 +14,7 @@ from torch import Tensor
 from posttrain.core.errors import ConfigError, ModelError
 from posttrain.data.forest import Tree, plant
 from posttrain.engine.policy import Policy
-from posttrain.engine.sampler import ROWS, Completion, Sampling, draw
+from posttrain.engine.sampler import ROWS, Completion, Sampling, draw, sample
 from tests.tiny import V, folder, network, policy, seq
 
 PROMPTS = [[5, 6, 7, 8, 9, 10, 11], [12, 13, 14], [20, 21, 22], [30], [5, 6, 7, 8, 9, 10, 12]]
@@ -282,3 +282,31 @@ def test_completions_end_with_the_tokenizers_end_token_unless_told_otherwise(tmp
     for free, ended in zip(to_the_end, one.sample(prompts, Sampling(max_tokens=200, seed=2)), strict=True):
         assert ended.finished
         assert ended.tokens == free.tokens[:free.tokens.index(end) + 1]
+
+
+# ---------------------------------------------------------------------------------------------- streaming
+
+def test_every_token_is_told_as_it_is_drawn_and_changes_nothing() -> None:
+    """Two lengths, three samples each, some of which stop early: told one by one they are the completions without it."""
+    one = policy()
+    params = Sampling(max_tokens=10, n=3, seed=3, stop=tuple(range(0, V, 7)))
+    told: dict[tuple[int, int], list[int]] = {}
+    found = one.sample(PROMPTS, params)
+    assert sample(one.model, PROMPTS, params, lambda i, j, token: told.setdefault((i, j), []).append(token)) == found
+    assert [told[i, j] for i in range(len(PROMPTS)) for j in range(3)] == [c.tokens for c in found]
+
+
+def test_what_hears_the_tokens_can_end_the_sampling() -> None:
+    """After the third token; the model trains on as before."""
+    one, told = policy(), []
+    one.model.network.train()
+
+    def hear(_prompt: int, _sample: int, token: int) -> None:
+        told.append(token)
+        if len(told) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        sample(one.model, PROMPTS[:1], Sampling(max_tokens=10, seed=1), hear)
+    assert told == one.sample(PROMPTS[:1], Sampling(max_tokens=10, seed=1))[0].tokens[:3]
+    assert one.model.network.training and one.model.network.config._attn_implementation == "posttrain_forest"

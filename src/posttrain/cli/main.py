@@ -17,6 +17,7 @@ COMMANDS = {
     "adapt": ("posttrain.cli.adapt", "let a model read the text of a domain"),
     "sft": ("posttrain.cli.sft", "fine-tune a model on demonstrations"),
     "eval": ("posttrain.cli.evaluate", "what a model can do, and what changed since another"),
+    "chat": ("posttrain.cli.chat", "talk to a model in the terminal"),
     "data inspect": ("posttrain.cli.data_inspect", "see what a model would be trained on, token by token"),
     "data select": ("posttrain.cli.data_select", "take the rows of a large set that are most like a small one"),
     "data split": ("posttrain.cli.data_split", "split rows so that near-duplicates stay on one side"),

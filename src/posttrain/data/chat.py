@@ -122,7 +122,9 @@ class Chat:
             return self.prompt_template.replace("{prompt}", example.prompt), True
         messages = ({"role": "user", "content": example.prompt},) if isinstance(example.prompt, str) else example.prompt
         self._probe()
-        return self._render(example, messages, True), False
+        text = self._render(example, messages, True)
+        self._check_context(example, messages, text)
+        return text, False
 
     def _turn(self, example: Example, messages: tuple[Message, ...], i: int) -> Turn:
         if not i:

@@ -9,6 +9,7 @@ Left out: paged caches and continuous batching.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,8 @@ from posttrain.core.seeds import generator
 from posttrain.engine.model import Model
 
 ROWS = 64  # sequences that run together
+
+Told = Callable[[int, int, int], None]  # hears of every token as it is drawn: (number of the prompt, of its sample, token)
 
 
 @dataclass(frozen=True)
@@ -74,11 +77,12 @@ class Completion:
 
 
 @torch.no_grad()
-def sample(model: Model, prompts: Many[Many[int]], params: Sampling) -> list[Completion]:
+def sample(model: Model, prompts: Many[Many[int]], params: Sampling, told: Told | None = None) -> list[Completion]:
     """Draw `params.n` completions of every prompt.
 
     Args:
         prompts: token ids, at least one each.
+        told: called with each token, the stop token included; what it raises ends the sampling.
     Returns: completions ordered by prompt, n of each.
     Raises:
         ModelError: the model takes no key-value cache; it would ignore one, and everything before the last token with it.
@@ -92,17 +96,19 @@ def sample(model: Model, prompts: Many[Many[int]], params: Sampling) -> list[Com
         by_length.setdefault(len(prompt), []).append(i)
     was_training = model.network.training
     model.network.eval()
-    with model.stock_attention():
-        for group in by_length.values():
-            step = max(1, ROWS // params.n)
-            for i in range(0, len(group), step):
-                _sample_group(model, prompts, group[i:i + step], params, out)
-    model.network.train(was_training)
+    try:
+        with model.stock_attention():
+            for group in by_length.values():
+                step = max(1, ROWS // params.n)
+                for i in range(0, len(group), step):
+                    _sample_group(model, prompts, group[i:i + step], params, out, told)
+    finally:
+        model.network.train(was_training)
     return [out[i, j] for i in range(len(prompts)) for j in range(params.n)]
 
 
 def _sample_group(model: Model, prompts: Many[Many[int]], group: list[int], params: Sampling,
-                  out: dict[tuple[int, int], Completion]) -> None:
+                  out: dict[tuple[int, int], Completion], told: Told | None) -> None:
     cache: Any = DynamicCache(config=model.config)
     ids = torch.tensor([list(prompts[i]) for i in group], device=model.device)
     logits = model.network(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
@@ -121,6 +127,8 @@ def _sample_group(model: Model, prompts: Many[Many[int]], group: list[int], para
         for row, (key, token, lp) in enumerate(zip(alive, drawn.tolist(), logp.tolist(), strict=True)):
             tokens[key].append(token)
             logprobs[key].append(lp)
+            if told:
+                told(*key, token)
             finished = token in (params.stop or ())
             if finished or at + 1 == params.max_tokens:
                 out[key] = Completion(key[0], tokens[key], logprobs[key], finished)

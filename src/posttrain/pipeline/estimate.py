@@ -1,8 +1,8 @@
 """What a stage will take, roughly, before it runs: tokens from the size of its files, time from a short measurement.
 
-Four bytes of text are about a token, compressed text unpacks to about three times its size. A token takes 6 operations a parameter
-to train (forward and backward) and 2 to score; this machine's rate is measured with a matrix product, of which training reaches
-about a third. Within a factor of two where rows are not mostly cut.
+Four bytes of text are about a token, compressed text unpacks to about three times its size. A token takes 6 operations a
+parameter to train (forward and backward) and 2 to score; this machine's rate is measured with a matrix product, of which training
+reaches about a third. Within a factor of two where rows are not mostly cut.
 """
 
 from __future__ import annotations

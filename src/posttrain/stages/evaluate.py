@@ -146,6 +146,8 @@ def _subject(settings: EvaluateSettings, path: str, observer: ConsoleObserver, l
     limit = getattr(policy.model.config.get_text_config(), "max_position_embeddings", None) or settings.max_length
     budget = settings.budget or (4096 if policy.model.device.type == "cpu" else 16384)
     chat = Chat(policy.tokenizer, prompt_template=settings.prompt_template)
+    if settings.prompt_template is None and settings.exact:
+        policy.converse(chat.template, chat.stop)  # so that answers end where the template ends them
     return Subject(policy, chat, max(budget, settings.max_length), min(settings.max_length, limit),
                    partial(observer.progress, label))
 
