@@ -537,3 +537,22 @@ def test_a_run_that_goes_on_reads_its_tokens_and_not_the_rows_again(bench: Bench
         assert bench.sft(run, *argv)[0] == 0
     assert tokens.st_size == 4 * 6 * 20
     assert summary(run)["model_sha256"] == summary(tmp_path / "whole")["model_sha256"]
+
+
+def test_a_run_that_goes_on_leaves_the_chat_template_in_its_model(bench: Bench, tmp_path: Path) -> None:
+    rows = making.write(tmp_path / "rows.jsonl", [{"prompt": "Hi", "completion": "Yo"}] * 20)
+    base, run = making.model(tmp_path / "base"), tmp_path / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "_choose", lambda run: (_ for _ in ()).throw(KeyboardInterrupt()))
+        assert bench.chat(run, base, rows)[0] == 130
+    assert bench.chat(run, base, rows)[0] == 0
+    assert bench.chat(tmp_path / "whole", base, rows)[0] == 0
+    template = AutoTokenizer.from_pretrained(tmp_path / "whole" / "model").chat_template
+    assert template and AutoTokenizer.from_pretrained(run / "model").chat_template == template
+
+
+def test_an_empty_chat_template_is_no_default(bench: Bench, tmp_path: Path) -> None:
+    rows = making.write(tmp_path / "rows.jsonl", [{"prompt": "Hi", "completion": "Yo"}])
+    (tmp_path / "empty.jinja").write_text("")
+    code, _, err = bench.chat(tmp_path / "run", bench.base, rows, "--chat-template", tmp_path / "empty.jinja")
+    assert code == 2 and "empty.jinja is empty" in err

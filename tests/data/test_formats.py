@@ -85,6 +85,8 @@ TOOL = {"name": "f", "parameters": {"type": "object", "properties": {"x": {"type
     ({"prompt": "a", "completion": "b", "label": "False"}, Example(WHERE, "a", ("b",), False)),
     ({"prompt": "a", "completion": "b", "label": 1.0}, Example(WHERE, "a", ("b",), True)),
     ({"messages": [user("a"), answer("b")], "label": False}, Example(WHERE, (user("a"),), ((answer("b"),),), False)),
+    ({"messages": [user("a"), answer("b")], "system": "s"}, Example(WHERE, (), ((system("s"), user("a"), answer("b")),))),
+    ({"prompt": "a", "completion": "b", "system": "s"}, Example(WHERE, (system("s"), user("a")), ((answer("b"),),))),
     ({"messages": [user("a"), answer("b")], "label": 3}, Example(WHERE, (), ((user("a"), answer("b")),))),
     ({"prompt": [user("a")], "completion": [answer("b")], "label": False, "tools": [TOOL]},
      Example(WHERE, (user("a"),), ((answer("b"),),), False, ({"type": "function", "function": TOOL},))),

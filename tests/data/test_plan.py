@@ -42,6 +42,12 @@ def test_weights_are_for_all_or_none() -> None:
     assert caught.value.cure == "give every source a weight, or none"
 
 
+@pytest.mark.parametrize("source", [{"epochs": 1e12}, {"share": 1 - 1e-12}])
+def test_an_epoch_that_no_memory_holds_is_refused(source: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match=r"an epoch would have .* rows, more than 1e\+09"):
+        shares([40, 40], [Source.model_validate({"path": "a"}), Source.model_validate({"path": "b", **source})])
+
+
 def test_shares_leave_something() -> None:
     for sources in ([source(share=0.5), source(share=0.5), source()], [source(share=0.5)]):
         with pytest.raises(ConfigError, match="leave nothing for the others"):

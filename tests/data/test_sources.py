@@ -19,7 +19,7 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from posttrain.core.errors import ConfigError, DataError
-from posttrain.data import sources
+from posttrain.data import readers
 from posttrain.data.rows import Rejects, Row
 from posttrain.data.settings import Source, Sourced
 from posttrain.data.sources import digest, files, read, size
@@ -146,7 +146,7 @@ def test_ten_megabytes_in_a_line_are_read_whole(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.csv"])
 def test_a_line_over_the_limit_is_no_row(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "LONGEST", 2**20)
+    monkeypatch.setattr(readers, "LONGEST", 2**20)
     start = "text\n" if name == "a.csv" else '{"t": 1}\n'
     assert len(rows(put(tmp_path / name, start + json.dumps({"text": "x" * (2**20 - 13)}) + "\n"))) == 2 - (name == "a.csv")
     fault(put(tmp_path / name, start + json.dumps({"text": "x" * (2**20 - 12)}) + "\n"), "a line of more than 1 MB",
@@ -154,7 +154,7 @@ def test_a_line_over_the_limit_is_no_row(tmp_path: Path, name: str, monkeypatch:
 
 
 def test_a_file_that_is_too_large_to_be_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "WHOLE", 2**10)
+    monkeypatch.setattr(readers, "WHOLE", 2**10)
     fault(put(tmp_path / "a.txt", "x" * 1025), "PATH holds more than 0 GB and cannot be read line by line",
           "convert it to JSON lines (.jsonl), one row a line", "")
 
@@ -373,13 +373,26 @@ def test_a_folder_is_read_through_datasets(tmp_path: Path) -> None:
     folder.mkdir()
     put(folder / "train.jsonl", GOOD)
     put(folder / "test.jsonl", b'{"text": "three"}\n')
-    assert rows(folder) == [({"text": "one"}, "[train]:row 1"), ({"text": "two"}, "[train]:row 2")]
-    assert rows(folder, split="test", columns={"prompt": "text"}) == [({"prompt": "three"}, "[test]:row 1")]
+    # datasets says which file belongs to which split; our readers read them, so that file and line are known
+    assert rows(folder) == [({"text": "one"}, "/train.jsonl:1"), ({"text": "two"}, "/train.jsonl:2")]
+    assert rows(folder, split="test", columns={"prompt": "text"}) == [({"prompt": "three"}, "/test.jsonl:1")]
     assert digest(source(folder)) == {
         str(p): hashlib.sha256(p.read_bytes()).hexdigest() for p in (folder / "test.jsonl", folder / "train.jsonl")}
     with pytest.raises(DataError, match=r"cannot load the data set .*: ValueError: .*other") as caught:
         rows(folder, split="other")
     assert caught.value.cure == "check its name, split and subset, and the connection; or give a local file"
+
+
+def test_a_folder_in_which_a_file_belongs_to_no_split(tmp_path: Path) -> None:
+    put(tmp_path / "support-train.jsonl", GOOD)
+    put(tmp_path / "LICENSE.txt", b"free")
+    put(tmp_path / ".hidden.jsonl", GOOD)
+    assert len(rows(tmp_path)) == 2
+    put(tmp_path / "faq.jsonl", GOOD)
+    with pytest.raises(DataError, match=r"faq\.jsonl would be left out: by the names of the files it is in no split") as caught:
+        rows(tmp_path)
+    assert caught.value.cure == f"name the files themselves: --data '{tmp_path}/*.jsonl'"
+    assert len(rows(f"{tmp_path}/*.jsonl")) == 4
 
 
 def test_a_folder_without_data(tmp_path: Path) -> None:
@@ -444,6 +457,13 @@ def test_columns_are_renamed(tmp_path: Path) -> None:
     assert row.raw == path.read_bytes().split(b"\n")[0] + b"\n"
 
 
+def test_a_column_that_no_row_has_is_named(tmp_path: Path) -> None:
+    path = put(tmp_path / "a.jsonl", b'{"text": "one"}\n{"text": "two", "persona": "kind"}\n')
+    assert rows(path, columns={"system": "persona"})[1] == ({"text": "two", "system": "kind"}, ":2")  # it may be rare
+    with pytest.raises(DataError, match=r"no row of .* has the column 'persono', which --data names; did you mean 'persona'"):
+        rows(path, columns={"system": "persono"})
+
+
 def test_columns_can_change_places(tmp_path: Path) -> None:
     path = put(tmp_path / "a.jsonl", b'{"prompt": "a", "completion": "b"}')
     assert rows(path, columns={"prompt": "completion", "completion": "prompt"}) == [({"prompt": "b", "completion": "a"}, ":1")]
@@ -479,7 +499,13 @@ def test_an_unknown_key_names_the_nearest(text: str, option: str, cure: str) -> 
     assert caught.value.cure.startswith(cure) or option == "path=b"
 
 
-@pytest.mark.parametrize("text", ["a,limit=0", "a,limit=x", "a,weight=0", "a,epochs=-1", "a,weight=nan"])
+@pytest.mark.parametrize("text", ["a,limit=2,limit=3", "a,prompt=q,prompt=question"])
+def test_a_key_that_is_given_twice(text: str) -> None:
+    with pytest.raises(ConfigError, match=f"gives {text.split(',')[1].split('=')[0]} twice"):
+        parse(text)
+
+
+@pytest.mark.parametrize("text", ["", ",limit=2", "a,limit=0", "a,limit=x", "a,weight=0", "a,epochs=-1", "a,weight=nan"])
 def test_a_value_that_does_not_fit(text: str) -> None:
     with pytest.raises(ValidationError):
         parse(text)

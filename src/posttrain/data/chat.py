@@ -14,24 +14,19 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import date
 from functools import cached_property
+from inspect import signature
 from itertools import product
 from typing import Any
 
-from posttrain.core.errors import DataError, ModelError
+from posttrain.core.errors import ConfigError, DataError, ModelError
 from posttrain.data.formats import Example, Message, Text
-from posttrain.data.templates import default_template
+from posttrain.data.templates import default_template, pinned
 from posttrain.data.thinking import EMPTY, PROMPTED, TAGS, TWICE, closing, thought
 from posttrain.data.thinking import reasoning as own_reasoning
 
-# Some templates print today's date. A run that goes on tomorrow must see what it saw today; a row can say another one, in
-# chat_template_kwargs, where its template allows that.
-TODAY = date(2026, 1, 1)
-
 _TAIL = re.compile(r"</(?!s>)|\[/|<[^<>]*_end\|>$")  # closes a part of an answer, not the answer
 _WORD = "Zq7"  # stands for an answer, to see what the template writes around it
-_NOW = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +68,8 @@ class Chat:
         if prompt_template is not None and "{prompt}" not in prompt_template:
             raise DataError(f"the prompt template {prompt_template!r} does not contain {{prompt}}",
                             cure="write {prompt} where it goes")
+        if own := sorted({*(kwargs or {})} & {*signature(tokenizer.apply_chat_template).parameters} - {"documents"}):
+            raise ConfigError(f"--template-kwargs {own[0]} is not for the template to read", cure="leave it out")
         self.tokenizer, self.train_on, self.prompt_template = tokenizer, train_on, prompt_template
         self.kwargs = dict(kwargs or {})
         self.origin = "given" if template else "the model's own" if tokenizer.chat_template else "default"
@@ -324,7 +321,7 @@ class Chat:
         if isinstance(template, dict):
             template = template.get("tool_use" if tools else "default") or template["default"]
         if template not in self._pinned:
-            self._pinned[template] = _NOW.sub(lambda m: repr(TODAY.strftime(m[2])), template)
+            self._pinned[template] = pinned(template)
         # templates that know no developer role know the system's, which means the same
         developer = "developer" if re.search("""['"]developer['"]""", template) else "system"
         return self.tokenizer.apply_chat_template(

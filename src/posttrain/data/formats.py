@@ -112,7 +112,7 @@ def detect(row: Row) -> str:
 # ---------------------------------------------------------------------------------------------- parsing
 
 def _messages_row(row: Row) -> Example:
-    turns = messages(row.fields["messages"], "messages", row.where)
+    turns = _with_system(row, messages(row.fields["messages"], "messages", row.where))
     if isinstance(row.fields.get("label"), bool):  # what is labelled is the last answer
         return replace(_example(row, turns[:-1], turns[-1:]), label=row.fields["label"])
     return _example(row, (), turns)
@@ -120,11 +120,20 @@ def _messages_row(row: Row) -> Example:
 
 def _sharegpt(row: Row) -> Example:
     turns = messages(row.fields["conversations"], "conversations", row.where)
-    return _example(row, (), (*_system(row), *turns))
+    return _example(row, (), _with_system(row, turns))
 
 
 def _system(row: Row) -> tuple[Message, ...]:
     return ({"role": "system", "content": row.text("system")},) if _given(row, "system") is not None else ()
+
+
+def _with_system(row: Row, turns: tuple[Message, ...]) -> tuple[Message, ...]:
+    """A conversation with the system prompt of a column of its own."""
+    system = _system(row)
+    if system and turns[0]["role"] in ("system", "developer"):
+        raise DataError("there is a system prompt in its own column and in the messages", where=row.where,
+                        cure="keep one of them")
+    return (*system, *turns)
 
 
 def _given(row: Row, column: str) -> Any:
@@ -173,7 +182,8 @@ def _label(row: Row) -> Example:
     # tables without a type for it write true and false as text or numbers
     label = {"true": True, "false": False, "1": True, "0": False}.get(label.lower(), label) if isinstance(label, str) else label
     if isinstance(label, (str, list, dict)) or label not in (0, 1):
-        raise DataError(f"the label is {kind(label)}, not true or false", where=row.where, cure="write true for a good answer")
+        raise DataError(f"the label is {kind(label)}, not true or false", where=row.where,
+                        cure="write true for a good answer; if the column means something else, give --format prompt-completion")
     return replace(_prompt_completion(row), label=bool(label))
 
 
@@ -183,6 +193,10 @@ def _prompt_completion(row: Row) -> Example:
         prompt = ({"role": "user", "content": prompt},)
     elif isinstance(completion, str) and not isinstance(prompt, str):
         completion = ({"role": "assistant", "content": completion},)
+    if _system(row):
+        if isinstance(prompt, str) or isinstance(completion, str):
+            prompt, completion = ({"role": "user", "content": prompt},), ({"role": "assistant", "content": completion},)
+        prompt = _with_system(row, prompt)
     return _example(row, prompt, completion)
 
 

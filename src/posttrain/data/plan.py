@@ -16,6 +16,8 @@ from posttrain.core.errors import ConfigError
 from posttrain.core.seeds import generator
 from posttrain.data.settings import Source
 
+MOST = 10**9  # rows of an epoch, whose order takes eight bytes each
+
 
 def shares(rows: Many[int], sources: Many[Source]) -> list[int]:
     """How many rows an epoch takes from each source.
@@ -27,7 +29,7 @@ def shares(rows: Many[int], sources: Many[Source]) -> list[int]:
         rows: rows of each source.
         sources: the sources.
     Raises:
-        ConfigError: some sources have weights and some have none; shares that leave nothing.
+        ConfigError: some sources have weights and some have none; shares that leave nothing; more than `MOST` rows.
     """
     passes = [n * source.epochs for n, source in zip(rows, sources, strict=True)]
     free = [i for i, source in enumerate(sources) if source.share is None]
@@ -43,6 +45,8 @@ def shares(rows: Many[int], sources: Many[Source]) -> list[int]:
                           cure="lower share=, or leave it out")
     passes = [n if source.share is None else total / (1 - taken) * source.share
               for n, source in zip(passes, sources, strict=True)]
+    if sum(passes) > MOST:
+        raise ConfigError(f"an epoch would have {sum(passes):.0e} rows, more than {MOST:.0e}", cure="lower epochs= or share=")
     whole = [int(p) for p in passes]
     order = sorted(range(len(passes)), key=lambda i: (whole[i] - passes[i], i))
     for i in order[:round(sum(passes)) - sum(whole)]:

@@ -20,9 +20,10 @@ from posttrain.core.errors import DataError
 from posttrain.data.chat import Chat, Turn
 from posttrain.data.forest import Sequence, Tree
 from posttrain.data.formats import Example, Format
+from posttrain.data.readers import Told
 from posttrain.data.rows import Rejects, Row
 from posttrain.data.settings import Source
-from posttrain.data.sources import Told, read
+from posttrain.data.sources import read
 from posttrain.data.store import TreeWriter
 from posttrain.data.tokens import Encoded, Encoder
 
@@ -40,7 +41,8 @@ class Account:
         format: how the rows were read.
         read, used, rejected: rows.
         dropped: rows of which nothing trainable was left, by reason.
-        truncated: rows that lost tokens to the length limit. divided: rows cut into several sequences, nothing lost.
+        truncated: rows that lost tokens to the length limit. divided: rows cut into several sequences; every trained
+            token is in one of them, but an answer's later parts stand without its question.
         duplicates: rows whose tokens another row before has, too. branched: conversations whose template rewrites history.
         special: rows with the text of a special token inside.
         sequences, tokens, targets: what is trained on. longest: tokens of the longest sequence.
@@ -205,7 +207,7 @@ def accounted(source: Source, chat: Chat, encoder: Encoder, scratch: Path, accou
             else:
                 account.used += 1
                 account.truncated += cut
-                account.divided += len(trees) > 1
+                account.divided += not cut and max(len(e.ids) for e in one.encoded) > max_length
                 hashes.write(_hash(trees))
                 for tree in trees:
                     account.sequences += len(tree)
@@ -243,6 +245,8 @@ def _trees(one: Prepared, limit: int, asked: str, begin: int | None) -> tuple[li
     """A row's trees within the limit; why there are none; whether tokens were lost."""
     policy = policy_for(one.example, asked)
     over = max(len(e.ids) for e in one.encoded) > limit
+    if over and policy == "drop":
+        return [], f"longer than {limit} tokens", False
     found = [fit(e, limit, policy, begin) for e in one.encoded]
     if over and policy == "split":  # each window stands for itself
         trees: list[Tree] = [(s,) for some in found for s in some]
@@ -252,7 +256,7 @@ def _trees(one: Prepared, limit: int, asked: str, begin: int | None) -> tuple[li
         return trees, "", over and policy != "split"
     if not over:
         return [], "one token is no sequence: nothing predicts it", False
-    return [], f"longer than {limit} tokens" if policy == "drop" else f"the prompt alone fills {limit} tokens", False
+    return [], f"the prompt alone fills {limit} tokens", False
 
 
 def shown(one: Prepared, chat: Chat, encoder: Encoder) -> tuple[str, str]:

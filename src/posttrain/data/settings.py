@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from posttrain.core.errors import ConfigError, nearest
 from posttrain.core.settings import Settings
@@ -22,7 +22,7 @@ class Source(Settings):
     On the command line: `PATH[,KEY=VALUE]…`, for example `train.jsonl,weight=2,limit=1000,prompt=question`.
     """
 
-    path: str = Field(description="file, folder, quoted glob, or hub id of a data set")
+    path: str = Field(min_length=1, description="file, folder, quoted glob, or hub id of a data set")
     split: str = Field("train", description="split of a folder or hub data set")
     subset: str | None = Field(None, description="configuration of a hub data set")
     weight: float | None = Field(None, gt=0, description="share of an epoch's rows, beside the other sources' weights")
@@ -30,6 +30,13 @@ class Source(Settings):
     epochs: float = Field(1.0, gt=0, description="passes over this source in one epoch of the run")
     limit: int | None = Field(None, ge=1, description="rows at most: the first ones")
     columns: dict[str, str] = Field(default_factory=dict, description="our column → the file's")
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Source:
+        if self.share is not None and (self.weight is not None or self.epochs != 1):
+            raise ConfigError(f"{self.path} has a share, which leaves no room for a weight or epochs of its own",
+                              cure="give share=, or weight= or epochs=")
+        return self
 
     def __str__(self) -> str:
         return self.path
@@ -48,7 +55,9 @@ def _parse(value: Any) -> Any:
         if not sign or key not in (*own, *COLUMNS):
             raise ConfigError(f"{value!r}: {option!r} is not KEY=VALUE with a known key",
                               cure=nearest(key, (*own, *COLUMNS)))
-        (fields if key in own else columns).setdefault(key, given)
+        if key in (to := fields if key in own else columns):
+            raise ConfigError(f"{value!r} gives {key} twice", cure="give it once")
+        to[key] = given
     return {"path": path, "columns": columns, **fields}
 
 

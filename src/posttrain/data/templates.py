@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from datetime import date
 from typing import Any
 
 _TEMPLATE = """\
@@ -50,6 +51,17 @@ To call one, write <tool_call>{"name": …, "arguments": {…}}</tool_call>.
     {{- OPEN_ASSISTANT }}
 {%- endif %}
 """
+
+
+# Some templates print today's date. A run that goes on tomorrow must see what it saw today; a row can say another one, in
+# chat_template_kwargs, where its template allows that.
+TODAY = date(2026, 1, 1)
+_NOW = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)")
+
+
+def pinned(template: str) -> str:
+    """A template that says the same date every day."""
+    return _NOW.sub(lambda match: repr(TODAY.strftime(match[2])), template)
 
 
 def default_template(tokenizer: Any) -> str:

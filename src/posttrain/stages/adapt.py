@@ -30,8 +30,8 @@ class AdaptOptimiser(OptimiserSettings):
 
 def _plain(sources: tuple[Any, ...]) -> tuple[Any, ...]:
     """Replay takes its share from `replay_share`, so its sources have none of their own."""
-    if odd := next((s for s in sources if s.share is not None or s.weight is not None), None):
-        raise ConfigError(f"--replay {odd} has a share or a weight of its own", cure="give --replay-share")
+    if odd := next((s for s in sources if s.share is not None or s.weight is not None or s.epochs != 1), None):
+        raise ConfigError(f"--replay {odd} has a share, weight or epochs of its own", cure="give --replay-share")
     return sources
 
 

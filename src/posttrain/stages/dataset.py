@@ -12,6 +12,7 @@ from posttrain.core.console import ConsoleObserver
 from posttrain.core.errors import ConfigError, DataError
 from posttrain.core.files import PARTIAL, sha256_json, write_json
 from posttrain.data.formats import Format
+from posttrain.data.plan import shares
 from posttrain.data.rows import Rejects
 from posttrain.data.settings import DataSettings, Source
 from posttrain.data.sources import digest, read, size
@@ -74,6 +75,11 @@ def peek(settings: DataSettings) -> None:
     Raises:
         DataError: a source that is not there, or whose first row is of no known format.
     """
+    shares([1] * len(settings.data), settings.data)  # whether weights and shares make sense
+    for source in settings.validation:
+        if source.weight is not None or source.share is not None or source.epochs != 1:
+            raise ConfigError(f"--validation {source} has a weight, share or epochs, and every held-out row is scored once",
+                              cure="leave them out; limit= takes fewer rows")
     for some in sources(settings).values():
         for source in some:
             # a first row that will be rejected is told of later, with all the others
@@ -109,9 +115,13 @@ def chat_template(settings: DataSettings) -> str | None:
     if settings.chat_template is None:
         return None
     try:
-        return settings.chat_template.read_text()
+        template = settings.chat_template.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read the chat template {settings.chat_template}: {error}", cure="check the path") from None
+    if not template.strip():
+        raise ConfigError(f"the chat template {settings.chat_template} is empty", cure="give a Jinja template, or leave "
+                          "--chat-template out")
+    return template
 
 
 def chat_of(settings: DataSettings, tokenizer: Any) -> Chat:
@@ -141,11 +151,12 @@ def load(settings: DataSettings, chat: Chat, folder: Path, identity: dict[str, A
         shutil.rmtree(partial, ignore_errors=True)
         try:
             _prepare(settings, chat, partial, longest, observer)
-            write_json(partial / "key.json", {"key": key})
+            write_json(partial / "key.json", {"key": key, "chat": chat.used})
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
         done = partial
+    chat.used = json.loads((done / "key.json").read_text())["chat"]  # tokens that are found say it of the run that made them
     found = {}
     for label, some in sources(settings).items():
         parts = [done / f"{label} {i}" for i in range(len(some))]
