@@ -20,8 +20,8 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 help:  ## show this
 	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 20
 
-quickstart: $(BASE)  ## train a small model on a CPU, offline, and see what it learned (runs/quickstart)
-	@$(BIN)/python examples/quickstart.py
+quickstart: $(BASE)  ## base model → adapted → fine-tuned → evaluated, offline, on a CPU (runs/quickstart)
+	@$(BIN)/posttrain quickstart
 
 test: lint  ## lint, then the whole test suite
 	$(BIN)/python -m pytest

@@ -9,6 +9,7 @@ from importlib import import_module
 
 # command, of one word or two: (module with `main(argv) -> exit code`, or module:function; one line of help)
 COMMANDS = {
+    "quickstart": ("posttrain.cli.quickstart", "see the whole loop work on a small real model, in about a minute"),
     "run": ("posttrain.cli.pipeline:run", "run a recipe of stages"),
     "plan": ("posttrain.cli.pipeline:show_plan", "show what running a recipe would do"),
     "runs": ("posttrain.cli.pipeline:runs", "list runs"),

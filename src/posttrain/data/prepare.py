@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from posttrain.data.sources import read
 from posttrain.data.store import TreeWriter
 from posttrain.data.tokens import Encoded, Encoder
 
-CHUNK_ROWS, CHUNK_CHARACTERS = 1000, 4_000_000  # tokenised at a time; bounds memory
+CHUNK_ROWS, CHUNK_CHARACTERS = 500, 4_000_000  # tokenised at a time; bounds memory
 FOUND = 4_000_000  # hashes compared at a time
 
 Parse = Callable[[Example, Row], Example]
@@ -86,9 +87,27 @@ class Prepared:
     encoded: list[Encoded]
 
 
+Chunk = list[tuple[Row, Example, list[Turn]]]
+
+
 def encoded(rows: Iterable[Row], chat: Chat, encoder: Encoder, form: Format, rejects: Rejects) -> Iterator[Prepared]:
-    """Read, render and tokenise rows, in order and in chunks. What cannot be used goes to `rejects`."""
-    chunk: list[tuple[Row, Example, list[Turn]]] = []
+    """Read, render and tokenise rows, in order and in chunks. What cannot be used goes to `rejects`.
+
+    While one chunk is tokenised, which needs no Python, the next one is rendered.
+    """
+    with ThreadPoolExecutor(1) as beside:
+        waiting: tuple[Chunk, Future[list[list[Encoded] | DataError]]] | None = None
+        for chunk in _rendered(rows, chat, form, rejects):
+            begun = beside.submit(encoder.encode, [turns for _, _, turns in chunk])
+            if waiting:
+                yield from _tokenised(*waiting, rejects)
+            waiting = chunk, begun
+        if waiting:
+            yield from _tokenised(*waiting, rejects)
+
+
+def _rendered(rows: Iterable[Row], chat: Chat, form: Format, rejects: Rejects) -> Iterator[Chunk]:
+    chunk: Chunk = []
     size = 0
     for row in rows:
         try:
@@ -100,13 +119,14 @@ def encoded(rows: Iterable[Row], chat: Chat, encoder: Encoder, form: Format, rej
         chunk.append((row, example, turns))
         size += sum(len(turn.before) + len(turn.after) for turn in turns)
         if len(chunk) >= CHUNK_ROWS or size >= CHUNK_CHARACTERS:
-            yield from _tokenised(chunk, encoder, rejects)
+            yield chunk
             chunk, size = [], 0
-    yield from _tokenised(chunk, encoder, rejects)
+    if chunk:
+        yield chunk
 
 
-def _tokenised(chunk: list[tuple[Row, Example, list[Turn]]], encoder: Encoder, rejects: Rejects) -> Iterator[Prepared]:
-    for (row, example, _), found in zip(chunk, encoder.encode([turns for _, _, turns in chunk]), strict=True):
+def _tokenised(chunk: Chunk, begun: Future[list[list[Encoded] | DataError]], rejects: Rejects) -> Iterator[Prepared]:
+    for (row, example, _), found in zip(chunk, begun.result(), strict=True):
         if isinstance(found, DataError):
             found.where = row.where
             rejects.add(found, row)

@@ -35,6 +35,7 @@ MODES: dict[Mode, str] = {
     "equal": "every path alone, in batches of exactly equal length",
 }
 TOLERANCE = 1e-3  # nats; models that agree do so within 1e-5, models that do not are off by 0.1 and more
+EMBEDDED = Path(__file__).resolve().parents[1] / "assets" / "base"  # `--model embedded`
 LONGEST_PROBE = 1024  # tokens; a threshold beyond this is not probed
 
 Noise = Callable[[Tensor, Tensor], Tensor]  # (embeddings [..., T, d], sequence lengths [..., T]) -> embeddings
@@ -315,8 +316,8 @@ def quiet() -> Iterator[None]:
 # ---------------------------------------------------------------------------------------------- load
 
 def resolve(path: str) -> Path:
-    """The local folder of a model: the folder itself, or the snapshot of a hub id."""
-    folder = Path(path)
+    """The local folder of a model: the folder itself, the snapshot of a hub id, or the base model that the package holds."""
+    folder = EMBEDDED if path == "embedded" else Path(path)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise ModelError(f"{folder} has no config.json", cure="point --model at a Hugging Face model folder")
