@@ -31,7 +31,7 @@ def show(summary: dict[str, Any]) -> None:
     table = Table(title="95 % intervals", title_justify="left")
     columns = ("task", "metric", "n", *(("before", "after", "difference, paired") if compared else ("value",)))
     for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i < 2 else "right")
+        table.add_column(column, justify="left" if i < 2 else "right", overflow="fold")
     for name, one in summary["tasks"].items():
         for metric, value in one["metrics"].items():
             cells = [name, METRICS[metric], f"{value['n']:,}"]

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from posttrain.cli.options import Parser
@@ -41,8 +42,11 @@ def run(argv: list[str]) -> int:
     recipe, folder = _read(arguments)
     from posttrain.pipeline.run import execute
 
-    result = execute(recipe, folder, JsonObserver() if arguments.json else ConsoleObserver(quiet=arguments.quiet))
-    if not arguments.json:
+    observer = JsonObserver() if arguments.json else ConsoleObserver(quiet=arguments.quiet)
+    result = execute(recipe, folder, observer)
+    if isinstance(observer, JsonObserver):
+        observer.summary(result.summary)
+    else:
         results(result.summary)
         console().print(f"summary  {folder / 'summary.json'}", soft_wrap=True, markup=False)
     return 0
@@ -60,7 +64,7 @@ def results(summary: dict[str, Any]) -> None:
     for column in ("stage", "seconds", "folder"):
         table.add_column(column, justify="right" if column == "seconds" else "left", overflow="fold")
     for name, stage in summary["stages"].items():
-        table.add_row(name, f"{stage['seconds']:.0f}", stage["folder"])
+        table.add_row(name, f"{stage['seconds']:.0f}", escape(stage["folder"]))
     console().print(table)
 
 
@@ -100,7 +104,7 @@ def _from(one: Planned) -> str:
 
 
 def _state(one: Planned) -> str:
-    return {"made": "made", "interrupted": "goes on where it was", "new": f"will run: {one.why}"}[one.state]
+    return {"made": "made", "interrupted": "goes on where it was", "new": escape(f"will run: {one.why}")}[one.state]
 
 
 def _time(seconds: float) -> str:

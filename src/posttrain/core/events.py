@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
-from posttrain.core.console import ConsoleObserver
+from posttrain.core.console import ConsoleObserver, console
 
 EVERY = 1.0  # seconds between two progress events
 
@@ -23,7 +22,7 @@ class JsonObserver(ConsoleObserver):
 
     def __init__(self, to: TextIO | None = None) -> None:
         super().__init__(quiet=True)
-        self._to = to or sys.stdout
+        self._to: Any = to or console().file  # which survives its reader
         self._last = 0.0
 
     def _write(self, event: str, **fields: Any) -> None:
@@ -45,6 +44,10 @@ class JsonObserver(ConsoleObserver):
     def working(self, label: str, total: int) -> Iterator[Callable[[int], None]]:
         yield lambda done: self.progress(label, done, total) if done < total else None
         self.progress(label, total, total)
+
+    def summary(self, summary: dict[str, Any]) -> None:
+        """Everything the run came to; the last line."""
+        self._write("summary", **summary)
 
     def start(self, step: int, steps: int) -> None:
         self._write("start", step=step, steps=steps)

@@ -11,7 +11,6 @@ import json
 import time
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 from posttrain.core.settings import Settings
 from posttrain.data.settings import Source
@@ -48,7 +47,8 @@ def _estimate(one: Planned, parameters: int | None) -> Estimate:
     if parameters is None or tokens is None:
         return Estimate(tokens, None, None)
     trains = one.stage.kind.makes_model
-    seconds = (6 if trains else 2) * parameters * tokens / (rate() * REACHED)
+    models = sum(getattr(one.settings, name) is not None for name in one.stage.kind.models)
+    seconds = (6 if trains else 2) * models * parameters * tokens / (rate() * REACHED)
     # weights, gradients and two moments in float32, and activations of one forward pass
     memory = parameters * (16 if trains else 4) / 2**30 + 0.5
     return Estimate(tokens, seconds, memory)
@@ -77,9 +77,11 @@ def _bytes(source: Source) -> int | None:
 
 @cache
 def _parameters(model: str) -> int | None:
-    """Of a local folder, from the headers of its weights."""
+    """Of a model, from the headers of its weights."""
+    from posttrain.engine.model import resolve
+
     total = 0
-    for path in Path(model).glob("*.safetensors"):
+    for path in resolve(model).glob("*.safetensors"):
         with open(path, "rb") as file:
             header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
         for name, tensor in header.items():

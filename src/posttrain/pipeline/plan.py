@@ -78,7 +78,7 @@ def _planned(stage: Stage, folder: Path, before: dict[str, Planned]) -> Planned:
     place = folder / "artifacts" / f"{stage.name}-{digest[:12]}"
     ready = {"out": place, **{name: str(before[parent].folder / "model") for name, parent in stage.parents.items()}}
     state = "made" if (place / ARTIFACT).is_file() else "interrupted" if (place / "run.json").is_file() else "new"
-    why = "" if state != "new" else _why(stage.name, inputs, folder, before, stage)
+    why = "" if state != "new" else _why(inputs, folder, stage)
     return Planned(stage, digest, inputs, place, stage.settings.model_copy(update=ready), state, why)
 
 
@@ -91,16 +91,16 @@ def _model_digest(given: str, stage: Stage) -> str:
         raise ConfigError(error.what, where=stage.where, cure=f"{error.cure}; or name an earlier stage") from None
 
 
-def _why(name: str, inputs: dict[str, Any], folder: Path, before: dict[str, Planned], stage: Stage) -> str:
+def _why(inputs: dict[str, Any], folder: Path, stage: Stage) -> str:
     """What differs from the newest artifact of the same name."""
-    made = [path / ARTIFACT for path in (folder / "artifacts").glob(f"{name}-*") if (path / ARTIFACT).is_file()]
+    same = (folder / "artifacts").glob(f"{stage.name}-{'[0-9a-f]' * 12}")  # and not those of a stage NAME-2
+    made = [path / ARTIFACT for path in same if (path / ARTIFACT).is_file()]
     if not made:
         return "not made yet"
     last = json.loads(max(made, key=lambda path: path.stat().st_mtime).read_text())
     changed = differences(last["inputs"], json.loads(json.dumps(inputs)))
     said = [one for one in changed if not one.startswith(("models.", "code "))]
-    said += [f"{parent} changed" for key, parent in stage.parents.items()
-             if last["inputs"]["models"].get(key) != inputs["models"].get(key)]
-    said += ["the model changed"] * any(one.startswith("models.") for one in changed if not stage.parents)
+    before, now = last["inputs"]["models"], inputs["models"]
+    said += [f"{stage.parents.get(key, key)} changed" for key in sorted(before.keys() | now) if before.get(key) != now.get(key)]
     said += ["posttrain's own code changed"] * any(one.startswith("code ") for one in changed)
     return "; ".join(said[:3]) or "not made yet"

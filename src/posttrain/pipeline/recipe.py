@@ -75,7 +75,9 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> _Mapping:
     out = _Mapping()
     out.lines = {}
     for key_node, value_node in node.value:
-        key: Hashable = loader.construct_object(key_node, deep=True)
+        key: Any = loader.construct_object(key_node, deep=True)
+        if not isinstance(key, Hashable):
+            raise yaml.constructor.ConstructorError(None, None, "a key is text", key_node.start_mark)
         if key in out:
             raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", key_node.start_mark)
         out[key] = loader.construct_object(value_node, deep=True)
@@ -121,7 +123,7 @@ def load(recipe: Path | Mapping[str, Any], changes: Iterable[str] = ()) -> Recip
         _change(given, change)
     found: dict[str, Stage] = {}
     for stage, body in given.items():
-        found[stage] = _stage(stage, body, found, _where(file, stages, stage), file)
+        found[stage] = _stage(stage, body, found, given, _where(file, stages, stage), file)
     return Recipe(name, tuple(found.values()))
 
 
@@ -135,7 +137,7 @@ class _Copy(dict[Any, Any]):
 
 def _read(path: Path) -> Any:
     try:
-        return yaml.load(path.read_text(), _Loader)
+        return yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except OSError as error:
         raise ConfigError(f"cannot read the recipe {path}: {error.strerror}", cure="check the path") from None
     except UnicodeDecodeError:
@@ -165,7 +167,7 @@ def _change(stages: dict[str, Any], change: str) -> None:
         raise ConfigError(f"--set {change!r}: the value is not YAML", cure="put text with signs in quotes") from None
 
 
-def _stage(name: Any, body: Any, before: dict[str, Stage], where: str, file: str) -> Stage:
+def _stage(name: Any, body: Any, before: dict[str, Stage], every: Mapping[Any, Any], where: str, file: str) -> Stage:
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise ConfigError(f"a stage cannot be named {name!r}", where=where, cure="letters, digits, - and _")
     if not isinstance(body, dict):
@@ -182,7 +184,10 @@ def _stage(name: Any, body: Any, before: dict[str, Stage], where: str, file: str
         if key not in known:
             raise ConfigError(f"{kind_name} has no option {key!r}", where=at, cure=nearest(str(key), known))
         value = _expanded(value, at)
-        if key in one.models and value in before:
+        if key in one.models and isinstance(value, str) and value in every:
+            if value not in before:
+                raise ConfigError(f"{name} starts from the stage {value!r}, which does not come before it", where=at,
+                                  cure="put that stage first; a folder of that name is ./NAME")
             if not before[value].kind.makes_model:
                 raise ConfigError(f"the stage {value!r} makes no model", where=at, cure="name a stage that trains one")
             parents[key] = value
@@ -231,15 +236,16 @@ def schema() -> dict[str, Any]:
                       "additionalProperties": False})
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "posttrain recipe", "type": "object",
             "additionalProperties": False, "required": ["stages"],
-            "properties": {"name": {"type": "string", "pattern": _NAME.pattern},
+            "properties": {"name": {"type": "string", "pattern": f"^{_NAME.pattern}$"},
                            "stages": {"type": "object", "minProperties": 1,
                                       "properties": {name: kinds[i] for i, name in enumerate(KINDS)},
                                       "additionalProperties": {"anyOf": kinds}}}}
 
 
 def _value(annotation: Any) -> dict[str, Any]:
-    """The schema of one option; a list of files may be one file, and a file is text."""
+    """The schema of one option; a list of files may be one file, and a file is text or its parts."""
     if "Source" in str(annotation):
-        return {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": ["string", "object"]}}]}
+        one = {"type": ["string", "object"]}
+        return {"anyOf": [one, {"type": "array", "items": one}]}
     made = TypeAdapter(annotation).json_schema()
     return {"anyOf": [made, made.get("items", {})]} if made.get("type") == "array" else made

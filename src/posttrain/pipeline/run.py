@@ -62,8 +62,7 @@ def execute(recipe: Recipe, folder: Path, observer: ConsoleObserver) -> Result:
                 _make(one, observer)
             _link(folder / one.stage.name, one.folder)
         summary = {"posttrain": __version__, "recipe": recipe.name, "stages": {one.stage.name: _artifact(one) for one in stages}}
-        write_json(folder / "recipe.json", {one.stage.name: {"stage": one.stage.kind_name, **one.inputs["settings"],
-                                                             **one.stage.parents} for one in stages})
+        write_json(folder / "recipe.json", {one.stage.name: _given(one) for one in stages})
         write_json(folder / "summary.json", summary)
         observer.note("done", f"{len(stages)} stages, {time.monotonic() - begun:.0f} s: {folder}")
     return Result(folder, {one.stage.name: one.folder for one in stages}, summary)
@@ -76,6 +75,12 @@ def _make(one: Planned, observer: ConsoleObserver) -> None:
         "posttrain": __version__, "stage": one.stage.name, "digest": one.digest, "inputs": one.inputs,
         "parents": one.stage.parents, "seconds": time.monotonic() - begun,
         "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())})
+
+
+def _given(one: Planned) -> dict[str, Any]:
+    """What the recipe says of a stage, its models by their names."""
+    models = {name: getattr(one.stage.settings, name) for name in one.stage.kind.models}
+    return {"stage": one.stage.kind_name, **one.inputs["settings"], **models, **one.stage.parents}
 
 
 def _artifact(one: Planned) -> dict[str, Any]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from decimal import Decimal
 
-_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+_NUMBER = re.compile(r"(?:(?<!\w)-)?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)")  # in 3-5 there is no -5
 
 
 def exact(answer: str, wanted: str) -> bool:
@@ -24,9 +25,9 @@ def number(answer: str, wanted: str) -> bool:
     return said is not None and said == meant
 
 
-def _last(text: str) -> float | None:
+def _last(text: str) -> Decimal | None:
     found = _NUMBER.findall(text)
-    return float(found[-1].replace(",", "")) if found else None
+    return Decimal(found[-1].replace(",", "")) if found else None
 
 
 MATCHES = {"exact": exact, "contains": contains, "number": number}

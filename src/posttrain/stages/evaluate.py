@@ -120,13 +120,13 @@ def _records(settings: EvaluateSettings, path: str, role: str, chosen: list[tupl
             continue
         items = tasks.rows(source)
         subject = subject or _subject(settings, path, observer, f"{name}")
-        claim(folder, identity, __version__)
         if task == "exact":
             found[name] = tasks.exact(subject, items, match=settings.match, max_tokens=settings.max_tokens)
         else:
             found[name] = {"perplexity": tasks.perplexity, "choice": tasks.choice}[task](subject, items)
         if not found[name]:
             raise DataError(f"nothing of {source} can be scored", cure="look at the file")
+        claim(folder, identity, __version__)  # not before: a bad row can be corrected
         write_atomic(files[name], "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in found[name]))
         for metric, estimate in tasks.metrics(task, found[name]).items():
             observer.note("measured", f"{Path(path).name} {name} {metric}: {shown(estimate.json())}")

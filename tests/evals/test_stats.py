@@ -1,0 +1,104 @@
+"""Intervals against scipy and other formulas, and how often they hold the truth."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats as scipy
+
+from posttrain.evals import stats
+from posttrain.evals.stats import Estimate
+
+
+def bounds(estimate: Estimate) -> tuple[float, float]:
+    assert estimate.low is not None and estimate.high is not None
+    return estimate.low, estimate.high
+
+
+def test_a_share_by_hand() -> None:
+    # z² = 3.8415; (0.8 + 0.19207) / 1.38415 ± 1.95996 / 1.38415 · √(0.016 + 0.0096037)
+    found = stats.share(8, 10)
+    assert (found.mean, found.n) == (0.8, 10)
+    assert bounds(found) == pytest.approx((0.4901625, 0.9433178), abs=1e-6)
+
+
+@pytest.mark.parametrize(("hits", "n"), [(0, 1), (0, 50), (7, 20), (50, 50), (499, 1000)])
+def test_shares_are_wilsons(hits: int, n: int) -> None:
+    interval = scipy.binomtest(hits, n).proportion_ci(0.95, "wilson")
+    assert bounds(stats.share(hits, n)) == pytest.approx((interval.low, interval.high), abs=1e-12)
+
+
+def test_the_quantile_of_students_t() -> None:
+    for degrees in [*range(1, 200), 10**3, 10**6]:
+        assert stats.student(degrees) == pytest.approx(scipy.t.ppf(0.975, degrees), abs=1e-3)
+
+
+def test_a_mean_is_scipys() -> None:
+    x = np.random.default_rng(0).normal(3, 2, 30)
+    low, high = scipy.t.interval(0.95, 29, x.mean(), scipy.sem(x))
+    found = stats.mean(x.tolist())
+    assert (found.mean, found.n) == (pytest.approx(x.mean()), 30)
+    assert bounds(found) == pytest.approx((low, high), abs=1e-4)
+
+
+def test_clusters_of_one_size_are_the_mean_of_their_means() -> None:
+    x = np.random.default_rng(1).normal(size=(12, 5)) + np.random.default_rng(2).normal(size=(12, 1))
+    low, high = scipy.t.interval(0.95, 11, x.mean(), scipy.sem(x.mean(1)))
+    found = stats.mean(x.ravel().tolist(), np.repeat(np.arange(12), 5).tolist())
+    assert found.n == 60
+    assert bounds(found) == pytest.approx((low, high), abs=1e-4)
+    alone = bounds(stats.mean(x.ravel().tolist()))
+    assert high - low > 1.5 * (alone[1] - alone[0])
+
+
+def test_a_ratio_is_the_jackknifes() -> None:
+    """The delta method and leaving one out agree where there are many items."""
+    draw = np.random.default_rng(3)
+    n = draw.integers(5, 40, 400)
+    s = 2.0 * n + draw.normal(size=400) * np.sqrt(n)
+    left_out = (s.sum() - s) / (n.sum() - n)
+    error = math.sqrt(399 / 400 * ((left_out - left_out.mean()) ** 2).sum())
+    found = stats.ratio(s.tolist(), n.tolist())
+    low, high = bounds(found)
+    assert found.mean == pytest.approx(s.sum() / n.sum())
+    assert (high - low) / 2 == pytest.approx(scipy.t.ppf(0.975, 399) * error, rel=5e-3)
+    # with one count everywhere it is the mean
+    assert bounds(stats.ratio([3 * x for x in s], [3] * 400)) == pytest.approx(bounds(stats.mean(s.tolist())))
+
+
+def test_a_difference_is_the_paired_t_test() -> None:
+    draw = np.random.default_rng(4)
+    before = draw.normal(size=50)
+    after = before + 0.3 + 0.1 * draw.normal(size=50)
+    interval = scipy.ttest_rel(after, before).confidence_interval(0.95)
+    assert bounds(stats.difference(after.tolist(), before.tolist())) == pytest.approx((interval.low, interval.high), abs=1e-4)
+    assert stats.difference([4.0, 9.0], [2.0, 3.0], [1, 3]).mean == 8 / 4
+
+
+def test_one_item_or_one_cluster_has_no_interval() -> None:
+    assert stats.mean([2.0]) == Estimate(2.0, None, None, 1)
+    assert stats.mean([1.0, 3.0], ["a", "a"]) == Estimate(2.0, None, None, 2)
+    assert stats.ratio([6.0], [3.0]) == Estimate(2.0, None, None, 1)
+    assert stats.difference([3.0], [1.0]) == Estimate(2.0, None, None, 1)
+    assert stats.share(1, 1).low == pytest.approx(1 / (1 + stats.Z**2))  # Wilson's has one
+
+
+def test_intervals_hold_the_truth_19_times_in_20() -> None:
+    draw = np.random.default_rng(5)
+    times = 1500
+    held = dict.fromkeys(("share", "mean", "clusters", "ratio"), 0)
+    for _ in range(times):
+        group = np.repeat(draw.normal(size=15), 4)
+        n = draw.integers(1, 20, 40)
+        for name, truth, found in (
+                ("share", 0.9, stats.share(int(draw.binomial(40, 0.9)), 40)),
+                ("mean", 0.0, stats.mean(draw.normal(size=5).tolist())),
+                ("clusters", 0.0, stats.mean((group + draw.normal(size=60)).tolist(), np.repeat(np.arange(15), 4).tolist())),
+                ("ratio", 2.0, stats.ratio((2 * n + draw.normal(size=40) * n).tolist(), n.tolist()))):
+            low, high = bounds(found)
+            held[name] += low <= truth <= high
+    # three standard errors of a share of 1500 are 0.017; the delta method is a little short at 40 items
+    for name, n in held.items():
+        assert 0.95 - (0.035 if name == "ratio" else 0.017) < n / times < 0.95 + 0.025, (name, n / times)

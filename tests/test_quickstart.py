@@ -1,0 +1,67 @@
+"""The quickstart: the embedded model is what its card says, and the whole loop runs, fast the second time."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from posttrain.cli.main import main
+from posttrain.engine.model import EMBEDDED, resolve
+from posttrain.pipeline import quickstart
+from posttrain.pipeline.kinds import KINDS
+
+
+def test_the_embedded_model_is_what_its_card_says() -> None:
+    assert resolve("embedded") == EMBEDDED
+    network, words = AutoModelForCausalLM.from_pretrained(EMBEDDED), AutoTokenizer.from_pretrained(EMBEDDED)
+    assert round(network.num_parameters() / 1e6, 2) == 4.74
+    assert (len(words), words.eos_token) == (4096, "<|end|>")
+    assert all(len(words.tokenize(text)) == len(text) for text in ("7", "1234567890"))  # digits are split
+    assert sum(p.stat().st_size for p in EMBEDDED.iterdir()) < 12e6
+    card = (EMBEDDED / "MODEL_CARD.md").read_text()
+    made = json.loads((EMBEDDED / "made.json").read_text())
+    assert f"{made['tokens']:,} tokens" in card and f"{made['steps']:,} steps" in card and f"{made['seconds']} seconds" in card
+    prompt = words.apply_chat_template([{"role": "user", "content": "Hi"}], add_generation_prompt=True, tokenize=False)
+    assert prompt == "<|user|>\nHi<|end|>\n<|assistant|>\n"
+
+
+def test_its_data_are_the_same_every_time_and_nothing_leaks(tmp_path: Path) -> None:
+    files = quickstart.write_data(tmp_path / "a")
+    again = quickstart.write_data(tmp_path / "b")
+    read = {name: Path(path).read_text() for name, path in files.items()}
+    assert read == {name: Path(path).read_text() for name, path in again.items()}
+    questions = [json.loads(line)["prompt"] for line in read["questions"].splitlines()]
+    assert len(questions) == quickstart.QUESTIONS
+    taught = {message["content"] for line in read["demonstrations"].splitlines() for message in json.loads(line)["messages"]}
+    assert not taught.intersection(questions)
+    assert not set(read["held-out-text"].splitlines()) & set(read["text"].splitlines())
+
+
+@pytest.mark.slow
+def test_the_whole_loop_runs_and_is_found_again(tmp_path: Path, capfd: pytest.CaptureFixture[str],
+                                                monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, size in {"ADAPT": 16, "SFT": 160, "HELD_OUT": 8, "QUESTIONS": 24, "CHOICES": 8}.items():
+        monkeypatch.setattr(quickstart, name, size)
+    out = tmp_path / "run"
+    assert main(["quickstart", "--out", str(out)]) == 0
+    said = capfd.readouterr()
+    assert ("held-out questions" in said.out and "difference, paired" in said.out.replace("\n", " ")) or "paired" in said.out
+    assert "1/3 adapt" in said.err and "3/3 check" in said.err
+    summary = json.loads((out / "summary.json").read_text())
+    assert list(summary["stages"]) == ["adapt", "sft", "check"]
+    sft, check = summary["stages"]["sft"], summary["stages"]["check"]
+    assert sft["result"]["tokens_per_second"] > 0 and sft["seconds"] > 0 and len(sft["digest"]) == 64
+    assert sft["result"]["held_out"]["loss"] < sft["result"]["held_out_before"]["loss"]
+    exact: dict[str, Any] = check["result"]["tasks"]["exact-questions"]
+    assert exact["metrics"]["correct"]["n"] == 24
+    assert set(exact["difference"]["correct"]) == {"mean", "low", "high", "n"}
+    assert (out / "sft").resolve() == Path(sft["folder"]).resolve()
+
+    for kind in KINDS.values():  # nothing runs again
+        monkeypatch.setattr(f"{kind.module}.run", None)
+    assert main(["quickstart", "--out", str(out), "--quiet"]) == 0
+    assert capfd.readouterr().err == ""
