@@ -162,7 +162,8 @@ def test_a_row_that_was_corrected_can_be_evaluated(bench: Bench, tmp_path: Path)
 
 @pytest.mark.parametrize(("more", "said"), [
     ([], "there is nothing to evaluate on"), (["--exact", "none.jsonl"], "there is no file none.jsonl"),
-    (["--exact", "texts.jsonl,limit=0"], "limit"), (["--match", "fuzzy"], "match"), (["--exat", "a"], "unknown option --exat"),
+    (["--exact", "texts.jsonl,limit=0"], "greater than or equal to 1"),
+    (["--match", "fuzzy"], "match"), (["--exat", "a"], "unknown option --exat"),
 ], ids=str)
 def test_what_cannot_be_evaluated_ends_with_code_2(bench: Bench, tmp_path: Path, more: list[str], said: str,
                                                    monkeypatch: pytest.MonkeyPatch) -> None:

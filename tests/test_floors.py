@@ -15,8 +15,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "src" / "posttrain").rglob("*.py"))
 # lowest first; a floor may import itself and those before it
-FLOORS = ["core", "assets", "methods", "data", "scoring", "engine", "environments", "evals", "redteam", "gates", "stages", "pipeline",
-          "report", "feedback", "serve", "studio", "scale", "cli"]
+FLOORS = ["core", "assets", "methods", "data", "scoring", "engine", "environments", "evals", "redteam", "gates", "stages",
+          "pipeline", "report", "feedback", "serve", "studio", "scale", "cli"]
 LINES, FUNCTION_LINES = 400, 60
 
 

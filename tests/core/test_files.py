@@ -48,9 +48,9 @@ def test_a_crash_while_writing_leaves_the_old_file(tmp_path: Path, monkeypatch: 
     assert names(tmp_path) == ["a.txt"]
 
 
-def test_write_json_is_sorted_and_readable(tmp_path: Path) -> None:
+def test_write_json_keeps_the_order_and_is_readable(tmp_path: Path) -> None:
     files.write_json(tmp_path / "a.json", {"b": "ü", "a": [1, None]})
-    assert (tmp_path / "a.json").read_text() == '{\n  "a": [\n    1,\n    null\n  ],\n  "b": "ü"\n}\n'
+    assert (tmp_path / "a.json").read_text() == '{\n  "b": "ü",\n  "a": [\n    1,\n    null\n  ]\n}\n'
 
 
 def test_a_folder_appears_whole_and_replaces_the_old_one(tmp_path: Path) -> None:

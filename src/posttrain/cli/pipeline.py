@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from posttrain.cli.options import Parser
 from posttrain.core.console import ConsoleObserver, console
@@ -121,11 +121,11 @@ def runs(argv: list[str]) -> int:
         raise ConfigError(f"there are no runs in {folder}", cure="posttrain run RECIPE makes one")
     table = Table()
     for column in ("run", "stages", "state"):
-        table.add_column(column)
+        table.add_column(column, overflow="fold")
     for path in found:
         summary = _summary(path)
         stages = ", ".join(summary.get("stages", {})) or "–"
-        table.add_row(str(path), stages, "finished" if summary else "not finished")
+        table.add_row(escape(str(path)), stages, "finished" if summary else "not finished")
     console().print(table)
     return 0
 
@@ -145,7 +145,7 @@ def show(argv: list[str]) -> int:
 
 def _show_artifact(folder: Path) -> None:
     about = json.loads((folder / ARTIFACT).read_text())
-    table = Table(box=None, show_header=False)
+    table = Table("", Column(overflow="fold"), box=None, show_header=False)
     for name in ("stage", "digest", "made", "seconds", "posttrain"):
         table.add_row(name, str(about[name]))
     for group in ("models", "data"):

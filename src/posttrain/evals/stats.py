@@ -79,9 +79,9 @@ def _around(centre: float, spread: float, clusters: int, n: int) -> Estimate:
 
 
 def student(degrees: int) -> float:
-    """The 97.5 % quantile of Student's t; Cornish and Fisher's expansion, within 1e-3 from four degrees on (exact below)."""
-    if degrees <= 3:
-        return (12.706204736, 4.302652730, 3.182446305)[degrees - 1]
+    """The 97.5 % quantile of Student's t, within 1e-3: Cornish and Fisher's expansion, exact up to six degrees."""
+    if degrees <= 6:
+        return (12.706204736, 4.302652730, 3.182446305, 2.776445105, 2.570581836, 2.446911851)[degrees - 1]
     z, v = Z, degrees
     return (z + (z**3 + z) / (4 * v) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * v**2)
             + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * v**3))

@@ -126,6 +126,8 @@ def _question(example: Example) -> tuple[Example, str]:
     answer = example.answers[0]
     if isinstance(answer, str):
         return example, answer
+    if answer[-1]["role"] != "assistant":
+        raise DataError("the conversation does not end with an answer", where=example.where, cure="remove what follows it")
     prompt = (*(example.prompt if not isinstance(example.prompt, str) else ()), *answer[:-1])
     return Example(example.where, prompt, (), None, example.tools, example.kwargs), answer[-1]["content"]
 

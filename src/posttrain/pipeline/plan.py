@@ -77,7 +77,8 @@ def _planned(stage: Stage, folder: Path, before: dict[str, Planned]) -> Planned:
     digest = sha256_json(inputs)
     place = folder / "artifacts" / f"{stage.name}-{digest[:12]}"
     ready = {"out": place, **{name: str(before[parent].folder / "model") for name, parent in stage.parents.items()}}
-    state = "made" if (place / ARTIFACT).is_file() else "interrupted" if (place / "run.json").is_file() else "new"
+    whole = (place / ARTIFACT).is_file() and (not stage.kind.makes_model or (place / "model").is_dir())
+    state = "made" if whole else "interrupted" if (place / "run.json").is_file() else "new"
     why = "" if state != "new" else _why(inputs, folder, stage)
     return Planned(stage, digest, inputs, place, stage.settings.model_copy(update=ready), state, why)
 
