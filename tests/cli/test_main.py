@@ -66,7 +66,7 @@ def test_every_command_has_help(name: str, capfd: pytest.CaptureFixture[str]) ->
 
 @pytest.mark.parametrize(("argv", "what", "cure"), [
     (["sfd"], "there is no command 'sfd'", "did you mean 'sft'?"),
-    (["quickstart"], "there is no command 'quickstart'", None),
+    (["xyzzy"], "there is no command 'xyzzy'", None),
     ([*NEEDED, "--learning-rat", "1"], "unknown option --learning-rat", "did you mean '--learning-rate'?"),
     ([*NEEDED, "--lora_rank=4"], "unknown option --lora_rank=4", "did you mean '--lora-rank'?"),
     ([*NEEDED, "e.jsonl"], "unknown option e.jsonl", None),  # a word too many
