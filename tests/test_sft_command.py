@@ -206,6 +206,13 @@ def test_changed_data_or_model_is_another_run(bench: Bench, tmp_path: Path) -> N
 
 # ---------------------------------------------------------------------------------------------- methods and switches
 
+def test_where_the_model_lies_is_not_what_the_run_is(bench: Bench, tmp_path: Path) -> None:
+    bench.sft(tmp_path / "run")
+    moved = shutil.copytree(bench.base, tmp_path / "elsewhere")
+    code, _, err = bench.sft(tmp_path / "run", "--model", moved)
+    assert code == 0 and "already holds this run; nothing to do" in err
+
+
 def test_dft_weighs_each_token_by_its_probability(bench: Bench, tmp_path: Path) -> None:
     assert bench.sft(tmp_path / "run", "--method", "dft")[0] == 0
     steps, _ = log(tmp_path / "run")

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from posttrain.cli import data_inspect
 from posttrain.cli.main import main
+from posttrain.core.console import ConsoleObserver
 from posttrain.core.settings import assemble
 from posttrain.data.anatomy import LEGEND
 from posttrain.stages.inspect import InspectSettings, run
@@ -102,7 +103,7 @@ def test_cut_tokens_have_their_own_marks(tiny: Path, capfd: pytest.CaptureFixtur
 def test_in_a_terminal_colours_say_what_is_trained(tiny: Path) -> None:
     write(Path("a.jsonl"), [pair("ab", "cd")])
     report = run(assemble(InspectSettings, {"model": str(tiny), "data": ("a.jsonl",), "prompt_template": "{prompt}="}),
-                 data_inspect.ConsoleObserver(quiet=True))
+                 ConsoleObserver(quiet=True))
     stream = io.StringIO()
     data_inspect.show(report, Console(file=stream, force_terminal=True, color_system="truecolor", width=100, no_color=False,
                                       _environ={}))

@@ -13,6 +13,7 @@ import pytest
 from posttrain.cli.main import main
 from posttrain.core.files import lock, sha256_file
 from posttrain.engine import loop
+from posttrain.engine.model import digest
 from posttrain.pipeline.run import run_recipe
 from posttrain.stages import adapt, evaluate, sft
 from tests import making
@@ -83,7 +84,7 @@ def test_what_a_run_leaves(ready: tuple[Path, Path]) -> None:
     assert made["data"] == {str(recipe.parent / "questions.jsonl"): sha256_file(recipe.parent / "questions.jsonl")}
     # each stage began with what the one before had made
     base = json.loads((run / "sft" / "run.json").read_text())["identity"]
-    assert base["settings"]["model"] == str(run / "artifacts" / f"adapt-{stages['adapt']['digest'][:12]}" / "model")
+    assert base["model_sha256"] == digest(run / "artifacts" / f"adapt-{stages['adapt']['digest'][:12]}" / "model")
     told = json.loads((run / "recipe.json").read_text())
     assert {name: (one["stage"], one["model"]) for name, one in told.items()} == {
         "adapt": ("adapt", str(recipe.parent / "base")), "sft": ("sft", "adapt"), "check": ("eval", "sft")}

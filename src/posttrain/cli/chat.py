@@ -19,11 +19,10 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from posttrain.cli.options import flat, parser
+from posttrain.cli.options import read
 from posttrain.core.console import ConsoleObserver, console, print_error
 from posttrain.core.errors import ConfigError, PosttrainError, nearest
 from posttrain.core.seeds import derive
-from posttrain.core.settings import assemble
 from posttrain.serve.conversation import Answer, Conversation, Turn
 from posttrain.serve.settings import ChatSettings
 
@@ -37,11 +36,11 @@ HARMLESS = {i: 0x2400 + i for i in range(32) if chr(i) not in "\n\t"} | {127: 0x
 
 
 def main(argv: list[str]) -> int:
-    options = parser("chat", "Talk to a model, or to two side by side. Where standard input is no terminal, every line of it is "
-                     "a message. In the conversation /help lists what else can be done.", ChatSettings)
-    arguments = options.parse(argv)
-    settings = assemble(ChatSettings, flat(arguments, ChatSettings))
-    talk = begin(settings, ConsoleObserver(quiet=arguments.quiet))
+    settings, observer = read(
+        "chat", "Talk to a model, or to two side by side. Where standard input is no terminal, every line of it is a message. "
+        "In the conversation /help lists what else can be done.",
+        ChatSettings, argv)
+    talk = begin(settings, observer)
     if settings.prompt is not None:
         talk.ask(settings.prompt)
     elif sys.stdin.isatty():

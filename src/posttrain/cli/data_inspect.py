@@ -9,10 +9,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from posttrain.cli.options import flat, parser
-from posttrain.core.console import ConsoleObserver, console
+from posttrain.cli.options import read
+from posttrain.core.console import console
 from posttrain.core.files import explained_writes, write_atomic
-from posttrain.core.settings import assemble
 from posttrain.stages.inspect import InspectSettings, run
 
 if TYPE_CHECKING:
@@ -32,12 +31,12 @@ SEPARATOR = "│"
 
 
 def main(argv: list[str]) -> int:
-    options = parser("data inspect", "See what a model would be trained on: rows token by token, what is trained in them and "
-                     "why, what becomes of every row, how long sequences are and how batches fill. Of the model only its "
-                     "tokenizer and configuration are read.", InspectSettings)
-    arguments = options.parse(argv)
-    settings = assemble(InspectSettings, flat(arguments, InspectSettings))
-    report = run(settings, ConsoleObserver(quiet=arguments.quiet))
+    settings, observer = read(
+        "data inspect", "See what a model would be trained on: rows token by token, what is trained in them and why, what "
+        "becomes of every row, how long sequences are and how batches fill. Of the model only its tokenizer and configuration "
+        "are read.",
+        InspectSettings, argv)
+    report = run(settings, observer)
     out = console()
     if not out.is_terminal:
         out.width = WIDTH

@@ -7,18 +7,17 @@ from typing import Any
 
 from rich.table import Table
 
-from posttrain.cli.options import flat, parser
-from posttrain.core.console import ConsoleObserver, console
-from posttrain.core.settings import assemble
+from posttrain.cli.options import read
+from posttrain.core.console import console
 from posttrain.stages.select import SelectSettings, run
 
 
 def main(argv: list[str]) -> int:
-    options = parser("data select", "Take the rows of large sets that are most like the rows of a target, best first: ranked by "
-                     "relevance, without poor rows, near-duplicates, or rows of the target itself.", SelectSettings)
-    arguments = options.parse(argv)
-    settings = assemble(SelectSettings, flat(arguments, SelectSettings))
-    show(run(settings, ConsoleObserver(quiet=arguments.quiet)), settings.out)
+    settings, observer = read(
+        "data select", "Take the rows of large sets that are most like the rows of a target, best first: ranked by relevance, "
+        "without poor rows, near-duplicates, or rows of the target itself.",
+        SelectSettings, argv)
+    show(run(settings, observer), settings.out)
     return 0
 
 

@@ -7,18 +7,17 @@ from typing import Any
 
 from rich.table import Table
 
-from posttrain.cli.options import flat, parser
-from posttrain.core.console import ConsoleObserver, console
-from posttrain.core.settings import assemble
+from posttrain.cli.options import read
+from posttrain.core.console import console
 from posttrain.data.curate.split import SplitSettings, run
 
 
 def main(argv: list[str]) -> int:
-    options = parser("data split", "Split rows into parts without leaks: near-duplicates, and rows with the same prompt, stand "
-                     "on one side. Rows keep their order and their bytes.", SplitSettings)
-    arguments = options.parse(argv)
-    settings = assemble(SplitSettings, flat(arguments, SplitSettings))
-    show(run(settings, ConsoleObserver(quiet=arguments.quiet)), settings.out)
+    settings, observer = read(
+        "data split", "Split rows into parts without leaks: near-duplicates, and rows with the same prompt, stand on one "
+        "side. Rows keep their order and their bytes.",
+        SplitSettings, argv)
+    show(run(settings, observer), settings.out)
     return 0
 
 

@@ -6,9 +6,8 @@ from typing import Any
 
 from rich.table import Table
 
-from posttrain.cli.options import flat, parser
-from posttrain.core.console import ConsoleObserver, console
-from posttrain.core.settings import assemble
+from posttrain.cli.options import read
+from posttrain.core.console import console
 from posttrain.stages.evaluate import EvaluateSettings, run
 
 METRICS = {"nats_per_token": "nats a token", "bits_per_byte": "bits a byte", "correct": "correct",
@@ -16,11 +15,10 @@ METRICS = {"nats_per_token": "nats a token", "bits_per_byte": "bits a byte", "co
 
 
 def main(argv: list[str]) -> int:
-    options = parser("eval", "Evaluate a model on held-out text, questions and choices; with --against, item by item against "
-                     "another.", EvaluateSettings)
-    arguments = options.parse(argv)
-    settings = assemble(EvaluateSettings, flat(arguments, EvaluateSettings))
-    show(run(settings, ConsoleObserver(quiet=arguments.quiet)))
+    settings, observer = read(
+        "eval", "Evaluate a model on held-out text, questions and choices; with --against, item by item against another.",
+        EvaluateSettings, argv)
+    show(run(settings, observer))
     console().print(f"summary  {settings.out / 'summary.json'}", soft_wrap=True, markup=False)
     return 0
 

@@ -8,8 +8,9 @@ import typing
 from pathlib import Path
 from typing import Any, NoReturn
 
+from posttrain.core.console import ConsoleObserver
 from posttrain.core.errors import ConfigError, nearest
-from posttrain.core.settings import Leaf, Settings, leaves
+from posttrain.core.settings import Leaf, S, Settings, assemble, leaves
 
 
 class Parser(argparse.ArgumentParser):
@@ -37,6 +38,12 @@ def parser(command: str, description: str, model: type[Settings]) -> Parser:
             groups[title] = out.add_argument_group(title)
         _add(groups[title], leaf)
     return out
+
+
+def read(command: str, description: str, model: type[S], argv: list[str]) -> tuple[S, ConsoleObserver]:
+    """A command's settings from its arguments, and the observer it shows itself to."""
+    arguments = parser(command, description, model).parse(argv)
+    return assemble(model, flat(arguments, model)), ConsoleObserver(quiet=arguments.quiet)
 
 
 def flat(arguments: argparse.Namespace, model: type[Settings]) -> dict[str, Any]:

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from posttrain.cli.options import flat, parser
-from posttrain.core.console import ConsoleObserver, console, loss
-from posttrain.core.settings import assemble
+from posttrain.cli.options import read
+from posttrain.core.console import console, loss
 from posttrain.stages.sft import SftSettings, run
 from posttrain.stages.training import Outcome
 
 
 def main(argv: list[str]) -> int:
-    options = parser("sft", "Fine-tune a model on demonstrations. Killed at any moment, the same command goes on where it "
-                     "was and ends with the same weights.", SftSettings)
-    arguments = options.parse(argv)
-    settings = assemble(SftSettings, flat(arguments, SftSettings))
-    outcome = run(settings, ConsoleObserver(quiet=arguments.quiet))
+    settings, observer = read(
+        "sft", "Fine-tune a model on demonstrations. Killed at any moment, the same command goes on where it was and ends "
+        "with the same weights.",
+        SftSettings, argv)
+    outcome = run(settings, observer)
     show(outcome)
     return 0
 

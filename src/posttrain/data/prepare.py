@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -30,8 +30,6 @@ from posttrain.data.tokens import Encoded, Encoder
 
 CHUNK_ROWS, CHUNK_CHARACTERS = 500, 4_000_000  # tokenised at a time; bounds memory
 FOUND = 4_000_000  # hashes compared at a time
-
-Parse = Callable[[Example, Row], Example]
 
 
 @dataclass

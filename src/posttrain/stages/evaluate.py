@@ -78,7 +78,7 @@ def run(settings: EvaluateSettings, observer: ConsoleObserver) -> dict[str, Any]
     from posttrain.engine.model import digest, resolve
 
     folder, models = settings.out, {"model": settings.model, **({"against": settings.against} if settings.against else {})}
-    identity = {"settings": settings.model_dump(mode="json", exclude={"out", "device", "budget"}),
+    identity = {"settings": settings.model_dump(mode="json", exclude={"out", "device", "budget", "model", "against"}),
                 "models_sha256": {name: digest(resolve(path)) for name, path in models.items()},
                 "data_sha256": {k: v for _, source, _ in chosen for k, v in data_digest(source).items()}}
     with lock(folder), explained_writes(folder):

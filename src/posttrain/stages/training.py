@@ -98,7 +98,7 @@ def run(settings: TrainingSettings, observer: ConsoleObserver, method: str = "nl
     folder, base = settings.out, resolve(settings.model)
     if base.resolve().is_relative_to(folder.resolve()):
         raise ConfigError(f"--model {settings.model} lies in --out {folder}, where the run writes", cure="choose another --out")
-    fixed = settings.model_dump(mode="json", exclude={"out", "checkpoint", "device"})
+    fixed = settings.model_dump(mode="json", exclude={"out", "checkpoint", "device", "model"})
     identity = {"settings": fixed, "model_sha256": digest(base), "data_sha256": dataset.digests(settings.data),
                 "chat_template": dataset.chat_template(settings.data)}
     with lock(folder), explained_writes(folder):
