@@ -70,7 +70,7 @@ def steps(policy: Policy, trees: list[Tree], n: int, batch: int, budget: int) ->
     for i in range(n):
         here = forests([trees[(i * batch + j) % len(trees)] for j in range(batch)], budget)
         begin = time.perf_counter()
-        losses.append(policy.forward_backward(here, METHODS["nll"]))
+        losses.append(policy.forward_backward(here, METHODS["nll"]).loss)
         policy.step()
         if policy.model.device.type == "cuda":
             torch.cuda.synchronize()

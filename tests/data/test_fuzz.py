@@ -20,7 +20,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from posttrain.core.errors import DataError
-from posttrain.data.formats import FORMATS, ROLES, Example, Format
+from posttrain.data.formats import FORMATS, Example, Format
+from posttrain.data.messages import ROLES
 from posttrain.data.rows import Rejects, Row, text
 from posttrain.data.settings import COLUMNS, Source
 from posttrain.data.sources import read

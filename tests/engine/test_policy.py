@@ -43,7 +43,7 @@ LOSSES = {"nll": METHODS["nll"], "dft": METHODS["dft"], "nll in two passes": Los
 
 def run(one: Policy, batch: Many[TokenForest], loss: Loss = METHODS["nll"], **more: Any) -> tuple[float, dict[str, Tensor]]:
     """The loss of a batch and the gradient it leaves."""
-    value = one.forward_backward(batch, loss, **more)
+    value = one.forward_backward(batch, loss, **more).loss
     return value, parameter_gradients(one.model.network)
 
 
@@ -96,7 +96,7 @@ def test_statistics_are_those_of_the_whole_batch() -> None:
         return statistics * scores.logprob.sum() / denominators.targets
 
     facts = [{"forest": torch.tensor([i])} for i in range(len(batch))]
-    value = one.forward_backward(batch, Loss(loss, prepare), facts)
+    value = one.forward_backward(batch, Loss(loss, prepare), facts).loss
     targets = sum(f.N for f in batch)
     assert seen == [(targets, facts), *((0.25, fact) for fact in facts)]
     assert value == pytest.approx(0.25 * sum(float(s.logprob.sum()) for s in one.score(batch)) / targets, rel=1e-6)
@@ -365,7 +365,7 @@ def test_a_step_lowers_the_loss_it_was_taken_for() -> None:
     one = policy()
     batch = [plant(random_trees(8))]
     one.train_with(OptimiserSettings(learning_rate=1e-5, clip=0))
-    before = one.forward_backward(batch, METHODS["nll"])
+    before = one.forward_backward(batch, METHODS["nll"]).loss
     slope = sum(float(p.grad.abs().sum()) for p in one.model.network.parameters())
     one.step()
     after = -float(one.score(batch)[0].logprob.mean())

@@ -189,7 +189,7 @@ def test_a_batch_has_trls_loss_and_gradients(folder: Path, kind: str, method: st
         expected = loss.item()
         theirs = gradients(trainer.model)
         sequences = known.batch(inputs)
-        got = policy.forward_backward(forests([(s,) for s in sequences], 128), METHODS[method])
+        got = policy.forward_backward(forests([(s,) for s in sequences], 128), METHODS[method]).loss
         assert abs(got - expected) < 1e-5 * min(1, expected)
         assert farthest(gradients(policy.model.network), theirs) < 1e-4
         seen += len(sequences)
@@ -223,7 +223,7 @@ def test_twenty_steps_have_trls_losses(folder: Path, method: str, clip: float, t
     known = Lookup(ours(rows, policy.tokenizer).sequences)
     for step, batch in enumerate(batches):
         trees = [(s,) for s in known.batch(batch)]
-        got = policy.forward_backward(forests(trees, 128), METHODS[method])
+        got = policy.forward_backward(forests(trees, 128), METHODS[method]).loss
         norm = policy.step(rate("linear", step, steps, 0))
         assert abs(got - losses[step]) < 1e-5 * min(1, losses[step]), f"step {step}"
         assert norm == pytest.approx(norms[step], rel=1e-4), f"step {step}"

@@ -3,7 +3,8 @@
     messages            messages: [{role, content, …}], tools, chat_template_kwargs        OpenAI chat, TRL
     sharegpt            conversations: [{from, value}], system, tools
     alpaca              instruction, input, output, system, history
-    preference          prompt, chosen, rejected: text or messages; the prompt may be inside both answers
+    preference          prompt, chosen, rejected: text or messages; the prompt may be inside both answers; margin, a number;
+                        reference, an answer to imitate beside them
     label               prompt, completion, label (true or false): an answer that is good or bad; messages may have one, too
     prompt-completion   prompt, completion: text or messages
     text                text
@@ -22,17 +23,8 @@ from types import NoneType
 from typing import Any
 
 from posttrain.core.errors import DataError, nearest
-from posttrain.data.rows import JSON, Row, kind, text
-
-Message = dict[str, Any]  # role, content, and what else the chat template may read
-Text = str | tuple[Message, ...]  # plain text, or part of a conversation
-
-DEEPEST = 100  # brackets within brackets of what a template prints as JSON
-
-ROLES = {"system": "system", "developer": "developer", "user": "user", "human": "user", "assistant": "assistant",
-         "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard": "assistant", "model": "assistant",
-         "tool": "tool", "function": "tool", "tool_response": "tool", "function_response": "tool", "observation": "tool",
-         "ipython": "tool", "tool_call": "call", "function_call": "call"}
+from posttrain.data.messages import Message, Text, checked, decoded, empty, messages, trained, without_null
+from posttrain.data.rows import Row, kind, text
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +34,12 @@ class Example:
     Attributes:
         where: the row it was.
         prompt: what is given; empty where there is nothing.
-        answers: none (a prompt alone), one (a demonstration) or two (chosen, rejected). Of an answer that is messages the
-            assistant's are trained.
+        answers: none (a prompt alone), one (a demonstration), two (chosen, rejected) or three (and one to imitate). Of an
+            answer that is messages the assistant's are trained.
         label: whether the one answer is good; None where that is not said.
         tools: JSON schemas of the tools that may be called.
         kwargs: what the row hands to the chat template.
+        margin: by how much the chosen answer is better; None where that is not said.
     """
 
     where: str
@@ -55,6 +48,7 @@ class Example:
     label: bool | None = None
     tools: tuple[dict[str, Any], ...] | None = None
     kwargs: dict[str, Any] = field(default_factory=dict)
+    margin: float | None = None
 
 
 class Format:
@@ -144,7 +138,7 @@ def _given(row: Row, column: str) -> Any:
 
 def _alpaca(row: Row) -> Example:
     before: list[Message] = [*_system(row)]
-    history = _decoded(_given(row, "history"), "history", row.where)
+    history = decoded(_given(row, "history"), "history", row.where)
     for pair in history if isinstance(history, (list, tuple)) else [] if history is None else [history]:
         if not isinstance(pair, (list, tuple)) or len(pair) != 2:
             raise DataError("history is not a list of [question, answer]", where=row.where, cure="correct or remove the row")
@@ -160,12 +154,14 @@ def _alpaca(row: Row) -> Example:
 def _preference(row: Row) -> Example:
     prompt = _text_or_messages(row, "prompt") if row.fields.get("prompt") is not None else ""
     chosen, rejected = _text_or_messages(row, "chosen"), _text_or_messages(row, "rejected")
-    if isinstance(chosen, str) is not isinstance(rejected, str):
+    gold = (_text_or_messages(row, "reference"),) if _given(row, "reference") is not None else ()
+    if len({isinstance(answer, str) for answer in (chosen, rejected, *gold)}) > 1:
         raise DataError("of chosen and rejected one is text and one is messages", where=row.where, cure="write both the same way")
     if isinstance(prompt, str) and not isinstance(chosen, str):
         prompt = ({"role": "user", "content": prompt},) if prompt else ()
     if not isinstance(prompt, str) and isinstance(chosen, str) and isinstance(rejected, str):
         chosen, rejected = ({"role": "assistant", "content": chosen},), ({"role": "assistant", "content": rejected},)
+        gold = tuple(({"role": "assistant", "content": one},) for one in gold)
     if not isinstance(prompt, str):
         assert not isinstance(chosen, str) and not isinstance(rejected, str)
         if not prompt or all(a[0]["role"] != "assistant" and all(m in a for m in prompt) for a in (chosen, rejected)):
@@ -173,8 +169,23 @@ def _preference(row: Row) -> Example:
             shared = 0
             while shared < min(len(chosen), len(rejected)) - 1 and chosen[shared] == rejected[shared]:
                 shared += 1
+            gold = tuple(one[shared:] if one[:shared] == chosen[:shared] else one for one in gold)
             prompt, chosen, rejected = chosen[:shared], chosen[shared:], rejected[shared:]
-    return _example(row, prompt, chosen, rejected)
+    return replace(_example(row, prompt, chosen, rejected, *gold), margin=_margin(row))
+
+
+def _margin(row: Row) -> float | None:
+    value = _given(row, "margin")
+    if value is None:
+        return None
+    try:
+        found = float(value) if not isinstance(value, bool) else inf
+    except (TypeError, ValueError):
+        found = inf
+    if not abs(found) < inf:
+        raise DataError(f"the margin is {kind(value)}, not a number", where=row.where,
+                        cure="write by how much the chosen answer is better, or leave it out")
+    return found
 
 
 def _label(row: Row) -> Example:
@@ -222,30 +233,26 @@ FORMATS: Mapping[str, tuple[tuple[str, ...], Callable[[Row], Example]]] = {  # n
 
 def _example(row: Row, prompt: Text, *answers: Text) -> Example:
     for answer in answers:
-        if isinstance(answer, tuple) and not any(_trained(message) for message in answer):
+        if isinstance(answer, tuple) and not any(trained(message) for message in answer):
             raise DataError("the conversation has no assistant turn to learn from", where=row.where,
                             cure="add one, or remove the row; a turn with weight 0 is not learned")
-        if not answer.strip() if isinstance(answer, str) else any(_trained(message) and _empty(message) for message in answer):
+        if not answer.strip() if isinstance(answer, str) else any(trained(message) and empty(message) for message in answer):
             raise DataError("the text to learn is empty", where=row.where, cure="fill it in, or remove the row")
-    kwargs = _decoded(_given(row, "chat_template_kwargs"), "chat_template_kwargs", row.where)
+    kwargs = decoded(_given(row, "chat_template_kwargs"), "chat_template_kwargs", row.where)
     if not isinstance(kwargs, (dict, NoneType)):
         raise DataError(f"chat_template_kwargs holds {kind(kwargs)}, not an object", where=row.where, cure="write an object")
-    return Example(row.where, prompt, answers, None, _tools(row), _checked(kwargs or {}, "chat_template_kwargs", row.where))
-
-
-def _trained(message: Message) -> bool:
-    return message["role"] == "assistant" and bool(message.get("weight", 1))
+    return Example(row.where, prompt, answers, None, _tools(row), checked(kwargs or {}, "chat_template_kwargs", row.where))
 
 
 def _tools(row: Row) -> tuple[dict[str, Any], ...] | None:
-    tools = _checked(_decoded(_given(row, "tools"), "tools", row.where), "tools", row.where)
+    tools = checked(decoded(_given(row, "tools"), "tools", row.where), "tools", row.where)
     if tools is None or tools == []:
         return None
     tools = [tools] if isinstance(tools, dict) else tools
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
         raise DataError("tools is not a list of objects", where=row.where, cure="give each tool as a JSON schema")
     # the schema alone, without {"type": "function", "function": …} around it, is common and means the same
-    return tuple(tool if "function" in tool else {"type": "function", "function": tool} for tool in map(_without_null, tools))
+    return tuple(tool if "function" in tool else {"type": "function", "function": tool} for tool in map(without_null, tools))
 
 
 def _text_or_messages(row: Row, column: str) -> Text:
@@ -253,144 +260,3 @@ def _text_or_messages(row: Row, column: str) -> Text:
     if isinstance(value, (list, dict)):
         return messages([value] if isinstance(value, dict) else value, column, row.where)
     return row.text(column)
-
-
-def messages(value: Any, name: str, where: str) -> tuple[Message, ...]:
-    """A conversation with our role names, tool calls as the chat templates expect them, and nothing that is null.
-
-    Args:
-        value: a list of messages, or that list as JSON text.
-        name: the column, for errors.
-        where: the row, for errors.
-    Raises:
-        DataError: it is no list of messages, or one of them lacks a role or content, or has an unknown role.
-    """
-    value = _decoded(value, name, where)
-    if not isinstance(value, (list, tuple)) or not value:
-        raise DataError(f"{name} holds {'an empty list' if value == [] else kind(value)}, not a list of messages", where=where,
-                        cure='write [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]')
-    return tuple(_message(one, f"message {i + 1} of {name}", where) for i, one in enumerate(value))
-
-
-_READ = ("role", "from", "content", "value", "tool_calls", "function_call")  # of a message; all else goes on as it is
-
-
-def _message(value: Any, name: str, where: str) -> Message:
-    if not isinstance(value, dict):
-        raise DataError(f"{name} is {kind(value)}, not an object", where=where, cure="give role and content")
-    given = _first(value, "role", "from")
-    if given is None:
-        raise DataError(f"{name} has no role", where=where, cure="one of system, user, assistant, tool")
-    given = text(given, f"the role of {name}", where)
-    role = ROLES.get(given.strip().lower())
-    if role is None:
-        raise DataError(f"{name} has the unknown role {given[:40]!r}", where=where, cure=nearest(given[:40], ROLES))
-    content = _content(_first(value, "content", "value"), name, where)
-    calls = _first(value, "tool_calls", "function_call")
-    calls = _decoded(None if calls == "" else calls, f"the tool call of {name}", where)
-    if role == "call":  # the call itself is the content, as JSON
-        role, content, calls = "assistant", "", calls or _decoded(content, f"the tool call of {name}", where) or {}
-    if content is None and calls in (None, []):
-        raise DataError(f"{name} ({role}) has no content", where=where, cure="fill it in, or remove the message")
-    out = {"role": role, "content": content or "", **{k: v for k, v in value.items() if v is not None and k not in _READ}}
-    for key, held in out.items():
-        if isinstance(held, str):
-            text(held, f"{key} of {name}", where)
-    if "weight" in out and out["weight"] not in (0, 1):
-        raise DataError(f"{name} has a weight that is not 0 or 1", where=where, cure="1 is learned, 0 is not")
-    if calls not in (None, []):
-        out["tool_calls"] = _calls(calls, name, where)
-    if _trained(out) and _empty(out):
-        raise DataError(f"{name} (assistant) is empty", where=where, cure="fill it in, remove it, or give it weight 0")
-    return out
-
-
-def _first(value: dict[str, Any], *names: str) -> Any:
-    """The first of several fields that is there; a table with one type a column fills those of other rows with nulls."""
-    return next((value[name] for name in names if value.get(name) is not None), None)
-
-
-def _checked(value: Any, name: str, where: str) -> Any:
-    """A value that a template may print as JSON.
-
-    Raises:
-        DataError: it holds text that UTF-8 cannot write, what JSON has no word for, or brackets too deep for any template.
-    """
-    level, depth = [value], 0
-    while level:
-        inside: list[Any] = []
-        for one in level:
-            if isinstance(one, str):
-                text(one, name, where)
-            elif isinstance(one, dict):
-                inside += (*one, *one.values())
-            elif isinstance(one, (list, tuple)):
-                inside += one
-            elif not isinstance(one, (bool, int, float, NoneType)) or one in (inf, -inf) or one != one:
-                raise DataError(f"{name} holds {kind(one)}, which JSON cannot write", where=where, cure="write it as text")
-        level, depth = inside, depth + 1
-        if depth > DEEPEST:
-            raise DataError(f"{name} is nested more than {DEEPEST} deep", where=where, cure="correct or remove the row")
-    return value
-
-
-def _content(value: Any, name: str, where: str) -> str | None:
-    """Content as text: OpenAI also allows a list of parts, of which ours must all be text."""
-    if value is None:
-        return None
-    if isinstance(value, list):
-        for part in value:
-            named = part.get("type") if isinstance(part, dict) else kind(part)
-            if not isinstance(part, dict) or named not in (None, "text", "input_text", "output_text") or not isinstance(
-                    part.get("text"), str):
-                named = named if isinstance(named, str) else kind(named)
-                raise DataError(f"{name} has a part of type {named[:40]!r}", where=where,
-                                cure='only text can be trained: {"type": "text", "text": "…"}')
-        value = "".join(part["text"] for part in value)
-    return text(value, name, where)
-
-
-def _empty(message: Message) -> bool:
-    said = (message.get(key) for key in ("content", "reasoning_content", "reasoning", "thinking"))
-    return not message.get("tool_calls") and not any(isinstance(one, str) and one.strip() for one in said)
-
-
-def _calls(value: Any, name: str, where: str) -> list[dict[str, Any]]:
-    """Tool calls as {type: function, function: {name, arguments: object}}, however they were nested."""
-    out = []
-    for call in value if isinstance(value, list) else [value]:
-        function = (_first(call, "function") or call) if isinstance(call, dict) else None
-        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-            raise DataError(f"the tool call of {name} has no function name", where=where,
-                            cure='write {"name": "…", "arguments": {…}}')
-        given = _first(function, "arguments", "parameters")
-        arguments = _decoded({} if given in (None, "") else given, f"the arguments of a tool call of {name}", where)
-        if not isinstance(arguments, dict):
-            raise DataError(f"the arguments of a tool call of {name} are {kind(arguments)}, not an object", where=where,
-                            cure="write them as an object, or as its JSON text")
-        # a null in JSON text was meant; elsewhere it may be what a table puts where other rows' calls have an argument
-        arguments = arguments if isinstance(given, str) else _without_null(arguments)
-        extra = {k: v for k, v in call.items() if k not in ("type", "function", "name", "arguments", "parameters")
-                 and v is not None}
-        made = {"type": "function", "function": {"name": function["name"], "arguments": arguments}, **extra}
-        out.append(_checked(made, f"the tool call of {name}", where))
-    if not out:
-        raise DataError(f"{name} has an empty list of tool calls", where=where, cure="remove it, or name the function")
-    return out
-
-
-def _without_null(value: Any) -> Any:
-    """An object without the fields that are null, at any depth; a null in a list has a place, and stays."""
-    if isinstance(value, dict):
-        return {k: _without_null(v) for k, v in value.items() if v is not None}
-    return [_without_null(v) for v in value] if isinstance(value, list) else value
-
-
-def _decoded(value: Any, name: str, where: str) -> Any:
-    """JSON that a file holds as text, as OpenAI writes arguments and many tables write lists."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return JSON.decode(value)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{name} is text, and not JSON: {error}", where=where, cure="write it as JSON") from None

@@ -1,7 +1,8 @@
 """Trees on the disk: token ids and masks of a whole data set, read where they are needed.
 
 Three files of little-endian integers: `tokens` (uint32: id · 2 + trained), `sequences` (uint64: where each ends in `tokens`)
-and `trees` (uint64: where each ends in `sequences`). Memory holds nothing but what is being read.
+and `trees` (uint64: where each ends in `sequences`). Beside trees may lie numbers, of which every tree has as many as it likes
+(labels, margins, log-probabilities): `numbers` (float32) and `ends` (uint64). Memory holds nothing but what is being read.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import bisect
 from collections.abc import Sequence as Many
 from pathlib import Path
 from types import TracebackType
+from typing import IO
 
 import numpy as np
 
@@ -51,6 +53,60 @@ class TreeWriter:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+
+class NumberWriter:
+    """Writes the numbers of trees into a folder, one tree after another, beginning with tree `start`."""
+
+    def __init__(self, folder: Path, start: int = 0) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.total = 0
+        if start:
+            ends = np.fromfile(folder / "ends", "<u8", start)
+            self.total = int(ends[-1])
+            _cut(folder / "ends", 8 * start)
+            _cut(folder / "numbers", 4 * self.total)
+        mode = "ab" if start else "wb"
+        self._numbers: IO[bytes] = open(folder / "numbers", mode, buffering=1 << 20)  # noqa: SIM115 - `close`
+        self._ends: IO[bytes] = open(folder / "ends", mode, buffering=1 << 20)  # noqa: SIM115
+
+    def add(self, numbers: Many[float] | np.ndarray) -> None:
+        self._numbers.write(np.asarray(numbers, "<f4").tobytes())
+        self.total += len(numbers)
+        self._ends.write(np.asarray(self.total, "<u8").tobytes())
+
+    def flush(self) -> None:
+        self._numbers.flush()  # first: an end without its numbers would be believed
+        self._ends.flush()
+
+    def close(self) -> None:
+        self._numbers.close()
+        self._ends.close()
+
+
+def _cut(path: Path, size: int) -> None:
+    with open(path, "r+b") as file:
+        file.truncate(size)
+
+
+class Numbers(Many[np.ndarray]):
+    """The numbers of one or more folders that `NumberWriter` wrote, by tree, numbered through."""
+
+    def __init__(self, *folders: Path) -> None:
+        self._parts = [(_map(folder / "numbers", np.dtype("<f4")), _map(folder / "ends", np.dtype("<u8"))) for folder in folders]
+        self._starts = [0]
+        for _, ends in self._parts:
+            self._starts.append(self._starts[-1] + len(ends))
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def __getitem__(self, i: int) -> np.ndarray:  # type: ignore[override] - no slices
+        if not 0 <= i < len(self):
+            raise IndexError(i)
+        p = bisect.bisect_right(self._starts, i) - 1
+        (numbers, ends), k = self._parts[p], i - self._starts[p]
+        return np.array(numbers[int(ends[k - 1]) if k else 0:int(ends[k])])
 
 
 class Trees(Many[Tree]):

@@ -100,8 +100,22 @@ def logprobs(head: Head, hidden: Tensor, target: Tensor, *, temperature: float =
         entropy: also return −Σ p log p, with gradients.
     Returns: [N] log-probabilities and [N] entropies (or None), nats.
     """
-    out = _LogProbs.apply(hidden, head.weight, head.bias, head, target, temperature, entropy)
+    out = _LogProbs.apply(hidden, head.weight, head.bias, head, target, temperature, entropy, {})
     return out[0], (out[1] if entropy else None)
+
+
+def detailed(head: Head, hidden: Tensor, target: Tensor, needs: frozenset[str], *,
+             temperature: float = 1.0) -> tuple[Tensor, dict[str, Tensor]]:
+    """Log-probability of each target, with gradients, and what else is asked of each row in the same pass, without.
+
+    Args:
+        hidden: [N, d]; target: [N].
+        needs: "entropy", −Σ p log p; "collision", log Σ p².
+    Returns: [N] log-probabilities, and [N] of each detail; nats.
+    """
+    details = {name: torch.empty(len(target), dtype=torch.promote_types(hidden.dtype, torch.float32), device=hidden.device)
+               for name in sorted(needs)}
+    return _LogProbs.apply(hidden, head.weight, head.bias, head, target, temperature, False, details)[0], details
 
 
 @torch.no_grad()
@@ -132,7 +146,7 @@ class _LogProbs(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, head: Head, target: Tensor,
-                temperature: float, entropy: bool) -> tuple[Tensor, Tensor]:
+                temperature: float, entropy: bool, details: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         real = torch.promote_types(hidden.dtype, torch.float32)
         logprob = torch.empty(len(target), dtype=real, device=hidden.device)
         entropies = torch.empty_like(logprob if entropy else logprob[:0])
@@ -142,6 +156,8 @@ class _LogProbs(torch.autograd.Function):
             logprob[part] = logp.gather(1, target[part, None])[:, 0]
             if entropy:
                 entropies[part] = -torch.linalg.vecdot(logp.exp(), logp)
+            if details:
+                _fill(details, part, logp)
         ctx.save_for_backward(hidden, target, entropies)
         ctx.head, ctx.temperature, ctx.entropy = head, temperature, entropy
         return logprob, entropies
@@ -165,7 +181,15 @@ class _LogProbs(torch.autograd.Function):
             else:
                 grad, factor = _minus_one_hot(logp.exp_(), target[part]), -by_logprob
             out[part] = head.backward(grad, factor / ctx.temperature, z, hidden[part], into)
-        return out, *head.cast(into), None, None, None, None
+        return out, *head.cast(into), None, None, None, None, None
+
+
+def _fill(details: dict[str, Tensor], part: slice, logp: Tensor) -> None:
+    """What is asked of a chunk of rows, whose log-probabilities are given."""
+    if "collision" in details:
+        details["collision"][part] = (2 * logp).logsumexp(-1)
+    if "entropy" in details:
+        details["entropy"][part] = -torch.linalg.vecdot(logp.exp(), logp)
 
 
 def additive(head: Head, hidden: Tensor, target: Tensor, loss: Callable[[Tensor, slice], Tensor]) -> tuple[Tensor, Tensor]:

@@ -231,8 +231,8 @@ def _step(run: Run) -> None:
     begin = time.perf_counter()
     trees = [run.trees[i] for i in run.plan.next()]
     batch = forests(trees, run.budget, shared=run.policy.model.mode == "forest")
-    loss = run.policy.forward_backward(batch, run.loss, seed=derive(run.seed, "step", run.step), noise=run.noise)
-    if not math.isfinite(loss):
+    found = run.policy.forward_backward(batch, run.loss, seed=derive(run.seed, "step", run.step), noise=run.noise)
+    if not math.isfinite(loss := found.loss):
         raise _not_finite(run, f"the loss is {loss}")
     factor = rate(run.optimiser.settings.schedule, run.step, run.steps, run.optimiser.settings.warmup)
     norm = run.policy.step(factor)

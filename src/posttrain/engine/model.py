@@ -8,6 +8,7 @@ model's own eager attention. A model that fails runs every path alone, and says 
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -38,6 +39,7 @@ TOLERANCE = 1e-3  # nats; models that agree do so within 1e-5, models that do no
 EMBEDDED = Path(__file__).resolve().parents[1] / "assets" / "base"  # `--model embedded`
 LONGEST_PROBE = 1024  # tokens; a threshold beyond this is not probed
 
+Read = Literal["before", "targets", "ends"]
 Noise = Callable[[Tensor, Tensor], Tensor]  # (embeddings [..., T, d], sequence lengths [..., T]) -> embeddings
 
 
@@ -95,6 +97,13 @@ class Model:
         self._mode: Mode = mode
         self.network.set_attn_implementation(attention.NAME if mode == "forest" else self._stock)
 
+    def around(self, network: Any) -> Model:
+        """The same way of running it, for a network of the same kind: a copy needs no probe."""
+        out = copy.copy(self)
+        out.network, out.config = network, network.config
+        out.mode = self._mode
+        return out
+
     @contextlib.contextmanager
     def stock_attention(self) -> Iterator[None]:
         """The model's own attention, with a cache: for sampling."""
@@ -104,35 +113,40 @@ class Model:
         finally:
             self.mode = self._mode
 
-    def hidden(self, forest: TokenForest, noise: Noise | None = None) -> Tensor:
-        """Hidden states that predict the targets of a forest.
+    def hidden(self, forest: TokenForest, noise: Noise | None = None, at: Read = "before") -> Tensor:
+        """Hidden states of a forest.
 
         Args:
             forest: on the model's device.
             noise: applied to the input embeddings (NEFTune).
-        Returns: [N, d].
+            at: which: `before`, those that predict the targets; `targets`, those of the targets themselves; `ends`, those of
+                the last token of every sequence.
+        Returns: [N, d], for `ends` [L, d].
         """
         decoder = _decoder(self.network)
+        starts = forest.lengths.cumsum(0) - forest.lengths
+        if at == "ends":
+            leaf, step = torch.arange(forest.L, device=self.device), forest.lengths - 1
+        else:
+            leaf, step = forest.leaf, forest.positions[forest.predictor] + (at == "targets")
         if self.mode == "forest":
             with self._noise(noise, forest.token_lengths):
                 out = decoder(input_ids=forest.tokens[None], position_ids=forest.positions[None], use_cache=False,
                               forest=ForestMask(forest)).last_hidden_state[0]
             # not out[...]: its backward adds the gradients of one token from several threads, in any order
-            return out.index_select(0, forest.predictor)
+            return out.index_select(0, forest.predictor if at == "before" else forest.path[starts[leaf] + step])
         found, order = [], []
-        step = forest.positions[forest.predictor]
-        starts = forest.lengths.cumsum(0) - forest.lengths
         for group in _length_groups(forest.lengths.tolist(), equal=self.mode == "equal"):
             longest = int(forest.lengths[group].max())
             inside = torch.arange(longest, device=self.device) < forest.lengths[group][:, None]
-            at = (starts[group][:, None] + torch.arange(longest, device=self.device)).clamp_(max=len(forest.path) - 1)
-            ids = torch.where(inside, forest.tokens[forest.path[at]], 0)  # causal: padding on the right is never seen
+            index = (starts[group][:, None] + torch.arange(longest, device=self.device)).clamp_(max=len(forest.path) - 1)
+            ids = torch.where(inside, forest.tokens[forest.path[index]], 0)  # causal: padding on the right is never seen
             with self._noise(noise, forest.lengths[group][:, None].expand(-1, longest)):
                 out = decoder(input_ids=ids, use_cache=False).last_hidden_state
             row = torch.full((forest.L,), -1, device=self.device)
             row[group] = torch.arange(len(group), device=self.device)
-            mine = torch.nonzero(row[forest.leaf] >= 0)[:, 0]
-            found.append(out[row[forest.leaf[mine]], step[mine]])
+            mine = torch.nonzero(row[leaf] >= 0)[:, 0]
+            found.append(out[row[leaf[mine]], step[mine]])
             order.append(mine)
         return torch.cat(found)[torch.cat(order).argsort()]
 

@@ -1,7 +1,7 @@
 """The policy: a model, its tokenizer, and five verbs. Every method is a short program over them.
 
     score(forests)                      log-probabilities, no gradients
-    forward_backward(forests, loss)     adds to the gradients
+    forward_backward(forests, loss)     adds to the gradients; `measure` is the same without
     step(factor)                        one optimiser update
     sample(prompts, params)             completions
     save(folder) / load(path)           a Hugging Face folder
@@ -12,8 +12,8 @@ and the float32 master belongs to the optimiser.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
+import copy
+from collections.abc import Callable
 from collections.abc import Sequence as Many
 from dataclasses import replace
 from pathlib import Path
@@ -22,38 +22,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from posttrain.core.errors import ConfigError, DataError, ModelError
-from posttrain.core.seeds import derive
+from posttrain.core.errors import ConfigError, ModelError
 from posttrain.core.types import Denominators, Facts, Loss, Scores
 from posttrain.data.forest import TokenForest
 from posttrain.engine import lora as adapters
 from posttrain.engine import sampler
 from posttrain.engine.checkpoint import system_errors
-from posttrain.engine.head import additive, assess, logprobs
+from posttrain.engine.head import additive, assess, detailed, logprobs
+from posttrain.engine.learner import Learner
 from posttrain.engine.model import Model, Noise, digest, load_network, load_tokenizer, quiet, resolve, to_bfloat16
-from posttrain.engine.optimiser import Optimiser
-from posttrain.engine.settings import LoraSettings, OptimiserSettings
+from posttrain.engine.settings import LoraSettings
+
+Reference = Callable[[Many[TokenForest]], list[Tensor]]  # forests → log-probabilities [N] of each
 
 
-def _moved(facts: Facts, device: torch.device) -> Facts:
-    return {name: tensor.to(device) for name, tensor in facts.items()}
-
-
-class Policy:
-    """A language model that can be scored, trained, sampled and saved.
-
-    Attributes:
-        model: how the network is run.
-        tokenizer: the Hugging Face tokenizer.
-        adapter: the PeftModel around the network, or None.
-        source: where the model came from; digest: SHA-256 of its files.
-        optimiser: set by `train_with`.
-    """
-
-    def __init__(self, model: Model, tokenizer: Any, *, source: str = "", digest: str = "", adapter: Any = None) -> None:
-        self.model, self.tokenizer, self.adapter = model, tokenizer, adapter
-        self.source, self.digest = source, digest
-        self.optimiser: Optimiser | None = None
+class Policy(Learner):
+    """A language model that can be scored, trained, sampled and saved; see `Learner` for what it has."""
 
     @classmethod
     def load(cls, path: str | Path, *, device: str = "", lora: LoraSettings | None = None, seed: int = 0) -> Policy:
@@ -106,74 +90,42 @@ class Policy:
                 out.append(Scores(logprob, forest.leaf, forest.L))
         return out
 
-    def forward_backward(self, forests: Many[TokenForest], loss: Loss, facts: Many[Facts] | None = None, *, seed: int = 0,
-                         noise: Noise | None = None) -> float:
-        """Add the gradient of a loss over one global batch, forest by forest.
+    def reference(self, source: str = "") -> Reference:
+        """The policy as it stands, kept as what training is held against.
 
         Args:
-            forests: the whole global batch; how it is cut into forests changes the result by rounding only.
-            loss: the method.
-            facts: what the method knows about each forest: tensors by name, moved to the model's device. A per-target loss
-                gets the slice of each that belongs to its targets, so they are [N] there.
-            seed: of dropout and noise.
-            noise: applied to the input embeddings.
-        Returns: the loss of the global batch.
+            source: `adapters`, the network without its adapters, which is exact and free; `copy`, a frozen copy of the
+                network; empty: adapters where there are any.
+        Returns: forests → the log-probabilities [N] of each one's targets.
         """
-        facts = [_moved(f, self.model.device) for f in facts] if facts is not None else [{} for _ in forests]
-        denominators = Denominators(targets=sum(f.N for f in forests), sequences=sum(f.L for f in forests))
-        if denominators.targets == 0:
-            raise DataError("the batch has no trained token", cure="look at the masks: every sequence needs one")
-        statistics = loss.prepare(self.score(forests), list(facts)) if loss.prepare else None
-        network = self.model.network
-        network.train()
-        total = 0.0
-        for i, (forest, fact) in enumerate(zip(forests, facts, strict=True)):
-            forest = forest.to(self.model.device)
-            with self._seeded(derive(seed, "forward", i)):
-                hidden = self.model.hidden(forest, noise)
-                if loss.per_target:
-                    def part_loss(logprob: Tensor, part: slice, forest: TokenForest = forest, fact: Facts = fact) -> Tensor:
-                        scores = Scores(logprob, forest.leaf[part], forest.L)
-                        return loss.loss(scores, {k: v[part] for k, v in fact.items()}, statistics, denominators)
+        if source not in ("", "adapters", "copy") or (source == "adapters" and self.adapter is None):
+            raise ConfigError(f"there is no reference {source!r}", cure="adapters (with --lora) or copy")
+        if self.adapter is not None and source != "copy":
+            def without(forests: Many[TokenForest]) -> list[Tensor]:
+                with self.adapter.disable_adapter():
+                    return [scores.logprob for scores in self.score(forests)]
 
-                    value, _ = additive(self.model.head, hidden, forest.target, part_loss)
-                else:
-                    logprob, _ = logprobs(self.model.head, hidden, forest.target)
-                    value = loss.loss(Scores(logprob, forest.leaf, forest.L), fact, statistics, denominators)
-                value.backward()
-            total += float(value.detach())
-        return total
+            return without
+        network = copy.deepcopy(self.model.network).requires_grad_(False)
+        frozen = Policy(self.model.around(network), self.tokenizer, source=self.source, digest=self.digest)
+        return lambda forests: [scores.logprob for scores in frozen.score(forests)]
 
-    @contextlib.contextmanager
-    def _seeded(self, seed: int) -> Iterator[None]:
-        with torch.random.fork_rng(devices=[self.model.device] if self.model.device.type == "cuda" else []):
-            torch.manual_seed(seed)
-            yield
+    def _scored(self, forest: TokenForest, loss: Loss, noise: Noise | None = None) -> Scores:
+        hidden = self.model.hidden(forest, noise)
+        logprob, details = detailed(self.model.head, hidden, forest.target, loss.needs)
+        return Scores(logprob, forest.leaf, forest.L, entropy=details.get("entropy"), collision=details.get("collision"))
 
-    def train_with(self, settings: OptimiserSettings, *, activation_checkpointing: bool = False) -> Optimiser:
-        """Make the optimiser that `step` uses. An unset learning rate becomes 2e-5, with LoRA 2e-4."""
-        if settings.learning_rate is None:
-            settings = settings.model_copy(update={"learning_rate": 2e-4 if self.adapter is not None else 2e-5})
-        if activation_checkpointing:
-            network = self.model.network
-            if not network.supports_gradient_checkpointing:
-                raise ConfigError(f"{type(network).__name__} cannot compute its activations twice",
-                                  cure="leave --activation-checkpointing out; a lower --budget saves memory, too")
-            # older transformers know only the second name, newer ones warn of it
-            enable = getattr(network, "activation_checkpointing_enable", None) or network.gradient_checkpointing_enable
-            enable({"use_reentrant": False})
-        self.optimiser = Optimiser(self.model.network.named_parameters(), settings)
-        return self.optimiser
+    def _one(self, forest: TokenForest, loss: Loss, fact: Facts, statistics: Any, denominators: Denominators,
+             noise: Noise | None) -> tuple[Tensor, dict[str, Tensor]]:
+        if not loss.per_target or not torch.is_grad_enabled():
+            return super()._one(forest, loss, fact, statistics, denominators, noise)
 
-    def step(self, factor: float = 1.0) -> float:
-        """One update from the gradients added up so far, then clear them.
+        def part_loss(logprob: Tensor, part: slice) -> Tensor:
+            scores = Scores(logprob, forest.leaf[part], forest.L)
+            return loss.loss(scores, {k: v[part] for k, v in fact.items()}, statistics, denominators)
 
-        Args:
-            factor: on the peak learning rate.
-        Returns: the gradient norm before clipping; nothing is updated where it is not finite.
-        """
-        assert self.optimiser is not None, "call train_with first"
-        return self.optimiser.step(factor)
+        value, logprob = additive(self.model.head, self.model.hidden(forest, noise), forest.target, part_loss)
+        return value, loss.report(Scores(logprob, forest.leaf, forest.L), fact, statistics) if loss.report else {}
 
     def sample(self, prompts: Many[Many[int]], params: sampler.Sampling) -> list[sampler.Completion]:
         """Draw completions, ended by the model's end tokens unless told otherwise; see `posttrain.engine.sampler.sample`."""
@@ -206,8 +158,3 @@ class Policy:
         self.tokenizer.chat_template = template
         stops = list(dict.fromkeys([*self.stops, self.tokenizer.convert_tokens_to_ids(stop)]))
         self.model.network.generation_config.eos_token_id = stops if len(stops) > 1 else stops[0]
-
-    def save_adapter(self, folder: Path) -> None:
-        """Write the adapter in peft's format with the digest of the model it belongs to."""
-        assert self.adapter is not None, "the policy has no adapter"
-        adapters.save_adapter(self.adapter, folder, self.source, self.digest)
