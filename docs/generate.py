@@ -1,22 +1,30 @@
-"""Writes docs/reference/cli.md from the parsers of the command line.
+"""Writes docs/reference/cli.md from the parsers of the command line, and docs/reference/recipes.md from the schema of recipes.
 
-    python docs/generate.py          write the page
-    python docs/generate.py --check  exit 1 where the page is out of date
+    python docs/generate.py          write the pages
+    python docs/generate.py --check  exit 1 where one is out of date
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import re
 import sys
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from posttrain.cli.main import COMMANDS
 from posttrain.cli.options import Parser
+from posttrain.core.settings import leaves
+from posttrain.data.settings import COLUMNS, Source
+from posttrain.pipeline.kinds import KINDS
+from posttrain.pipeline.plan import ELSEWHERE
+from posttrain.pipeline.recipe import schema
 
-PAGE = Path(__file__).parent / "reference" / "cli.md"
+REFERENCE = Path(__file__).parent / "reference"
 
-HEAD = """# Command line
+COMMAND_LINE = """# Command line
 
 <!-- Made from the parsers by `make docs`; a test fails where it is out of date. -->
 
@@ -33,6 +41,100 @@ Progress goes to standard error, results to standard output. What the exit codes
 Every option is also a keyword of the Python function of the same name, with underscores for hyphens:
 `--learning-rate 1e-4` is `learning_rate=1e-4`. An unknown option is an error that names the nearest known one. An option that
 takes several values may also be given several times.
+"""
+
+RECIPES = """# Recipes
+
+<!-- Made from the schema of recipes by `make docs`; a test fails where it is out of date. -->
+
+The recipe file, key by key. How to use one: [run a recipe](../how-to/run-a-recipe.md).
+
+```yaml
+name: support
+stages:
+  adapt: {{model: models/base, data: manual.txt, replay: "${{TEXTS}}/general.jsonl"}}
+  sft:
+    model: adapt
+    data: [train.jsonl, "small-talk.jsonl,share=0.1"]
+    learning_rate: 1e-4
+  check: {{stage: eval, model: sft, against: models/base, exact: questions.jsonl}}
+```
+
+## The file
+
+Strict YAML in UTF-8. An unknown key, a key that stands twice and a value that does not fit are errors with file, line and the
+nearest known name; nothing is run.
+
+| key | value | |
+|---|---|---|
+{keys}
+
+Names, of recipes and of stages, are letters, digits, `-` and `_`; they begin with a letter or a digit.
+
+## Stages
+
+A stage is a mapping: `stage`, which says its kind, and the options of that kind. Without `stage` it is of the kind it is named
+after. `out` is no option: a stage's artifact has its folder in the run's.
+
+| kind | | settings that name a model | makes a model |
+|---|---|---|---|
+{kinds}
+
+A setting that names a model takes the name of a stage that comes before it and makes a model, or a folder or hub id. The name of
+a stage is always the stage; a folder of that name is `./NAME`.
+
+## Values
+
+| written | means |
+|---|---|
+| `1e-4`, `2.5`, `7` | numbers |
+| `true`, `false` | these words alone; `on`, `off`, `yes` and `no` are text |
+| `null` | unset, where an option may be (`steps: null`) |
+| `[a.jsonl, b.jsonl]` | a list; where a list is wanted, one value stands for a list of one |
+| `{{embed: 0}}` | a mapping: where the command line takes `KEY=VALUE` |
+| `${{NAME}}` | an environment variable, inside any text of a stage's options; an error if it is not set. `$NAME` is text |
+
+Paths are relative to where the command runs. A group that may be absent is turned on by its name (`lora: true`) or by any of its
+options (`lora_rank: 8`).
+
+## Data
+
+Where rows are read, a value is a source: `FILE`, `FILE,option=value,…` or a mapping (`{{path: FILE, limit: 5}}`). `FILE` is a
+file, a folder, a glob or the hub id of a data set ([which files and shapes](../how-to/use-your-own-data.md),
+[formats](data-formats.md)).
+
+| option | value | default | |
+|---|---|---|---|
+{sources}
+| a column of ours | text | | the file's column that it is: `prompt=question`. In a mapping: `columns: {{prompt: question}}` |
+
+Columns of ours: {columns}.
+
+{stages}
+## Changes from the command line
+
+    posttrain run support.yaml --set sft.learning_rate=5e-5 check.max_tokens=24
+
+`--set STAGE.OPTION=VALUE …` sets an option of a stage before the recipe is checked; the value is YAML:
+`--set "sft.data=[a.jsonl, b.jsonl]"`. `posttrain plan` takes it, too.
+
+## Identity
+
+Stages that are what they were are not made again. {elsewhere} do not count:
+[what does](../how-to/run-a-recipe.md#what-makes-an-artifact-the-same).
+
+## JSON schema
+
+    posttrain schema > recipe.schema.json
+
+prints what this page says as a JSON schema (draft 2020-12), for editors that check while one types:
+
+    # yaml-language-server: $schema=recipe.schema.json
+
+## Exit codes
+
+Of `posttrain run`, `plan` and `schema`, as of every command: 0 done, 2 something you can mend (the message says file, line and
+cure), 130 interrupted; the same command goes on. [All of them](errors-and-exit-codes.md).
 """
 
 
@@ -58,10 +160,10 @@ def parser_of(command: str) -> Parser:
     raise RuntimeError(f"posttrain {command} does not use posttrain.cli.options.Parser")
 
 
-def page() -> str:
+def command_line() -> str:
     commands = "\n".join(f"| [`posttrain {name}`](#posttrain-{'-'.join(name.split())}) | {text} |"
                          for name, (_, text) in COMMANDS.items())
-    return "\n".join([HEAD.format(commands=commands), *(section(name) for name in COMMANDS)])
+    return "\n".join([COMMAND_LINE.format(commands=commands), *(section(name) for name in COMMANDS)])
 
 
 def section(command: str) -> str:
@@ -87,12 +189,83 @@ def cell(text: str) -> str:
     return text.replace("%%", "%").replace("|", "\\|").replace("{prompt}", "`{prompt}`")
 
 
+# ---------------------------------------------------------------------------------------------- recipes
+
+def recipes() -> str:
+    top = schema()
+    stages = top["properties"]["stages"]["properties"]
+    keys = [row(f"`{name}`", kind(one), one["description"] + (" (required)" if name in top["required"] else ""))
+            for name, one in top["properties"].items()]
+    kinds = [row(f"[`{name}`](#stage-{name})", COMMANDS[name][1] if name in COMMANDS else "",
+                 ", ".join(f"`{model}`" for model in one.models), "yes" if one.makes_model else "no")
+             for name, one in KINDS.items()]
+    found = Source.model_json_schema()["properties"]
+    sources = [row(f"`{name}`", kind(one), default(one), one["description"])
+               for name, one in found.items() if name not in ("path", "columns")]
+    elsewhere = dict.fromkeys(f"`{leaf.name}`" for one in KINDS.values() for leaf in leaves(one.model)
+                              if leaf.path[0] in ELSEWHERE and leaf.name != "out")
+    return RECIPES.format(
+        keys="\n".join(keys), kinds="\n".join(kinds), sources="\n".join(sources), elsewhere=", ".join(elsewhere),
+        columns=", ".join(f"`{name}`" for name in COLUMNS), stages="\n".join(stage(name, stages[name]) for name in stages))
+
+
+def stage(name: str, rule: dict[str, Any]) -> str:
+    """The options of one kind of stage."""
+    same = f"The options of [`posttrain {name}`](cli.md#posttrain-{name}) but `out`. " if name in COMMANDS else ""
+    lines = [f"## stage: {name}", "", f"{same}Without a default an option is unset.", "",
+             "| option | value | default | |", "|---|---|---|---|"]
+    for option, one in rule["properties"].items():
+        if option != "stage":
+            lines.append(row(f"`{option}`", kind(one), "required" if option in rule["required"] else default(one),
+                             one["description"]))
+    return "\n".join([*lines, ""])
+
+
+def row(*cells: str) -> str:
+    return f"| {' | '.join(cell(as_key(one)) for one in cells)} |"
+
+
+def as_key(text: str) -> str:
+    """`--max-length` of a help text as the key it is in a recipe."""
+    return re.sub(r"--([a-z][a-z-]*)", lambda found: f"`{found[1].replace('-', '_')}`", text)
+
+
+def default(one: dict[str, Any]) -> str:
+    value = one.get("default")
+    return "" if value in (None, "", [], {}) else f"`{value if isinstance(value, str) else json.dumps(value)}`"
+
+
+def kind(one: dict[str, Any]) -> str:
+    """A JSON schema in a word or two."""
+    if "anyOf" in one:
+        some = [x for x in one["anyOf"] if x.get("type") != "null"]
+        single = [kind(x) for x in some if x.get("type") != "array"]
+        return " or ".join(single) + (", or a list" if len(single) < len(some) else "")
+    if "enum" in one:
+        return ", ".join(f"`{value}`" for value in one["enum"] if value)
+    if "prefixItems" in one:
+        return f"[{', '.join(kind(x) for x in one['prefixItems'])}]"
+    if one.get("type") == "array":
+        return f"list: {kind(one['items'])}"
+    if one.get("type") == ["string", "object"]:
+        return "source"
+    word = {"string": "path" if one.get("format") == "path" else "text", "integer": "integer", "number": "number",
+            "boolean": "`true`, `false`", "object": "mapping"}[one["type"]]
+    bounds = [f"{sign} {one[name]:g}" for name, sign in (("minimum", "≥"), ("exclusiveMinimum", ">"), ("maximum", "≤"),
+                                                        ("exclusiveMaximum", "<")) if name in one]
+    return f"{word} {' and '.join(bounds)}".strip()
+
+
+PAGES = {REFERENCE / "cli.md": command_line, REFERENCE / "recipes.md": recipes}
+
+
 def main(argv: list[str]) -> int:
     if "--check" in argv:
-        return 0 if PAGE.is_file() and PAGE.read_text() == page() else 1
-    PAGE.parent.mkdir(exist_ok=True)
-    PAGE.write_text(page())
-    print(f"wrote {PAGE}")
+        return 0 if all(path.is_file() and path.read_text() == page() for path, page in PAGES.items()) else 1
+    REFERENCE.mkdir(exist_ok=True)
+    for path, page in PAGES.items():
+        path.write_text(page())
+        print(f"wrote {path}")
     return 0
 
 

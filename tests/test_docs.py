@@ -15,6 +15,9 @@ import pytest
 import posttrain
 from posttrain.cli.main import COMMANDS
 from posttrain.core import errors
+from posttrain.core.settings import leaves
+from posttrain.data.settings import COLUMNS, Source
+from posttrain.pipeline.kinds import KINDS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [*sorted((ROOT / "docs").rglob("*.md")), *(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md"))]
@@ -48,7 +51,9 @@ def anchors(page: Path) -> set[str]:
 
 def test_the_reference_is_up_to_date() -> None:
     module = generate()
-    assert module.PAGE.read_text() == module.page(), "docs/reference/cli.md is out of date: make docs"
+    assert [path.name for path in module.PAGES] == ["cli.md", "recipes.md"]
+    for path, page in module.PAGES.items():
+        assert path.read_text() == page(), f"{short(path)} is out of date: make docs"
     assert module.main(["--check"]) == 0
 
 
@@ -60,6 +65,34 @@ def test_the_reference_has_every_option_of_every_command() -> None:
     for name, section in sections.items():
         known = options(name) - {"-h", "--help"}
         assert [o for o in known if not re.search(rf"^\|.*`{o}\b", section, re.MULTILINE)] == []
+
+
+def test_the_recipe_reference_has_every_option_of_every_stage() -> None:
+    page = (ROOT / "docs" / "reference" / "recipes.md").read_text()
+    sections = dict(re.findall(r"^## stage: (\w+)\n(.*?)(?=^## )", page, re.MULTILINE | re.DOTALL))
+    assert list(sections) == list(KINDS)
+    for name, kind in KINDS.items():
+        found = re.findall(r"^\| `(\w+)` \| ([^|]+) \| ([^|]*) \| [^|]{8,} \|$", sections[name], re.MULTILINE)
+        known = [leaf for leaf in leaves(kind.model) if leaf.name != "out"]
+        assert [option for option, _, _ in found] == [leaf.name for leaf in known]
+        for (option, _, default), leaf in zip(found, known, strict=True):
+            expected = None if leaf.switch or leaf.field.is_required() else leaf.field.get_default(call_default_factory=True)
+            if expected in (None, "", (), {}):
+                assert default.strip() == ("required" if leaf.field.is_required() and not leaf.switch else ""), option
+            elif isinstance(expected, str):
+                assert default == f"`{expected}`", option
+            else:
+                assert json.loads(default.strip("`")) == json.loads(json.dumps(expected)), option
+    data = page.split("## Data")[1].split("## ")[0]
+    assert re.findall(r"^\| `(\w+)` ", data, re.MULTILINE) == [f for f in Source.model_fields if f not in ("path", "columns")]
+    assert all(f"`{name}`" in data for name in COLUMNS)
+
+
+def test_pages_that_the_source_names_exist() -> None:
+    """An error that points at a page points at one that is there."""
+    named = {page for path in (ROOT / "src").rglob("*.py") for page in re.findall(r"docs/[\w/.-]+\.md", path.read_text())}
+    assert "docs/reference/recipes.md" in named
+    assert [page for page in named if not (ROOT / page).is_file()] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=short)

@@ -160,6 +160,22 @@ def test_a_row_that_was_corrected_can_be_evaluated(bench: Bench, tmp_path: Path)
     assert bench.eval(run, "--choice", quiz, all_tasks=False)[0] == 0
 
 
+def test_a_choice_that_a_model_cannot_take_is_told_before_anything_runs(bench: Bench, tmp_path: Path,
+                                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    run, small = tmp_path / "run", making.model(tmp_path / "small", positions=40)  # the others know 64
+    quiz = making.write(tmp_path / "quiz.jsonl", [QUIZ[0], {"question": "q" * 30, "choices": ["a" * 12, "b"], "answer_index": 0}])
+    plain = ["--choice", quiz, "--prompt-template", "{prompt}"]
+    with monkeypatch.context() as patch:
+        patch.setattr("posttrain.engine.policy.Policy.load", None)  # it is not called
+        for more, n in ((["--against", small], 40), (["--max-length", "41"], 41)):
+            code, out, err = bench.eval(run, *plain, *more)
+            assert (code, out) == (2, "")
+            assert f"error: {quiz}:2: the question and a choice are 42 tokens, and {n} fit\ncure: " in err
+            assert not run.exists()
+    assert bench.eval(run, *plain, "--max-length", "42", all_tasks=False)[0] == 0
+    assert summary(run)["tasks"]["choice-quiz"]["metrics"]["correct"]["n"] == 2
+
+
 @pytest.mark.parametrize(("more", "said"), [
     ([], "there is nothing to evaluate on"), (["--exact", "none.jsonl"], "there is no file none.jsonl"),
     (["--exact", "texts.jsonl,limit=0"], "greater than or equal to 1"),

@@ -10,7 +10,7 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from posttrain.cli.main import main
-from posttrain.engine.model import EMBEDDED, resolve
+from posttrain.engine.load import EMBEDDED, resolve
 from posttrain.pipeline import quickstart
 from posttrain.pipeline.kinds import KINDS
 

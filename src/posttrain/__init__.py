@@ -15,12 +15,14 @@ if TYPE_CHECKING:
     from posttrain.pipeline.run import run_recipe as run_recipe
     from posttrain.stages.adapt import adapt as adapt
     from posttrain.stages.evaluate import evaluate as evaluate
+    from posttrain.stages.preference import preference as preference
     from posttrain.stages.sft import sft as sft
 
 # Loaded on first use: importing posttrain does not import torch.
-_PUBLIC = {"adapt": "posttrain.stages.adapt", "evaluate": "posttrain.stages.evaluate", "sft": "posttrain.stages.sft",
+_PUBLIC = {"adapt": "posttrain.stages.adapt", "evaluate": "posttrain.stages.evaluate",
+           "preference": "posttrain.stages.preference", "sft": "posttrain.stages.sft",
            "Policy": "posttrain.engine.policy", "run_recipe": "posttrain.pipeline.run"}
-__all__ = ["Policy", "__version__", "adapt", "evaluate", "run_recipe", "sft"]
+__all__ = ["Policy", "__version__", "adapt", "evaluate", "preference", "run_recipe", "sft"]
 
 
 def __getattr__(name: str) -> Any:

@@ -76,7 +76,11 @@ def test_every_command_has_help(name: str, capfd: pytest.CaptureFixture[str]) ->
      "passes over the data"),
     ([*NEEDED, "--epochs", "0"], "epochs = '0': Input should be greater than 0", "passes over the data"),
     ([*NEEDED, "--method", "ntl"], "method = 'ntl': Input should be 'nll' or 'dft'",
-     "negative log-likelihood, or dynamic fine-tuning"),
+     "did you mean 'nll'?"),
+    ([*NEEDED, "--format", "mesages"], "format = 'mesages': Input should be '', 'messages', 'sharegpt', 'alpaca', 'preference', "
+     "'label', 'prompt-completion', 'text' or 'prompt'", "did you mean 'messages'?"),
+    ([*NEEDED[:3], "--out", "o", "--data", "d.jsonl", "e.jsonl,limit=0"],
+     "'e.jsonl,limit=0': limit = '0': Input should be greater than or equal to 1", "rows at most: the first ones"),
     ([*NEEDED, "--groups", "embed=0", "norm"], "--groups 'norm' is not KEY=VALUE", "write --groups key=value"),
     ([*NEEDED, "--groups", "embed=much"], "groups = 'much': Input should be a valid number, unable to parse string as a number",
      "PATTERN=FACTOR on the rate of parameters whose name matches; 0 freezes them"),

@@ -65,7 +65,9 @@ def test_a_group_comes_with_its_switch_or_any_of_its_fields(given: dict[str, obj
     ({}, "name is missing", "give --name"),
     ({"name": "a", "size": 9}, "size = 9: Input should be greater than or equal to 10", "inches"),
     ({"name": "a", "size": "big"}, "size = 'big': Input should be a valid integer", "inches"),
-    ({"name": "a", "kind": "rode"}, "kind = 'rode': Input should be 'road' or 'gravel'", "see --help"),
+    ({"name": "a", "kind": "rode"}, "kind = 'rode': Input should be 'road' or 'gravel'", "did you mean 'road'?"),
+    ({"name": "a", "kind": "xyz"}, "kind = 'xyz': Input should be 'road' or 'gravel'", "known: gravel, road"),
+    ({"name": "a", "kind": 3}, "kind = 3: Input should be 'road' or 'gravel'", "see --help"),
     ({"name": "a", "load": {"left": "much"}}, "load = 'much': Input should be a valid number", "see --help"),
 ])
 def test_what_does_not_fit_is_named_with_a_cure(given: dict[str, object], what: str, cure: str) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from posttrain.core.errors import ConfigError, DataError
 from posttrain.data import readers
@@ -432,6 +432,18 @@ def test_a_file_that_is_not_there(path: str, tmp_path: Path, monkeypatch: pytest
     assert caught.value.cure == "check the path"
 
 
+@pytest.mark.parametrize("name", ["a.jsonl", "/dev/null", "-"])
+def test_a_pipe_is_refused_before_it_is_read(name: str, tmp_path: Path) -> None:
+    path = name if name[0] in "/-" else str(tmp_path / name)
+    if name == "a.jsonl":
+        os.mkfifo(path)  # opening it would wait for a writer
+    for call in (lambda: rows(path), lambda: digest(source(path)), lambda: size(source(path))):
+        with pytest.raises(DataError) as caught:
+            call()
+        assert caught.value.what.startswith(f"{path} is a pipe or a device, not a file: data are read more than once")
+        assert caught.value.cure.startswith("write it to a file first")
+
+
 @pytest.mark.parametrize(("name", "said"), [("a.xlsx", ".xlsx"), ("a", "a file without an ending"), ("a.tar.gz", ".tar")])
 def test_a_file_without_a_reader(tmp_path: Path, name: str, said: str) -> None:
     fault(put(tmp_path / name, b"x"), f"PATH: no reader for {said}",
@@ -476,8 +488,8 @@ def test_a_limit_counts_what_was_read(tmp_path: Path) -> None:
     rejects.close()
 
 
-def parse(text: str) -> Source:
-    return TypeAdapter(Sourced).validate_python(text)
+def parse(given: Any) -> Source:
+    return TypeAdapter(Sourced).validate_python(given)
 
 
 def test_a_source_in_one_string() -> None:
@@ -505,10 +517,24 @@ def test_a_key_that_is_given_twice(text: str) -> None:
         parse(text)
 
 
-@pytest.mark.parametrize("text", ["", ",limit=2", "a,limit=0", "a,limit=x", "a,weight=0", "a,epochs=-1", "a,weight=nan"])
-def test_a_value_that_does_not_fit(text: str) -> None:
-    with pytest.raises(ValidationError):
-        parse(text)
+@pytest.mark.parametrize(("given", "what", "cure"), [
+    ("", "path = '': String should have at least 1 character", "file, folder, "),
+    (",limit=2", "path = '': String should have at least 1 character", "file, folder, "),
+    ("a,limit=0", "'a,limit=0': limit = '0': Input should be greater than or equal to 1", "rows at most: the first ones"),
+    ("a,limit=x", "'a,limit=x': limit = 'x': Input should be a valid integer", "rows at most: the first ones"),
+    ("a,weight=0", "'a,weight=0': weight = '0': Input should be greater than 0", "share of an epoch's rows, beside"),
+    ("a,epochs=-1", "'a,epochs=-1': epochs = '-1': Input should be greater than 0", "passes over this source"),
+    ("a,weight=nan", "'a,weight=nan': weight = 'nan': Input should be a finite number", "share of an epoch's rows, beside"),
+    ("a,share=0.1,weight=2", "a has a share, which leaves no room for a weight", "give share=, or weight= or epochs="),
+    ({"path": "a", "limit": 0}, "'a': limit = 0: Input should be greater than or equal to 1", "rows at most: the first ones"),
+    ({"path": "a", "limt": 0}, "'a': unknown setting 'limt'", "did you mean 'limit'?"),
+    ({"limit": 1}, "{'limit': 1} does not say which file", "give path, "),
+], ids=str)
+def test_a_value_that_does_not_fit_is_named_with_its_source(given: Any, what: str, cure: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(given)
+    assert caught.value.what.startswith(what)
+    assert caught.value.cure.startswith(cure)
 
 
 def test_a_path_with_a_comma_in_it(tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM
 
 from posttrain.core.errors import ConfigError
 from posttrain.data.forest import forests, plant
+from posttrain.engine.load import digest
 from posttrain.engine.lora import attach, merged
-from posttrain.engine.model import digest
 from posttrain.engine.policy import Policy
 from posttrain.engine.settings import LoraSettings, OptimiserSettings
 from posttrain.methods.supervised import METHODS, neftune

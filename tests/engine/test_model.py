@@ -17,7 +17,8 @@ from transformers.masking_utils import sdpa_mask
 from posttrain.core.errors import ModelError
 from posttrain.data.forest import plant
 from posttrain.engine.head import logprobs
-from posttrain.engine.model import Model, _length_groups, load_network, probe_forest, resolve, to_bfloat16
+from posttrain.engine.load import load_network, resolve, to_bfloat16
+from posttrain.engine.model import Model, _length_groups, probe_forest
 from tests.tiny import CONFIGS, V, alone, distance, gradients, network, random_trees, seq
 
 FORESTS = ("llama", "qwen3", "mistral", "gemma2", "gemma3", "phi3", "phi", "gpt2", "granite", "cohere", "gpt_oss",

@@ -156,6 +156,18 @@ def test_what_is_no_item_is_named_with_its_line(policy: Policy, task: Any, row: 
     assert caught.value.cure
 
 
+def test_a_choice_that_does_not_fit_is_refused_not_cut(policy: Policy) -> None:
+    """With this plain template, and a tokenizer of bytes, a question of 20 signs and a choice of 10 are 30 tokens."""
+    rows = items({"question": "q", "choices": ["a", "b"], "answer_index": 0},
+                 {"question": "q" * 20, "choices": ["a", "b" * 10], "answer_index": 0})
+    assert len(tasks.choice(subject(policy, longest=30, prompt_template="{prompt}"), rows)) == 2
+    with pytest.raises(DataError) as caught:
+        tasks.choice(subject(policy, longest=29, prompt_template="{prompt}"), rows)
+    assert caught.value.where == "a.jsonl:2"
+    assert caught.value.what == "the question and a choice are 30 tokens, and 29 fit"
+    assert "--max-length 30" in caught.value.cure
+
+
 def test_a_source_without_rows_and_a_broken_line_are_errors(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="there are no rows in"):
         tasks.rows(Source(path=str(making.write(tmp_path / "empty.jsonl", []))))

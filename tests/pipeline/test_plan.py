@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -107,7 +108,79 @@ def test_estimates_are_of_the_right_order(recipe: Path, monkeypatch: pytest.Monk
     check, size = found["check"], (recipe.parent / "questions.jsonl").stat().st_size
     # two models, forward alone
     assert check.seconds == pytest.approx(2 * 2 * parameters * (size // 4) / (1e9 * estimate.REACHED), rel=0.02)
-    assert found["adapt"].tokens == 2 * 4 * 256
+    size = (recipe.parent / "domain.jsonl").stat().st_size
+    assert found["adapt"].tokens == int(size / 4)  # 2 steps of 4 are its 8 rows
+
+
+def tokens(recipe: Path, stage: str, *changes: str) -> int | None:
+    return estimate.estimates(plan(load(recipe, changes), recipe.parent / "run"))[stage].tokens
+
+
+def test_steps_are_estimated_from_the_rows_there_are(recipe: Path) -> None:
+    size = (recipe.parent / "train.jsonl").stat().st_size / 4  # tokens of its 12 rows
+    assert tokens(recipe, "sft") == int(size * 3)  # 6 steps of 6
+    assert tokens(recipe, "sft", "sft.steps=7") == int(size * 3.5)
+    assert tokens(recipe, "sft", "sft.batch_size=64", "sft.steps=2") == int(size * 2)  # a batch is no more than an epoch
+    assert tokens(recipe, "sft", f"sft.data=['{recipe.parent}/train.jsonl,limit=6']") == pytest.approx(size / 2 * 6, abs=6)
+
+
+def test_replay_is_part_of_the_estimate(recipe: Path) -> None:
+    """Half of an epoch is replay: as many rows as the domain has, each three times as long."""
+    rows = making.write(recipe.parent / "general.jsonl", [{"text": "x" * 89}] * 100)  # 102 bytes with the line's end
+    alone = tokens(recipe, "adapt", "adapt.steps=4")
+    assert rows.stat().st_size == 102 * 100 and alone is not None
+    both = tokens(recipe, "adapt", f"adapt.replay={rows}", "adapt.replay_share=0.5", "adapt.steps=null")
+    assert both == pytest.approx(alone / 2 + 8 * 102 / 4, abs=1)
+    assert tokens(recipe, "adapt", f"adapt.replay={rows}", "adapt.replay_share=0.5", "adapt.steps=4") == both
+
+
+def test_an_estimate_knows_the_length_limit(recipe: Path) -> None:
+    """Text of 1,000 tokens is 16 sequences of 64, of which a step takes four; an answer of as many is cut to 64."""
+    (recipe.parent / "long.txt").write_text("x" * 4000)
+    assert tokens(recipe, "adapt", f"adapt.data={recipe.parent}/long.txt") == 500
+    assert tokens(recipe, "adapt", f"adapt.data={recipe.parent}/long.txt", "adapt.truncate=right") == 2 * 64
+    rows = making.write(recipe.parent / "long.jsonl", [{"prompt": "x", "completion": "y" * 4000}] * 12)
+    assert tokens(recipe, "sft", f"sft.data={rows}") == 36 * 64
+    assert tokens(recipe, "sft", f"sft.data={rows}", "sft.max_length=32") == 36 * 32
+
+
+@pytest.mark.parametrize("name", ["many.jsonl", "many.jsonl.gz", "many.json", "many.csv"])
+def test_of_a_large_file_the_first_rows_tell(recipe: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    n, path = 60_000 if name.endswith("gz") else 9000, recipe.parent / name
+    chance = random.Random(0)
+    rows = [{"prompt": chance.randbytes(15).hex(), "completion": "y" * (i % 7)} for i in range(n)]
+    if name.endswith(".csv"):
+        path.write_text("prompt,completion\n" + "".join(f"{r['prompt']},{r['completion']}\n" for r in rows))
+    elif name.endswith(".json"):
+        path.write_text(json.dumps(rows))
+    else:
+        making.write(path, rows)
+    whole = tokens(recipe, "sft", f"sft.data={path}", "sft.steps=null")
+    monkeypatch.setattr(estimate, "SMALL", 1000)
+    monkeypatch.setattr(estimate, "SAMPLE", n // 3)
+    measured, seen = estimate._bytes, list[Any]()
+    monkeypatch.setattr(estimate, "_bytes", lambda row: seen.append(row) or measured(row))
+    found = tokens(recipe, "sft", f"sft.data={path}", "sft.steps=null")
+    assert sum(row.where.startswith(str(path)) for row in seen) == n // 3
+    assert found == pytest.approx(whole, rel=0.2 if name.endswith("gz") else 0.05)
+
+
+def test_what_cannot_be_read_has_no_estimate(recipe: Path) -> None:
+    rows = making.write(recipe.parent / "broken.jsonl", ["{"])
+    assert tokens(recipe, "sft", f"sft.data={rows}") is None
+    making.write(rows, [*small.TRAIN, "{"])  # what comes before the broken row will do
+    assert tokens(recipe, "sft", f"sft.data={rows}") == tokens(recipe, "sft")
+
+
+def test_the_estimate_is_near_what_a_run_computes(recipe: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    run, general = recipe.parent / "run", making.write(recipe.parent / "general.jsonl", [{"text": "a word and another"}] * 40)
+    changes = [f"adapt.replay={general}", "adapt.replay_share=0.3", "adapt.steps=12"]
+    expected = tokens(recipe, "adapt", *changes)
+    assert main(["run", str(recipe), "--out", str(run), "--quiet", "--set", *changes]) == 0
+    found = json.loads((run / "summary.json").read_text())["stages"]["adapt"]["result"]["tokens"]
+    # its tokens are bytes: four times as many, but for what is written around the text: {"text": …}
+    assert expected is not None and 0.5 < 4 * expected / found < 2
+    capfd.readouterr()
 
 
 def test_the_rate_of_this_machine_is_no_fancy() -> None:

@@ -93,6 +93,10 @@ WRONG = [
     ("stages:\n  sft:\n    model: [m]\n    data: d\n", 3, "model = ['m']: Input should be a valid string", None),
     ("stages:\n  sft:\n    model: m\n    data: d\n    lora: yes\n", 5, "lora = 'yes': it is True or False", None),
     ("stages:\n  adapt:\n    model: m\n    data: d\n    replay: 'r,weight=2'\n", 2, "has a share, weight or epochs", None),
+    ("stages:\n  sft:\n    model: m\n    data: [a.jsonl, 'b.jsonl,limit=0']\n", 4,
+     "'b.jsonl,limit=0': limit = '0': Input should be greater than or equal to 1", "rows at most: the first ones"),
+    ("stages:\n  sft:\n    model: m\n    data: {path: a.jsonl, limt: 2}\n", 4, "'a.jsonl': unknown setting 'limt'",
+     "did you mean 'limit'?"),
     ("stages:\n\n  sft:\n    model: m\n", 3, "data is missing", None),
     ("stages:\n  sft:\n    data: d\n", 2, "model is missing", None),
     ("stages:\n  sft:\n    model: adapt\n    data: d\n  adapt: {model: m, data: d}\n", 3,
@@ -192,8 +196,8 @@ def test_the_schema_takes_good_recipes_and_no_bad_ones() -> None:
     assert [s.kind_name for s in load(good).stages] == ["adapt", "sft", "eval"]
     for stage, option, value in [
             ("sft", "learning_rat", 1), ("sft", "epochs", "many"), ("sft", "lora", "yes"), ("sft", "model", 3),
-            ("sft", "out", "o"), ("sft", "method", "nl"), ("sft", "stage", "stf"), ("check", "match", "fuzzy"),
-            ("adapt", "replay", 1)]:
+            ("sft", "out", "o"), ("sft", "method", "nl"), ("sft", "betas", "x"), ("sft", "stage", "stf"),
+            ("check", "match", "fuzzy"), ("adapt", "replay", 1)]:
         bad = {**good, "stages": {**good["stages"], stage: {**good["stages"][stage], option: value}}}
         assert not fits(bad, rule), (stage, option)
         with pytest.raises(PosttrainError):
@@ -212,4 +216,7 @@ def test_the_command_prints_the_schema_and_every_option_is_described(capfd: pyte
     assert stages["sft"]["required"] == ["model", "data"] and stages["eval"]["required"] == ["model"]
     assert all(one["description"] for kind in stages.values() for name, one in kind["properties"].items()
                if name not in ("stage", "lora"))
+    sft = stages["sft"]["properties"]
+    assert (sft["warmup"]["minimum"], sft["warmup"]["exclusiveMaximum"], sft["warmup"]["default"]) == (0, 1, 0.03)
+    assert sft["steps"]["anyOf"][0] == {"minimum": 1, "type": "integer"} and "default" not in sft["steps"]
     assert not any("out" in kind["properties"] for kind in stages.values())

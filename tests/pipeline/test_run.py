@@ -13,7 +13,7 @@ import pytest
 from posttrain.cli.main import main
 from posttrain.core.files import lock, sha256_file
 from posttrain.engine import loop
-from posttrain.engine.model import digest
+from posttrain.engine.load import digest
 from posttrain.pipeline.run import run_recipe
 from posttrain.stages import adapt, evaluate, sft
 from tests import making

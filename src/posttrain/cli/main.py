@@ -17,9 +17,11 @@ COMMANDS = {
     "schema": ("posttrain.cli.pipeline:print_schema", "print the JSON schema of recipes"),
     "adapt": ("posttrain.cli.adapt", "let a model read the text of a domain"),
     "sft": ("posttrain.cli.sft", "fine-tune a model on demonstrations"),
+    "preference": ("posttrain.cli.preference", "let a model learn which answers are better: DPO and its family, KTO, ORPO, …"),
     "eval": ("posttrain.cli.evaluate", "what a model can do, and what changed since another"),
     "chat": ("posttrain.cli.chat", "talk to a model in the terminal"),
     "data inspect": ("posttrain.cli.data_inspect", "see what a model would be trained on, token by token"),
+    "data pairs": ("posttrain.cli.data_pairs", "care for preferences: contradictions, cycles, length bias; convert them"),
     "data select": ("posttrain.cli.data_select", "take the rows of a large set that are most like a small one"),
     "data split": ("posttrain.cli.data_split", "split rows so that near-duplicates stay on one side"),
 }

@@ -33,6 +33,12 @@ def show(outcome: Outcome) -> None:
             table.add_row(name, loss(held), f"{held['accuracy']:.3f}",
                           f"{held['entropy']:.3f}", f"{held['sequences']:,}")
         out.print(table)
+    where(outcome)
+
+
+def where(outcome: Outcome) -> None:
+    """How much was trained, how fast, and where it lies."""
+    out, summary = console(), outcome.summary
     out.print(f"{summary['steps']:,} steps, {summary['tokens']:,} tokens in {summary['seconds']:.0f} s "
                   f"({summary['tokens_per_second']:,.0f} tokens/s)")
     out.print(f"model    {outcome.model}", soft_wrap=True, markup=False)

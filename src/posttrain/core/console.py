@@ -162,8 +162,10 @@ class ConsoleObserver:
 
     def _say_held(self, step: int, held: dict[str, Any]) -> None:
         if not self.quiet:
-            self._line("held out", f"step {step}: loss {loss(held)}, accuracy "
-                       f"{held['accuracy']:.3f}, entropy {held['entropy']:.3f} (n = {held['sequences']:,} sequences)")
+            entropy = f", entropy {held['entropy']:.3f}" if "entropy" in held else ""
+            unit = "rows" if "rewards/accuracies" in held else "sequences"
+            self._line("held out", f"step {step}: loss {loss(held)}, accuracy {held['accuracy']:.3f}{entropy} "
+                       f"(n = {held['sequences']:,} {unit})")
 
     def stop(self) -> None:
         self._close(self._progress)

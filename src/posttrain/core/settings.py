@@ -91,6 +91,9 @@ def assemble(model: type[S], flat: Mapping[str, Any]) -> S:
         where = tuple(str(p) for p in first["loc"])
         leaf = next((x for x in known.values() if where[:len(x.path)] == x.path and not x.switch), None)
         name = leaf.name if leaf else ".".join(where)
+        if first["type"] == "literal_error" and leaf and isinstance(first["input"], str):
+            cure = nearest(first["input"], filter(None, typing.get_args(leaf.field.annotation)))
+            raise ConfigError(f"{name} = {first['input']!r}: {first['msg']}", cure=cure) from None
         if first["type"] == "missing" and (leaf is None or where == leaf.path):
             raise ConfigError(f"{name} is missing", cure=f"give --{name.replace('_', '-')}") from None
         raise ConfigError(f"{name} = {first['input']!r}: {first['msg']}",

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 #     chosen      [P] sequence that is the better of each pair, 0 ≤ · < L          rejected  [P] the worse one
 #     gold        [P] sequence that is the answer to imitate, of triples
 #     label       [L] whether each sequence is a good answer, 1 or 0
+#     number      the place in the global batch, from 0 on: [P] of pairs, or of labels [L]
 #     margin      [P] by how much the better one is better
+#     step_label  [N] whether the step that ends with each target is right, 1 or 0
 # A method may have others; those of targets are [N], those of sequences [L].
 Facts: TypeAlias = "dict[str, Tensor]"
 
@@ -61,7 +63,8 @@ class Denominators:
 
     Attributes:
         targets, sequences, pairs: how many.
-        chosen_targets, gold_targets: targets of the sequences that are some pair's `chosen` and some triple's `gold`.
+        chosen_targets, gold_targets: targets of the sequences that are some pair's `chosen` and some triple's `gold`, a
+            sequence once a pair.
     """
 
     targets: int

@@ -2,6 +2,13 @@
 
     source → Row → Example → turns → tokens and mask → tree
 
+What a row's tree is depends on what is learned from:
+
+    demonstrations   one answer; where the template rewrites history, a branch for each turn
+    pairs            the chosen answer and the rejected one; the margin goes beside it
+    triples          chosen, rejected, and one to imitate
+    labels           one answer and whether it is good; a pair is one of each
+
 Rows read = trees' rows + dropped + rejected; it is asserted, and a run shows it.
 """
 
@@ -13,7 +20,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -21,14 +28,16 @@ from posttrain.core.errors import DataError
 from posttrain.data.chat import Chat, Turn
 from posttrain.data.forest import Sequence, Tree
 from posttrain.data.formats import Example, Format
+from posttrain.data.messages import Text
 from posttrain.data.readers import Told
 from posttrain.data.rows import Rejects, Row
 from posttrain.data.settings import Source
 from posttrain.data.sources import read
-from posttrain.data.store import TreeWriter
+from posttrain.data.store import NumberWriter, TreeWriter
 from posttrain.data.tokens import Encoded, Encoder
 
 CHUNK_ROWS, CHUNK_CHARACTERS = 500, 4_000_000  # tokenised at a time; bounds memory
+Learned = Literal["demonstrations", "pairs", "triples", "labels"]
 FOUND = 4_000_000  # hashes compared at a time
 
 
@@ -78,44 +87,46 @@ class Account:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """One row on its way: the example and its sequences, before the length limit."""
+    """One row on its way: the example and its sequences, before the length limit, and the numbers that go beside them."""
 
     row: Row
     example: Example
     encoded: list[Encoded]
+    numbers: tuple[float, ...] = ()
 
 
-Chunk = list[tuple[Row, Example, list[Turn]]]
+Chunk = list[tuple[Row, Example, list[list[Turn]]]]
 
 
-def encoded(rows: Iterable[Row], chat: Chat, encoder: Encoder, form: Format, rejects: Rejects) -> Iterator[Prepared]:
+def encoded(rows: Iterable[Row], chat: Chat, encoder: Encoder, form: Format, rejects: Rejects,
+            learned: Learned = "demonstrations") -> Iterator[Prepared]:
     """Read, render and tokenise rows, in order and in chunks. What cannot be used goes to `rejects`.
 
     While one chunk is tokenised, which needs no Python, the next one is rendered.
     """
     with ThreadPoolExecutor(1) as beside:
         waiting: tuple[Chunk, Future[list[list[Encoded] | DataError]]] | None = None
-        for chunk in _rendered(rows, chat, form, rejects):
-            begun = beside.submit(encoder.encode, [turns for _, _, turns in chunk])
+        for chunk in _rendered(rows, chat, form, rejects, learned):
+            begun = beside.submit(encoder.encode, [turns for _, _, answers in chunk for turns in answers])
             if waiting:
-                yield from _tokenised(*waiting, rejects)
+                yield from _tokenised(*waiting, rejects, learned)
             waiting = chunk, begun
         if waiting:
-            yield from _tokenised(*waiting, rejects)
+            yield from _tokenised(*waiting, rejects, learned)
 
 
-def _rendered(rows: Iterable[Row], chat: Chat, form: Format, rejects: Rejects) -> Iterator[Chunk]:
+def _rendered(rows: Iterable[Row], chat: Chat, form: Format, rejects: Rejects, learned: Learned) -> Iterator[Chunk]:
     chunk: Chunk = []
     size = 0
     for row in rows:
         try:
             example = form.read(row)
-            turns = chat.turns(example, _demonstration(example))
+            answers = [chat.turns(example, answer) for answer in _answers(example, learned)]
         except DataError as error:
             rejects.add(error, row)
             continue
-        chunk.append((row, example, turns))
-        size += sum(len(turn.before) + len(turn.after) for turn in turns)
+        chunk.append((row, example, answers))
+        size += sum(len(turn.before) + len(turn.after) for turns in answers for turn in turns)
         if len(chunk) >= CHUNK_ROWS or size >= CHUNK_CHARACTERS:
             yield chunk
             chunk, size = [], 0
@@ -123,27 +134,66 @@ def _rendered(rows: Iterable[Row], chat: Chat, form: Format, rejects: Rejects) -
         yield chunk
 
 
-def _tokenised(chunk: Chunk, begun: Future[list[list[Encoded] | DataError]], rejects: Rejects) -> Iterator[Prepared]:
-    for (row, example, _), found in zip(chunk, begun.result(), strict=True):
-        if isinstance(found, DataError):
-            found.where = row.where
-            rejects.add(found, row)
+def _tokenised(chunk: Chunk, begun: Future[list[list[Encoded] | DataError]], rejects: Rejects,
+               learned: Learned) -> Iterator[Prepared]:
+    every = iter(begun.result())
+    for row, example, answers in chunk:
+        found = [_whole(next(every), learned) for _ in answers]
+        if error := next((one for one in found if isinstance(one, DataError)), None):
+            error.where = row.where
+            rejects.add(error, row)
         else:
-            yield Prepared(row, example, found)
+            yield Prepared(row, example, [e for one in found if not isinstance(one, DataError) for e in one],
+                           _numbers(example, learned))
 
 
-def _demonstration(example: Example) -> Any:
-    """The one answer of a demonstration."""
-    if example.label is False:
-        raise DataError("an answer that is labelled bad, where a demonstration is wanted", where=example.where,
-                        cure="remove the row")
-    if len(example.answers) == 1:
-        return example.answers[0]
-    if example.answers:
-        raise DataError("a row of preferences, where a demonstration is wanted", where=example.where,
-                        cure="train on the chosen answers with --data FILE,completion=chosen")
-    raise DataError("a prompt without an answer, where a demonstration is wanted", where=example.where,
-                    cure="say which column is the answer: --data FILE,completion=…")
+def _whole(found: list[Encoded] | DataError, learned: Learned) -> list[Encoded] | DataError:
+    """An answer's sequences. Answers that are compared must be one sequence each."""
+    if learned == "demonstrations" or isinstance(found, DataError) or len(found) == 1:
+        return found
+    return DataError("the chat template rewrites what was said before between the turns of this answer, so that it is no one "
+                     "sequence that could be compared",
+                     cure="compare its last turn alone: --train-on last; or use another --chat-template")
+
+
+def _answers(example: Example, learned: Learned) -> tuple[Text, ...]:
+    """The answers of a row that are learned from.
+
+    Raises:
+        DataError: the row is of another kind.
+    """
+    answers, wanted, where = example.answers, learned.removesuffix("s"), example.where
+    if not answers:
+        raise DataError(f"a prompt without an answer, where a {wanted} is wanted", where=where,
+                        cure="say which column is the answer: --data FILE,completion=…")
+    if learned == "demonstrations":
+        if example.label is False:
+            raise DataError("an answer that is labelled bad, where a demonstration is wanted", where=where,
+                            cure="remove the row")
+        if len(answers) > 1:
+            raise DataError("a row of preferences, where a demonstration is wanted", where=where,
+                            cure="train on the chosen answers with --data FILE,completion=chosen")
+        return answers
+    if learned == "labels":
+        if len(answers) == 1 and example.label is None:
+            raise DataError("an answer of which is not said whether it is good", where=where,
+                            cure="give a column label that is true or false, or rows with chosen and rejected")
+        return answers[:2]
+    if len(answers) == 1:
+        raise DataError(f"{'an answer with a label' if example.label is not None else 'a demonstration'}, where a {wanted} of "
+                        "answers is wanted", where=where, cure="give rows with chosen and rejected"
+                        + ("; or use --method kto; or make pairs with posttrain data pairs" * (example.label is not None)))
+    if learned == "triples" and len(answers) < 3:
+        raise DataError("there is no answer to imitate beside chosen and rejected", where=where,
+                        cure="say which column it is: --data FILE,reference=…")
+    return answers[:3 if learned == "triples" else 2]
+
+
+def _numbers(example: Example, learned: Learned) -> tuple[float, ...]:
+    """What goes beside a row's tree: of labels one for every sequence, of pairs the margin."""
+    if learned == "labels":
+        return (1.0, 0.0) if example.label is None else (float(example.label),)
+    return (example.margin,) if learned in ("pairs", "triples") and example.margin is not None else ()
 
 
 def fit(one: Encoded, limit: int, policy: str, begin: int | None = None) -> list[Sequence]:
@@ -178,8 +228,9 @@ def kept(one: Encoded, limit: int, policy: str, begin: int | None = None) -> lis
 
 
 def prepare(source: Source, chat: Chat, encoder: Encoder, folder: Path, *, max_length: int, truncate: str = "",
-            form: str = "", rejects: Rejects | None = None, told: Told = lambda read: None) -> Account:
-    """Write a source's trees into a folder.
+            form: str = "", learned: Learned = "demonstrations", rejects: Rejects | None = None,
+            told: Told = lambda read: None) -> Account:
+    """Write a source's trees into a folder, and beside them the numbers that belong to them.
 
     Args:
         source: the rows.
@@ -188,23 +239,30 @@ def prepare(source: Source, chat: Chat, encoder: Encoder, folder: Path, *, max_l
         max_length: tokens of a sequence at most.
         truncate: see `fit`; empty: text is split, all else cut at the end.
         form: name of the format; empty: found from the first row.
+        learned: what is learned from.
         rejects: takes bad rows; None stops at the first.
         told: hears how many bytes have been read.
     Raises:
         DataError: a row cannot be used, there is no row, or nothing trainable is left of more than half of them.
     """
     account = Account()
+    numbers = NumberWriter(folder) if learned != "demonstrations" else None
     with TreeWriter(folder) as out:
-        for _, trees, _ in accounted(source, chat, encoder, folder, account, max_length=max_length, truncate=truncate,
-                                     form=form, rejects=rejects or Rejects(), told=told):
+        for one, trees, _ in accounted(source, chat, encoder, folder, account, max_length=max_length, truncate=truncate,
+                                       form=form, learned=learned, rejects=rejects or Rejects(), told=told):
             for tree in trees:
                 out.add(tree)
+                if numbers:
+                    numbers.add(one.numbers)
+    if numbers:
+        numbers.close()
     check(account, source)
     return account
 
 
 def accounted(source: Source, chat: Chat, encoder: Encoder, scratch: Path, account: Account, *, max_length: int,
-              truncate: str, form: str, rejects: Rejects, told: Told) -> Iterator[tuple[Prepared, list[Tree], str]]:
+              truncate: str, form: str, rejects: Rejects, told: Told,
+              learned: Learned = "demonstrations") -> Iterator[tuple[Prepared, list[Tree], str]]:
     """Every row of a source that can be read, its trees, and why there are none; the account is filled on the way.
 
     Args:
@@ -214,12 +272,12 @@ def accounted(source: Source, chat: Chat, encoder: Encoder, scratch: Path, accou
     read_before, rejected_before = rejects.read, rejects.count
     reasons_before = Counter(rejects.reasons)
     with open(scratch / "hashes", "wb") as hashes:
-        for one in encoded(read(source, rejects, told), chat, encoder, shape, rejects):
+        for one in encoded(read(source, rejects, told), chat, encoder, shape, rejects, learned):
             if not account.example[1]:
                 account.example = shown(one, chat, encoder)
             account.special += chat.holds_special(one.example)
-            account.branched += len(one.encoded) > 1
-            trees, why, cut = _trees(one, max_length, truncate, encoder.tokenizer.bos_token_id)
+            account.branched += learned == "demonstrations" and len(one.encoded) > 1
+            trees, why, cut = _trees(one, max_length, truncate, encoder.tokenizer.bos_token_id, learned)
             if why:
                 dropped[why] += 1
             else:
@@ -259,12 +317,14 @@ def policy_for(example: Example, asked: str) -> str:
     return asked or ("split" if isinstance(example.answers[0], str) and not example.prompt else "right")
 
 
-def _trees(one: Prepared, limit: int, asked: str, begin: int | None) -> tuple[list[Tree], str, bool]:
+def _trees(one: Prepared, limit: int, asked: str, begin: int | None, learned: Learned) -> tuple[list[Tree], str, bool]:
     """A row's trees within the limit; why there are none; whether tokens were lost."""
     policy = policy_for(one.example, asked)
     over = max(len(e.ids) for e in one.encoded) > limit
     if over and policy == "drop":
         return [], f"longer than {limit} tokens", False
+    if learned != "demonstrations":
+        return *_compared(one, limit, "left" if policy == "left" else "right", begin, learned), over
     found = [fit(e, limit, policy, begin) for e in one.encoded]
     if over and policy == "split":  # each window stands for itself
         trees: list[Tree] = [(s,) for some in found for s in some]
@@ -275,6 +335,24 @@ def _trees(one: Prepared, limit: int, asked: str, begin: int | None) -> tuple[li
     if not over:
         return [], "one token is no sequence: nothing predicts it", False
     return [], f"the prompt alone fills {limit} tokens", False
+
+
+def _compared(one: Prepared, limit: int, policy: str, begin: int | None, learned: Learned) -> tuple[list[Tree], str]:
+    """The tree of answers that are compared, all of them within the limit, and why there is none.
+
+    Where the start is cut, all lose as many tokens, so that they still go on from one prompt.
+    """
+    if policy == "left" and (lost := max(len(e.ids) for e in one.encoded) - limit) > 0:
+        parts = [fit(e, len(e.ids) - lost, policy, begin) for e in one.encoded if len(e.ids) > lost + 1]
+    else:
+        parts = [fit(e, limit, policy, begin) for e in one.encoded]
+    found = tuple(s for some in parts for s in some)
+    if len(found) < len(one.encoded):
+        return [], f"the prompt alone fills {limit} tokens"
+    if learned != "labels" and np.array_equal(found[0].tokens, found[1].tokens):
+        same = one.encoded[0].ids == one.encoded[1].ids
+        return [], "chosen and rejected are the same" if same else f"chosen and rejected are the same in the first {limit} tokens"
+    return [found], ""
 
 
 def shown(one: Prepared, chat: Chat, encoder: Encoder) -> tuple[str, str]:

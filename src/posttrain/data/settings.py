@@ -10,10 +10,11 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from posttrain.core.errors import ConfigError, nearest
-from posttrain.core.settings import Settings
+from posttrain.core.settings import Settings, assemble
 
-COLUMNS = ("text", "messages", "conversations", "prompt", "completion", "chosen", "rejected", "label", "instruction", "input",
-           "output", "system", "history", "tools", "chat_template_kwargs", "question", "choices", "answer_index")
+COLUMNS = ("text", "messages", "conversations", "prompt", "completion", "chosen", "rejected", "reference", "margin", "votes",
+           "label", "instruction", "input", "output", "system", "history", "tools", "chat_template_kwargs", "question", "choices",
+           "answer_index")
 
 
 class Source(Settings):
@@ -43,10 +44,21 @@ class Source(Settings):
 
 
 def _parse(value: Any) -> Any:
-    """`PATH,key=value` → the fields of a Source."""
-    if not isinstance(value, (str, Path)):
+    """`PATH,key=value`, or a mapping of the fields → a Source. An error names the field and the file."""
+    if not isinstance(value, (str, Path, dict)):
         return value
-    value = str(value)
+    fields = {str(key): given for key, given in value.items()} if isinstance(value, dict) else _fields(str(value))
+    if "path" not in fields:
+        raise ConfigError(f"{value!r} does not say which file", cure="give path, and beside it what else is to be said")
+    try:
+        return assemble(Source, fields)
+    except ConfigError as error:
+        if not error.what.startswith(str(fields["path"])):  # as messages that are of the source as a whole do
+            error.what = f"{str(fields['path'] if isinstance(value, dict) else value)!r}: {error.what}"
+        raise
+
+
+def _fields(value: str) -> dict[str, Any]:
     own = [name for name in Source.model_fields if name not in ("path", "columns")]
     path, fields, columns = value, {}, {}
     while not os.path.exists(path) and "," in path:  # a path may have commas of its own

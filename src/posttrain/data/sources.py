@@ -79,6 +79,9 @@ def files(source: Source) -> list[Path] | None:
         return [path]
     if os.path.isdir(path):
         return None
+    if source.path == "-" or os.path.exists(path):
+        raise DataError(f"{path} is a pipe or a device, not a file: data are read more than once, which these cannot be",
+                        cure="write it to a file first, with the ending that says what it holds: … > rows.jsonl")
     if found := sorted(Path(p) for p in glob.glob(source.path, recursive=True) if os.path.isfile(p)):
         return found
     if HUB_ID.fullmatch(source.path) and suffix_of(path) not in READERS:

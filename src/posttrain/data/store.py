@@ -8,6 +8,7 @@ and `trees` (uint64: where each ends in `sequences`). Beside trees may lie numbe
 from __future__ import annotations
 
 import bisect
+import os
 from collections.abc import Sequence as Many
 from pathlib import Path
 from types import TracebackType
@@ -76,8 +77,9 @@ class NumberWriter:
         self._ends.write(np.asarray(self.total, "<u8").tobytes())
 
     def flush(self) -> None:
-        self._numbers.flush()  # first: an end without its numbers would be believed
-        self._ends.flush()
+        for file in (self._numbers, self._ends):  # the ends last: one without its numbers would be believed
+            file.flush()
+            os.fsync(file.fileno())
 
     def close(self) -> None:
         self._numbers.close()

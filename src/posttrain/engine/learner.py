@@ -23,7 +23,8 @@ from posttrain.core.seeds import derive
 from posttrain.core.types import Denominators, Facts, Loss, Measured
 from posttrain.data.forest import TokenForest
 from posttrain.engine import lora as adapters
-from posttrain.engine.model import Model, Noise
+from posttrain.engine.checkpoint import system_errors
+from posttrain.engine.model import Model, Noise, quiet
 from posttrain.engine.optimiser import Optimiser
 from posttrain.engine.settings import OptimiserSettings
 
@@ -152,6 +153,32 @@ class Learner:
         """
         assert self.optimiser is not None, "call train_with first"
         return self.optimiser.step(factor)
+
+    def save(self, folder: Path) -> None:
+        """Write a Hugging Face folder: exactly the parameters the policy computes with, adapters merged."""
+        network = self.model.network
+        state = adapters.merged(network) if self.adapter is not None else None
+        with quiet(), system_errors():
+            network.save_pretrained(folder, state_dict=state)
+        self.tokenizer.save_pretrained(folder)
+
+    @property
+    def stops(self) -> tuple[int, ...]:
+        """The tokens that end an answer: the tokenizer's end token, and those of the model's generation config."""
+        known = self.model.network.generation_config.eos_token_id
+        own = self.tokenizer.eos_token_id if self.tokenizer is not None else None
+        return tuple(dict.fromkeys(i for i in (own, *(known if isinstance(known, list) else [known])) if i is not None))
+
+    def converse(self, template: str | dict[str, str], stop: str) -> None:
+        """Say how the model is talked to, so that it is saved with it.
+
+        Args:
+            template: Jinja chat template.
+            stop: the token that ends an answer; generation stops there, besides where it did before.
+        """
+        self.tokenizer.chat_template = template
+        stops = list(dict.fromkeys([*self.stops, self.tokenizer.convert_tokens_to_ids(stop)]))
+        self.model.network.generation_config.eos_token_id = stops if len(stops) > 1 else stops[0]
 
     def save_adapter(self, folder: Path) -> None:
         """Write the adapter in peft's format with the digest of the model it belongs to."""

@@ -24,7 +24,9 @@ from posttrain.core.seeds import derive
 from posttrain.core.types import Loss
 from posttrain.data.forest import Tree, forests
 from posttrain.data.plan import Plan
+from posttrain.engine.batch import Rows
 from posttrain.engine.checkpoint import Checkpoint, Store
+from posttrain.engine.learner import Learner
 from posttrain.engine.metrics import MetricsLog
 from posttrain.engine.model import Noise
 from posttrain.engine.numbers import environment, peak_memory
@@ -72,13 +74,17 @@ class Held:
     targets: int
 
 
+HeldOut = Callable[[Callable[[int, int], None]], dict[str, Any]]  # told how far it is → the numbers, `loss` among them
+Watch = Callable[[dict[str, Any]], Many[str]]  # a record of the log → what is alarming about it; hears every record in order
+
+
 @dataclass
 class Run:
     """One training run: what is fixed, and where it stands."""
 
-    policy: Policy
+    policy: Learner
     loss: Loss
-    trees: Many[Tree]
+    rows: Rows
     plan: Plan
     steps: int
     budget: int
@@ -87,8 +93,9 @@ class Run:
     observer: Observer
     checkpoints: CheckpointSettings
     validation: ValidationSettings
-    held_out: Many[Tree] = ()
+    held_out: HeldOut | None = None
     noise: Noise | None = None
+    watch: Watch | None = None
     # where it stands
     step: int = 0
     totals: dict[str, float] = field(default_factory=lambda: {"tokens": 0, "targets": 0, "seconds": 0.0})
@@ -200,6 +207,9 @@ def train(run: Run) -> int:
     saved = run.store.latest()
     if saved is not None:
         restore(run, saved)
+        if run.watch:
+            for record in run.log.read():
+                run.watch(record)
         run.observer.message(f"resuming after step {run.step} of {run.steps}")
     else:
         run.log.rewind(-1)
@@ -229,9 +239,10 @@ def train(run: Run) -> int:
 
 def _step(run: Run) -> None:
     begin = time.perf_counter()
-    trees = [run.trees[i] for i in run.plan.next()]
-    batch = forests(trees, run.budget, shared=run.policy.model.mode == "forest")
-    found = run.policy.forward_backward(batch, run.loss, seed=derive(run.seed, "step", run.step), noise=run.noise)
+    made = run.rows.batch(run.plan.next(), run.budget, shared=run.policy.model.mode == "forest")
+    batch = made.forests
+    found = run.policy.forward_backward(batch, run.loss, made.facts, probes=made.probes, noise=run.noise,
+                                        seed=derive(run.seed, "step", run.step))
     if not math.isfinite(loss := found.loss):
         raise _not_finite(run, f"the loss is {loss}")
     factor = rate(run.optimiser.settings.schedule, run.step, run.steps, run.optimiser.settings.warmup)
@@ -249,7 +260,7 @@ def _step(run: Run) -> None:
         "step": run.step, "epoch": round(run.step / run.plan.steps_per_epoch, 4), "loss": loss,
         "learning_rate": run.optimiser.settings.learning_rate * factor, "grad_norm": norm, "tokens": tokens,
         "targets": targets, "sequences": sum(f.L for f in batch), "seconds": seconds,
-        "tokens_per_second": tokens / seconds, "memory_gib": peak_memory(run.policy.model.device)})
+        "tokens_per_second": tokens / seconds, "memory_gib": peak_memory(run.policy.model.device), **found.means()})
 
 
 def _not_finite(run: Run, what: str) -> PosttrainError:
@@ -260,10 +271,13 @@ def _not_finite(run: Run, what: str) -> PosttrainError:
 def _log(run: Run, record: dict[str, Any]) -> None:
     run.log.write(record)
     run.observer.record(record)
+    for alarm in run.watch(record) if run.watch else ():
+        run.observer.message(alarm)
 
 
 def _validate(run: Run) -> dict[str, Any]:
-    held = vars(validate(run.policy, run.held_out, run.budget, partial(run.observer.progress, "held out")))
+    assert run.held_out is not None
+    held = run.held_out(partial(run.observer.progress, "held out"))
     if not math.isfinite(held["loss"]):
         raise PosttrainError(f"after step {run.step} the held-out loss is {held['loss']}",
                              cure="lower --learning-rate, or look for broken rows in the held-out data")

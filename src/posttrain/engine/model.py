@@ -12,17 +12,15 @@ import copy
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 import transformers
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
 
 from posttrain.core.errors import ModelError
-from posttrain.core.files import sha256_folder
 from posttrain.core.seeds import generator
 from posttrain.data.forest import Sequence, TokenForest, plant
 from posttrain.engine import attention
@@ -36,7 +34,6 @@ MODES: dict[Mode, str] = {
     "equal": "every path alone, in batches of exactly equal length",
 }
 TOLERANCE = 1e-3  # nats; models that agree do so within 1e-5, models that do not are off by 0.1 and more
-EMBEDDED = Path(__file__).resolve().parents[1] / "assets" / "base"  # `--model embedded`
 LONGEST_PROBE = 1024  # tokens; a threshold beyond this is not probed
 
 Read = Literal["before", "targets", "ends"]
@@ -327,81 +324,13 @@ def quiet() -> Iterator[None]:
             transformers.logging.enable_progress_bar()
 
 
-# ---------------------------------------------------------------------------------------------- load
-
-def resolve(path: str) -> Path:
-    """The local folder of a model: the folder itself, the snapshot of a hub id, or the base model that the package holds."""
-    folder = EMBEDDED if path == "embedded" else Path(path)
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise ModelError(f"{folder} has no config.json", cure="point --model at a Hugging Face model folder")
-        return folder
-    if folder.exists() or path.startswith(("/", ".", "~")):
-        raise ModelError(f"{path} is not a model folder", cure="point --model at a Hugging Face model folder or a hub id")
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(path, allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]))
-    except Exception as error:
-        raise ModelError(f"no folder {path!r} here, and the hub did not give it: {type(error).__name__}",
-                         cure="check the name and the connection, or download the model and give its folder") from error
-
-
-def digest(folder: Path) -> str:
-    """SHA-256 over the files that make a model what it is: weights, config, tokenizer."""
-    return sha256_folder(folder, lambda p: p.suffix in (".safetensors", ".json", ".model", ".jinja", ".txt"))
-
-
-def longest_position(folder: Path) -> int | None:
-    """How many tokens a sequence of the model in `folder` may have; None where its config does not say."""
-    try:
-        config = AutoConfig.from_pretrained(folder)
-    except Exception as error:
-        raise ModelError(f"cannot read {folder}/config.json: {error}", cure="get the complete model") from error
-    return getattr(config.get_text_config(), "max_position_embeddings", None)
-
-
-def load_tokenizer(folder: Path) -> Any:
-    try:
-        return AutoTokenizer.from_pretrained(folder)
-    except Exception as error:
-        raise ModelError(f"cannot load the tokenizer of {folder}: {error}",
-                         cure="the folder needs tokenizer.json and tokenizer_config.json") from error
-
-
-def load_network(folder: Path, device: str, dtype: torch.dtype = torch.float32) -> tuple[Any, tuple[str, ...]]:
-    """Read a causal language model's weights.
-
-    Returns: the network, and what the user should know of it.
-    Raises:
-        ModelError: no such device, unreadable files, or weights that are missing and would be made up at random.
-    """
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ModelError("there is no GPU here that torch can use", cure="leave --device out, or install torch with CUDA")
-    try:
-        with quiet():
-            loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, output_loading_info=True,
-                                                               use_safetensors=True)
-    except Exception as error:
-        raise ModelError(f"cannot load {folder}: {type(error).__name__}: {error}",
-                         cure="check that the folder is complete and its config.json names a causal language model") from error
-    network, info = loaded
-    if missing := sorted(info["missing_keys"]):
-        raise ModelError(f"{folder} lacks the weights {missing[:3]}{' and more' if len(missing) > 3 else ''}",
-                         cure="they would be random; get the complete model")
-    extra = sorted(info["unexpected_keys"])
-    more = " and more" if len(extra) > 3 else ""
-    note = f"{folder} has weights that its config.json does not use, and that the result will lack: {extra[:3]}{more}"
-    return network.to(device), (note,) if extra else ()
-
-
-def to_bfloat16(network: Any) -> None:
-    """Round the parameters, in place, as loading them in bfloat16 would.
-
-    Buffers stay as they are: position frequencies in bfloat16 are wrong by half a turn after a thousand positions. So do
-    the parameters that a model keeps in float32.
-    """
-    keep = {*(network._keep_in_fp32_modules or ()), *(network._keep_in_fp32_modules_strict or ())}
-    for name, parameter in network.named_parameters():
-        if not keep.intersection(name.split(".")):
-            parameter.data = parameter.data.to(torch.bfloat16)
+def without_dropout(network: torch.nn.Module) -> None:
+    """Switch off dropout for good, but for that of adapters, which somebody asked for."""
+    for name, module in network.named_modules():
+        if ".lora_" in name:
+            continue
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        for attribute in ("attention_dropout", "dropout", "attn_dropout", "dropout_prob"):  # handed to functions
+            if isinstance(getattr(module, attribute, None), float):
+                setattr(module, attribute, 0.0)

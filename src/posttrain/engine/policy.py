@@ -27,10 +27,10 @@ from posttrain.core.types import Denominators, Facts, Loss, Scores
 from posttrain.data.forest import TokenForest
 from posttrain.engine import lora as adapters
 from posttrain.engine import sampler
-from posttrain.engine.checkpoint import system_errors
 from posttrain.engine.head import additive, assess, detailed, logprobs
 from posttrain.engine.learner import Learner
-from posttrain.engine.model import Model, Noise, digest, load_network, load_tokenizer, quiet, resolve, to_bfloat16
+from posttrain.engine.load import digest, load_network, load_tokenizer, resolve, to_bfloat16
+from posttrain.engine.model import Model, Noise
 from posttrain.engine.settings import LoraSettings
 
 Reference = Callable[[Many[TokenForest]], list[Tensor]]  # forests → log-probabilities [N] of each
@@ -132,29 +132,3 @@ class Policy(Learner):
         if params.stop is None and (stops := self.stops):
             params = replace(params, stop=stops)
         return sampler.sample(self.model, prompts, params)
-
-    def save(self, folder: Path) -> None:
-        """Write a Hugging Face folder: exactly the parameters the policy computes with, adapters merged."""
-        network = self.model.network
-        state = adapters.merged(network) if self.adapter is not None else None
-        with quiet(), system_errors():
-            network.save_pretrained(folder, state_dict=state)
-        self.tokenizer.save_pretrained(folder)
-
-    @property
-    def stops(self) -> tuple[int, ...]:
-        """The tokens that end an answer: the tokenizer's end token, and those of the model's generation config."""
-        known = self.model.network.generation_config.eos_token_id
-        own = self.tokenizer.eos_token_id if self.tokenizer is not None else None
-        return tuple(dict.fromkeys(i for i in (own, *(known if isinstance(known, list) else [known])) if i is not None))
-
-    def converse(self, template: str | dict[str, str], stop: str) -> None:
-        """Say how the model is talked to, so that it is saved with it.
-
-        Args:
-            template: Jinja chat template.
-            stop: the token that ends an answer; generation stops there, besides where it did before.
-        """
-        self.tokenizer.chat_template = template
-        stops = list(dict.fromkeys([*self.stops, self.tokenizer.convert_tokens_to_ids(stop)]))
-        self.model.network.generation_config.eos_token_id = stops if len(stops) > 1 else stops[0]

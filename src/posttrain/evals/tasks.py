@@ -136,20 +136,8 @@ def _question(example: Example) -> tuple[Example, str]:
 
 def choice(subject: Subject, items: Many[Row]) -> list[Record]:
     """Which choice is the most likely answer to every question."""
-    turns, owners, records = [], [], []
-    for i, row in enumerate(items):
-        question, choices, right = _choices(row)
-        records.append({"where": row.where, "right": right, "choices": len(choices), "bytes": [len(c.encode()) for c in choices]})
-        for one in choices:
-            turns.append(subject.chat.turns(Example(row.where, question, (one,)), one))
-            owners.append(i)
-    together: dict[int, list[Sequence]] = {}
-    for i, found in zip(owners, subject.encoder.encode(turns), strict=True):
-        if isinstance(found, DataError):
-            found.where = records[i]["where"]
-            raise found
-        together.setdefault(i, []).append(_answer(found[0], subject.max_length, records[i]["where"]))
-    logprobs = iter(subject.score([tuple(together[i]) for i in range(len(records))]))
+    trees, records = choices(subject.chat, subject.encoder, subject.max_length, items)
+    logprobs = iter(subject.score(trees))
     for record in records:
         record["logprobs"] = found = [next(logprobs) for _ in range(record["choices"])]
         per_byte = [p / max(1, b) for p, b in zip(found, record["bytes"], strict=True)]
@@ -158,10 +146,35 @@ def choice(subject: Subject, items: Many[Row]) -> list[Record]:
     return records
 
 
+def choices(chat: Chat, encoder: Encoder, limit: int, items: Many[Row]) -> tuple[list[Tree], list[Record]]:
+    """Every question with its choices as a tree, and a record that waits for the scores.
+
+    Raises:
+        DataError: a row that is no item, or of more than `limit` tokens: a part of it would be another question.
+    """
+    turns, owners, records = [], [], []
+    for i, row in enumerate(items):
+        question, some, right = _choices(row)
+        records.append({"where": row.where, "right": right, "choices": len(some), "bytes": [len(c.encode()) for c in some]})
+        for one in some:
+            turns.append(chat.turns(Example(row.where, question, (one,)), one))
+            owners.append(i)
+    together: dict[int, list[Sequence]] = {}
+    for i, found in zip(owners, encoder.encode(turns), strict=True):
+        if isinstance(found, DataError):
+            found.where = records[i]["where"]
+            raise found
+        together.setdefault(i, []).append(_answer(found[0], limit, records[i]["where"]))
+    return [tuple(together[i]) for i in range(len(records))], records
+
+
 def _answer(one: Encoded, limit: int, where: str) -> Sequence:
-    """A choice after its question, without the token that ends it; of a question that is too long the end is kept."""
+    """A choice after its question, without the token that ends it."""
     span = one.spans[-1]
-    kept = fit(Encoded(one.ids[:span.end - 1], (Span(span.start, span.end - 1, 0),)), limit, "left")
+    if (n := span.end - 1) > limit:
+        raise DataError(f"the question and a choice are {n:,} tokens, and {limit:,} fit", where=where,
+                        cure=f"shorten or remove the row; or give --max-length {n}, if the model can address as many")
+    kept = fit(Encoded(one.ids[:n], (Span(span.start, n, 0),)), limit, "drop")
     if not kept:
         raise DataError("a choice is a single token that ends the answer", where=where, cure="give every choice a text")
     return kept[0]

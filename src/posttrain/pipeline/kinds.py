@@ -42,6 +42,8 @@ class Kind:
 KINDS = {
     "adapt": Kind("posttrain.stages.adapt", "AdaptSettings", makes_model=True),
     "sft": Kind("posttrain.stages.sft", "SftSettings", makes_model=True),
+    "preference": Kind("posttrain.stages.preference", "PreferenceSettings", makes_model=True,
+                       models=("model", "reference_model")),
     "eval": Kind("posttrain.stages.evaluate", "EvaluateSettings", makes_model=False, models=("model", "against")),
 }
 
@@ -78,6 +80,6 @@ def paths(settings: Settings) -> list[Path]:
         value = getattr(settings, name)
         if isinstance(value, Settings) and not isinstance(value, Source):
             found += paths(value)
-        elif isinstance(value, Path) and name != "out":
+        elif isinstance(value, Path) and name not in ("out", "reference_cache"):
             found.append(value)
     return found

@@ -84,7 +84,7 @@ def _planned(stage: Stage, folder: Path, before: dict[str, Planned]) -> Planned:
 
 
 def _model_digest(given: str, stage: Stage) -> str:
-    from posttrain.engine.model import digest, resolve
+    from posttrain.engine.load import digest, resolve
 
     try:
         return digest(resolve(given))

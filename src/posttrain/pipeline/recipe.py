@@ -18,13 +18,13 @@ import re
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
 from pydantic import TypeAdapter
 
 from posttrain.core.errors import ConfigError, nearest
-from posttrain.core.settings import Settings, assemble, leaves
+from posttrain.core.settings import Leaf, Settings, assemble, leaves
 from posttrain.pipeline.kinds import KINDS, Kind, kind
 
 _NAME = re.compile(r"[A-Za-z0-9][\w-]*", re.ASCII)
@@ -197,10 +197,17 @@ def _stage(name: Any, body: Any, before: dict[str, Stage], every: Mapping[Any, A
     try:
         settings = assemble(one.model, {**flat, "out": PENDING})
     except ConfigError as error:
-        key = next((k for k in body if re.match(rf"{re.escape(str(k))}\b", error.what)), None)
+        key = next((k for k, v in body.items() if _about(error.what, str(k), v)), None)
         error.where = error.where or (_where(file, body, key) if key else where)
         raise
     return Stage(name, str(kind_name), settings, parents, where)
+
+
+def _about(what: str, key: str, value: Any) -> bool:
+    """Whether a message is of an option: it begins with its name, or with the file that it reads."""
+    some = [one.get("path") if isinstance(one, dict) else one for one in (value if isinstance(value, list) else [value])]
+    return re.match(rf"{re.escape(key)}\b", what) is not None or any(
+        isinstance(one, str) and one != "" and what.startswith((repr(one), one)) for one in some)
 
 
 def _expanded(value: Any, where: str) -> Any:
@@ -228,24 +235,35 @@ def schema() -> dict[str, Any]:
         for leaf in leaves(one.model):
             if leaf.name == "out":
                 continue
-            value: dict[str, Any] = {"type": "boolean"} if leaf.switch else _value(leaf.field.annotation)
-            properties[leaf.name] = {**value, "description": leaf.field.description or ""}
+            properties[leaf.name] = _property(leaf)
             if leaf.field.is_required() and not leaf.switch:
                 required.append(leaf.name)
         kinds.append({"title": name, "type": "object", "properties": properties, "required": required,
                       "additionalProperties": False})
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "posttrain recipe", "type": "object",
             "additionalProperties": False, "required": ["stages"],
-            "properties": {"name": {"type": "string", "pattern": f"^{_NAME.pattern}$"},
+            "properties": {"name": {"type": "string", "pattern": f"^{_NAME.pattern}$",
+                                    "description": "the run's folder is runs/NAME; unset: the file's name without its ending"},
                            "stages": {"type": "object", "minProperties": 1,
+                                      "description": "name → stage, in an order in which they can run",
                                       "properties": {name: kinds[i] for i, name in enumerate(KINDS)},
                                       "additionalProperties": {"anyOf": kinds}}}}
 
 
-def _value(annotation: Any) -> dict[str, Any]:
+def _property(leaf: Leaf) -> dict[str, Any]:
     """The schema of one option; a list of files may be one file, and a file is text or its parts."""
-    if "Source" in str(annotation):
+    field = leaf.field
+    annotation: Any = field.annotation
+    if leaf.switch:
+        value: dict[str, Any] = {"type": "boolean"}
+    elif "Source" in str(annotation):
         one = {"type": ["string", "object"]}
-        return {"anyOf": [one, {"type": "array", "items": one}]}
-    made = TypeAdapter(annotation).json_schema()
-    return {"anyOf": [made, made.get("items", {})]} if made.get("type") == "array" else made
+        value = {"anyOf": [one, {"type": "array", "items": one}]}
+    else:
+        limited: Any = Annotated  # a type made from values: what a checker of types cannot follow
+        value = TypeAdapter(limited[(annotation, *field.metadata)] if field.metadata else annotation).json_schema()
+        if "items" in value:
+            value = {"anyOf": [value, value["items"]]}
+    unset = leaf.switch or field.is_required() or field.get_default(call_default_factory=True) in (None, "", (), {})
+    default = {} if unset else {"default": field.get_default(call_default_factory=True)}
+    return {**value, **default, "description": field.description or ""}

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, Field
 from posttrain.core.console import ConsoleObserver
 from posttrain.core.errors import ConfigError
 from posttrain.core.settings import assemble
-from posttrain.data.settings import Sourced
+from posttrain.data.settings import Source, Sourced
 from posttrain.engine.settings import OptimiserSettings
 from posttrain.stages import training
 from posttrain.stages.training import Outcome, TrainingSettings
@@ -44,6 +44,12 @@ class AdaptSettings(TrainingSettings):
     replay_share: float = Field(0.1, gt=0, lt=1, description="share of an epoch's rows that are replay")
     optimiser: AdaptOptimiser = AdaptOptimiser()  # type: ignore[call-arg]
 
+    @property
+    def mixture(self) -> tuple[Source, ...]:
+        """What is trained on: the domain's sources, and replay with its share of an epoch."""
+        share = self.replay_share / max(1, len(self.replay))
+        return self.data.data + tuple(source.model_copy(update={"share": share}) for source in self.replay)
+
 
 def adapt(*, quiet: bool = False, **settings: Any) -> Outcome:
     """Adapt a model to a domain's text, in one line.
@@ -63,8 +69,6 @@ def adapt(*, quiet: bool = False, **settings: Any) -> Outcome:
 def run(settings: AdaptSettings, observer: ConsoleObserver) -> Outcome:
     """Run the stage, or continue it, or report that it is finished."""
     if settings.replay:
-        share = settings.replay_share / len(settings.replay)
-        replay = tuple(source.model_copy(update={"share": share}) for source in settings.replay)
-        data = settings.data.model_copy(update={"data": settings.data.data + replay})
+        data = settings.data.model_copy(update={"data": settings.mixture})
         settings = settings.model_copy(update={"data": data, "replay": ()})
-    return training.run(settings, observer)
+    return training.run(settings, observer, training.Course())

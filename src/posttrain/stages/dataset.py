@@ -19,8 +19,8 @@ from posttrain.data.sources import digest, read, size
 
 if TYPE_CHECKING:  # these import torch, which is not needed to find a mistake in the first row
     from posttrain.data.chat import Chat
-    from posttrain.data.prepare import Account
-    from posttrain.data.store import Trees
+    from posttrain.data.prepare import Account, Learned
+    from posttrain.data.store import Numbers, Trees
 
 FOLDER = "tokens"
 REJECTS = "rejects.jsonl"
@@ -35,12 +35,14 @@ class Dataset:
         accounts: what became of each source's rows.
         trees: all of them, source after source.
         rows: trees of each source.
+        numbers: beside each tree what is known of it; see `posttrain.data.prepare`. None for demonstrations.
     """
 
     sources: tuple[Source, ...]
     accounts: tuple[Account, ...]
     trees: Trees
     rows: tuple[int, ...]
+    numbers: Numbers | None = None
 
     @property
     def longest(self) -> int:
@@ -133,7 +135,7 @@ def chat_of(settings: DataSettings, tokenizer: Any) -> Chat:
 
 
 def load(settings: DataSettings, chat: Chat, folder: Path, identity: dict[str, Any], longest: int,
-         observer: ConsoleObserver) -> dict[str, Dataset]:
+         observer: ConsoleObserver, learned: Learned = "demonstrations") -> dict[str, Dataset]:
     """Prepare the data in `folder`, or find it there.
 
     It is written under another name; `keep` gives it its own, once the run owns the folder.
@@ -141,16 +143,17 @@ def load(settings: DataSettings, chat: Chat, folder: Path, identity: dict[str, A
     Args:
         identity: JSON; what the tokens depend on.
         longest: tokens of a sequence at most.
+        learned: what is learned from; `identity` says it, too.
     """
     from posttrain.data.prepare import Account
-    from posttrain.data.store import Trees
+    from posttrain.data.store import Numbers, Trees
 
     key = sha256_json([identity, longest])
     done, partial = folder / FOLDER, folder / (PARTIAL + FOLDER)
     if not (done / "key.json").is_file() or json.loads((done / "key.json").read_text())["key"] != key:
         shutil.rmtree(partial, ignore_errors=True)
         try:
-            _prepare(settings, chat, partial, longest, observer)
+            _prepare(settings, chat, partial, longest, observer, learned)
             write_json(partial / "key.json", {"key": key, "chat": chat.used})
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
@@ -162,7 +165,8 @@ def load(settings: DataSettings, chat: Chat, folder: Path, identity: dict[str, A
         parts = [done / f"{label} {i}" for i in range(len(some))]
         accounts = tuple(Account(**json.loads((part / "account.json").read_text())) for part in parts)
         rows = tuple(len(Trees(part)) for part in parts)
-        found[label] = Dataset(some, accounts, Trees(*parts), rows)
+        numbers = Numbers(*parts) if learned != "demonstrations" else None
+        found[label] = Dataset(some, accounts, Trees(*parts), rows, numbers)
     return found
 
 
@@ -176,7 +180,8 @@ def keep(folder: Path) -> None:
         partial.rename(folder / FOLDER)
 
 
-def _prepare(settings: DataSettings, chat: Chat, folder: Path, longest: int, observer: ConsoleObserver) -> None:
+def _prepare(settings: DataSettings, chat: Chat, folder: Path, longest: int, observer: ConsoleObserver,
+             learned: Learned) -> None:
     from posttrain.data.prepare import prepare
     from posttrain.data.tokens import Encoder
 
@@ -188,7 +193,7 @@ def _prepare(settings: DataSettings, chat: Chat, folder: Path, longest: int, obs
             total, part = max(1, size(source)), folder / f"{label} {i}"
             with observer.working(f"read {Path(source.path).name}", total) as told:
                 account = prepare(source, chat, encoder, part, max_length=longest, truncate=settings.truncate,
-                                  form=settings.format, rejects=rejects, told=told)
+                                  form=settings.format, learned=learned, rejects=rejects, told=told)
             write_json(part / "account.json", account.json())
             tell(account, label, source, observer, first=i == 0)
     rejects.close()

@@ -75,7 +75,7 @@ def run(settings: EvaluateSettings, observer: ConsoleObserver) -> dict[str, Any]
     chosen = list(_chosen(settings))
     if not chosen:
         raise ConfigError("there is nothing to evaluate on", cure="give --perplexity, --exact or --choice with a file")
-    from posttrain.engine.model import digest, resolve
+    from posttrain.engine.load import digest, resolve
 
     folder, models = settings.out, {"model": settings.model, **({"against": settings.against} if settings.against else {})}
     identity = {"settings": settings.model_dump(mode="json", exclude={"out", "device", "budget", "model", "against"}),
@@ -86,6 +86,8 @@ def run(settings: EvaluateSettings, observer: ConsoleObserver) -> dict[str, Any]
         if (folder / "summary.json").is_file():
             observer.note("finished", f"{folder} already holds this evaluation; nothing to do")
             return json.loads((folder / "summary.json").read_text())
+        if not (folder / "run.json").is_file():
+            _check_choices(settings, models, chosen)
         remove_partial(folder)
         records = {role: _records(settings, path, role, chosen, folder, identity, observer) for role, path in models.items()}
         summary = {"posttrain": __version__, "model": settings.model, "against": settings.against,
@@ -104,6 +106,28 @@ def _chosen(settings: EvaluateSettings) -> Iterator[tuple[str, Source, str]]:
                 name += "-2"
             seen.add(name)
             yield name, source, task
+
+
+def _check_choices(settings: EvaluateSettings, models: dict[str, str], chosen: list[tuple[str, Source, str]]) -> None:
+    """Refuse multiple-choice items that one of the models cannot take, before anything runs."""
+    from posttrain.data.chat import Chat
+    from posttrain.data.tokens import Encoder
+    from posttrain.engine.load import load_tokenizer, resolve
+    from posttrain.evals import tasks
+
+    some = [tasks.rows(source) for _, source, task in chosen if task == "choice"]
+    for path in models.values() if some else ():
+        tokenizer = load_tokenizer(resolve(path))
+        chat, encoder = Chat(tokenizer, prompt_template=settings.prompt_template), Encoder(tokenizer)
+        for items in some:
+            tasks.choices(chat, encoder, _longest(settings, path), items)
+
+
+def _longest(settings: EvaluateSettings, path: str) -> int:
+    """Tokens of a sequence that a model scores at most."""
+    from posttrain.engine.load import longest_position, resolve
+
+    return min(settings.max_length, longest_position(resolve(path)) or settings.max_length)
 
 
 def _records(settings: EvaluateSettings, path: str, role: str, chosen: list[tuple[str, Source, str]], folder: Path,
@@ -143,12 +167,11 @@ def _subject(settings: EvaluateSettings, path: str, observer: ConsoleObserver, l
     policy = Policy.load(path, device=settings.device)
     for reason in policy.model.admission.reasons:
         observer.message(reason)
-    limit = getattr(policy.model.config.get_text_config(), "max_position_embeddings", None) or settings.max_length
     budget = settings.budget or (4096 if policy.model.device.type == "cpu" else 16384)
     chat = Chat(policy.tokenizer, prompt_template=settings.prompt_template)
     if settings.prompt_template is None and settings.exact:
         policy.converse(chat.template, chat.stop)  # so that answers end where the template ends them
-    return Subject(policy, chat, max(budget, settings.max_length), min(settings.max_length, limit),
+    return Subject(policy, chat, max(budget, settings.max_length), _longest(settings, path),
                    partial(observer.progress, label))
 
 

@@ -51,7 +51,7 @@ def run(settings: InspectSettings, observer: ConsoleObserver) -> Report:
     _check_outputs(settings)
     dataset.peek(settings.data)  # what is wrong with the files is told before anything is loaded
     from posttrain.data.inspect import inspect
-    from posttrain.engine.model import load_tokenizer, longest_position, resolve
+    from posttrain.engine.load import load_tokenizer, longest_position, resolve
 
     base = resolve(settings.model)
     chat = dataset.chat_of(settings.data, load_tokenizer(base))

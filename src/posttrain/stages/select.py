@@ -99,7 +99,7 @@ def run(settings: SelectSettings, observer: ConsoleObserver) -> dict[str, Any]:
 def _model_digest(settings: SelectSettings) -> dict[str, str]:
     if not settings.model:
         return {}
-    from posttrain.engine.model import digest, resolve
+    from posttrain.engine.load import digest, resolve
 
     return {settings.model: digest(resolve(settings.model))}
 

@@ -38,4 +38,4 @@ def sft(*, quiet: bool = False, **settings: Any) -> Outcome:
 
 def run(settings: SftSettings, observer: ConsoleObserver) -> Outcome:
     """Run the stage, or continue it, or report that it is finished."""
-    return training.run(settings, observer, settings.method, settings.neftune)
+    return training.run(settings, observer, training.Course(settings.method, settings.neftune))

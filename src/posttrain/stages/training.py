@@ -1,10 +1,10 @@
-"""Training on given answers: what supervised fine-tuning and domain adaptation share.
+"""Training on rows: what the stages share that train a model on given answers. What is special to one is its `Course`.
 
 A run folder holds
     run.json        what the run is: settings, digests of model and data, versions
     metrics.jsonl   one line a step and a validation
     checkpoints/    what a resumed run needs
-    tokens/         the data as token ids, while the run lasts
+    tokens/         the data as token ids, and the reference's log-probabilities, while the run lasts
     rejects.jsonl   rows that could not be used, with the reasons, where that was asked for
     model/          the result, a Hugging Face folder (adapters merged)
     adapter/        with LoRA: the adapter alone, and the digest of its base
@@ -16,10 +16,11 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -35,13 +36,19 @@ from posttrain.stages import dataset
 from posttrain.stages.dataset import Dataset
 
 if TYPE_CHECKING:
-    from posttrain.data.chat import Chat
-    from posttrain.engine.loop import Run
-    from posttrain.engine.policy import Policy
+    from posttrain.core.types import Loss
+    from posttrain.data.plan import Plan
+    from posttrain.data.prepare import Learned
+    from posttrain.engine.batch import Rows
+    from posttrain.engine.learner import Learner
+    from posttrain.engine.loop import HeldOut, Run, Watch
+    from posttrain.engine.model import Noise
 
 
 class TrainingSettings(Settings):
     """Settings of every stage that trains on given answers."""
+
+    elsewhere: ClassVar[frozenset[str]] = frozenset()  # settings that do not change what a run is
 
     model: str = Field(description="Hugging Face folder or hub id of the model to start from")
     out: Path = Field(description="the run's folder; the same command continues what is there")
@@ -82,25 +89,79 @@ def flat(settings: dict[str, Any]) -> dict[str, Any]:
 WRITES = ("metrics.jsonl", "checkpoints", "model", "adapter", "tokens", "rejects.jsonl", "summary.json")  # and run.json
 
 
-def run(settings: TrainingSettings, observer: ConsoleObserver, method: str = "nll", noise: float = 0.0) -> Outcome:
-    """Run the stage, or continue it, or report that it is finished.
+@dataclass(frozen=True)
+class Lesson:
+    """What the loop is to do with the data.
+
+    Attributes:
+        loss: the method. rows: what it is taken over.
+        held_out: the numbers of the held-out rows; None where there are none.
+        noise: on the input embeddings.
+        watch: see `posttrain.engine.loop`.
+        begin: long work before the first step; it has the run's folder to itself, and may be killed.
+    """
+
+    loss: Loss
+    rows: Rows
+    held_out: HeldOut | None = None
+    noise: Noise | None = None
+    watch: Watch | None = None
+    begin: Callable[[Run], None] | None = None
+
+
+class Course:
+    """What a stage teaches: which rows it reads, what learns, and what the loop does. This one: demonstrations.
 
     Args:
         method: of `posttrain.methods.supervised.METHODS`.
         noise: NEFTune's alpha.
     """
+
+    learned: Learned = "demonstrations"
+
+    def __init__(self, method: str = "nll", noise: float = 0.0) -> None:
+        self.method, self.noise = method, noise
+
+    def load(self, settings: Any) -> Learner:
+        """What learns."""
+        from posttrain.engine.policy import Policy
+
+        return Policy.load(settings.model, device=settings.device, lora=settings.lora, seed=settings.seed)
+
+    def lesson(self, settings: Any, learner: Any, data: dict[str, Dataset], budget: int, steps: int, plan: Plan,
+               observer: ConsoleObserver) -> Lesson:
+        """What the loop does. What is wrong with the settings shows here, before the folder is claimed."""
+        from posttrain.engine.batch import Rows
+        from posttrain.engine.loop import validate
+        from posttrain.methods.supervised import METHODS, neftune
+
+        held = data["held out"].trees if "held out" in data else None
+        return Lesson(METHODS[self.method], Rows(data["data"].trees),
+                      held_out=(lambda told: vars(validate(learner, held, budget, told))) if held is not None else None,
+                      noise=partial(neftune, alpha=self.noise) if self.noise else None)
+
+    def identity(self, settings: Any) -> dict[str, Any]:
+        """What else a run is: digests of what the settings name."""
+        return {}
+
+    def summary(self, run: Run) -> dict[str, Any]:
+        """What else `summary.json` says."""
+        return {}
+
+
+def run(settings: TrainingSettings, observer: ConsoleObserver, course: Course) -> Outcome:
+    """Run the stage, or continue it, or report that it is finished."""
     dataset.peek(settings.data)  # what is wrong with the files is told before anything is loaded or written
     # The engine, and with it torch, is imported here: help and mistakes are answered at once.
     from posttrain.engine import loop
-    from posttrain.engine.model import digest, load_tokenizer, longest_position, resolve
-    from posttrain.engine.policy import Policy
+    from posttrain.engine.load import digest, load_tokenizer, longest_position, resolve
 
     folder, base = settings.out, resolve(settings.model)
     if base.resolve().is_relative_to(folder.resolve()):
         raise ConfigError(f"--model {settings.model} lies in --out {folder}, where the run writes", cure="choose another --out")
-    fixed = settings.model_dump(mode="json", exclude={"out", "checkpoint", "device", "model"})
+    fixed = settings.model_dump(mode="json", exclude={"out", "checkpoint", "device", "model"} | settings.elsewhere)
     identity = {"settings": fixed, "model_sha256": digest(base), "data_sha256": dataset.digests(settings.data),
-                "chat_template": dataset.chat_template(settings.data)}
+                "chat_template": dataset.chat_template(settings.data), **course.identity(settings)}
     with lock(folder), explained_writes(folder):
         check(folder, identity, WRITES)
         if done := _finished(folder, observer):
@@ -109,25 +170,28 @@ def run(settings: TrainingSettings, observer: ConsoleObserver, method: str = "nl
         try:
             chat = dataset.chat_of(settings.data, load_tokenizer(base))
             longest = dataset.max_length(settings.data, longest_position(base))
-            found = dataset.load(settings.data, chat, folder, identity, longest, observer)
-            policy = Policy.load(settings.model, device=settings.device, lora=settings.lora, seed=settings.seed)
-            for reason in policy.model.admission.reasons:
+            found = dataset.load(settings.data, chat, folder, identity, longest, observer, course.learned)
+            learner = course.load(settings)
+            for reason in learner.model.admission.reasons:
                 observer.message(reason)
-            observer.note("model", _describe(policy, settings))
-            _teach(policy, chat)
-            training = _prepare(settings, policy, found, observer, method, noise)
+            observer.note("model", _describe(learner, settings))
+            if chat.used:  # leave in the exported model how it was talked to
+                learner.converse(chat.template, chat.stop)
+            training, lesson = _prepare(settings, learner, found, observer, course)
             claim(folder, identity, __version__)
         except BaseException:
             remove_partial(folder)
             raise
         dataset.keep(folder)
+        if lesson.begin:
+            lesson.begin(training)
         exported = loop.train(training)
         with atomic_folder(folder / "model") as target:
-            policy.save(target)
-        if policy.adapter is not None:
+            learner.save(target)
+        if learner.adapter is not None:
             with atomic_folder(folder / "adapter") as target:
-                policy.save_adapter(target)
-        summary = _summary(training, found["data"], exported)
+                learner.save_adapter(target)
+        summary = {**_summary(training, found["data"], exported), **course.summary(training)}
         summary["base_sha256"], summary["model_sha256"] = identity["model_sha256"], _weights_digest(folder)
         write_json(folder / "summary.json", summary)
         shutil.rmtree(folder / dataset.FOLDER, ignore_errors=True)  # nothing reads it any more
@@ -152,10 +216,10 @@ def _weights_digest(folder: Path) -> str:
     return sha256_folder(folder / "model", lambda p: p.suffix == ".safetensors")
 
 
-def _describe(policy: Policy, settings: TrainingSettings) -> str:
+def _describe(learner: Learner, settings: TrainingSettings) -> str:
     from posttrain.engine.model import MODES
 
-    network, admission = policy.model.network, policy.model.admission
+    network, admission = learner.model.network, learner.model.admission
     total = sum(p.numel() for p in network.parameters())
     trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
     share = "" if trained == total else f", {trained / 1e6:.2f} M trained"
@@ -163,34 +227,26 @@ def _describe(policy: Policy, settings: TrainingSettings) -> str:
             f"{network.device.type}; {MODES[admission.mode]} (agrees with paths run alone within {admission.deviation:.0e} nats)")
 
 
-def _teach(policy: Policy, chat: Chat) -> None:
-    """Leave in the exported model how it was talked to: its chat template, and the token that ends its answers."""
-    if chat.used:
-        policy.converse(chat.template, chat.stop)
-
-
-def _prepare(settings: TrainingSettings, policy: Policy, data: dict[str, Dataset], observer: ConsoleObserver, method: str,
-             noise: float) -> Run:
+def _prepare(settings: TrainingSettings, learner: Learner, data: dict[str, Dataset], observer: ConsoleObserver,
+             course: Course) -> tuple[Run, Lesson]:
     """Everything the loop needs. What is wrong with the settings shows here, before the folder is claimed."""
     from posttrain.data.plan import Plan, shares
     from posttrain.engine.loop import Run
-    from posttrain.methods.supervised import METHODS, neftune
 
     train = data["data"]
     longest = max(one.longest for one in data.values())
-    budget = settings.budget or max(4096 if policy.model.device.type == "cpu" else 16384, longest)
+    budget = settings.budget or max(4096 if learner.model.device.type == "cpu" else 16384, longest)
     if longest > budget:
         raise ConfigError(f"--budget {budget} is less than the {longest} tokens of the longest sequence",
                           cure=f"give --budget {longest} or more, or --max-length {budget} or less")
-    policy.train_with(settings.optimiser, activation_checkpointing=settings.activation_checkpointing)
     plan = Plan(train.rows, settings.batch_size, settings.seed, shares(train.rows, train.sources))
+    steps = settings.steps or math.ceil(settings.epochs * plan.steps_per_epoch - 1e-9)  # 1.1 · 100 is 110, not 111
+    lesson = course.lesson(settings, learner, data, budget, steps, plan, observer)
+    learner.train_with(settings.optimiser, activation_checkpointing=settings.activation_checkpointing)
     return Run(
-        policy=policy, loss=METHODS[method], trees=train.trees, plan=plan,
-        steps=settings.steps or math.ceil(settings.epochs * plan.steps_per_epoch - 1e-9),  # 1.1 · 100 is 110, not 111
-        budget=budget, seed=settings.seed, folder=settings.out, observer=observer,
-        held_out=data["held out"].trees if "held out" in data else (),
-        noise=partial(neftune, alpha=noise) if noise else None,
-        checkpoints=settings.checkpoint, validation=settings.validation)
+        policy=learner, loss=lesson.loss, rows=lesson.rows, plan=plan, steps=steps, budget=budget, seed=settings.seed,
+        folder=settings.out, observer=observer, held_out=lesson.held_out, noise=lesson.noise, watch=lesson.watch,
+        checkpoints=settings.checkpoint, validation=settings.validation), lesson
 
 
 def _summary(run: Run, data: Dataset, exported: int) -> dict[str, Any]:

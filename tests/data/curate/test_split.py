@@ -104,13 +104,14 @@ def test_rows_keep_their_bytes_and_their_order(tmp_path: Path, capfd: pytest.Cap
 def test_tables_become_objects_and_sources_may_be_mixed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with open(tmp_path / "rows.csv", "w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerows([["question", "answer"], *([f"q{i} {' '.join(prose(5))}", f"a{i}\nsecond line"] for i in range(10))])
+        writer.writerows([["question", "answer"], ["one", "line"],
+                          *([f"q{i} {' '.join(prose(5))}", f"a{i}\nsecond line"] for i in range(9))])
     (tmp_path / "rows.json").write_text(json.dumps([{"text": f"t{i} {' '.join(prose(9))}"} for i in range(10)], indent=1))
     code, _, _ = said(["--data", f"{tmp_path}/rows.csv,prompt=question,completion=answer", tmp_path / "rows.json",
                        "--out", tmp_path / "out", "--parts", "a=0.5", "b=0.5"], capfd)
     assert code == 0
     rows = [one for part in parts_of(tmp_path / "out", ("a", "b")).values() for one in part]
-    assert sorted(one["completion"] for one in rows if "prompt" in one) == sorted(f"a{i}\nsecond line" for i in range(10))
+    assert sorted(one["completion"] for one in rows if "prompt" in one) == [*(f"a{i}\nsecond line" for i in range(9)), "line"]
     assert sum("text" in one for one in rows) == 10
 
 

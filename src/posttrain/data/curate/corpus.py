@@ -16,6 +16,7 @@ from posttrain.core.console import ConsoleObserver
 from posttrain.core.errors import ConfigError, DataError
 from posttrain.core.files import PARTIAL
 from posttrain.data.formats import Example, Format, Message, Text
+from posttrain.data.readers import suffix_of
 from posttrain.data.rows import Rejects, Row, plain
 from posttrain.data.settings import FormatName, Source
 from posttrain.data.sources import digest, read, size
@@ -29,14 +30,15 @@ class Corpus:
         folder: takes `rejects` with the rows that cannot be used, when the first pass is done.
         rejects: name of that file; empty stops at the first such row.
         format: of the rows; empty: found from each source's first.
+        check: raises a DataError for a row that is well formed and still cannot be used.
 
     Attributes:
         read: rows of the first pass, usable or not. rejected: those that were not. reasons: why not → how many.
     """
 
     def __init__(self, sources: Sequence[Source], folder: Path, observer: ConsoleObserver, *, rejects: str = "",
-                 format: FormatName = "") -> None:
-        self.sources, self.folder, self.observer, self.format = sources, folder, observer, format
+                 format: FormatName = "", check: Callable[[Row, Example], None] = lambda row, example: None) -> None:
+        self.sources, self.folder, self.observer, self.format, self.check = sources, folder, observer, format, check
         self.read = self.rejected = self.passes = 0
         self.reasons: dict[str, int] = {}
         self._rejects = rejects
@@ -81,6 +83,7 @@ class Corpus:
                 for row in read(source, rejects, lambda inside, before=before: told(before + inside)):
                     try:
                         example = reader.read(row)
+                        self.check(row, example)
                     except DataError as error:
                         rejects.add(error, row)
                     else:
@@ -109,8 +112,8 @@ def bar(observer: ConsoleObserver, doing: str, total: int) -> Iterator[Callable[
 
 
 def line(row: Row) -> bytes:
-    """A row as a line: byte for byte as its file has it, else its fields as a JSON object."""
-    if row.raw is not None:
+    """A row as a line of JSON: byte for byte as its file has it, else its fields as an object."""
+    if row.raw is not None and suffix_of(Path(row.where.rpartition(":")[0])) not in (".csv", ".tsv"):
         raw = row.raw.rstrip(b"\r\n")
         if b"\n" not in raw and b"\r" not in raw:  # an object of a JSON array may go over several lines
             return row.raw if row.raw.endswith(b"\n") else raw + b"\n"
@@ -131,6 +134,11 @@ def prompt(example: Example) -> str:
     if not given and example.answers and not isinstance(example.answers[0], str):
         given = tuple(takewhile(lambda message: message["role"] != "assistant", example.answers[0]))
     return "\n".join(_pieces(given))
+
+
+def said(part: Text) -> str:
+    """What stands in a prompt or an answer, as one text."""
+    return "\n".join(_pieces(part))
 
 
 def _pieces(part: Text) -> list[str]:

@@ -1,0 +1,67 @@
+"""Reference log-probabilities, computed once and kept on the disk.
+
+They are a function of the reference model and the rows, so that a run with another β finds them. They are written in blocks of
+rows; what was interrupted goes on after the last whole block.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence as Many
+from pathlib import Path
+
+import numpy as np
+
+from posttrain.core.files import sha256_file, write_json
+from posttrain.data.forest import Tree, forests
+from posttrain.data.store import Numbers, NumberWriter
+from posttrain.engine.batch import LogProbs, Told, by_tree
+
+BLOCK = 64  # rows that are scored and written at a time
+
+
+class Stored(Many[np.ndarray]):
+    """Log-probabilities of some rows' targets, by the row's number."""
+
+    def __init__(self, folder: Path, rows: np.ndarray) -> None:
+        self._numbers, self._rows = Numbers(folder), rows
+
+    def __len__(self) -> int:
+        return int(self._rows[-1]) + 1 if len(self._rows) else 0
+
+    def __getitem__(self, i: int) -> np.ndarray:  # type: ignore[override] - no slices
+        at = int(np.searchsorted(self._rows, i))
+        if at == len(self._rows) or self._rows[at] != i:
+            raise IndexError(i)
+        return self._numbers[at]
+
+
+def store(reference: LogProbs, trees: Many[Tree], rows: Many[int], folder: Path, budget: int, *, shared: bool,
+          told: Told = lambda done, total: None) -> Stored:
+    """Score rows and keep what was found, or find it where that was done before.
+
+    Args:
+        reference: scores forests.
+        trees: a tree for each row; rows: those that will be read, ascending.
+        folder: belongs to this reference, these trees and these rows.
+        budget, shared: see `posttrain.data.forest.forests`.
+        told: hears how many rows of how many are done.
+    """
+    done = folder / "done.json"
+    if done.is_file() and json.loads(done.read_text())["sha256"] == sha256_file(folder / "numbers"):
+        return Stored(folder, np.asarray(rows, np.int64))
+    ready = (folder / "ends").stat().st_size // 8 // BLOCK * BLOCK if (folder / "ends").is_file() else 0
+    writer = NumberWriter(folder, ready)
+    try:
+        for first in range(ready, len(rows), BLOCK):
+            told(first, len(rows))
+            block = [trees[i] for i in rows[first:first + BLOCK]]
+            found = forests(block, budget, shared=shared)
+            for numbers in by_tree(found, reference(found), block):
+                writer.add(numbers)
+            writer.flush()
+    finally:
+        writer.close()
+    told(len(rows), len(rows))
+    write_json(done, {"rows": len(rows), "sha256": sha256_file(folder / "numbers")})
+    return Stored(folder, np.asarray(rows, np.int64))

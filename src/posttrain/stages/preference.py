@@ -1,0 +1,289 @@
+"""Preference optimisation: a model learns which of two answers is better, or that an answer is good or bad. The run folder:
+`posttrain.stages.training`.
+
+The reference is the model that training starts from, or another. Its log-probabilities are
+
+    stored     computed once before the first step and kept: no second model in memory, and nothing to compute again
+    copy       computed in every step by a frozen copy
+    adapters   computed in every step by the model itself, its adapters off
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from posttrain.core.console import ConsoleObserver
+from posttrain.core.errors import ConfigError, PosttrainError
+from posttrain.core.files import sha256_json
+from posttrain.core.settings import Settings, assemble
+from posttrain.engine.settings import OptimiserSettings
+from posttrain.evals import stats
+from posttrain.stages import dataset, training
+from posttrain.stages.alarms import Alarms
+from posttrain.stages.dataset import Dataset
+from posttrain.stages.training import Course, Lesson, Outcome, TrainingSettings
+
+if TYPE_CHECKING:
+    from posttrain.data.plan import Plan
+    from posttrain.data.prepare import Learned
+    from posttrain.engine.batch import LogProbs, Rows
+    from posttrain.engine.loop import Run
+    from posttrain.engine.policy import Policy
+
+MethodName = Literal["dpo", "robust", "hinge", "ipo", "exo_pair", "nca_pair", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
+                     "apo_zero", "apo_down", "discopop", "sigmoid_norm", "sft", "simpo", "alphapo", "cpo", "orpo", "tpo", "tpo_l",
+                     "kto", "bco", "apo_zero_unpaired"]
+AGREES = {"cpu": 1e-4, "cuda": 0.5}  # nats a token by which reference and start may differ, in float32 and in bfloat16
+
+
+class PreferenceOptimiser(OptimiserSettings):
+    """AdamW, with what suits preferences."""
+
+    learning_rate: float | None = Field(None, gt=0, description="peak learning rate; unset: 1e-6, with LoRA 1e-5")
+
+
+class MethodOptions(Settings):
+    """What methods can be told. Unset is the method's own default; what the method does not read is an error."""
+
+    beta: float | None = Field(None, description="temperature: how near to stay to the reference; ORPO's weight")
+    label_smoothing: float | None = Field(None, description="share of the labels thought wrong: cDPO, robust, EXO, AOT, CPO")
+    f_divergence: Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"] | None = Field(
+        None, description="divergence from the reference; unset: reverse_kl")
+    f_alpha: float | None = Field(None, description="of alpha_divergence; unset: 0.5")
+    gamma: float | None = Field(None, description="margin of rewards that is aimed at: SimPO, AlphaPO, TPO-L; unset: beta / 2")
+    alpha: float | None = Field(None, description="shape of AlphaPO's reward")
+    nll: float | None = Field(None, description="weight of the likelihood of the answers to imitate: CPO, ORPO, TPO")
+    weighting: bool | None = Field(None, description="weigh pairs by how likely the policy would write them (WPO)")
+    ld_alpha: float | None = Field(
+        None, description="weight of the tokens by which the longer answer of a pair is longer (LD-DPO); 1 is off")
+    desirable: float | None = Field(None, description="weight of good answers: KTO, BCO")
+    undesirable: float | None = Field(None, description="weight of bad answers: KTO, BCO")
+    tau: float | None = Field(None, description="temperature of DiscoPOP's blend")
+
+
+class PreferenceSettings(TrainingSettings):
+    """Settings of preference optimisation."""
+
+    elsewhere: ClassVar[frozenset[str]] = frozenset({"reference_cache", "reference_model"})
+
+    epochs: float = Field(1.0, gt=0, description="passes over the data")
+    batch_size: int = Field(8, ge=1, description="rows an optimiser step: pairs, or answers with a label")
+    method: MethodName = Field("dpo", description="what is optimised; docs/explanation/preference-losses.md has the formulas")
+    mix: dict[str, float] = Field(
+        default_factory=dict, description="METHOD=WEIGHT of a weighted sum, in the place of --method: dpo=1 sft=0.2 is RPO")
+    options: MethodOptions = MethodOptions()  # type: ignore[call-arg]
+    reference: Literal["", "stored", "copy", "adapters"] = Field(
+        "", description="where the reference's log-probabilities come from; unset: adapters with --lora, else stored")
+    reference_model: str | None = Field(None, description="model to stay near to; unset: the one that training starts from")
+    reference_cache: Path | None = Field(
+        None, description="folder where stored log-probabilities outlive the run; unset: in the run's folder while it lasts")
+    optimiser: PreferenceOptimiser = PreferenceOptimiser()  # type: ignore[call-arg]
+
+    @property
+    def mixture(self) -> dict[str, float]:
+        """Weights of methods by name."""
+        return dict(self.mix) or {self.method: 1.0}
+
+
+def preference(*, quiet: bool = False, **settings: Any) -> Outcome:
+    """Optimise a model for preferences, in one line.
+
+    `posttrain.preference(model="runs/sft/model", data="pairs.jsonl", out="runs/dpo", beta=0.1)`
+
+    Args:
+        quiet: show nothing but trouble.
+        settings: the command line's options, with underscores (`posttrain preference --help`).
+    Returns: the finished run.
+    Raises:
+        PosttrainError: with what is wrong and the cure.
+    """
+    return run(assemble(PreferenceSettings, training.flat(settings)), ConsoleObserver(quiet=quiet))
+
+
+def run(settings: PreferenceSettings, observer: ConsoleObserver) -> Outcome:
+    """Run the stage, or continue it, or report that it is finished."""
+    if settings.optimiser.learning_rate is None:
+        chosen = settings.optimiser.model_copy(update={"learning_rate": 1e-5 if settings.lora else 1e-6})
+        settings = settings.model_copy(update={"optimiser": chosen})
+    dataset.peek(settings.data)
+    return training.run(settings, observer, PreferenceCourse(settings))
+
+
+class PreferenceCourse(Course):
+    """What the loop does with preferences."""
+
+    def __init__(self, settings: PreferenceSettings) -> None:
+        from posttrain.methods.preference import METHODS, Options, preference
+
+        self.loss = preference(settings.mixture, Options(**settings.options.model_dump()))
+        named = [METHODS[name] for name in settings.mixture]
+        self.learned: Learned = named[0].rows
+        self.refers, self.probes = any(one.reference for one in named), any(one.probes for one in named)
+        self.held: Rows | None = None
+        self.alarms = Alarms(compared=self.refers)
+        if not self.refers and (settings.reference or settings.reference_model):
+            raise ConfigError(f"{' and '.join(settings.mixture)} needs no reference",
+                              cure="leave --reference and --reference-model out")
+        if settings.reference == "adapters" and not settings.lora:
+            raise ConfigError("--reference adapters without --lora", cure="add --lora, or leave --reference out")
+        if settings.data.truncate == "split":
+            raise ConfigError("--truncate split would compare parts of answers with each other", cure="use right, left or drop")
+
+    def identity(self, settings: PreferenceSettings) -> dict[str, Any]:
+        if settings.reference_model is None:
+            return {}
+        from posttrain.engine.load import digest, resolve
+
+        return {"reference_sha256": digest(resolve(settings.reference_model))}
+
+    def lesson(self, settings: PreferenceSettings, learner: Policy, data: dict[str, Dataset], budget: int, steps: int, plan: Plan,
+               observer: ConsoleObserver) -> Lesson:
+        from posttrain.engine.model import without_dropout
+
+        without_dropout(learner.model.network)  # a policy that scores at random is not the one that is held against the reference
+        rows = {label: self._rows(one, settings) for label, one in data.items()}
+        self.held = rows.get("held out")
+        return Lesson(self.loss, rows["data"], watch=self.alarms,
+                      held_out=partial(self._held_out, learner, budget) if self.held else None,
+                      begin=partial(self._refer, settings, observer) if self.refers else None)
+
+    def _rows(self, data: Dataset, settings: PreferenceSettings) -> Rows:
+        from posttrain.engine.batch import Mismatched, Rows
+
+        probes = Mismatched(data.trees, settings.seed, data.longest) if self.probes else None
+        if self.probes and len(data.trees) < 2:
+            raise ConfigError("KTO needs at least two rows: it sets answers beside the prompts of others", cure="give more data")
+        return Rows(data.trees, self.loss.together, data.numbers, self.learned == "labels", probes=probes)
+
+    # ------------------------------------------------------------------ the reference
+
+    def _refer(self, settings: PreferenceSettings, observer: ConsoleObserver, run: Run) -> None:
+        """Give the rows their reference, while the policy still is the model that training starts from."""
+        learner: Any = run.policy
+        if settings.reference_model is not None:
+            scores = _other(settings.reference_model, learner, settings.device)
+        elif (source := settings.reference or ("adapters" if settings.lora else "stored")) == "stored":
+            scores = _plain(learner)
+        else:
+            scores = learner.reference(source)
+        if settings.reference == "stored" or not (settings.reference or settings.lora):
+            self._store(settings, observer, run, scores)
+        else:
+            run.rows = replace(run.rows, reference=scores, probe_reference=scores)
+            self.held = self.held and replace(self.held, reference=scores, probe_reference=scores)
+        if settings.reference_model is None:
+            _agree(run, observer)
+
+    def _store(self, settings: PreferenceSettings, observer: ConsoleObserver, run: Run, scores: LogProbs) -> None:
+        from posttrain.data.plan import Plan
+        from posttrain.engine.reference import store
+
+        shared = run.policy.model.mode == "forest"
+        model = self.identity(settings).get("reference_sha256", run.policy.digest)
+        at = settings.reference_cache or settings.out / dataset.FOLDER
+        plan = Plan(run.plan.sizes, run.plan.batch, run.plan.seed, run.plan.take)
+        # rows that no step will take need no reference
+        taken = sorted({i for _ in range(min(run.steps, math.ceil(len(run.rows) / plan.batch))) for i in plan.next()}
+                       if run.steps * plan.batch < len(run.rows) else range(len(run.rows)))
+
+        def kept(label: str, trees: Any, rows: list[int]) -> Any:
+            told_apart = settings.seed if label.endswith("probes") else 0
+            key = sha256_json([model, dataset.digests(settings.data), settings.data.model_dump(mode="json"), self.learned, label,
+                               len(trees), rows, told_apart])
+            with observer.working("reference", len(rows)) as told:
+                return store(scores, trees, rows, at / f"reference-{key[:16]}", run.budget, shared=shared,
+                             told=lambda done, total: told(done))
+
+        every = {"train": (run.rows, taken), "held out": (self.held, list(range(len(self.held))) if self.held else [])}
+        found = {}
+        for label, (rows, which) in every.items():
+            if rows is not None:
+                found[label] = replace(rows, reference=kept(label, rows.trees, which), probe_reference=kept(
+                    f"{label} probes", rows.probes, which) if rows.probes is not None else None)
+        run.rows, self.held = found["train"], found.get("held out")
+
+    # ------------------------------------------------------------------ held-out rows
+
+    def _held_out(self, learner: Policy, budget: int, told: Callable[[int, int], None]) -> dict[str, Any]:
+        """The method's loss on the held-out rows as one batch, how often the better answer has the higher reward, and what else
+        the method reports."""
+        assert self.held is not None
+        n = len(self.held)
+        told(0, n)
+        batch = self.held.batch(range(n), budget, shared=learner.model.mode == "forest")
+        found = learner.measure(batch.forests, self.loss, batch.facts, probes=batch.probes)
+        told(n, n)
+        right = found.values["rewards/accuracies"].tolist()
+        accuracy = stats.mean(right)
+        out: dict[str, Any] = {"loss": found.loss, "interval": None, "accuracy": accuracy.mean, "accuracy_low": accuracy.low,
+                               "accuracy_high": accuracy.high, "sequences": len(right), **found.means()}
+        if self.learned != "labels":
+            longer = found.values["length/chosen"] - found.values["length/rejected"]
+            margins = found.values["rewards/margins"]
+            out["longer"] = float((longer.sign() + 1).div(2).double().mean())
+            shorter = [one for one, gap in zip(right, longer.tolist(), strict=True) if gap < 0]
+            out["accuracy_where_shorter"], out["shorter"] = (stats.mean(shorter).mean if shorter else None), len(shorter)
+            out["length_correlation"] = _correlation(margins.tolist(), longer.tolist())
+        return out
+
+    def summary(self, run: Run) -> dict[str, Any]:
+        """The last steps' means of what the method reports, and every alarm."""
+        records = [one for one in run.log.read() if "loss" in one]
+        last = records[-min(20, len(records)):]
+        names = [name for name in last[-1] if "/" in name or name in ("kl", "entropy")]
+        again = Alarms(compared=self.refers)
+        alarms = [alarm for one in run.log.read() for alarm in again(one)]
+        return {"last_steps": {name: math.fsum(one[name] for one in last if name in one) / len(last) for name in names},
+                "alarms": alarms}
+
+
+def _plain(policy: Policy) -> LogProbs:
+    return lambda forests: [scores.logprob for scores in policy.score(forests)]
+
+
+def _other(path: str, learner: Policy, device: Any) -> LogProbs:
+    """Another model as the reference.
+
+    Raises:
+        ConfigError: it reads other tokens.
+    """
+    from posttrain.engine.policy import Policy
+
+    other = Policy.load(path, device=device)
+    if other.tokenizer.get_vocab() != learner.tokenizer.get_vocab():
+        raise ConfigError(f"--reference-model {path} has another tokenizer than the model that is trained",
+                          cure="use a reference with the same tokenizer")
+    return _plain(other)
+
+
+def _agree(run: Run, observer: ConsoleObserver) -> None:
+    """Check, on the first batch, that the reference is the model that training starts from.
+
+    Raises:
+        PosttrainError: it is not.
+    """
+    import copy
+
+    batch = run.rows.batch(copy.copy(run.plan).next(), run.budget, shared=run.policy.model.mode == "forest")
+    learner: Any = run.policy
+    found = zip(learner.score(batch.forests), batch.facts, strict=True)
+    off = max(float((scores.logprob.cpu() - fact["reference"].cpu()).abs().max()) for scores, fact in found)
+    observer.note("reference", f"agrees with the model that training starts from within {off:.0e} nats a token")
+    if not off <= AGREES[run.policy.model.device.type]:
+        raise PosttrainError(f"the reference is not the model that training starts from: a token's log-probability differs by "
+                             f"{off:.2g} nats", cure="remove --reference-cache, or give --reference copy")
+
+
+def _correlation(a: list[float], b: list[float]) -> float | None:
+    """Pearson's; None where one does not vary."""
+    n = len(a)
+    x, y = [v - math.fsum(a) / n for v in a], [v - math.fsum(b) / n for v in b]
+    spread = math.sqrt(math.fsum(v * v for v in x) * math.fsum(v * v for v in y))
+    return math.fsum(p * q for p, q in zip(x, y, strict=True)) / spread if spread else None
