@@ -18,6 +18,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -246,16 +247,13 @@ def prepare(source: Source, chat: Chat, encoder: Encoder, folder: Path, *, max_l
         DataError: a row cannot be used, there is no row, or nothing trainable is left of more than half of them.
     """
     account = Account()
-    numbers = NumberWriter(folder) if learned != "demonstrations" else None
-    with TreeWriter(folder) as out:
+    with TreeWriter(folder) as out, NumberWriter(folder) if learned != "demonstrations" else nullcontext() as numbers:
         for one, trees, _ in accounted(source, chat, encoder, folder, account, max_length=max_length, truncate=truncate,
                                        form=form, learned=learned, rejects=rejects or Rejects(), told=told):
             for tree in trees:
                 out.add(tree)
                 if numbers:
                     numbers.add(one.numbers)
-    if numbers:
-        numbers.close()
     check(account, source)
     return account
 

@@ -85,6 +85,12 @@ class NumberWriter:
         self._numbers.close()
         self._ends.close()
 
+    def __enter__(self) -> NumberWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
 
 def _cut(path: Path, size: int) -> None:
     with open(path, "r+b") as file:

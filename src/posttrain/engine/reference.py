@@ -51,8 +51,7 @@ def store(reference: LogProbs, trees: Many[Tree], rows: Many[int], folder: Path,
     if done.is_file() and json.loads(done.read_text())["sha256"] == sha256_file(folder / "numbers"):
         return Stored(folder, np.asarray(rows, np.int64))
     ready = (folder / "ends").stat().st_size // 8 // BLOCK * BLOCK if (folder / "ends").is_file() else 0
-    writer = NumberWriter(folder, ready)
-    try:
+    with NumberWriter(folder, ready) as writer:
         for first in range(ready, len(rows), BLOCK):
             told(first, len(rows))
             block = [trees[i] for i in rows[first:first + BLOCK]]
@@ -60,8 +59,6 @@ def store(reference: LogProbs, trees: Many[Tree], rows: Many[int], folder: Path,
             for numbers in by_tree(found, reference(found), block):
                 writer.add(numbers)
             writer.flush()
-    finally:
-        writer.close()
     told(len(rows), len(rows))
     write_json(done, {"rows": len(rows), "sha256": sha256_file(folder / "numbers")})
     return Stored(folder, np.asarray(rows, np.int64))
