@@ -105,7 +105,8 @@ def run_trl(job: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
 
     rows = [json.loads(line) for line in (work / f"ordered-{job['ratio']}.jsonl").read_text().splitlines()]
     args = DPOConfig(output_dir=str(work / "trl"), max_steps=job["steps"], save_strategy="no", report_to="none",
-                     disable_tqdm=True, use_cpu=True, per_device_train_batch_size=BATCH, max_length=LONGEST, train_sampling_strategy="sequential",
+                     disable_tqdm=True, use_cpu=True, per_device_train_batch_size=BATCH, max_length=LONGEST,
+                     train_sampling_strategy="sequential",
                      **settings)
     begin = time.perf_counter()
     trainer = DPOTrainer(model=AutoModelForCausalLM.from_pretrained(work / "model"), args=args,
