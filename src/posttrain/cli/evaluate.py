@@ -11,7 +11,8 @@ from posttrain.core.console import console
 from posttrain.stages.evaluate import EvaluateSettings, run
 
 METRICS = {"nats_per_token": "nats a token", "bits_per_byte": "bits a byte", "correct": "correct",
-           "correct_per_byte": "correct, per byte"}
+           "correct_per_byte": "correct, per byte", "preferred": "chosen likelier", "preferred_per_token": "likelier a token",
+           "rewarded": "chosen gained more", "score": "score", "tokens": "tokens an answer", "win_rate": "wins"}
 
 
 def main(argv: list[str]) -> int:
@@ -31,14 +32,18 @@ def show(summary: dict[str, Any]) -> None:
     for i, column in enumerate(columns):
         table.add_column(column, justify="left" if i < 2 else "right", overflow="fold")
     for name, one in summary["tasks"].items():
+        label = name.replace("-", " ", 1)  # said once
         for metric, value in one["metrics"].items():
-            cells = [name, METRICS[metric], f"{value['n']:,}"]
+            cells, label = [label, METRICS[metric], f"{value['n']:,}"], ""
             if compared:
                 difference = one["difference"].get(metric)
                 cells += [_cell(one["against"][metric]), _cell(value), _cell(difference, sign=True) if difference else "–"]
             else:
                 cells.append(_cell(value))
             table.add_row(*cells)
+        for metric, value in one.get("difference", {}).items():
+            if metric not in one["metrics"]:  # what only a comparison has
+                table.add_row("", METRICS[metric], f"{value['n']:,}", "–", "–", _cell(value))
     console().print(table)
 
 

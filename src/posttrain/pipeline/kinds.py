@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -22,12 +22,14 @@ class Kind:
         settings: name of the settings' class.
         makes_model: whether its folder holds `model/`, which a later stage can start from.
         models: settings that name a model, or an earlier stage that makes one.
+        makes_rows: the file in its folder that a later stage can read as `data`; empty where it makes none.
     """
 
     module: str
     settings: str
     makes_model: bool
     models: tuple[str, ...] = ("model",)
+    makes_rows: str = ""
 
     @property
     def model(self) -> type[Settings]:
@@ -44,7 +46,12 @@ KINDS = {
     "sft": Kind("posttrain.stages.sft", "SftSettings", makes_model=True),
     "preference": Kind("posttrain.stages.preference", "PreferenceSettings", makes_model=True,
                        models=("model", "reference_model")),
-    "eval": Kind("posttrain.stages.evaluate", "EvaluateSettings", makes_model=False, models=("model", "against")),
+    "sample_pairs": Kind("posttrain.stages.sample_pairs", "SamplePairsSettings", makes_model=False,
+                         models=("model", "reward_model"), makes_rows="pairs.jsonl"),
+    "reward_model": Kind("posttrain.stages.reward_model", "RewardModelSettings", makes_model=True),
+    "judge": Kind("posttrain.stages.judge", "JudgeSettings", makes_model=False, models=("reward_model", "against_model")),
+    "eval": Kind("posttrain.stages.evaluate", "EvaluateSettings", makes_model=False,
+                 models=("model", "against", "reward_model")),
 }
 
 
@@ -71,6 +78,24 @@ def sources(settings: Settings) -> list[Source]:
         elif isinstance(value, tuple):
             found += [one for one in value if isinstance(one, Source)]
     return found
+
+
+def moved(settings: Settings, places: Mapping[str, Path]) -> Settings:
+    """The settings with the files of earlier stages where rows of these are named.
+
+    Args:
+        places: name of a stage → its file.
+    """
+    if isinstance(settings, Source):
+        return settings.model_copy(update={"path": str(places[settings.path])}) if settings.path in places else settings
+    new: dict[str, Any] = {}
+    for name in type(settings).model_fields:
+        value = getattr(settings, name)
+        if isinstance(value, Settings):
+            new[name] = moved(value, places)
+        elif isinstance(value, tuple):
+            new[name] = tuple(moved(one, places) if isinstance(one, Source) else one for one in value)
+    return settings.model_copy(update=new)
 
 
 def paths(settings: Settings) -> list[Path]:

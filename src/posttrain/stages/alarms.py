@@ -1,4 +1,4 @@
-"""What goes wrong in preference training without a falling loss showing it: each is said once, when it is first seen."""
+"""What goes wrong in training on preferences without a falling loss showing it: each is said once, when it is first seen."""
 
 from __future__ import annotations
 
@@ -7,19 +7,18 @@ from typing import Any
 
 WINDOW = 20  # steps of which the mean is looked at
 FALLEN = 0.5  # nats a token by which the chosen answers may become less likely
-SHORTER = 20  # held-out pairs with a shorter chosen answer that it takes to judge them
-CORRELATED = 0.6  # of rewards with lengths
+FEWEST = 20  # held-out pairs whose chosen answer is the shorter, or the longer, that it takes to judge them
 
 
 class Alarms:
     """Hears every record of a run's log and says what is alarming about it.
 
     Args:
-        compared: whether the method has a reference, which makes rewards log-ratios.
+        policy: whether it is a language model that is trained, and not a reward model.
     """
 
-    def __init__(self, compared: bool) -> None:
-        self.compared = compared
+    def __init__(self, policy: bool = True) -> None:
+        self.policy = policy
         self._said: set[str] = set()
         self._first: deque[float] = deque()
         self._last: deque[float] = deque(maxlen=WINDOW)
@@ -46,13 +45,12 @@ class Alarms:
 
     def _held(self, held: dict[str, Any]) -> dict[str, str]:
         """Rewards that are lengths in disguise."""
-        n, accuracy, few = held["sequences"], held["accuracy"], held.get("shorter", 0)
-        if few >= SHORTER and accuracy > 0.5 > held["accuracy_where_shorter"] + few**-0.5:  # two standard errors
-            where = held["accuracy_where_shorter"]
-            return {"shorter": f"rewards are right on {accuracy:.0%} of the held-out pairs, but only on {where:.0%} of the {few} "
-                    "whose chosen answer is the shorter: they measure length. Balance the data with posttrain data pairs "
-                    "--balance-length, or use simpo, sigmoid_norm or --ld-alpha"}
-        if n >= SHORTER and abs(correlation := held.get("length_correlation") or 0) > CORRELATED:
-            return {"length": f"rewards go with length (correlation {correlation:+.2f} on {n} held-out pairs): answers are "
-                    f"likely to become {'longer' if correlation > 0 else 'shorter'}"}
+        accuracy = held["accuracy"]
+        for side, other in (("shorter", "longer"), ("longer", "shorter")):
+            few, right = held.get(f"{side}_chosen", 0), held.get(f"accuracy_{side}_chosen")
+            if few >= FEWEST and accuracy > 0.5 > right + few**-0.5:  # two standard errors
+                more = ", or use simpo, sigmoid_norm or --ld-alpha" if self.policy else ""
+                return {"length": f"rewards are right on {accuracy:.0%} of the held-out pairs, but only on {right:.0%} of the "
+                        f"{few} whose chosen answer is the {side}: they say which is {other}. Balance the data with posttrain "
+                        f"data pairs --balance-length{more}"}
         return {}

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -26,8 +27,9 @@ from posttrain.data.sources import digest as data_digest
 
 if TYPE_CHECKING:
     from posttrain.evals.tasks import Record, Subject
+    from posttrain.scoring.scorers import Scorer
 
-TASKS = ("perplexity", "exact", "choice")
+TASKS = ("perplexity", "exact", "choice", "prefer", "win")
 
 
 class EvaluateSettings(Settings):
@@ -39,6 +41,10 @@ class EvaluateSettings(Settings):
     perplexity: tuple[Sourced, ...] = Field((), description="held-out text; files are given like --data of posttrain sft")
     exact: tuple[Sourced, ...] = Field((), description="questions with the answer that must be written")
     choice: tuple[Sourced, ...] = Field((), description="rows with question, choices and answer_index")
+    prefer: tuple[Sourced, ...] = Field((), description="pairs of chosen and rejected answers, to be told apart by likelihood")
+    win: tuple[Sourced, ...] = Field((), description="prompts whose written answers --scorer judges; with --against, who wins")
+    scorer: str = Field("", description="of --win: exact, contains, number, longest, shortest; or give --reward-model")
+    reward_model: str | None = Field(None, description="reward model that judges the answers of --win")
     match: Literal["exact", "contains", "number"] = Field(
         "exact", description="when a written answer is right: the same text, the text in it, or the same last number")
     max_tokens: int = Field(64, ge=1, description="tokens of a written answer at most")
@@ -60,7 +66,7 @@ def evaluate(*, quiet: bool = False, **settings: Any) -> dict[str, Any]:
     for name in TASKS:
         if isinstance(settings.get(name), (str, Path, Source)):
             settings[name] = (settings[name],)
-    for name in ("model", "against"):
+    for name in ("model", "against", "reward_model"):
         if isinstance(settings.get(name), Path):
             settings[name] = str(settings[name])
     return run(assemble(EvaluateSettings, settings), ConsoleObserver(quiet=quiet))
@@ -74,12 +80,16 @@ def run(settings: EvaluateSettings, observer: ConsoleObserver) -> dict[str, Any]
     """
     chosen = list(_chosen(settings))
     if not chosen:
-        raise ConfigError("there is nothing to evaluate on", cure="give --perplexity, --exact or --choice with a file")
+        raise ConfigError("there is nothing to evaluate on", cure=f"give {', '.join(f'--{t}' for t in TASKS)} with a file")
+    if bool(settings.win) != bool(settings.scorer or settings.reward_model) or (settings.scorer and settings.reward_model):
+        raise ConfigError("--win needs a judge, and a judge needs --win", cure="give --scorer or --reward-model, one of them")
     from posttrain.engine.load import digest, resolve
 
     folder, models = settings.out, {"model": settings.model, **({"against": settings.against} if settings.against else {})}
-    identity = {"settings": settings.model_dump(mode="json", exclude={"out", "device", "budget", "model", "against"}),
-                "models_sha256": {name: digest(resolve(path)) for name, path in models.items()},
+    judges = {"reward_model": settings.reward_model} if settings.reward_model else {}
+    fixed = settings.model_dump(mode="json", exclude={"out", "device", "budget", "model", "against", "reward_model"})
+    identity = {"settings": fixed,
+                "models_sha256": {name: digest(resolve(path)) for name, path in {**models, **judges}.items()},
                 "data_sha256": {k: v for _, source, _ in chosen for k, v in data_digest(source).items()}}
     with lock(folder), explained_writes(folder):
         check(folder, identity, ("summary.json", *(f"{name}.jsonl" for name, _, _ in chosen)))
@@ -133,7 +143,7 @@ def _longest(settings: EvaluateSettings, path: str) -> int:
 def _records(settings: EvaluateSettings, path: str, role: str, chosen: list[tuple[str, Source, str]], folder: Path,
              identity: dict[str, Any], observer: ConsoleObserver) -> dict[str, list[Record]]:
     """What one model makes of every item; tasks that are done are read back."""
-    from posttrain.evals import tasks
+    from posttrain.evals import comparing, tasks
 
     files = {name: folder / f"{name}{'' if role == 'model' else '.against'}.jsonl" for name, _, _ in chosen}
     found: dict[str, list[Record]] = {}
@@ -146,15 +156,37 @@ def _records(settings: EvaluateSettings, path: str, role: str, chosen: list[tupl
         subject = subject or _subject(settings, path, observer, f"{name}")
         if task == "exact":
             found[name] = tasks.exact(subject, items, match=settings.match, max_tokens=settings.max_tokens)
+        elif task == "win":
+            found[name] = comparing.win(subject, source, _scorer(settings), max_tokens=settings.max_tokens)
         else:
-            found[name] = {"perplexity": tasks.perplexity, "choice": tasks.choice}[task](subject, items)
+            work = {"perplexity": tasks.perplexity, "choice": tasks.choice, "prefer": comparing.prefer}[task]
+            found[name] = work(subject, items)
         if not found[name]:
             raise DataError(f"nothing of {source} can be scored", cure="look at the file")
         claim(folder, identity, __version__)  # not before: a bad row can be corrected
         write_atomic(files[name], "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in found[name]))
-        for metric, estimate in tasks.metrics(task, found[name]).items():
+        for metric, estimate in _arithmetic(task).metrics(task, found[name]).items():
             observer.note("measured", f"{Path(path).name} {name} {metric}: {shown(estimate.json())}")
     return found
+
+
+def _arithmetic(task: str) -> Any:
+    """Where the metrics of a task are."""
+    from posttrain.evals import comparing, tasks
+
+    return comparing if task in ("prefer", "win") else tasks
+
+
+@lru_cache(maxsize=1)
+def _judge(spec: str, device: str) -> Scorer:
+    from posttrain.evals.scorers import open_scorer
+
+    return open_scorer(spec, device)
+
+
+def _scorer(settings: EvaluateSettings) -> Scorer:
+    """What judges written answers; a reward model is loaded once."""
+    return _judge(f"reward:{settings.reward_model}" if settings.reward_model else settings.scorer, settings.device)
 
 
 def _subject(settings: EvaluateSettings, path: str, observer: ConsoleObserver, label: str) -> Subject:
@@ -169,7 +201,7 @@ def _subject(settings: EvaluateSettings, path: str, observer: ConsoleObserver, l
         observer.message(reason)
     budget = settings.budget or (4096 if policy.model.device.type == "cpu" else 16384)
     chat = Chat(policy.tokenizer, prompt_template=settings.prompt_template)
-    if settings.prompt_template is None and settings.exact:
+    if settings.prompt_template is None and (settings.exact or settings.win):
         policy.converse(chat.template, chat.stop)  # so that answers end where the template ends them
     return Subject(policy, chat, max(budget, settings.max_length), _longest(settings, path),
                    partial(observer.progress, label))
@@ -177,17 +209,15 @@ def _subject(settings: EvaluateSettings, path: str, observer: ConsoleObserver, l
 
 def _compare(chosen: list[tuple[str, Source, str]], records: dict[str, dict[str, list[Record]]]) -> dict[str, Any]:
     """Metrics of every task, and differences where there is a model to compare with."""
-    from posttrain.evals.tasks import differences, metrics
-
     out: dict[str, Any] = {}
     for name, source, task in chosen:
-        mine = records["model"][name]
+        mine, arithmetic = records["model"][name], _arithmetic(task)
         one: dict[str, Any] = {"task": task, "file": source.path,
-                               "metrics": {k: v.json() for k, v in metrics(task, mine).items()}}
+                               "metrics": {k: v.json() for k, v in arithmetic.metrics(task, mine).items()}}
         if "against" in records:
             theirs = records["against"][name]
-            one["against"] = {k: v.json() for k, v in metrics(task, theirs).items()}
-            one["difference"] = {k: v.json() for k, v in differences(task, mine, theirs).items()}
+            one["against"] = {k: v.json() for k, v in arithmetic.metrics(task, theirs).items()}
+            one["difference"] = {k: v.json() for k, v in arithmetic.differences(task, mine, theirs).items()}
         out[name] = one
     return out
 

@@ -127,7 +127,7 @@ class PreferenceCourse(Course):
         self.learned: Learned = named[0].rows
         self.refers, self.probes = any(one.reference for one in named), any(one.probes for one in named)
         self.held: Rows | None = None
-        self.alarms = Alarms(compared=self.refers)
+        self.alarms = Alarms()
         if not self.refers and (settings.reference or settings.reference_model):
             raise ConfigError(f"{' and '.join(settings.mixture)} needs no reference",
                               cure="leave --reference and --reference-model out")
@@ -227,9 +227,10 @@ class PreferenceCourse(Course):
         if self.learned != "labels":
             longer = found.values["length/chosen"] - found.values["length/rejected"]
             margins = found.values["rewards/margins"]
-            out["longer"] = float((longer.sign() + 1).div(2).double().mean())
-            shorter = [one for one, gap in zip(right, longer.tolist(), strict=True) if gap < 0]
-            out["accuracy_where_shorter"], out["shorter"] = (stats.mean(shorter).mean if shorter else None), len(shorter)
+            for side, sign in (("longer", 1), ("shorter", -1)):
+                some = [one for one, gap in zip(right, (sign * longer).tolist(), strict=True) if gap > 0]
+                out[f"{side}_chosen"] = len(some)
+                out[f"accuracy_{side}_chosen"] = math.fsum(some) / len(some) if some else None
             out["length_correlation"] = _correlation(margins.tolist(), longer.tolist())
         return out
 
@@ -238,7 +239,7 @@ class PreferenceCourse(Course):
         records = [one for one in run.log.read() if "loss" in one]
         last = records[-min(20, len(records)):]
         names = [name for name in last[-1] if "/" in name or name in ("kl", "entropy")]
-        again = Alarms(compared=self.refers)
+        again = Alarms()
         alarms = [alarm for one in run.log.read() for alarm in again(one)]
         return {"last_steps": {name: math.fsum(one[name] for one in last if name in one) / len(last) for name in names},
                 "alarms": alarms}

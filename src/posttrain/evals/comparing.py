@@ -1,0 +1,109 @@
+"""Tasks about which answer is better.
+
+    prefer   pairs: whether the model finds the chosen answer likelier than the rejected one, as a sum and a token; against
+             another model also whether it has gained more, which is the reward that preference training gives it
+    win      prompts: the score of the answer that the model writes; against another model's, how often it wins
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from collections.abc import Sequence as Many
+from typing import Any
+
+from posttrain.core.errors import DataError
+from posttrain.data.asked import asked
+from posttrain.data.forest import Tree
+from posttrain.data.formats import Format
+from posttrain.data.prepare import fit
+from posttrain.data.rows import Rejects, Row
+from posttrain.data.settings import Source
+from posttrain.engine.sampler import Sampling
+from posttrain.evals import stats
+from posttrain.evals.stats import Estimate
+from posttrain.evals.tasks import Record, Subject
+from posttrain.scoring.scorers import Item, Scorer
+
+KEPT = ("category", "subset", "rule", "skill", "level")  # columns that stay in a record
+
+
+def prefer(subject: Subject, items: Many[Row]) -> list[Record]:
+    """Log-probabilities of both answers to every prompt, and their tokens."""
+    form, trees, records = Format("preference"), list[Tree](), list[Record]()
+    turns = []
+    for row in items:
+        example = form.read(row)
+        turns += [subject.chat.turns(example, answer) for answer in example.answers[:2]]
+    encoded = iter(subject.encoder.encode(turns))
+    for row in items:
+        sides = []
+        for side in (next(encoded), next(encoded)):
+            if isinstance(side, DataError):
+                side.where = row.where
+                raise side
+            sides.append(fit(side[-1], subject.max_length, "drop"))
+        if not all(sides):
+            raise DataError(f"prompt and answer are more than {subject.max_length:,} tokens", where=row.where,
+                            cure="shorten or remove the row, or give a higher --max-length")
+        trees.append((sides[0][0], sides[1][0]))
+        records.append({"where": row.where, "tokens": [sides[0][0].targets, sides[1][0].targets],
+                        **{key: row.fields[key] for key in KEPT if key in row.fields}})
+    scored = iter(subject.score(trees))
+    for record in records:
+        record["logprobs"] = [next(scored), next(scored)]
+    return records
+
+
+def win(subject: Subject, source: Source, scorer: Scorer, *, max_tokens: int = 64) -> list[Record]:
+    """The answer to every prompt, always the most likely token, and its score."""
+    longest = max(1, subject.max_length - max_tokens)
+    prompts = asked([source], subject.chat, Rejects(), longest=longest)
+    drawn = []
+    for a in range(0, len(prompts), 512):
+        drawn += subject.policy.sample([one.ids for one in prompts[a:a + 512]], Sampling(max_tokens=max_tokens, temperature=0))
+        subject.told(len(drawn), len(prompts))
+    decode = subject.policy.tokenizer.decode
+    said = [decode(one.tokens, skip_special_tokens=True) for one in drawn]
+    scores = scorer([Item(one.prompt, text, one.known, one.where) for one, text in zip(prompts, said, strict=True)])
+    if (missing := sum(score is None for score in scores)) > len(scores) / 2:
+        raise DataError(f"the scorer can judge only {len(scores) - missing} of {len(scores)} answers", where=source.path,
+                        cure="a verifier needs the wanted answer: a column completion or answer")
+    return [{"where": one.where, "answer": text, "score": score, "tokens": len(got.tokens), "finished": got.finished,
+             **{key: one.known[key] for key in KEPT if key in one.known}}
+            for one, text, score, got in zip(prompts, said, scores, drawn, strict=True)]
+
+
+def _sign(value: float) -> float:
+    """1 where it is above 0, a half for a tie."""
+    return 0.5 if value == 0 else float(value > 0)
+
+
+def _each(record: Mapping[str, Any]) -> tuple[float, float]:
+    """By how much the chosen answer is likelier: nats, and nats a token."""
+    (good, bad), (n, m) = record["logprobs"], record["tokens"]
+    return good - bad, good / n - bad / m
+
+
+def metrics(task: str, records: Many[Record]) -> dict[str, Estimate]:
+    """What the records come to, by metric."""
+    if task == "prefer":
+        gaps = [_each(r) for r in records]
+        return {"preferred": stats.share(sum(_sign(a) for a, _ in gaps), len(gaps)),
+                "preferred_per_token": stats.share(sum(_sign(b) for _, b in gaps), len(gaps))}
+    return {"score": stats.mean([r["score"] for r in records if r["score"] is not None]),
+            "tokens": stats.mean([float(r["tokens"]) for r in records])}
+
+
+def differences(task: str, after: Many[Record], before: Many[Record]) -> dict[str, Estimate]:
+    """Metric by metric, after − before on the same items; and what only a comparison has."""
+    if task == "prefer":
+        now, then = [_each(r) for r in after], [_each(r) for r in before]
+        found = {name: stats.difference([_sign(one[k]) for one in now], [_sign(one[k]) for one in then])
+                 for k, name in enumerate(("preferred", "preferred_per_token"))}
+        gained = [_sign(a[0] - b[0]) for a, b in zip(now, then, strict=True)]
+        return {**found, "rewarded": stats.share(sum(gained), len(gained))}
+    both = [(a, b) for a, b in zip(after, before, strict=True) if a["score"] is not None and b["score"] is not None]
+    wins = [_sign(a["score"] - b["score"]) for a, b in both]
+    return {"score": stats.difference([a["score"] for a, _ in both], [b["score"] for _, b in both]),
+            "tokens": stats.difference([float(a["tokens"]) for a in after], [float(b["tokens"]) for b in before]),
+            "win_rate": stats.share(sum(wins), len(wins))}

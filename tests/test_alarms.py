@@ -1,0 +1,43 @@
+"""Alarms of preference training, fed records by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from posttrain.stages.alarms import FALLEN, FEWEST, WINDOW, Alarms
+
+
+def steps(alarms: Alarms, *nats: float, first: int = 1) -> list[str]:
+    """Records whose chosen answers have 10 tokens of these nats each."""
+    records = [{"step": i, "logps/chosen": 10 * each, "length/chosen": 10} for i, each in enumerate(nats, first)]
+    return [said for record in records for said in alarms(record)]
+
+
+def held(**more: Any) -> dict[str, Any]:
+    return {"step": 40, "validation": {"accuracy": 0.7, "sequences": 100, **more}}
+
+
+def test_chosen_answers_that_become_unlikely_are_said_once() -> None:
+    alarms = Alarms()
+    assert steps(alarms, *[-1.0] * WINDOW, *[-1.0 - FALLEN + 0.01] * WINDOW) == []
+    (said,) = steps(alarms, *[-1.0 - FALLEN - 0.01] * (2 * WINDOW), first=2 * WINDOW + 1)
+    assert said.startswith("after step") and "less likely, too, by 0.5" in said and "--beta" in said
+
+
+def test_a_single_bad_batch_is_no_alarm() -> None:
+    alarms = Alarms()
+    assert steps(alarms, *[-1.0] * WINDOW, -6.0, *[-1.0] * WINDOW) == []
+
+
+def test_rewards_that_are_lengths_are_said() -> None:
+    for side, other in (("shorter", "longer"), ("longer", "shorter")):
+        (said,) = Alarms()(held(**{f"{side}_chosen": 50, f"accuracy_{side}_chosen": 0.2}))
+        assert f"only on 20% of the 50 whose chosen answer is the {side}: they say which is {other}" in said
+        assert Alarms()(held(**{f"{side}_chosen": 50, f"accuracy_{side}_chosen": 0.45})) == []  # might be chance
+        assert Alarms()(held(**{f"{side}_chosen": FEWEST - 1, f"accuracy_{side}_chosen": 0.0})) == []
+    assert Alarms()(held(accuracy=0.4, shorter_chosen=50, accuracy_shorter_chosen=0.1)) == []  # not right at all
+    assert Alarms()({"step": 1, "validation": {"accuracy": 0.9, "sequences": 3}}) == []  # labels have no lengths
+
+
+def test_records_of_other_methods_are_heard_in_silence() -> None:
+    assert Alarms()({"step": 1, "loss": 1.0}) == []
