@@ -104,9 +104,11 @@ def test_what_cannot_be_compared_is_refused(bench: Bench, tmp_path: Path) -> Non
     assert code == 2 and "--win needs a judge" in err
     making.write(tmp_path / "long.jsonl", [*PAIRS, {"prompt": "1" * 60, "chosen": "12345", "rejected": "1"}])
     code, _, err = bench.eval(tmp_path / "run", "--prefer", tmp_path / "long.jsonl")
-    assert code == 2 and "long.jsonl:13: prompt and answer are more than 64 tokens" in err
+    assert code == 0 and "prefer-long: 1 of 13 rows do not fit 64 tokens and are left out" in err
+    code, _, err = bench.eval(tmp_path / "none", "--prefer", tmp_path / "long.jsonl", "--max-length", "3")
+    assert code == 2 and "nothing of" in err
     making.write(tmp_path / "bare.jsonl", [{"prompt": "1+1="}])
-    code, _, err = bench.eval(tmp_path / "run", "--win", tmp_path / "bare.jsonl", "--scorer", "exact")
+    code, _, err = bench.eval(tmp_path / "bare", "--win", tmp_path / "bare.jsonl", "--scorer", "exact")
     assert code == 2 and "the scorer can judge only 0 of 1 answers" in err
 
 

@@ -28,7 +28,8 @@ KEPT = ("category", "subset", "rule", "skill", "level")  # columns that stay in 
 
 
 def prefer(subject: Subject, items: Many[Row]) -> list[Record]:
-    """Log-probabilities of both answers to every prompt, and their tokens."""
+    """Log-probabilities of both answers to every prompt, and their tokens. Pairs of more than `max_length` tokens are left out:
+    cut, they would be other answers to other prompts."""
     form, trees, records = Format("preference"), list[Tree](), list[Record]()
     turns = []
     for row in items:
@@ -43,8 +44,7 @@ def prefer(subject: Subject, items: Many[Row]) -> list[Record]:
                 raise side
             sides.append(fit(side[-1], subject.max_length, "drop"))
         if not all(sides):
-            raise DataError(f"prompt and answer are more than {subject.max_length:,} tokens", where=row.where,
-                            cure="shorten or remove the row, or give a higher --max-length")
+            continue
         trees.append((sides[0][0], sides[1][0]))
         records.append({"where": row.where, "tokens": [sides[0][0].targets, sides[1][0].targets],
                         **{key: row.fields[key] for key in KEPT if key in row.fields}})
@@ -55,9 +55,9 @@ def prefer(subject: Subject, items: Many[Row]) -> list[Record]:
 
 
 def win(subject: Subject, source: Source, scorer: Scorer, *, max_tokens: int = 64) -> list[Record]:
-    """The answer to every prompt, always the most likely token, and its score."""
-    longest = max(1, subject.max_length - max_tokens)
-    prompts = asked([source], subject.chat, Rejects(), longest=longest)
+    """The answer to every prompt, always the most likely token, and its score. Prompts that leave no room for `max_tokens` are
+    left out."""
+    prompts = [one for one in asked([source], subject.chat, Rejects()) if len(one.ids) + max_tokens <= subject.max_length]
     drawn = []
     for a in range(0, len(prompts), 512):
         drawn += subject.policy.sample([one.ids for one in prompts[a:a + 512]], Sampling(max_tokens=max_tokens, temperature=0))
@@ -65,7 +65,7 @@ def win(subject: Subject, source: Source, scorer: Scorer, *, max_tokens: int = 6
     decode = subject.policy.tokenizer.decode
     said = [decode(one.tokens, skip_special_tokens=True) for one in drawn]
     scores = scorer([Item(one.prompt, text, one.known, one.where) for one, text in zip(prompts, said, strict=True)])
-    if (missing := sum(score is None for score in scores)) > len(scores) / 2:
+    if scores and (missing := sum(score is None for score in scores)) > len(scores) / 2:
         raise DataError(f"the scorer can judge only {len(scores) - missing} of {len(scores)} answers", where=source.path,
                         cure="a verifier needs the wanted answer: a column completion or answer")
     return [{"where": one.where, "answer": text, "score": score, "tokens": len(got.tokens), "finished": got.finished,
@@ -96,6 +96,8 @@ def metrics(task: str, records: Many[Record]) -> dict[str, Estimate]:
 
 def differences(task: str, after: Many[Record], before: Many[Record]) -> dict[str, Estimate]:
     """Metric by metric, after − before on the same items; and what only a comparison has."""
+    common = {r["where"] for r in after} & {r["where"] for r in before}  # what is too long may be so for one of them
+    after, before = ([r for r in some if r["where"] in common] for some in (after, before))
     if task == "prefer":
         now, then = [_each(r) for r in after], [_each(r) for r in before]
         found = {name: stats.difference([_sign(one[k]) for one in now], [_sign(one[k]) for one in then])

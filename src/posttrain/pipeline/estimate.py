@@ -20,7 +20,7 @@ from posttrain.core.errors import DataError
 from posttrain.data.formats import detect
 from posttrain.data.plan import shares
 from posttrain.data.rows import Rejects, Row
-from posttrain.data.settings import Source
+from posttrain.data.settings import DataSettings, Source
 from posttrain.data.sources import files, read, size
 from posttrain.pipeline.kinds import sources
 from posttrain.pipeline.plan import Planned
@@ -53,8 +53,9 @@ def estimates(stages: list[Planned]) -> dict[str, Estimate]:
     bases: dict[str, str] = {}
     found = {}
     for one in stages:
-        parent = one.stage.parents.get("model")
-        bases[one.stage.name] = base = bases[parent] if parent else str(getattr(one.settings, "model", ""))
+        name = next(name for name in one.stage.kind.models if getattr(one.stage.settings, name) is not None)
+        parent = one.stage.parents.get(name)
+        bases[one.stage.name] = base = bases[parent] if parent else getattr(one.stage.settings, name)
         if not one.made:
             found[one.stage.name] = _estimate(one, base)
     return found
@@ -77,11 +78,12 @@ def _tokens(one: Planned, base: str) -> int | None:
 
     settings: Any = one.settings
     data = getattr(settings, "data", None)
-    if data is None:
+    if not isinstance(data, DataSettings):
         sizes = [_size(source) for source in sources(settings)]
-        return None if None in sizes else int(sum(each.tokens for each in sizes if each))
+        drawn = getattr(settings, "n", 0) * getattr(settings, "max_tokens", 0)  # answers to every row
+        return None if None in sizes else int(sum(each.tokens + each.sequences * drawn for each in sizes if each))
     longest = dataset.max_length(data, longest_position(resolve(base)))
-    mixture = getattr(settings, "mixture", data.data)
+    mixture = settings.mixture if isinstance(getattr(settings, "mixture", None), tuple) else data.data
     known = [each for source in mixture if (each := _size(source, longest, data.truncate, data.format))]
     if len(known) < len(mixture):
         return None
@@ -92,12 +94,16 @@ def _tokens(one: Planned, base: str) -> int | None:
 
 
 def _size(source: Source, longest: int | None = None, truncate: str = "", form: str = "") -> Size | None:
-    """What a source comes to; None where that cannot be said before it is read: a hub data set, or nothing that can be.
+    """What a source comes to; None where that cannot be said before it is read: a hub data set, a file that an earlier stage
+    will make, or nothing that can be read.
 
     Args:
         longest: tokens of a sequence at most. truncate, form: as in `DataSettings`.
     """
-    if files(source) is None:
+    try:
+        if files(source) is None:
+            return None
+    except DataError:  # the rows of a stage that has not run yet
         return None
     total, position = size(source), [0]
     small, lengths, first = total <= SMALL, list[float](), None

@@ -162,7 +162,10 @@ def _records(settings: EvaluateSettings, path: str, role: str, chosen: list[tupl
             work = {"perplexity": tasks.perplexity, "choice": tasks.choice, "prefer": comparing.prefer}[task]
             found[name] = work(subject, items)
         if not found[name]:
-            raise DataError(f"nothing of {source} can be scored", cure="look at the file")
+            raise DataError(f"nothing of {source} can be scored", cure="look at the file; or raise --max-length, or lower "
+                            "--max-tokens, if its rows are long")
+        if task in ("prefer", "win") and (lost := len(items) - len(found[name])):
+            observer.message(f"{name}: {lost:,} of {len(items):,} rows do not fit {subject.max_length:,} tokens and are left out")
         claim(folder, identity, __version__)  # not before: a bad row can be corrected
         write_atomic(files[name], "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in found[name]))
         for metric, estimate in _arithmetic(task).metrics(task, found[name]).items():
