@@ -76,12 +76,13 @@ Names, of recipes and of stages, are letters, digits, `-` and `_`; they begin wi
 A stage is a mapping: `stage`, which says its kind, and the options of that kind. Without `stage` it is of the kind it is named
 after. `out` is no option: a stage's artifact has its folder in the run's.
 
-| kind | | settings that name a model | makes a model |
+| kind | | settings that name a model | makes |
 |---|---|---|---|
 {kinds}
 
 A setting that names a model takes the name of a stage that comes before it and makes a model, or a folder or hub id. The name of
-a stage is always the stage; a folder of that name is `./NAME`.
+a stage is always the stage; a folder of that name is `./NAME`. Where rows are read, the name of a stage that comes before it and
+makes rows stands for these rows.
 
 ## Values
 
@@ -191,13 +192,19 @@ def cell(text: str) -> str:
 
 # ---------------------------------------------------------------------------------------------- recipes
 
+def command(stage: str) -> str:
+    """The command that does what a kind of stage does."""
+    return stage.replace("_", "-")
+
+
 def recipes() -> str:
     top = schema()
     stages = top["properties"]["stages"]["properties"]
     keys = [row(f"`{name}`", kind(one), one["description"] + (" (required)" if name in top["required"] else ""))
             for name, one in top["properties"].items()]
-    kinds = [row(f"[`{name}`](#stage-{name})", COMMANDS[name][1] if name in COMMANDS else "",
-                 ", ".join(f"`{model}`" for model in one.models), "yes" if one.makes_model else "no")
+    kinds = [row(f"[`{name}`](#stage-{name})", COMMANDS[command(name)][1] if command(name) in COMMANDS else "",
+                 ", ".join(f"`{model}`" for model in one.models), "a model" if one.makes_model else f"rows: `{one.makes_rows}`"
+                 if one.makes_rows else "")
              for name, one in KINDS.items()]
     found = Source.model_json_schema()["properties"]
     sources = [row(f"`{name}`", kind(one), default(one), one["description"])
@@ -211,7 +218,8 @@ def recipes() -> str:
 
 def stage(name: str, rule: dict[str, Any]) -> str:
     """The options of one kind of stage."""
-    same = f"The options of [`posttrain {name}`](cli.md#posttrain-{name}) but `out`. " if name in COMMANDS else ""
+    same = (f"The options of [`posttrain {command(name)}`](cli.md#posttrain-{command(name)}) but `out`. "
+            if command(name) in COMMANDS else "")
     lines = [f"## stage: {name}", "", f"{same}Without a default an option is unset.", "",
              "| option | value | default | |", "|---|---|---|---|"]
     for option, one in rule["properties"].items():

@@ -14,14 +14,18 @@ from posttrain.serve.settings import ChatSettings
 from posttrain.stages.adapt import AdaptSettings
 from posttrain.stages.evaluate import EvaluateSettings
 from posttrain.stages.inspect import InspectSettings
+from posttrain.stages.judge import JudgeSettings
 from posttrain.stages.pairs import PairsSettings
 from posttrain.stages.preference import PreferenceSettings
+from posttrain.stages.reward_model import RewardModelSettings
+from posttrain.stages.sample_pairs import SamplePairsSettings
 from posttrain.stages.select import SelectSettings
 from posttrain.stages.sft import SftSettings
 
 GOLDEN = Path(__file__).parent / "golden" / "options.txt"
 SETTINGS: dict[str, type[Settings]] = {  # every command, and what its options are made from
-    "adapt": AdaptSettings, "sft": SftSettings, "preference": PreferenceSettings, "eval": EvaluateSettings, "chat": ChatSettings,
+    "adapt": AdaptSettings, "sft": SftSettings, "preference": PreferenceSettings, "sample-pairs": SamplePairsSettings,
+    "reward-model": RewardModelSettings, "judge": JudgeSettings, "eval": EvaluateSettings, "chat": ChatSettings,
     "data inspect": InspectSettings, "data pairs": PairsSettings, "data select": SelectSettings, "data split": SplitSettings}
 
 

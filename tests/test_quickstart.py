@@ -39,26 +39,35 @@ def test_its_data_are_the_same_every_time_and_nothing_leaks(tmp_path: Path) -> N
     taught = {message["content"] for line in read["demonstrations"].splitlines() for message in json.loads(line)["messages"]}
     assert not taught.intersection(questions)
     assert not set(read["held-out-text"].splitlines()) & set(read["text"].splitlines())
+    pairs = {name: {json.loads(line)["prompt"][-1]["content"] for line in read[name].splitlines()}
+             for name in ("reward-pairs", "polite-pairs", "polite-held-out")}
+    assert len(pairs["polite-held-out"]) == quickstart.HELD_PAIRS and not pairs["reward-pairs"] & pairs["polite-pairs"]
+    assert not pairs["polite-held-out"] & (pairs["reward-pairs"] | pairs["polite-pairs"] | taught)
 
 
 @pytest.mark.slow
 def test_the_whole_loop_runs_and_is_found_again(tmp_path: Path, capfd: pytest.CaptureFixture[str],
                                                 monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, size in {"ADAPT": 16, "SFT": 160, "HELD_OUT": 8, "QUESTIONS": 24, "CHOICES": 8}.items():
+    for name, size in {"ADAPT": 16, "SFT": 160, "HELD_OUT": 8, "QUESTIONS": 24, "CHOICES": 8, "REWARD": 32, "PAIRS": 24,
+                       "HELD_PAIRS": 12}.items():
         monkeypatch.setattr(quickstart, name, size)
     out = tmp_path / "run"
     assert main(["quickstart", "--out", str(out)]) == 0
     said = capfd.readouterr()
     assert ("held-out questions" in said.out and "difference, paired" in said.out.replace("\n", " ")) or "paired" in said.out
-    assert "1/3 adapt" in said.err and "3/3 check" in said.err
+    assert "1/6 adapt" in said.err and "6/6 compare" in said.err
     summary = json.loads((out / "summary.json").read_text())
-    assert list(summary["stages"]) == ["adapt", "sft", "check"]
+    assert list(summary["stages"]) == ["adapt", "sft", "check", "reward", "preference", "compare"]
     sft, check = summary["stages"]["sft"], summary["stages"]["check"]
     assert sft["result"]["tokens_per_second"] > 0 and sft["seconds"] > 0 and len(sft["digest"]) == 64
     assert sft["result"]["held_out"]["loss"] < sft["result"]["held_out_before"]["loss"]
     exact: dict[str, Any] = check["result"]["tasks"]["exact-questions"]
     assert exact["metrics"]["correct"]["n"] == 24
     assert set(exact["difference"]["correct"]) == {"mean", "low", "high", "n"}
+    assert summary["stages"]["reward"]["result"]["held_out"]["sequences"] == 12
+    compared = summary["stages"]["compare"]["result"]["tasks"]
+    assert compared["prefer-polite-held-out"]["difference"]["rewarded"]["mean"] > 0.9
+    assert compared["win-polite-held-out"]["difference"]["win_rate"]["n"] == 12
     assert (out / "sft").resolve() == Path(sft["folder"]).resolve()
 
     for kind in KINDS.values():  # nothing runs again

@@ -12,17 +12,26 @@ from posttrain.core.version import __version__
 
 if TYPE_CHECKING:
     from posttrain.engine.policy import Policy as Policy
+    from posttrain.engine.reward import RewardModel as RewardModel
+    from posttrain.evals.scorers import open_scorer as open_scorer
     from posttrain.pipeline.run import run_recipe as run_recipe
     from posttrain.stages.adapt import adapt as adapt
     from posttrain.stages.evaluate import evaluate as evaluate
+    from posttrain.stages.judge import judge as judge
     from posttrain.stages.preference import preference as preference
+    from posttrain.stages.reward_model import reward_model as reward_model
+    from posttrain.stages.sample_pairs import sample_pairs as sample_pairs
     from posttrain.stages.sft import sft as sft
 
 # Loaded on first use: importing posttrain does not import torch.
 _PUBLIC = {"adapt": "posttrain.stages.adapt", "evaluate": "posttrain.stages.evaluate",
            "preference": "posttrain.stages.preference", "sft": "posttrain.stages.sft",
-           "Policy": "posttrain.engine.policy", "run_recipe": "posttrain.pipeline.run"}
-__all__ = ["Policy", "__version__", "adapt", "evaluate", "preference", "run_recipe", "sft"]
+           "reward_model": "posttrain.stages.reward_model", "RewardModel": "posttrain.engine.reward",
+           "open_scorer": "posttrain.evals.scorers", "judge": "posttrain.stages.judge",
+           "sample_pairs": "posttrain.stages.sample_pairs", "Policy": "posttrain.engine.policy",
+           "run_recipe": "posttrain.pipeline.run"}
+__all__ = ["Policy", "RewardModel", "__version__", "adapt", "evaluate", "judge", "open_scorer", "preference", "reward_model",
+           "run_recipe", "sample_pairs", "sft"]
 
 
 def __getattr__(name: str) -> Any:

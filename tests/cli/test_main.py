@@ -78,7 +78,7 @@ def test_every_command_has_help(name: str, capfd: pytest.CaptureFixture[str]) ->
     ([*NEEDED, "--method", "ntl"], "method = 'ntl': Input should be 'nll' or 'dft'",
      "did you mean 'nll'?"),
     ([*NEEDED, "--format", "mesages"], "format = 'mesages': Input should be '', 'messages', 'sharegpt', 'alpaca', 'preference', "
-     "'label', 'prompt-completion', 'text' or 'prompt'", "did you mean 'messages'?"),
+     "'label', 'steps', 'prompt-completion', 'text' or 'prompt'", "did you mean 'messages'?"),
     ([*NEEDED[:3], "--out", "o", "--data", "d.jsonl", "e.jsonl,limit=0"],
      "'e.jsonl,limit=0': limit = '0': Input should be greater than or equal to 1", "rows at most: the first ones"),
     ([*NEEDED, "--groups", "embed=0", "norm"], "--groups 'norm' is not KEY=VALUE", "write --groups key=value"),

@@ -52,6 +52,7 @@ GOOD: dict[str, Callable[[Random], Fields]] = {
     "alpaca": lambda r: {"instruction": nasty(r), "input": r.choice(["", nasty(r)]), "output": nasty(r)},
     "preference": lambda r: {"prompt": nasty(r), "chosen": nasty(r), "rejected": nasty(r)},
     "label": lambda r: {"prompt": nasty(r), "completion": nasty(r), "label": r.random() < 0.5},
+    "steps": lambda r: {"prompt": nasty(r), "completions": [nasty(r), nasty(r)], "labels": [True, False]},
     "prompt-completion": lambda r: {"prompt": nasty(r), "completion": nasty(r)},
     "text": lambda r: {"text": nasty(r)},
     "prompt": lambda r: {"prompt": [{"role": "user", "content": nasty(r)}]},
@@ -306,6 +307,15 @@ FIELDS: dict[str, dict[str, tuple[Fields, str]]] = {  # format: {name: (what rep
     "label": {**_missing("prompt", "completion", "label"), **_texts("prompt", "completion"), **_empty("completion"),
               **{f"{name} for a label": ({"label": value}, "^the label is .*, not true or false$") for name, value in
                  {"text": "yes", "two": 2, "a float": 0.5, "a list": [True]}.items()}},
+    "steps": {**_missing("prompt", "completions", "labels"), **_texts("prompt"),
+              **{f"{name} for the steps": ({"completions": value}, pattern) for name, (value, pattern) in
+                 {"a number": (5, "^completions holds a number, not a list$"), "one": (["a"], "^1 steps and 2 labels$"),
+                  "numbers": ([1, 2], "^step 1 holds a number, not text$"), "an empty one": (["a", " "], "^step 2 is empty$"),
+                  "half a character": (["a", "\ud83d"], HALF)}.items()},
+              **{f"{name} for the labels": ({"labels": value}, pattern) for name, (value, pattern) in
+                 {"text": ("yes", "and not JSON"), "null": ([True, None], "^the label of step 2 is null, not true or false$"),
+                  "two": ([2, True], "^the label of step 1 is a number, not true or false$"),
+                  "three": ([True] * 3, "^2 steps and 3 labels$")}.items()}},
     "prompt-completion": {**_missing("prompt", "completion"), **_texts("prompt", "completion"), **_empty("completion"),
                           "a list of numbers": ({"completion": [1]}, "message 1 of completion is a number, not an object$"),
                           "a label among rows without": ({"label": True},

@@ -48,6 +48,17 @@ def test_greedy_is_transformers_greedy(architecture: str) -> None:
         assert not completion.finished
 
 
+def test_with_seeds_of_their_own_prompts_are_answered_the_same_anywhere() -> None:
+    one, params = policy(), Sampling(max_tokens=8, n=3, stop=())
+    seeds = [11, 12, 13, 14, 15]
+    found = [c.tokens for c in one.sample(PROMPTS, params, seeds)]
+    order = [3, 0, 4]
+    again = [c.tokens for c in one.sample([PROMPTS[i] for i in order], params, [seeds[i] for i in order])]
+    assert again == [found[3 * i + j] for i in order for j in range(3)]
+    other = [c.tokens for c in one.sample(PROMPTS, params, [9, 12, 13, 14, 15])]
+    assert [a == b for a, b in zip(found, other, strict=True)] == [False] * 3 + [True] * 12
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_what_is_drawn_is_scored_alike(architecture: str) -> None:
     """The sampler's log-probabilities are the trainer's: a cache on one side, a forest or paths on the other.

@@ -1,7 +1,8 @@
 """Parity with TRL's RewardTrainer, by running TRL's own code: its data preparation, collator, compute_loss and gradients.
 
-Our loss gets the rewards of the same network on the same batch; where we differ on purpose both results are shown. A table of
-what was compared is printed at the end. TRL 1.16 has no trainer of process reward models.
+Our loss gets the rewards of the same network on the same batch, and our engine the rows themselves, packed into forests; where we
+differ on purpose both results are shown. A table of what was compared is printed at the end. TRL 1.16 has no trainer of process
+reward models.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
@@ -19,6 +21,9 @@ from transformers import LlamaConfig, LlamaForSequenceClassification
 from trl import RewardConfig, RewardTrainer
 
 from posttrain.core.types import Denominators, Facts, Loss, Rewards
+from posttrain.data.forest import Sequence
+from posttrain.engine.batch import Rows
+from posttrain.engine.reward import RewardModel
 from posttrain.methods.reward import bradley_terry
 
 pytestmark = [  # of names that TRL uses and this transformers version renamed
@@ -109,3 +114,26 @@ def test_rewards_are_centered_by_default_and_trls_drift(tmp_path: Path, table: T
     assert plain == pytest.approx(expected, rel=1e-6)
     assert got - expected > 1e-3 and got - expected >= 0.01 * (shown["rewards/chosen"] + shown["rewards/rejected"]) ** 2
     table.append(("bradley_terry, defaults", got, expected, "TRL: no centering; ours 0.01"))
+
+
+@pytest.mark.parametrize("margin", [False, True], ids=["", "margin"])
+@pytest.mark.parametrize("budget", [400, 50])
+def test_the_engine_has_trls_loss_and_gradients(budget: int, margin: bool, tmp_path: Path, table: Table) -> None:
+    """TRL pads the answers of six pairs into one batch of twelve; the engine packs pairs, prompts shared, into forests."""
+    trainer = made(tmp_path / "trl", margin=margin, center_rewards_coefficient=0.01)
+    trainer.model.save_pretrained(tmp_path / "model")
+    trainer.processing_class.save_pretrained(tmp_path / "model")
+    (batch,) = trainer.get_train_dataloader()
+    inputs = dict(batch)
+    expected, gradient = theirs(trainer, inputs)
+    every = [ids[mask.bool()].numpy() for ids, mask in zip(inputs["input_ids"], inputs["attention_mask"], strict=True)]
+    rows = Rows([tuple(Sequence(ids, np.ones(len(ids), bool)) for ids in (every[i], every[PAIRS + i])) for i in range(PAIRS)], 2,
+                numbers=[np.array([m], np.float32) for m in inputs["margin"].tolist()] if margin else None)
+    model = RewardModel.load(tmp_path / "model", device="cpu")
+    made_of = rows.batch(range(PAIRS), budget, shared=True)
+    assert (len(made_of.forests) > 1) == (budget == 50)
+    assert sum(forest.T for forest in made_of.forests) < int(inputs["attention_mask"].sum())  # prompts are computed once
+    found = model.forward_backward(made_of.forests, bradley_terry(0.01), made_of.facts)
+    assert found.loss == pytest.approx(expected, rel=1e-5)
+    assert farthest(gradients(model.model.network), gradient) < 1e-5
+    table.append((f"engine, {len(made_of.forests)} forests{' margin' if margin else ''}", found.loss, expected, ""))

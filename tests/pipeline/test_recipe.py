@@ -13,6 +13,7 @@ import yaml
 from posttrain.cli.main import main
 from posttrain.core.errors import ConfigError, PosttrainError
 from posttrain.data.settings import Source
+from posttrain.pipeline.kinds import KINDS, moved
 from posttrain.pipeline.recipe import Recipe, load, schema
 
 GOOD = """\
@@ -49,6 +50,32 @@ def test_a_recipe_is_settings_and_parents(tmp_path: Path) -> None:
     assert [one["path"] for one in check["exact"]] == ["held-out.jsonl"]
 
 
+def test_rows_of_an_earlier_stage_are_named_like_its_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = read(tmp_path, """\
+stages:
+  mine: {stage: sample_pairs, model: m, data: p.jsonl, scorer: exact}
+  dpo:
+    stage: preference
+    model: m
+    data: [other.jsonl, "mine,weight=2", {path: mine, limit: 5}, ./mine]
+    validation: mine
+  check: {stage: eval, model: dpo, exact: dpo}
+""".replace("exact: dpo", f"exact: {tmp_path}/dpo"))
+    dpo = recipe.stages[1]
+    assert (dpo.rows, dpo.feeds, dpo.parents) == ({"data": ("mine",), "validation": ("mine",)}, ("mine",), {})
+    assert dpo.lineage == {"data": "mine", "validation": "mine"}
+    placed: Any = moved(dpo.settings, {"mine": Path("artifacts/pairs.jsonl")})
+    assert [(one.path, one.weight, one.limit) for one in placed.data.data] == [
+        ("other.jsonl", None, None), ("artifacts/pairs.jsonl", 2.0, None), ("artifacts/pairs.jsonl", None, 5),
+        ("./mine", None, None)]
+    assert placed.data.validation[0].path == "artifacts/pairs.jsonl" and placed.model_copy(
+        update={"data": dpo.settings.data}) == dpo.settings  # type: ignore[attr-defined]
+    # a file that happens to have the name of a stage that makes no rows
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "check").write_text("")
+    assert read(tmp_path, "stages:\n  check: {stage: eval, model: m, exact: check}\n").stages[0].feeds == ()
+
+
 def test_a_mapping_is_the_recipe_that_a_file_would_be(tmp_path: Path) -> None:
     from_file, from_mapping = read(tmp_path, GOOD), load(yaml.safe_load(GOOD.replace("1e-4", "0.0001")))
     assert [s.settings for s in from_file.stages] == [s.settings for s in from_mapping.stages]
@@ -72,7 +99,7 @@ WRONG = [
     ("stages:\n  sft:\n    model: m\n    data: d\n    learning_rat: 1\n", 5, "sft has no option 'learning_rat'",
      "did you mean 'learning_rate'?"),
     ("stages:\n  sft:\n    model: m\n    data: d\n    out: o\n", 5, "sft has no option 'out'", None),
-    ("stages:\n  stf: {model: m}\n", 2, "there is no stage 'stf'", "write stage: with one of adapt, sft, eval"),
+    ("stages:\n  stf: {model: m}\n", 2, "there is no stage 'stf'", f"write stage: with one of {', '.join(KINDS)}"),
     ("stages:\n  a:\n    model: m\n    stage: evl\n", 4, "there is no stage 'evl'", None),
     ("nam: x\nstages: {}\n", 1, "unknown key 'nam'", "did you mean 'name'?"),
     ("name: x\nname: y\n", 2, "not YAML: the key 'name' stands twice", "correct the line"),
@@ -103,6 +130,11 @@ WRONG = [
      "sft starts from the stage 'adapt', which does not come before it", None),
     ("stages:\n  sft: {model: sft, data: d}\n", None, "sft starts from the stage 'sft', which does not come before it", None),
     ("stages:\n  eval: {model: m, exact: e}\n  sft:\n    model: eval\n    data: d\n", 4, "the stage 'eval' makes no model", None),
+    ("stages:\n  eval: {model: m, exact: e}\n  sft:\n    model: m\n    data: [d, 'eval,limit=3']\n", 5,
+     "the stage 'eval' makes no rows", "name one of sample_pairs, or a file"),
+    ("stages:\n  sft:\n    model: m\n    data: d\n    validation: mine\n  mine: {stage: sample_pairs, model: sft, data: p}\n", 5,
+     "sft reads the rows of the stage 'mine', which does not come before it",
+     "put that stage first; a file of that name is ./NAME"),
 ]
 
 
@@ -211,7 +243,7 @@ def test_the_command_prints_the_schema_and_every_option_is_described(capfd: pyte
     assert main(["schema"]) == 0
     rule = json.loads(capfd.readouterr().out)
     stages = rule["properties"]["stages"]["properties"]
-    assert sorted(stages) == ["adapt", "eval", "sft"]
+    assert list(stages) == list(KINDS)
     assert rule == json.loads(json.dumps(schema()))
     assert stages["sft"]["required"] == ["model", "data"] and stages["eval"]["required"] == ["model"]
     assert all(one["description"] for kind in stages.values() for name, one in kind["properties"].items()

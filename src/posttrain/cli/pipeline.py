@@ -80,7 +80,7 @@ def show_plan(argv: list[str]) -> int:
     about = estimates(stages)
     if arguments.json:
         print(json.dumps([{"stage": one.stage.name, "kind": one.stage.kind_name, "state": one.state, "why": one.why,
-                           "digest": one.digest, "parents": one.stage.parents, "folder": str(one.folder),
+                           "digest": one.digest, "parents": one.stage.lineage, "folder": str(one.folder),
                            **(vars(about[one.stage.name]) if one.stage.name in about else {})} for one in stages], indent=1))
         return 0
     table = Table(title=f"{recipe.name} → {folder}", title_justify="left")
@@ -99,8 +99,9 @@ def show_plan(argv: list[str]) -> int:
 
 
 def _from(one: Planned) -> str:
-    return ", ".join(one.stage.parents.get(name) or Path(str(getattr(one.settings, name))).name
-                     for name in one.stage.kind.models if getattr(one.settings, name) is not None)
+    models = [one.stage.parents.get(name) or Path(str(getattr(one.settings, name))).name
+              for name in one.stage.kind.models if getattr(one.settings, name) is not None]
+    return ", ".join([*models, *one.stage.feeds])
 
 
 def _state(one: Planned) -> str:
@@ -148,8 +149,8 @@ def _show_artifact(folder: Path) -> None:
     table = Table("", Column(overflow="fold"), box=None, show_header=False)
     for name in ("stage", "digest", "made", "seconds", "posttrain"):
         table.add_row(name, str(about[name]))
-    for group in ("models", "data"):
-        for name, value in about["inputs"][group].items():
+    for group in ("models", "data", "rows"):
+        for name, value in about["inputs"].get(group, {}).items():
             parent = about["parents"].get(name)
             table.add_row(f"{group} {name}", f"{value[:12]}{f'  ({parent})' if parent else ''}")
     table.add_row("code", about["inputs"]["code"][:12])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 from rich.text import Text
@@ -17,8 +18,9 @@ SAMPLES = 8
 
 
 def main(argv: list[str]) -> int:
-    parser = Parser(prog="posttrain quickstart", allow_abbrev=False, description="From the embedded base model to an evaluated "
-                    "instruct model: adapt, fine-tune, evaluate. Offline, on a processor. The same command goes on.")
+    parser = Parser(prog="posttrain quickstart", allow_abbrev=False, description="From the embedded base model to an instruct "
+                    "model that has learned from comparisons: adapt, fine-tune, evaluate, train a reward model, optimise "
+                    "preferences, compare. Offline, on a processor. The same command goes on.")
     parser.add_argument("--out", type=Path, default=Path("runs/quickstart"), metavar="PATH", help="folder [runs/quickstart]")
     parser.add_argument("--quiet", action="store_true", help="show nothing but trouble and the result")
     arguments = parser.parse(argv)
@@ -28,30 +30,29 @@ def main(argv: list[str]) -> int:
     samples(result)
     results(result.summary)
     out = console()
-    for label, path in (("model", result.artifacts["sft"] / "model"), ("summary", result.folder / "summary.json"),
+    for label, path in (("model", result.artifacts["preference"] / "model"), ("summary", result.folder / "summary.json"),
                         ("data", result.folder / "data")):
         out.print(f"{label:<8} {path}", soft_wrap=True, markup=False)
-    out.print(f"[bold]next[/bold]     posttrain chat --model {result.folder / 'sft'} --vs embedded", soft_wrap=True)
+    after, before = result.folder / "preference", result.folder / "sft"
+    out.print(f"[bold]next[/bold]     posttrain chat --model {after} --vs {before}", soft_wrap=True)
     return 0
 
 
 def samples(result: Result) -> None:
     """Answers side by side: one question of each of some skills, right and wrong as they come."""
-    before, after = ([json.loads(line) for line in (result.artifacts["check"] / name).read_text().splitlines()]
-                     for name in ("exact-questions.against.jsonl", "exact-questions.jsonl"))
-    questions = [json.loads(line) for line in (result.folder / "data" / "questions.jsonl").read_text().splitlines()]
-    table = Table(title="held-out questions", title_justify="left")
-    for column in ("question", "wanted", "base", "after"):
-        table.add_column(column, overflow="fold", max_width=40 if column in ("question", "base") else 24)
-    seen: set[str] = set()
-    for question, old, new in zip(questions, before, after, strict=True):
-        if question["skill"] in seen or "\n" in question["prompt"]:
-            continue
-        seen.add(question["skill"])
-        table.add_row(Text(question["prompt"]), Text(new["wanted"]), Text(_short(old["answer"]), style="dim"),
-                      Text(_short(new["answer"]), style="green" if new["correct"] else "red"))
-        if len(seen) == SAMPLES:
-            break
+    def lines(path: Path) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in path.read_text().splitlines()]
+
+    asked = {(row["prompt"] if isinstance(row["prompt"], str) else row["prompt"][-1]["content"]): row
+             for row in lines(result.folder / "data" / "polite-questions.jsonl")}
+    compared = result.artifacts["compare"]
+    before, after = (lines(compared / f"exact-polite-questions{end}.jsonl") for end in (".against", ""))
+    table = Table(title="held-out questions: after fine-tuning, and after learning from comparisons", title_justify="left")
+    for column, width in (("question", 36), ("wanted", 14), ("sft", 20), ("preference", 24)):
+        table.add_column(column, overflow="fold", max_width=width)
+    for question, old, new in list(zip(asked, before, after, strict=True))[:SAMPLES]:
+        table.add_row(Text(question), Text(new["wanted"]), *(
+            Text(_short(one["answer"]), style="green" if one["correct"] else "red") for one in (old, new)))
     console().print(table)
 
 

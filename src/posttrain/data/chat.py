@@ -74,6 +74,7 @@ class Chat:
         self.kwargs = dict(kwargs or {})
         self.origin = "given" if template else "the model's own" if tokenizer.chat_template else "default"
         self.template: str | dict[str, str] = template or tokenizer.chat_template or default_template(tokenizer)
+        self.separator = "\n"  # after every step of an answer that has steps
         self.used = False  # whether a conversation was rendered
         self.notes: list[str] = []
         added = sorted((t.content for t in tokenizer.added_tokens_decoder.values() if t.content.strip()), key=len, reverse=True)

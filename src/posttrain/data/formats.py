@@ -6,6 +6,7 @@
     preference          prompt, chosen, rejected: text or messages; the prompt may be inside both answers; margin, a number;
                         reference, an answer to imitate beside them
     label               prompt, completion, label (true or false): an answer that is good or bad; messages may have one, too
+    steps               prompt, completions: [text, …], labels: [true or false, …]: an answer in steps that are right or wrong
     prompt-completion   prompt, completion: text or messages
     text                text
     prompt              prompt alone: text or messages
@@ -40,6 +41,7 @@ class Example:
         tools: JSON schemas of the tools that may be called.
         kwargs: what the row hands to the chat template.
         margin: by how much the chosen answer is better; None where that is not said.
+        steps: of the one answer, each with how right it is, 0 … 1; none where it has no steps.
     """
 
     where: str
@@ -49,6 +51,7 @@ class Example:
     tools: tuple[dict[str, Any], ...] | None = None
     kwargs: dict[str, Any] = field(default_factory=dict)
     margin: float | None = None
+    steps: tuple[tuple[str, float], ...] = ()
 
 
 class Format:
@@ -198,6 +201,26 @@ def _label(row: Row) -> Example:
     return replace(_prompt_completion(row), label=bool(label))
 
 
+def _steps(row: Row) -> Example:
+    texts, labels = (decoded(row.fields[name], name, row.where) for name in ("completions", "labels"))
+    for name, value in (("completions", texts), ("labels", labels)):
+        if not isinstance(value, (list, tuple)):
+            raise DataError(f"{name} holds {kind(value)}, not a list", where=row.where, cure="give one for every step")
+    if len(texts) != len(labels) or not texts:
+        raise DataError(f"{len(texts)} steps and {len(labels)} labels", where=row.where, cure="give one label for every step")
+    steps = []
+    for i, (step, label) in enumerate(zip(texts, labels, strict=True), 1):
+        if not text(step, f"step {i}", row.where).strip():
+            raise DataError(f"step {i} is empty", where=row.where, cure="fill it in, or remove it and its label")
+        if not isinstance(label, (bool, int, float)) or not 0 <= label <= 1:
+            raise DataError(f"the label of step {i} is {kind(label)}, not true or false", where=row.where,
+                            cure="write true for a step that is right; or a share from 0 to 1")
+        steps.append((step, float(label)))
+    prompt, answer = _text_or_messages(row, "prompt"), "\n".join(step for step, _ in steps)
+    return replace(_example(row, prompt, answer if isinstance(prompt, str) else ({"role": "assistant", "content": answer},)),
+                   steps=tuple(steps))
+
+
 def _prompt_completion(row: Row) -> Example:
     prompt, completion = _text_or_messages(row, "prompt"), _text_or_messages(row, "completion")
     if isinstance(prompt, str) and not isinstance(completion, str):
@@ -222,6 +245,7 @@ def _prompt(row: Row) -> Example:
 FORMATS: Mapping[str, tuple[tuple[str, ...], Callable[[Row], Example]]] = {  # name: (columns it needs, parser); first match
     "preference": (("chosen", "rejected"), _preference),
     "label": (("prompt", "completion", "label"), _label),
+    "steps": (("prompt", "completions", "labels"), _steps),
     "prompt-completion": (("prompt", "completion"), _prompt_completion),
     "messages": (("messages",), _messages_row),
     "sharegpt": (("conversations",), _sharegpt),

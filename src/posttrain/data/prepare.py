@@ -8,6 +8,7 @@ What a row's tree is depends on what is learned from:
     pairs            the chosen answer and the rejected one; the margin goes beside it
     triples          chosen, rejected, and one to imitate
     labels           one answer and whether it is good; a pair is one of each
+    steps            one answer, of which the last token of every step is trained; whether each step is right goes beside it
 
 Rows read = trees' rows + dropped + rejected; it is asserted, and a run shows it.
 """
@@ -35,10 +36,10 @@ from posttrain.data.rows import Rejects, Row
 from posttrain.data.settings import Source
 from posttrain.data.sources import read
 from posttrain.data.store import NumberWriter, TreeWriter
-from posttrain.data.tokens import Encoded, Encoder
+from posttrain.data.tokens import Encoded, Encoder, stepped
 
 CHUNK_ROWS, CHUNK_CHARACTERS = 500, 4_000_000  # tokenised at a time; bounds memory
-Learned = Literal["demonstrations", "pairs", "triples", "labels"]
+Learned = Literal["demonstrations", "pairs", "triples", "labels", "steps"]
 FOUND = 4_000_000  # hashes compared at a time
 
 
@@ -108,7 +109,8 @@ def encoded(rows: Iterable[Row], chat: Chat, encoder: Encoder, form: Format, rej
     with ThreadPoolExecutor(1) as beside:
         waiting: tuple[Chunk, Future[list[list[Encoded] | DataError]]] | None = None
         for chunk in _rendered(rows, chat, form, rejects, learned):
-            begun = beside.submit(encoder.encode, [turns for _, _, answers in chunk for turns in answers])
+            begun = beside.submit(encoder.steps if learned == "steps" else encoder.encode,
+                                  [turns for _, _, answers in chunk for turns in answers])
             if waiting:
                 yield from _tokenised(*waiting, rejects, learned)
             waiting = chunk, begun
@@ -122,7 +124,8 @@ def _rendered(rows: Iterable[Row], chat: Chat, form: Format, rejects: Rejects, l
     for row in rows:
         try:
             example = form.read(row)
-            answers = [chat.turns(example, answer) for answer in _answers(example, learned)]
+            wanted = _answers(example, learned)
+            answers = [stepped(chat, example)] if learned == "steps" else [chat.turns(example, answer) for answer in wanted]
         except DataError as error:
             rejects.add(error, row)
             continue
@@ -167,6 +170,12 @@ def _answers(example: Example, learned: Learned) -> tuple[Text, ...]:
     if not answers:
         raise DataError(f"a prompt without an answer, where a {wanted} is wanted", where=where,
                         cure="say which column is the answer: --data FILE,completion=…")
+    if bool(example.steps) != (learned == "steps"):
+        raise DataError(f"steps with labels, where a {wanted} is wanted" if example.steps else "no steps with labels",
+                        where=where, cure="rows with prompt, completions and labels are for posttrain reward-model --method "
+                        "process, which reads no others")
+    if learned == "steps":
+        return answers
     if learned == "demonstrations":
         if example.label is False:
             raise DataError("an answer that is labelled bad, where a demonstration is wanted", where=where,
@@ -191,7 +200,9 @@ def _answers(example: Example, learned: Learned) -> tuple[Text, ...]:
 
 
 def _numbers(example: Example, learned: Learned) -> tuple[float, ...]:
-    """What goes beside a row's tree: of labels one for every sequence, of pairs the margin."""
+    """What goes beside a row's tree: of labels one for every sequence, of pairs the margin, of steps one for each."""
+    if learned == "steps":
+        return tuple(label for _, label in example.steps)
     if learned == "labels":
         return (1.0, 0.0) if example.label is None else (float(example.label),)
     return (example.margin,) if learned in ("pairs", "triples") and example.margin is not None else ()
@@ -253,7 +264,7 @@ def prepare(source: Source, chat: Chat, encoder: Encoder, folder: Path, *, max_l
             for tree in trees:
                 out.add(tree)
                 if numbers:
-                    numbers.add(one.numbers)
+                    numbers.add(one.numbers[:tree[0].targets] if learned == "steps" else one.numbers)  # steps may be cut off
     check(account, source)
     return account
 
@@ -347,7 +358,7 @@ def _compared(one: Prepared, limit: int, policy: str, begin: int | None, learned
     found = tuple(s for some in parts for s in some)
     if len(found) < len(one.encoded):
         return [], f"the prompt alone fills {limit} tokens"
-    if learned != "labels" and np.array_equal(found[0].tokens, found[1].tokens):
+    if learned not in ("labels", "steps") and np.array_equal(found[0].tokens, found[1].tokens):
         same = one.encoded[0].ids == one.encoded[1].ids
         return [], "chosen and rejected are the same" if same else f"chosen and rejected are the same in the first {limit} tokens"
     return [found], ""

@@ -13,8 +13,8 @@ from posttrain.core.errors import ConfigError, nearest
 from posttrain.core.settings import Settings, assemble
 
 COLUMNS = ("text", "messages", "conversations", "prompt", "completion", "chosen", "rejected", "reference", "margin", "votes",
-           "label", "instruction", "input", "output", "system", "history", "tools", "chat_template_kwargs", "question", "choices",
-           "answer_index")
+           "label", "completions", "labels", "instruction", "input", "output", "system", "history", "tools",
+           "chat_template_kwargs", "question", "choices", "answer_index")
 
 
 class Source(Settings):
@@ -86,7 +86,7 @@ def _json_values(value: Any) -> Any:
     return out
 
 
-FormatName = Literal["", "messages", "sharegpt", "alpaca", "preference", "label", "prompt-completion", "text", "prompt"]
+FormatName = Literal["", "messages", "sharegpt", "alpaca", "preference", "label", "steps", "prompt-completion", "text", "prompt"]
 Sourced = Annotated[Source, BeforeValidator(_parse)]
 
 

@@ -140,6 +140,11 @@ class Trees(Many[Tree]):
         ends = ends[1:] if first else ends
         return tuple(_sequence(part["tokens"][a:b]) for a, b in zip(begins, ends, strict=True))
 
+    def ends(self) -> set[int]:
+        """Every token that is a sequence's last."""
+        last = [part["tokens"][part["sequences"].astype(np.int64) - 1] >> 1 for part in self._parts]
+        return set(np.unique(np.concatenate(last)).tolist())
+
     def lengths(self) -> np.ndarray:
         """Tokens of every sequence."""
         return np.concatenate([np.diff(part["sequences"].astype(np.int64), prepend=0) for part in self._parts])

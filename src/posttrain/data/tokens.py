@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from posttrain.core.errors import DataError
-from posttrain.data.chat import Turn
+from posttrain.data.chat import Chat, Turn
+from posttrain.data.formats import Example
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,12 @@ class _Chain:
     text: str
     borders: tuple[tuple[int, int], ...]
     turns: tuple[Turn, ...]
+
+
+def stepped(chat: Chat, example: Example) -> list[Turn]:
+    """The steps of an answer, each ended by the separator; the first one knows what the model is shown before it."""
+    before, plain = chat.prompt(example) if example.prompt else ("", True)
+    return [Turn(before if i == 0 else "", step + chat.separator, plain, i + 1) for i, (step, _) in enumerate(example.steps)]
 
 
 def _chains(turns: Many[Turn]) -> list[_Chain]:
@@ -107,6 +114,50 @@ class Encoder:
             out.append(errors[0] if errors else [part for part in parts if isinstance(part, Encoded)])
             at += len(some)
         return out
+
+    def steps(self, conversations: Many[Many[Turn]]) -> list[list[Encoded] | DataError]:
+        """Answers in steps: every step is tokenised apart, so that it has a last token of its own, which alone is trained.
+
+        A tokenizer that begins every text with a space would put one before each step. Then steps are tokenised after a line
+        break, whose tokens are taken off again.
+
+        Args:
+            conversations: see `stepped`.
+        Returns: for each the one sequence it is, or why it has none.
+        """
+        firsts = [turns[0] for turns in conversations]
+        prompts = self._batch([one.before for one in firsts], [one.plain for one in firsts], ends=False)
+        flat = [turn.after for turns in conversations for turn in turns]
+        texts = ["".join(turn.after for turn in turns) for turns in conversations]
+        found: list[list[list[int]]] = []  # alone, and after a line break: the steps, and then the answers as a whole
+        for some in (flat, [f"\n{text}" for text in flat], texts, [f"\n{text}" for text in texts]):
+            found.append([one.ids for one in self._batch(some, [False] * len(some))])
+        out: list[list[Encoded] | DataError] = []
+        at = 0
+        for i, (turns, prompt) in enumerate(zip(conversations, prompts, strict=True)):
+            here = slice(at, at := at + len(turns))
+            parts = self._parts(found[0][here], found[1][here], found[2][i], found[3][i])
+            if parts is None:
+                out.append(DataError(f"the steps of {texts[i][:40]!r} cannot be tokenised apart without changing the text",
+                                     cure="use another --separator"))
+                continue
+            ends = np.cumsum([len(prompt.ids), *map(len, parts)]).tolist()[1:]
+            if ends[0] == 1:  # what nothing predicts is no target
+                out.append(DataError("the first step is a single token with nothing before it", cure="give the row a prompt"))
+                continue
+            spans = tuple(Span(end - 1, end, turn.number) for end, turn in zip(ends, turns, strict=True))
+            out.append([Encoded([*prompt.ids, *(token for part in parts for token in part)], spans)])
+        return out
+
+    def _parts(self, alone: list[list[int]], after: list[list[int]], whole: list[int],
+               whole_after: list[int]) -> list[list[int]] | None:
+        """The tokens of each step, in a way that leaves the text of the answer what it is; None where there is none."""
+        cut = len(self._anchor)
+        for parts, start, other in ((alone, [], whole), ([ids[cut:] for ids in after], self._anchor, whole_after)):
+            anchored = not start or all(ids[:cut] == start for ids in after)
+            if anchored and self._decoded([[*start, *(i for ids in parts for i in ids)]]) == self._decoded([other]):
+                return parts
+        return None
 
     def prompts(self, texts: Many[str], plain: Many[bool]) -> list[list[int]]:
         """Token ids of prompts, as inference sees them."""

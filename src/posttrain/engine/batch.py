@@ -70,7 +70,7 @@ class Rows:
         trees: a tree for each row.
         together: sequences of a tree that are compared: 2 of pairs, 3 of triples, 1 where they stand for themselves.
         numbers: beside each tree: its label for every sequence, or the margin of a pair.
-        labelled: whether the numbers are labels.
+        labelled: whether the numbers are labels. stepped: whether they are labels of steps, each a target.
         reference: the reference's log-probabilities of each tree's targets, sequence after sequence; or a function that
             scores forests; None for methods without one.
         probes: see `Mismatched`; probe_reference: as `reference`, of the probes.
@@ -80,6 +80,7 @@ class Rows:
     together: int = 1
     numbers: Many[np.ndarray] | None = None
     labelled: bool = False
+    stepped: bool = False
     reference: Many[np.ndarray] | LogProbs | None = None
     probes: Many[Tree] | None = None
     probe_reference: Many[np.ndarray] | LogProbs | None = None
@@ -124,7 +125,17 @@ class Rows:
             assert self.numbers is not None
             every = np.concatenate([self.numbers[i] for i in rows])
             return {"label": torch.from_numpy(every[number.numpy()]), "number": number}
+        if self.stepped:
+            assert self.numbers is not None
+            parts = _by_sequence([self.numbers[i] for i in rows], trees)
+            return {"step_label": torch.from_numpy(np.concatenate([parts[k] for k in number.tolist()]))}
         return {}
+
+
+def _by_sequence(values: Many[np.ndarray], trees: Many[Tree]) -> list[np.ndarray]:
+    """Values of the targets of trees, cut into those of each sequence."""
+    return [part for value, tree in zip(values, trees, strict=True)
+            for part in np.split(value, np.cumsum([one.targets for one in tree])[:-1])]
 
 
 def _refer(found: Many[TokenForest], facts: Many[Facts], reference: Many[np.ndarray] | LogProbs | None, rows: Many[int],
@@ -136,8 +147,7 @@ def _refer(found: Many[TokenForest], facts: Many[Facts], reference: Many[np.ndar
         for fact, logprob in zip(facts, reference(found), strict=True):
             fact["reference"] = logprob
         return
-    every = [part for i, tree in zip(rows, trees, strict=True)
-             for part in np.split(reference[i], np.cumsum([one.targets for one in tree])[:-1])]
+    every = _by_sequence([reference[i] for i in rows], trees)
     for forest, fact in zip(found, facts, strict=True):
         parts = [every[k] for k in forest.sequence.tolist()]
         fact["reference"] = torch.from_numpy(np.concatenate(parts) if parts else np.empty(0, np.float32))

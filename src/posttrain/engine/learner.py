@@ -163,9 +163,15 @@ class Learner:
         self.tokenizer.save_pretrained(folder)
 
     @property
+    def _generation(self) -> Any:
+        """Where the model says what ends an answer: its generation config, or its config where it does not generate."""
+        network = self.model.network
+        return getattr(network, "generation_config", None) or network.config.get_text_config()
+
+    @property
     def stops(self) -> tuple[int, ...]:
         """The tokens that end an answer: the tokenizer's end token, and those of the model's generation config."""
-        known = self.model.network.generation_config.eos_token_id
+        known = self._generation.eos_token_id
         own = self.tokenizer.eos_token_id if self.tokenizer is not None else None
         return tuple(dict.fromkeys(i for i in (own, *(known if isinstance(known, list) else [known])) if i is not None))
 
@@ -178,7 +184,7 @@ class Learner:
         """
         self.tokenizer.chat_template = template
         stops = list(dict.fromkeys([*self.stops, self.tokenizer.convert_tokens_to_ids(stop)]))
-        self.model.network.generation_config.eos_token_id = stops if len(stops) > 1 else stops[0]
+        self._generation.eos_token_id = stops if len(stops) > 1 else stops[0]
 
     def save_adapter(self, folder: Path) -> None:
         """Write the adapter in peft's format with the digest of the model it belongs to."""

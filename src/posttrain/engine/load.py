@@ -55,9 +55,14 @@ def load_tokenizer(folder: Path) -> Any:
                          cure="the folder needs tokenizer.json and tokenizer_config.json") from error
 
 
-def load_network(folder: Path, device: str, dtype: torch.dtype = torch.float32) -> tuple[Any, tuple[str, ...]]:
-    """Read a causal language model's weights.
+def load_network(folder: Path, device: str, dtype: torch.dtype = torch.float32, *, kind: Any = AutoModelForCausalLM,
+                 fresh: str = "", **changes: Any) -> tuple[Any, tuple[str, ...]]:
+    """Read a model's weights: those of a causal language model, or of another kind.
 
+    Args:
+        kind: the transformers class that loads it.
+        fresh: name of a module that the folder need not have, since its first weights are drawn; the language model's head is
+            then not missed either. changes: to the config.
     Returns: the network, and what the user should know of it.
     Raises:
         ModelError: no such device, unreadable files, or weights that are missing and would be made up at random.
@@ -66,16 +71,15 @@ def load_network(folder: Path, device: str, dtype: torch.dtype = torch.float32) 
         raise ModelError("there is no GPU here that torch can use", cure="leave --device out, or install torch with CUDA")
     try:
         with quiet():
-            loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, output_loading_info=True,
-                                                               use_safetensors=True)
+            loaded: Any = kind.from_pretrained(folder, dtype=dtype, output_loading_info=True, use_safetensors=True, **changes)
     except Exception as error:
         raise ModelError(f"cannot load {folder}: {type(error).__name__}: {error}",
                          cure="check that the folder is complete and its config.json names a causal language model") from error
     network, info = loaded
-    if missing := sorted(info["missing_keys"]):
+    if missing := sorted(key for key in info["missing_keys"] if not fresh or key.split(".")[0] != fresh):
         raise ModelError(f"{folder} lacks the weights {missing[:3]}{' and more' if len(missing) > 3 else ''}",
                          cure="they would be random; get the complete model")
-    extra = sorted(info["unexpected_keys"])
+    extra = sorted(key for key in info["unexpected_keys"] if not fresh or key.split(".")[0] != "lm_head")
     more = " and more" if len(extra) > 3 else ""
     note = f"{folder} has weights that its config.json does not use, and that the result will lack: {extra[:3]}{more}"
     return network.to(device), (note,) if extra else ()

@@ -18,9 +18,12 @@ from posttrain.core.seeds import derive
 from posttrain.engine.settings import LoraSettings
 
 
-def attach(network: PreTrainedModel, settings: LoraSettings, seed: int) -> Any:
+def attach(network: PreTrainedModel, settings: LoraSettings, seed: int, task: str = "CAUSAL_LM") -> Any:
     """Add adapters to a network in place and freeze everything else. At first they change nothing (B = 0).
 
+    Args:
+        settings: rank and targets. seed: of the first weights.
+        task: peft's name of what the network is for. With SEQ_CLS its head is trained in full.
     Returns: the PeftModel around the network.
     Raises:
         ConfigError: a target names no module of the network, or one that adapters cannot be merged into.
@@ -28,7 +31,7 @@ def attach(network: PreTrainedModel, settings: LoraSettings, seed: int) -> Any:
     peft = require("peft", extra="lora", purpose="--lora")
     transposed = any(isinstance(module, Conv1D) for module in network.modules())  # GPT-2 keeps its matrices so
     config = peft.LoraConfig(r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout, fan_in_fan_out=transposed,
-                             target_modules=list(settings.targets) or "all-linear", task_type="CAUSAL_LM")
+                             target_modules=list(settings.targets) or "all-linear", task_type=task)
     devices = [network.device] if network.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by a name that transformers deprecates
@@ -61,17 +64,17 @@ def merged(network: PreTrainedModel) -> dict[str, Tensor]:
     layers = _layers(network)
     state: dict[str, Tensor] = {}
     for name, tensor in network.state_dict().items():
-        if ".lora_" in name:
+        if ".lora_" in name or ".original_module." in name:
             continue
         owner, _, leaf = name.partition(".base_layer.")
         if leaf == "weight" and owner in layers:
             tensor = tensor + layers[owner].get_delta_weight("default").to(tensor.dtype)
-        state[name.replace(".base_layer.", ".")] = tensor
+        state[name.replace(".base_layer.", ".").replace(".modules_to_save.default.", ".")] = tensor
     return state
 
 
 def save_adapter(adapter: Any, folder: Path, base: str, base_digest: str) -> None:
     """Write the adapter in peft's format, and `base.json`: which model it belongs to, by name and digest."""
     adapter.peft_config["default"].base_model_name_or_path = base
-    adapter.save_pretrained(folder)
+    adapter.save_pretrained(folder, save_embedding_layers=False)  # they are the base's
     write_json(folder / "base.json", {"base": base, "base_sha256": base_digest})

@@ -1,4 +1,4 @@
-"""A Hugging Face causal language model behind one function: hidden states of a forest's targets.
+"""A Hugging Face causal model behind one function: hidden states of a forest's targets, or of its sequences' ends.
 
 A model is admitted by a probe, not by hope. transformers accepts a custom attention function on models that do not go
 through it, without an error; so at load a small random forest is scored and compared with its paths run alone through the
@@ -56,7 +56,7 @@ class Admission:
 
 
 class Model:
-    """A causal language model and how it is run.
+    """A causal language model, or its decoder with another head, and how it is run.
 
     Args:
         network: the transformers model.
@@ -82,7 +82,10 @@ class Model:
 
     @property
     def head(self) -> Head:
+        """Of a language model. A network without one is looked at through its input embeddings, for the probe."""
         layer = self.network.get_output_embeddings()
+        if layer is None:
+            return Head(self.network.get_input_embeddings().weight)
         return Head(layer.weight, getattr(layer, "bias", None), self.head_scale, self.head_softcap)
 
     @property
@@ -255,13 +258,13 @@ def _admit(model: Model) -> Admission:
     own, model._stock = model._stock, "eager"
     try:
         model.mode = "equal"
-        truth = _paths_alone(network, forest)
+        truth = _paths_alone(model, forest)
         off = deviation()
     except Exception as error:
         raise ModelError(f"{name} cannot be run as a causal language model: {type(error).__name__}: {error}",
                          cure="use a decoder-only language model with one output head") from error
     if not off < TOLERANCE:
-        changed = float((_paths_alone(network, forest, backwards=True) - truth).abs().max())
+        changed = float((_paths_alone(model, forest, backwards=True) - truth).abs().max())
         raise ModelError(
             f"{name} is refused: " + (f"its answers depend on what ran before, by {changed:.2g} nats (stateful position "
             "frequencies, or dropout outside training)" if changed > TOLERANCE else "its output head is not a matrix with "
@@ -292,12 +295,19 @@ def _admit(model: Model) -> Admission:
     raise ModelError(f"{name} is refused: " + "; ".join(reasons), cure="use another model, or report this one")
 
 
-def _paths_alone(network: PreTrainedModel, forest: TokenForest, *, backwards: bool = False) -> Tensor:
-    """[N] log-probabilities from `network(...).logits`, one sequence at a time: the truth the probe compares with."""
+def _paths_alone(model: Model, forest: TokenForest, *, backwards: bool = False) -> Tensor:
+    """[N] log-probabilities from `network(...).logits`, one sequence at a time: the truth the probe compares with.
+
+    Of a network that is no language model, its decoder's hidden states through the model's head.
+    """
     order = 1 - 2 * backwards
+    speaks, decoder = model.network.get_output_embeddings() is not None, _decoder(model.network)
     out = []
     for ids in forest.tokens[forest.path].split(forest.lengths.tolist())[::order]:
-        logits = network(input_ids=ids[None], use_cache=False).logits[0, :-1]
+        if speaks:
+            logits = model.network(input_ids=ids[None], use_cache=False).logits[0, :-1]
+        else:
+            logits = model.head.logits(decoder(input_ids=ids[None], use_cache=False).last_hidden_state[0, :-1])
         out.append(logits.log_softmax(-1).gather(1, ids[1:, None])[:, 0])
     return torch.cat(out[::order])
 

@@ -127,8 +127,9 @@ class Policy(Learner):
         value, logprob = additive(self.model.head, self.model.hidden(forest, noise), forest.target, part_loss)
         return value, loss.report(Scores(logprob, forest.leaf, forest.L), fact, statistics) if loss.report else {}
 
-    def sample(self, prompts: Many[Many[int]], params: sampler.Sampling) -> list[sampler.Completion]:
+    def sample(self, prompts: Many[Many[int]], params: sampler.Sampling,
+               seeds: Many[int] | None = None) -> list[sampler.Completion]:
         """Draw completions, ended by the model's end tokens unless told otherwise; see `posttrain.engine.sampler.sample`."""
         if params.stop is None and (stops := self.stops):
             params = replace(params, stop=stops)
-        return sampler.sample(self.model, prompts, params)
+        return sampler.sample(self.model, prompts, params, seeds=seeds)

@@ -77,12 +77,14 @@ class Completion:
 
 
 @torch.no_grad()
-def sample(model: Model, prompts: Many[Many[int]], params: Sampling, told: Told | None = None) -> list[Completion]:
+def sample(model: Model, prompts: Many[Many[int]], params: Sampling, told: Told | None = None,
+           seeds: Many[int] | None = None) -> list[Completion]:
     """Draw `params.n` completions of every prompt.
 
     Args:
         prompts: token ids, at least one each.
         told: called with each token, the stop token included; what it raises ends the sampling.
+        seeds: of each prompt's draws, so that they do not depend on its number; None: `params.seed` and the number.
     Returns: completions ordered by prompt, n of each.
     Raises:
         ModelError: the model takes no key-value cache; it would ignore one, and everything before the last token with it.
@@ -101,14 +103,14 @@ def sample(model: Model, prompts: Many[Many[int]], params: Sampling, told: Told 
             for group in by_length.values():
                 step = max(1, ROWS // params.n)
                 for i in range(0, len(group), step):
-                    _sample_group(model, prompts, group[i:i + step], params, out, told)
+                    _sample_group(model, prompts, group[i:i + step], params, out, told, seeds)
     finally:
         model.network.train(was_training)
     return [out[i, j] for i in range(len(prompts)) for j in range(params.n)]
 
 
 def _sample_group(model: Model, prompts: Many[Many[int]], group: list[int], params: Sampling,
-                  out: dict[tuple[int, int], Completion], told: Told | None) -> None:
+                  out: dict[tuple[int, int], Completion], told: Told | None, seeds: Many[int] | None) -> None:
     cache: Any = DynamicCache(config=model.config)
     ids = torch.tensor([list(prompts[i]) for i in group], device=model.device)
     logits = model.network(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
@@ -117,7 +119,8 @@ def _sample_group(model: Model, prompts: Many[Many[int]], group: list[int], para
         forked = torch.arange(len(group), device=model.device).repeat_interleave(params.n)
         cache.reorder_cache(forked)  # of a cache's ways to choose rows, the one that linear attention has too
         logits = logits[forked]
-    streams = {key: generator(params.seed, "sample", *key) for key in alive}
+    streams = {(i, j): generator(params.seed, "sample", i, j) if seeds is None else generator(seeds[i], "sample", j)
+               for i, j in alive}
     tokens: dict[tuple[int, int], list[int]] = {key: [] for key in alive}
     logprobs: dict[tuple[int, int], list[float]] = {key: [] for key in alive}
     for at in range(params.max_tokens):

@@ -45,16 +45,17 @@ def share(signs: np.ndarray, prompts: np.ndarray) -> dict[str, Any]:
     return {**found, "equal": equal}
 
 
-def telling(measured: dict[str, Any]) -> str:
-    """A sentence where length alone predicts the choice; empty where it does not."""
+def telling(measured: dict[str, Any], cure: str = "--balance-length") -> str:
+    """A sentence where length alone predicts the choice; empty where it does not. The cure takes as many of both."""
     for unit, found in measured["longer"].items():
         if found["n"] and (found["low"] > TELLING or found["high"] < 1 - TELLING):
             longer = found["low"] > TELLING
             name = "longest" if longer else "shortest"
             part = found if longer else {"mean": 1 - found["mean"], "low": 1 - found["high"], "high": 1 - found["low"]}
+            rest = f" ({found['equal']:,} have equally many)" if found["equal"] > found["n"] else ""
             return (f"length alone predicts the choice: the {'longer' if longer else 'shorter'} answer, in {unit}, is the chosen "
-                    f"one in {part['mean']:.3f} [{part['low']:.3f}, {part['high']:.3f}] of n = {found['n']:,} pairs. What is "
-                    f"trained on them has to beat “{name}”; --balance-length takes as many of both")
+                    f"one in {part['mean']:.3f} [{part['low']:.3f}, {part['high']:.3f}] of n = {found['n']:,} pairs{rest}. What "
+                    f"is trained on them has to beat “{name}”; {cure} takes as many of both")
     return ""
 
 

@@ -33,7 +33,7 @@ class Estimate:
         return asdict(self)
 
 
-def share(hits: int, n: int) -> Estimate:
+def share(hits: float, n: int) -> Estimate:
     """A share with Wilson's interval: it stays inside 0 … 1 and is honest near both ends."""
     p, square = hits / n, Z * Z / n
     middle = (p + square / 2) / (1 + square)

@@ -17,7 +17,7 @@ from posttrain.core.identity import differences
 from posttrain.core.settings import Settings
 from posttrain.data.sources import digest as data_digest
 from posttrain.pipeline import code
-from posttrain.pipeline.kinds import paths, sources
+from posttrain.pipeline.kinds import moved, paths, sources
 from posttrain.pipeline.recipe import Recipe, Stage
 
 ARTIFACT = "artifact.json"
@@ -71,16 +71,22 @@ def _planned(stage: Stage, folder: Path, before: dict[str, Planned]) -> Planned:
         models[name] = before[stage.parents[name]].digest if name in stage.parents else _model_digest(given, stage)
         fixed[name] = None  # which model it is, is in the digest; where it lies is not
     inputs = {"kind": stage.kind_name, "settings": fixed, "models": models,
-              "data": {k: v for source in sources(stage.settings) for k, v in data_digest(source).items()},
+              "data": {k: v for source in sources(stage.settings) if source.path not in stage.feeds
+                       for k, v in data_digest(source).items()},
               "files": {str(path): sha256_file(path) for path in paths(stage.settings) if path.is_file()},
               "code": code.digest(stage.kind.module)}
+    if stage.feeds:
+        inputs["rows"] = {name: before[name].digest for name in stage.feeds}
     digest = sha256_json(inputs)
     place = folder / "artifacts" / f"{stage.name}-{digest[:12]}"
     ready = {"out": place, **{name: str(before[parent].folder / "model") for name, parent in stage.parents.items()}}
-    whole = (place / ARTIFACT).is_file() and (not stage.kind.makes_model or (place / "model").is_dir())
+    made = [*(["model"] if stage.kind.makes_model else []), *([stage.kind.makes_rows] if stage.kind.makes_rows else [])]
+    whole = (place / ARTIFACT).is_file() and all((place / name).exists() for name in made)
     state = "made" if whole else "interrupted" if (place / "run.json").is_file() else "new"
     why = "" if state != "new" else _why(inputs, folder, stage)
-    return Planned(stage, digest, inputs, place, stage.settings.model_copy(update=ready), state, why)
+    files = {name: before[name].folder / before[name].stage.kind.makes_rows for name in stage.feeds}
+    settings = moved(stage.settings, files) if files else stage.settings
+    return Planned(stage, digest, inputs, place, settings.model_copy(update=ready), state, why)
 
 
 def _model_digest(given: str, stage: Stage) -> str:
@@ -100,8 +106,10 @@ def _why(inputs: dict[str, Any], folder: Path, stage: Stage) -> str:
         return "not made yet"
     last = json.loads(max(made, key=lambda path: path.stat().st_mtime).read_text())
     changed = differences(last["inputs"], json.loads(json.dumps(inputs)))
-    said = [one for one in changed if not one.startswith(("models.", "code "))]
+    said = [one for one in changed if not one.startswith(("models.", "rows.", "rows ", "code "))]
     before, now = last["inputs"]["models"], inputs["models"]
     said += [f"{stage.parents.get(key, key)} changed" for key in sorted(before.keys() | now) if before.get(key) != now.get(key)]
+    before, now = last["inputs"].get("rows", {}), inputs.get("rows", {})
+    said += [f"{key} changed" for key in sorted(before.keys() | now) if before.get(key) != now.get(key)]
     said += ["posttrain's own code changed"] * any(one.startswith("code ") for one in changed)
     return "; ".join(said[:3]) or "not made yet"

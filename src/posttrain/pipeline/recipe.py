@@ -7,7 +7,8 @@
       check: {stage: eval, model: sft, against: adapt, exact: held-out.jsonl}
 
 A stage is of the kind it is named after, or of `stage:`. What follows are its options, as on the command line, with underscores.
-`model: adapt` is what the stage of that name made; any other text is a folder or hub id. `${NAME}` is an environment variable.
+`model: adapt` is what the stage of that name made; any other text is a folder or hub id. `data: pairs` are the rows that the
+stage of that name made. `${NAME}` is an environment variable.
 Paths are relative to where the command is run.
 """
 
@@ -25,6 +26,7 @@ from pydantic import TypeAdapter
 
 from posttrain.core.errors import ConfigError, nearest
 from posttrain.core.settings import Leaf, Settings, assemble, leaves
+from posttrain.data.settings import Source
 from posttrain.pipeline.kinds import KINDS, Kind, kind
 
 _NAME = re.compile(r"[A-Za-z0-9][\w-]*", re.ASCII)
@@ -41,6 +43,7 @@ class Stage:
         name: unique in the recipe. kind: what it does.
         settings: checked; `out` is not known yet, and models made by other stages are named by their stage.
         parents: setting → the earlier stage whose model it is.
+        rows: setting → the earlier stages whose rows it reads; the path of such a source is the stage's name.
         where: `file:line`.
     """
 
@@ -49,10 +52,21 @@ class Stage:
     settings: Settings
     parents: dict[str, str]
     where: str
+    rows: dict[str, tuple[str, ...]]
 
     @property
     def kind(self) -> Kind:
         return KINDS[self.kind_name]
+
+    @property
+    def feeds(self) -> tuple[str, ...]:
+        """The stages whose rows it reads."""
+        return tuple(dict.fromkeys(name for some in self.rows.values() for name in some))
+
+    @property
+    def lineage(self) -> dict[str, str]:
+        """Setting → the stage, or the stages, that it is of."""
+        return {**self.parents, **{setting: ", ".join(some) for setting, some in self.rows.items()}}
 
 
 @dataclass(frozen=True)
@@ -200,7 +214,36 @@ def _stage(name: Any, body: Any, before: dict[str, Stage], every: Mapping[Any, A
         key = next((k for k, v in body.items() if _about(error.what, str(k), v)), None)
         error.where = error.where or (_where(file, body, key) if key else where)
         raise
-    return Stage(name, str(kind_name), settings, parents, where)
+    return Stage(name, str(kind_name), settings, parents, where,
+                 _rows(name, body, settings, before, every, file, where))
+
+
+def _rows(name: str, body: dict[str, Any], settings: Settings, before: dict[str, Stage], every: Mapping[Any, Any], file: str,
+          where: str) -> dict[str, tuple[str, ...]]:
+    """Setting → the earlier stages whose rows it reads.
+
+    Raises:
+        ConfigError: a stage that does not come before it, or makes no rows.
+    """
+    found: dict[str, tuple[str, ...]] = {}
+    for leaf in leaves(type(settings)):
+        given: Any = settings
+        for part in leaf.path:
+            given = getattr(given, part, None)
+        some = [one.path for one in given if isinstance(one, Source) and one.path in every] if isinstance(given, tuple) else []
+        at = _where(file, body, leaf.name) if leaf.name in body else where
+        for named in dict.fromkeys(some):
+            if named in before and before[named].kind.makes_rows:
+                found[leaf.name] = (*found.get(leaf.name, ()), named)
+            elif os.path.exists(named):  # a file or folder that happens to have a stage's name
+                continue
+            elif named in before:
+                raise ConfigError(f"the stage {named!r} makes no rows", where=at,
+                                  cure=f"name one of {', '.join(n for n, one in KINDS.items() if one.makes_rows)}, or a file")
+            else:
+                raise ConfigError(f"{name} reads the rows of the stage {named!r}, which does not come before it", where=at,
+                                  cure="put that stage first; a file of that name is ./NAME")
+    return found
 
 
 def _about(what: str, key: str, value: Any) -> bool:

@@ -73,7 +73,7 @@ def _make(one: Planned, observer: ConsoleObserver) -> None:
     one.stage.kind.run(one.settings, observer)
     write_json(one.folder / ARTIFACT, {
         "posttrain": __version__, "stage": one.stage.name, "digest": one.digest, "inputs": one.inputs,
-        "parents": one.stage.parents, "seconds": time.monotonic() - begun,
+        "parents": one.stage.lineage, "seconds": time.monotonic() - begun,
         "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())})
 
 
@@ -87,7 +87,7 @@ def _artifact(one: Planned) -> dict[str, Any]:
     """An artifact and the summary of the stage that made it."""
     about = json.loads((one.folder / ARTIFACT).read_text())
     summary = one.folder / "summary.json"
-    return {"folder": str(one.folder), "kind": one.stage.kind_name, "digest": one.digest, "parents": one.stage.parents,
+    return {"folder": str(one.folder), "kind": one.stage.kind_name, "digest": one.digest, "parents": one.stage.lineage,
             "seconds": about["seconds"], "made": about["made"],
             "result": json.loads(summary.read_text()) if summary.is_file() else None}
 

@@ -211,8 +211,9 @@ def tell(account: Account, label: str, source: Source, observer: ConsoleObserver
     if first:
         before, after = account.example
         observer.note("", f"first: {_short(before, tail=True)} ⟶ {_short(after)}")
-    if account.truncated or account.dropped:
-        observer.message(f"{name}: {account.truncated:,} rows cut to the length limit, {sum(account.dropped.values()):,} dropped")
+    lost = {"cut to the length limit": account.truncated, "dropped": sum(account.dropped.values())}
+    if any(lost.values()):
+        observer.message(f"{name}: rows " + ", ".join(f"{what}: {n:,}" for what, n in lost.items() if n))
     if account.special:
         observer.message(f"{name}: {account.special:,} rows have the text of a special token inside, which the model will read "
                          "as one")

@@ -118,6 +118,7 @@ class Course:
     """
 
     learned: Learned = "demonstrations"
+    separator = "\n"  # after every step of answers that have steps
 
     def __init__(self, method: str = "nll", noise: float = 0.0) -> None:
         self.method, self.noise = method, noise
@@ -169,6 +170,7 @@ def run(settings: TrainingSettings, observer: ConsoleObserver, course: Course) -
         remove_partial(folder)
         try:
             chat = dataset.chat_of(settings.data, load_tokenizer(base))
+            chat.separator = course.separator
             longest = dataset.max_length(settings.data, longest_position(base))
             found = dataset.load(settings.data, chat, folder, identity, longest, observer, course.learned)
             learner = course.load(settings)

@@ -1,0 +1,51 @@
+"""`posttrain judge`: whether what judges answers prefers the better ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.table import Table
+
+from posttrain.cli.options import read
+from posttrain.cli.reward_model import calibrated, estimate, sides
+from posttrain.core.console import console
+from posttrain.stages.judge import JudgeSettings, run
+
+
+def main(argv: list[str]) -> int:
+    settings, observer = read(
+        "judge", "Put a reward model, or another scorer, on trial: how often it gives the better answer of a pair the higher "
+        "score, by category and beside scorers that read nothing; with --against, pair by pair beside another.",
+        JudgeSettings, argv)
+    show(run(settings, observer))
+    console().print(f"summary  {settings.out / 'summary.json'}", soft_wrap=True, markup=False)
+    return 0
+
+
+def show(summary: dict[str, Any]) -> None:
+    """Accuracy with intervals, what it is held against, and calibration."""
+    out = console()
+    for name, one in summary["results"].items():
+        table = Table(title=f"{name}: accuracy (95 % interval)", title_justify="left")
+        for column in ("", "n", "accuracy", "the scorer's less this, paired"):
+            table.add_column(column, justify="left" if not column else "right", overflow="fold")
+        table.add_row(summary["scorer"], f"{one['judged']:,}", estimate(one["accuracy"]), "")
+        others = {**({summary["against"]: one["against"]} if "against" in one else {}), **one["baselines"]}
+        for other, value in others.items():
+            table.add_row(other, f"{value['n']:,}", estimate(value), estimate(value["difference"], "+.3f"))
+        out.print(table)
+        if "categories" in one:
+            table = Table(title=f"{name}: accuracy by category", title_justify="left")
+            for column in ("category", "n", "accuracy"):
+                table.add_column(column, justify="left" if column == "category" else "right", overflow="fold")
+            for category, value in one["categories"].items():
+                table.add_row(category or "(none)", f"{value['n']:,}", estimate(value))
+            table.add_row("mean over categories", f"{one['mean_over_categories']['n']:,}", estimate(one["mean_over_categories"]))
+            out.print(table)
+        sides(one)
+        if unjudged := one["pairs"] - one["judged"]:
+            out.print(f"without a score: {unjudged:,} of {one['pairs']:,} pairs; they are not counted", soft_wrap=True)
+        if "calibration" in one:
+            out.print(calibrated(one["calibration"]), soft_wrap=True)
+        if one["warning"]:
+            out.print(f"[yellow]{one['warning']}[/yellow]", soft_wrap=True)

@@ -1,0 +1,66 @@
+"""`posttrain reward-model`: what an answer is worth, learned from pairs or from steps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.table import Table
+
+from posttrain.cli.options import read
+from posttrain.cli.sft import where
+from posttrain.core.console import console
+from posttrain.stages.reward_model import RewardModelSettings, run
+from posttrain.stages.training import Outcome
+
+
+def main(argv: list[str]) -> int:
+    settings, observer = read(
+        "reward-model", "Train a model that says what an answer is worth, from pairs of answers (Bradley–Terry) or from labels "
+        "of steps. Killed at any moment, the same command goes on where it was and ends with the same weights.",
+        RewardModelSettings, argv)
+    show(run(settings, observer))
+    return 0
+
+
+def show(outcome: Outcome) -> None:
+    """The result: accuracy on held-out rows beside judges that read nothing, calibration, alarms, and where everything is."""
+    out = console()
+    summary = outcome.summary
+    before, after = summary["held_out_before"], summary["held_out"]
+    if before and after:
+        table = Table(title="held-out rows (95 % interval)", title_justify="left")
+        for column in ("", "loss", "accuracy", "n", "the model's less this, paired"):
+            table.add_column(column, justify="left" if not column else "right", overflow="fold")
+        for name, held in (("before", before), (f"step {after['step']}", after)):
+            mine = {"mean": held["accuracy"], "low": held["accuracy_low"], "high": held["accuracy_high"]}
+            table.add_row(name, f"{held['loss']:.4f}", estimate(mine), f"{held['judged']:,}", "")
+        for name, one in after["baselines"].items():
+            table.add_row(name, "", estimate(one), f"{one['n']:,}", estimate(one["difference"], "+.3f"))
+        out.print(table)
+        sides(after)
+        out.print(calibrated(after["calibration"]), soft_wrap=True)
+    said = ", ".join(f"{name} {value:.3f}" for name, value in summary["last_steps"].items())
+    out.print(f"last steps: {said}", soft_wrap=True)
+    for alarm in summary["alarms"]:
+        out.print(f"[yellow]{alarm}[/yellow]", soft_wrap=True)
+    where(outcome)
+
+
+def sides(found: dict[str, Any]) -> None:
+    """Accuracy where the chosen answer is the longer, and where it is the shorter."""
+    for side in ("longer", "shorter"):
+        if value := found.get(f"where_{side}_chosen"):
+            console().print(f"where the chosen answer is the {side}: {estimate(value)}, n = {value['n']:,}", soft_wrap=True)
+
+
+def estimate(value: dict[str, Any], form: str = ".3f") -> str:
+    """`0.512 [0.468, 0.556]`"""
+    interval = "" if value["low"] is None else f" [{value['low']:{form}}, {value['high']:{form}}]"
+    return f"{value['mean']:{form}}{interval}"
+
+
+def calibrated(found: dict[str, Any]) -> str:
+    """How far its confidence can be believed, in a sentence."""
+    mended = "" if found["temperature"] is None else (
+        f"; {found['error_calibrated']:.3f} with rewards divided by {found['temperature']:.2f}")
+    return f"calibration: expected error of the probability {found['error']:.3f}, n = {found['n']:,}{mended}"

@@ -1,0 +1,101 @@
+"""Prompts to ask a model: rows of any format as what it is shown, and what is known of the wanted answer.
+
+    prompt              the prompt
+    prompt-completion   the prompt; the completion is the wanted answer
+    messages            the conversation up to its last answer, which is the wanted one
+    preference          the prompt of both answers
+    label               the prompt; an answer labelled good is the wanted one
+    steps               the prompt
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Many
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from posttrain.core.errors import DataError
+from posttrain.data.formats import Example, Format
+from posttrain.data.messages import Text
+from posttrain.data.rows import Rejects, Row
+from posttrain.data.settings import FormatName, Source
+from posttrain.data.sources import read
+from posttrain.data.tokens import Encoder
+
+if TYPE_CHECKING:
+    from posttrain.data.chat import Chat
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A prompt as a model is shown it.
+
+    Attributes:
+        where: the row it was.
+        prompt: text or messages, as the row had it.
+        ids: token ids.
+        known: the row's columns; `completion` is the wanted answer as text, where the row has one.
+        around: what belongs to the prompt besides: tools, chat_template_kwargs.
+    """
+
+    where: str
+    prompt: Text
+    ids: list[int]
+    known: dict[str, Any]
+    around: dict[str, Any]
+
+
+def asked(sources: Many[Source], chat: Chat, rejects: Rejects, *, format: FormatName = "",
+          longest: int | None = None) -> list[Asked]:
+    """Every prompt of some sources, in order.
+
+    Args:
+        rejects: counts the rows and takes those that cannot be used.
+        format: of the rows; empty: found from each source's first.
+        longest: tokens of a prompt at most.
+    Raises:
+        DataError: a row cannot be used, and rejects are not written.
+    """
+    found: list[tuple[Row, Example, str, bool, dict[str, Any]]] = []
+    for source in sources:
+        form = Format(format)
+        for row in read(source, rejects):
+            try:
+                example, wanted = _asked(form.read(row))
+                text, plain = chat.prompt(example)
+            except DataError as error:
+                rejects.add(error, row)
+            else:
+                rest = {key: value for key, value in row.fields.items() if key != "completion"}
+                found.append((row, example, text, plain, rest if wanted is None else {**rest, "completion": wanted}))
+    out = []
+    encoded = Encoder(chat.tokenizer).prompts([one[2] for one in found], [one[3] for one in found])
+    for ids, (row, example, _, _, known) in zip(encoded, found, strict=True):
+        if longest is not None and len(ids) > longest:
+            rejects.add(DataError(f"the prompt has {len(ids):,} tokens, and beside --max-tokens {max(0, longest):,} fit into "
+                                  "what the model can address", where=row.where,
+                                  cure="shorten or remove the row, or give a lower --max-tokens"), row)
+            continue
+        around = {"tools": list(example.tools) if example.tools else None, "chat_template_kwargs": example.kwargs or None}
+        out.append(Asked(row.where, example.prompt, ids, known, {key: value for key, value in around.items() if value}))
+    return out
+
+
+def _asked(example: Example) -> tuple[Example, str | None]:
+    """An example without its answers, and the wanted one; None where there is none."""
+    prompt, answers = example.prompt, example.answers
+    wanted = None
+    if len(answers) == 1 and example.label is not False and not example.steps:
+        answer = answers[0]
+        if isinstance(answer, str):
+            wanted = answer
+        else:
+            if answer[-1]["role"] != "assistant":
+                raise DataError("the conversation does not end with an answer", where=example.where,
+                                cure="remove what follows it, or give prompts alone: a column prompt with the messages")
+            wanted = answer[-1]["content"]
+            prompt = (*(() if isinstance(prompt, str) else prompt), *answer[:-1])
+    if not prompt or (isinstance(prompt, str) and not prompt.strip()):
+        raise DataError("the row has no prompt to answer", where=example.where,
+                        cure="say which column it is: --data FILE,prompt=COLUMN")
+    return Example(example.where, prompt, (), None, example.tools, example.kwargs), wanted

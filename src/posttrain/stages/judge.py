@@ -1,0 +1,235 @@
+"""Judges on trial: how often a scorer gives the better answer of a pair the higher score, beside scorers that read nothing.
+
+The folder holds
+    run.json       what was judged: settings, digests of models and data, version
+    FILE.jsonl     one line a pair: both scores
+    summary.json   accuracy by file and by category with n, interval and paired differences, and calibration; written last
+
+Rows may have a `category`, or a `subset` as in RewardBench (Lambert et al. 2024, arXiv 2403.13787). Left out: choices of more
+than two answers, and answers that are calls of tools.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Hashable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from posttrain.core.console import ConsoleObserver
+from posttrain.core.errors import ConfigError, DataError
+from posttrain.core.files import explained_writes, lock, remove_partial, write_atomic, write_json
+from posttrain.core.identity import check, claim
+from posttrain.core.settings import Settings, assemble
+from posttrain.core.version import __version__
+from posttrain.data.formats import Example, Format
+from posttrain.data.rows import Rejects, Row
+from posttrain.data.settings import Source, Sourced
+from posttrain.data.sources import digest as data_digest
+from posttrain.data.sources import read
+from posttrain.evals import judging
+from posttrain.scoring.scorers import SCORERS, Item, Scorer
+
+if TYPE_CHECKING:
+    from posttrain.data.messages import Text
+
+CATEGORIES = ("category", "subset")
+CHUNK = 256  # pairs judged at a time, between two words on how far it is
+Record = dict[str, Any]  # JSON of a pair
+
+
+class JudgeSettings(Settings):
+    """Settings of a trial of judges."""
+
+    data: tuple[Sourced, ...] = Field(
+        min_length=1, description="pairs of chosen and rejected answers; files are given like --data of posttrain sft")
+    scorer: str = Field("", description="what judges: reward:FOLDER, longest, shortest; or give --reward-model")
+    reward_model: str | None = Field(None, description="folder or hub id of a reward model that judges")
+    against: str = Field("", description="scorer to compare with, pair by pair; or give --against-model")
+    against_model: str | None = Field(None, description="reward model to compare with, pair by pair")
+    out: Path = Field(description="folder for the results; the same command shows what is there")
+    device: Literal["", "cpu", "cuda"] = Field("", description="unset: the GPU where there is one")
+
+
+def judge(*, quiet: bool = False, **settings: Any) -> dict[str, Any]:
+    """Put a judge on trial, in one line; returns the summary.
+
+    `posttrain.judge(data="pairs.jsonl", reward_model="runs/rm/model", out="runs/rm-trial")`
+
+    Raises:
+        PosttrainError: with what is wrong and the cure.
+    """
+    if isinstance(settings.get("data"), (str, Path, Source)):
+        settings["data"] = (settings["data"],)
+    for name in ("reward_model", "against_model"):
+        if isinstance(settings.get(name), Path):
+            settings[name] = str(settings[name])
+    return run(assemble(JudgeSettings, settings), ConsoleObserver(quiet=quiet))
+
+
+def run(settings: JudgeSettings, observer: ConsoleObserver) -> dict[str, Any]:
+    """Judge every pair, or say that it is done; returns the summary.
+
+    Raises:
+        PosttrainError: a scorer, file or row that cannot be used.
+    """
+    specs = _specs(settings)
+    from posttrain.engine.load import digest, resolve
+
+    folder = settings.out
+    models = {role: digest(resolve(spec.removeprefix("reward:"))) for role, spec in specs.items() if spec.startswith("reward:")}
+    identity = {"data": [source.model_dump(mode="json") for source in settings.data],
+                "scorers": {role: "reward" if role in models else spec for role, spec in specs.items()}, "models_sha256": models,
+                "data_sha256": {k: v for source in settings.data for k, v in data_digest(source).items()}}
+    named = _named(settings.data)
+    with lock(folder), explained_writes(folder):
+        check(folder, identity, ("summary.json", *(f"{name}.jsonl" for name in named)))
+        if (folder / "summary.json").is_file():
+            observer.note("finished", f"{folder} already holds this trial; nothing to do")
+            return json.loads((folder / "summary.json").read_text())
+        remove_partial(folder)
+        pairs = {name: _pairs(source, observer) for name, source in named.items()}
+        scores = {role: _judged(spec, settings.device, pairs, observer) for role, spec in specs.items()}
+        records = {name: _records(pairs[name], {role: found[name] for role, found in scores.items()}) for name in named}
+        judged = {name: _summary(some, specs) for name, some in records.items()}
+        claim(folder, identity, __version__)
+        for name, some in records.items():
+            write_atomic(folder / f"{name}.jsonl", "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in some))
+        if len(named) > 1:
+            judged = {"all": _summary([one for some in records.values() for one in some], specs), **judged}
+        summary = {"posttrain": __version__, "scorer": specs["scorer"], "against": specs.get("against"), "models_sha256": models,
+                   "files": {name: source.path for name, source in named.items()}, "results": judged}
+        write_json(folder / "summary.json", summary)
+    return summary
+
+
+def _specs(settings: JudgeSettings) -> dict[str, str]:
+    """The scorer, and the one to compare it with, as `posttrain.evals.scorers.open_scorer` takes them."""
+    out = {}
+    for role, spec, model in (("scorer", settings.scorer, settings.reward_model),
+                              ("against", settings.against, settings.against_model)):
+        option = "--reward-model" if role == "scorer" else "--against-model"
+        if spec and model:
+            raise ConfigError(f"--{role} and {option} both say what judges", cure="give one of them")
+        if spec and spec not in SCORERS and not spec.startswith("reward:"):
+            from posttrain.core.errors import nearest
+
+            raise ConfigError(f"there is no scorer {spec!r}", cure=f"{nearest(spec, SCORERS)}; or reward:FOLDER")
+        if spec or model:
+            out[role] = spec or f"reward:{model}"
+    if "scorer" not in out:
+        raise ConfigError("nothing is said of what judges", cure="give --reward-model FOLDER, or --scorer with a name")
+    return out
+
+
+def _named(sources: tuple[Source, ...]) -> dict[str, Source]:
+    """Sources by the name of their file."""
+    out: dict[str, Source] = {}
+    for source in sources:
+        name = Path(source.path).name.split(".")[0]
+        while name in out or name in ("run", "summary", "all"):
+            name += "-2"
+        out[name] = source
+    return out
+
+
+# ---------------------------------------------------------------------------------------------- pairs
+
+Pair = tuple[Item, Item, str]  # the chosen answer, the rejected one, and the category
+Scored = list[list[float | None]]  # of each pair the scores of both
+
+
+def _pairs(source: Source, observer: ConsoleObserver) -> list[Pair]:
+    """The pairs of a source. Pairs whose answers are the same are left out, and that is said."""
+    form, found, same = Format("preference"), [], 0
+    for row in read(source, Rejects()):
+        example = form.read(row)
+        if example.answers[0] == example.answers[1]:
+            same += 1
+            continue
+        category = next((str(row.fields[name]) for name in CATEGORIES if row.fields.get(name) is not None), "")
+        found.append((_item(row, example, example.answers[0]), _item(row, example, example.answers[1]), category))
+    if same:
+        observer.message(f"{source}: {same:,} pairs are left out, in which chosen and rejected are the same")
+    if not found:
+        raise DataError(f"there are no pairs in {source}", cure="check the file")
+    return found
+
+
+def _item(row: Row, example: Example, answer: Text) -> Item:
+    """An answer as scorers take it: what comes before its last message is part of the prompt."""
+    if isinstance(answer, str):
+        return Item(example.prompt, answer, row.fields, row.where)
+    last = answer[-1]
+    if last["role"] != "assistant" or last.get("tool_calls"):
+        raise DataError("an answer that ends with " + ("calls of tools" if last.get("tool_calls") else "another's message"),
+                        where=row.where, cure="remove the row, or what follows the assistant's last message")
+    before = () if isinstance(example.prompt, str) else example.prompt
+    return Item((*before, *answer[:-1]), last["content"], row.fields, row.where)
+
+
+def _judged(spec: str, device: str, pairs: dict[str, list[Pair]], observer: ConsoleObserver) -> dict[str, Scored]:
+    """Every file's pairs, scored."""
+    from posttrain.evals.scorers import open_scorer
+
+    scorer: Scorer = open_scorer(spec, device)
+    out: dict[str, Scored] = {}
+    for name, some in pairs.items():
+        out[name] = []
+        with observer.working(f"judge {name}", len(some)) as told:
+            for a in range(0, len(some), CHUNK):
+                part = some[a:a + CHUNK]
+                found = scorer([item for chosen, rejected, _ in part for item in (chosen, rejected)])
+                out[name] += [found[i:i + 2] for i in range(0, len(found), 2)]
+                told(min(a + CHUNK, len(some)))
+    return out
+
+
+def _records(pairs: list[Pair], scores: dict[str, Scored]) -> list[Record]:
+    out = []
+    for i, (chosen, rejected, category) in enumerate(pairs):
+        one: Record = {"where": chosen.where, "category": category, "prompt": json.dumps(chosen.prompt, ensure_ascii=False),
+                       "longer": len(chosen.answer) - len(rejected.answer)}
+        for role, found in scores.items():
+            a, b = found[i]
+            prefix = "" if role == "scorer" else "against_"
+            one[f"{prefix}chosen"], one[f"{prefix}rejected"] = a, b
+            one[f"{prefix}correct"] = None if a is None or b is None else judging.hits([a - b])[0]
+        out.append(one)
+    return out
+
+
+# ---------------------------------------------------------------------------------------------- what it comes to
+
+def _summary(records: list[Record], specs: dict[str, str]) -> dict[str, Any]:
+    """Accuracy over the pairs of which both answers have a score, and what it is held against."""
+    some = [one for one in records if one["correct"] is not None]
+    if not some:
+        raise DataError(f"{specs['scorer']} can judge none of {len(records):,} pairs",
+                        cure="verifiers need the wanted answer in a column completion or answer, reward models answers "
+                             "within their length")
+    right: list[float] = [one["correct"] for one in some]
+    prompts: list[Hashable] = [one["prompt"] for one in some]
+    blind = judging.content_blind([one["longer"] for one in some])
+    accuracy = judging.rate(right, prompts).json()
+    others = judging.beside(right, blind, prompts)
+    out = {"pairs": len(records), "judged": len(some), "ties": right.count(0.5), "accuracy": accuracy, "baselines": others,
+           "warning": judging.warning(accuracy, others)}
+    for side, sign in (("longer", 1), ("shorter", -1)):
+        which = [i for i, one in enumerate(some) if sign * one["longer"] > 0]
+        where = judging.rate([right[i] for i in which], [prompts[i] for i in which]) if which else None
+        out[f"where_{side}_chosen"] = where.json() if where else None
+    if any(one["category"] for one in some):
+        out |= judging.by_category(right, [one["category"] for one in some], prompts)
+    if specs["scorer"].startswith("reward:"):
+        out["calibration"] = judging.of_margins([one["chosen"] - one["rejected"] for one in some])
+    if "against" in specs:
+        both = [one for one in some if one["against_correct"] is not None]
+        if not both:
+            raise DataError(f"{specs['against']} can judge none of the pairs", cure="compare with another")
+        both_prompts: list[Hashable] = [one["prompt"] for one in both]
+        out["against"] = judging.beside([one["correct"] for one in both],
+                                        {"against": [one["against_correct"] for one in both]}, both_prompts)["against"]
+    return out

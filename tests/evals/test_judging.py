@@ -1,0 +1,88 @@
+"""Numbers about judges, by hand."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from scipy.optimize import minimize_scalar
+
+from posttrain.evals import judging, stats
+
+
+def test_hits_and_content_blind_judges_by_hand() -> None:
+    assert judging.hits([2, 0, -0.1]) == [1, 0.5, 0]
+    assert judging.content_blind([3, 0, -1]) == {"longest": [1, 0.5, 0], "shortest": [0, 0.5, 1]}
+
+
+def test_a_rate_is_wilsons_and_wider_where_prompts_repeat() -> None:
+    """Eight items of eight prompts: Wilson. The same in two prompts that are all right and all wrong: clustered, and so 0 … 1."""
+    right = [1.0] * 4 + [0.0] * 4
+    assert judging.rate(right, list(range(8))) == stats.share(4, 8)
+    found = judging.rate(right, ["a"] * 4 + ["b"] * 4)
+    assert (found.mean, found.low, found.high, found.n) == (0.5, 0.0, 1.0, 8)
+
+
+def test_differences_are_paired() -> None:
+    """Right on 3 of 4 and on 2 of 4, differing on one item: ¼ ± t₃·√(Σ(d − ¼)²/3)/2, with Σ = 3·1/16 + 9/16 = ¾."""
+    found = judging.beside([1, 1, 1, 0], {"x": [1, 1, 0, 0]}, [0, 1, 2, 3])["x"]
+    assert (found["mean"], found["difference"]["mean"]) == (0.5, 0.25)
+    assert found["difference"]["high"] - 0.25 == pytest.approx(3.182446 * math.sqrt(0.75 / 3) / 2)
+
+
+def test_the_mean_over_categories_counts_each_the_same() -> None:
+    """1 of 1 and 1 of 4: 0.625, where 2 of 5 is 0.4; half widths add up as √(a² + b²)/2."""
+    found = judging.by_category([1, 1, 0, 0, 0], ["a", "b", "b", "b", "b"], list(range(5)))
+    a, b = stats.share(1, 1), stats.share(1, 4)
+    assert found["categories"] == {"a": a.json(), "b": b.json()}
+    mean = found["mean_over_categories"]
+    assert a.low is not None and a.high is not None and b.low is not None and b.high is not None
+    assert mean["mean"] == 0.625
+    assert 0.625 - mean["low"] == pytest.approx(math.hypot(a.high - a.low, b.high - b.low) / 4)
+
+
+def test_calibration_by_hand() -> None:
+    """Margins log 3, log 3, log 3, −log 3 say ¾ and are right on ¾: no error. Doubled they say 0.9: an error of 0.15, and a
+    temperature of 2 takes it away."""
+    z = math.log(3)
+    found = judging.of_margins([z, z, z, -z])
+    assert found["error"] == pytest.approx(0, abs=1e-12) and found["temperature"] == pytest.approx(1)
+    (one,) = found["bins"]
+    assert (one["n"], one["mean"]) == (4, 0.75) and one["said"] == pytest.approx(0.75) and one["from"] <= 0.75 <= one["to"]
+    twice = judging.of_margins([2 * z, 2 * z, 2 * z, -2 * z])
+    assert twice["error"] == pytest.approx(0.15) and twice["temperature"] == pytest.approx(2)
+    assert twice["error_calibrated"] == pytest.approx(0, abs=1e-9)
+
+
+def test_the_temperature_is_the_likeliest() -> None:
+    """Against scipy's minimiser, on logits of labels that are shares, too."""
+    rng = np.random.default_rng(0)
+    z = rng.normal(0.3, 3, 500)
+    y = (rng.random(500) < 1 / (1 + np.exp(-0.4 * z))).astype(float)
+    best = minimize_scalar(lambda t: float(-(y * -np.logaddexp(0, -z / t) + (1 - y) * -np.logaddexp(0, z / t)).sum()),
+                           bounds=(0.1, 20), method="bounded", options={"xatol": 1e-8})
+    assert judging.calibration(z, y)["temperature"] == pytest.approx(best.x, rel=1e-4)
+
+
+def test_no_temperature_where_none_is_best() -> None:
+    assert judging.of_margins([1, 2, 3])["temperature"] is None  # always right: the colder the better
+    assert judging.of_margins([-1, -2, 1])["temperature"] is None  # more often wrong: none is better than chance
+
+
+def test_a_warning_where_nothing_shows_it_better() -> None:
+    right = [1.0] * 30 + [0.0] * 20
+    clusters = list(range(50))
+    good = judging.beside(right, {"longest": [0.0] * 30 + [1.0] * 20, "shortest": [0.5] * 50}, clusters)
+    accuracy = judging.rate(right, clusters).json()
+    said = judging.warning(accuracy, good)
+    assert "“shortest”" in said and "0.600 and 0.500 of 50 pairs, a difference of +0.100" in said
+    better = judging.beside([1.0] * 50, {"longest": [1.0] * 30 + [0.0] * 20}, clusters)
+    assert judging.warning(judging.rate([1.0] * 50, clusters).json(), better) == ""
+    assert judging.warning({**accuracy, "n": 19}, good) == ""  # too few to say
+
+
+def test_correlation_by_hand() -> None:
+    assert judging.correlation([1, 2, 3], [2, 4, 6]) == pytest.approx(1)
+    assert judging.correlation([1, 2, 3], [1, 1, 1]) is None
+    assert judging.correlation([1, -1, 0], [1, 1, -2]) == pytest.approx(0)
