@@ -39,5 +39,15 @@ def test_rewards_that_are_lengths_are_said() -> None:
     assert Alarms()({"step": 1, "validation": {"accuracy": 0.9, "sequences": 3}}) == []  # labels have no lengths
 
 
+def test_answers_that_grow_or_shrink_are_said() -> None:
+    for now, way in ((31.0, "longer"), (13.0, "shorter")):
+        alarms = Alarms()
+        assert alarms({"step": 0, "validation": held(answer_tokens=20.0)["validation"]}) == []
+        assert alarms(held(answer_tokens=25.0)) == []
+        (said,) = alarms(held(answer_tokens=now))
+        assert f"have become {way}: 20 tokens before training, {now:.0f} now" in said
+        assert alarms(held(answer_tokens=now)) == []  # once
+
+
 def test_records_of_other_methods_are_heard_in_silence() -> None:
     assert Alarms()({"step": 1, "loss": 1.0}) == []

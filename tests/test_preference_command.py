@@ -162,6 +162,7 @@ def test_it_learns_and_says_so(bench: Bench, tmp_path: Path) -> None:
     good, bad = (mean([sum(one) for one in answers(tmp_path / "run" / "model", HELD, side)]) for side in ("chosen", "rejected"))
     good0, bad0 = (mean([sum(one) for one in answers(bench.base, HELD, side)]) for side in ("chosen", "rejected"))
     assert held["rewards/margins"] == pytest.approx(0.1 * ((good - good0) - (bad - bad0)), rel=1e-3)
+    assert 1 <= held["answer_tokens"] <= 64
     assert "rewards/margins" in summary["last_steps"] and "held-out rows" in out
 
 

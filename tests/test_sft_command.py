@@ -411,7 +411,7 @@ def test_lost_rows_are_said_even_where_quiet_is_asked_for(bench: Bench, tmp_path
     data = making.write(tmp_path / "long.jsonl", [*TRAIN, {"prompt": "y" * 80, "completion": "z"}])
     code, _, err = bench.sft(tmp_path / "run", "--quiet", data=data)
     assert code == 0
-    assert err.strip() == "long.jsonl: 0 rows cut to the length limit, 1 dropped"
+    assert err.strip() == "long.jsonl: rows dropped: 1"
 
 
 @pytest.mark.parametrize(("more", "what"), [

@@ -55,11 +55,13 @@ def run(argv: list[str]) -> int:
 def results(summary: dict[str, Any]) -> None:
     """What the evaluations of a run came to, and where its artifacts lie."""
     from posttrain.cli.evaluate import show as show_evaluation
+    from posttrain.cli.reward_model import beside
 
+    shows = {"eval": show_evaluation, "reward_model": beside}
     for name, stage in summary["stages"].items():
-        if stage["kind"] == "eval":
+        if stage["kind"] in shows:
             console().print(f"[bold]{name}[/bold]")
-            show_evaluation(stage["result"])
+            shows[stage["kind"]](stage["result"])
     table = Table(title="artifacts", title_justify="left", box=None)
     for column in ("stage", "seconds", "folder"):
         table.add_column(column, justify="right" if column == "seconds" else "left", overflow="fold")

@@ -26,6 +26,24 @@ def show(outcome: Outcome) -> None:
     """The result: accuracy on held-out rows beside judges that read nothing, calibration, alarms, and where everything is."""
     out = console()
     summary = outcome.summary
+    beside(summary)
+    said = ", ".join(f"{name} {value:.3f}" for name, value in summary["last_steps"].items())
+    out.print(f"last steps: {said}", soft_wrap=True)
+    for alarm in summary["alarms"]:
+        out.print(f"[yellow]{alarm}[/yellow]", soft_wrap=True)
+    where(outcome)
+
+
+def sides(found: dict[str, Any]) -> None:
+    """Accuracy where the chosen answer is the longer, and where it is the shorter."""
+    for side in ("longer", "shorter"):
+        if value := found.get(f"where_{side}_chosen"):
+            console().print(f"where the chosen answer is the {side}: {estimate(value)}, n = {value['n']:,}", soft_wrap=True)
+
+
+def beside(summary: dict[str, Any]) -> None:
+    """Accuracy on held-out rows beside judges that read nothing, and how far its confidence can be believed."""
+    out = console()
     before, after = summary["held_out_before"], summary["held_out"]
     if before and after:
         table = Table(title="held-out rows (95 % interval)", title_justify="left")
@@ -39,18 +57,6 @@ def show(outcome: Outcome) -> None:
         out.print(table)
         sides(after)
         out.print(calibrated(after["calibration"]), soft_wrap=True)
-    said = ", ".join(f"{name} {value:.3f}" for name, value in summary["last_steps"].items())
-    out.print(f"last steps: {said}", soft_wrap=True)
-    for alarm in summary["alarms"]:
-        out.print(f"[yellow]{alarm}[/yellow]", soft_wrap=True)
-    where(outcome)
-
-
-def sides(found: dict[str, Any]) -> None:
-    """Accuracy where the chosen answer is the longer, and where it is the shorter."""
-    for side in ("longer", "shorter"):
-        if value := found.get(f"where_{side}_chosen"):
-            console().print(f"where the chosen answer is the {side}: {estimate(value)}, n = {value['n']:,}", soft_wrap=True)
 
 
 def estimate(value: dict[str, Any], form: str = ".3f") -> str:

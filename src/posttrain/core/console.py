@@ -152,12 +152,12 @@ class ConsoleObserver:
         self._rate = rate if not self._rate else 0.9 * self._rate + 0.1 * rate
         step = record["step"]
         if self._progress:
-            self._progress.update(self._bar, completed=step, loss=f"{record['loss']:.4f}", rate=f"{self._rate:,.0f}",
+            self._progress.update(self._bar, completed=step, loss=_figures(record), rate=f"{self._rate:,.0f}",
                                   memory=f"{record['memory_gib']:.2f}")
         elif not self.quiet and (time.monotonic() - self._told > LINE_SECONDS or step == self._steps):
             self._told = time.monotonic()
             left = (self._told - self._began) / max(1, step - self._first) * (self._steps - step)
-            self.console.print(f"step {step}/{self._steps}  loss {record['loss']:.4f}  {self._rate:,.0f} tokens/s  "
+            self.console.print(f"step {step}/{self._steps}  loss {_figures(record)}  {self._rate:,.0f} tokens/s  "
                                f"{record['memory_gib']:.2f} GiB  ETA {_clock(left)}", soft_wrap=True)
 
     def _say_held(self, step: int, held: dict[str, Any]) -> None:
@@ -181,10 +181,19 @@ class ConsoleObserver:
             self.console.print(draw(lines, width=min(self.console.width, 90)), markup=False, soft_wrap=True)
 
 
+def _figures(record: dict[str, Any]) -> str:
+    """A step's loss, and of comparisons how often and by how much the better answer is ahead."""
+    out = f"{record['loss']:.4f}"
+    if "rewards/accuracies" in record:
+        out += f", accuracy {record['rewards/accuracies']:.2f}"
+    if "rewards/margins" in record:
+        out += f", margin {record['rewards/margins']:+.3f}"
+    return out
+
+
 def loss(held: dict[str, Any]) -> str:
-    """A held-out loss and its interval, which one sequence does not have."""
-    interval = "–" if held["interval"] is None else f"{held['interval']:.4f}"
-    return f"{held['loss']:.4f} ± {interval}"
+    """A held-out loss, and its interval where there is one: a single sequence has none, nor have methods that couple rows."""
+    return f"{held['loss']:.4f}" + ("" if held["interval"] is None else f" ± {held['interval']:.4f}")
 
 
 def _clock(seconds: float) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 WINDOW = 20  # steps of which the mean is looked at
 FALLEN = 0.5  # nats a token by which the chosen answers may become less likely
+DRIFT = 1.5  # factor by which the policy's own answers may become longer, or shorter
 FEWEST = 20  # held-out pairs whose chosen answer is the shorter, or the longer, that it takes to judge them
 
 
@@ -22,6 +23,7 @@ class Alarms:
         self._said: set[str] = set()
         self._first: deque[float] = deque()
         self._last: deque[float] = deque(maxlen=WINDOW)
+        self._answer: float | None = None  # tokens, before the first step
 
     def __call__(self, record: dict[str, Any]) -> list[str]:
         found = self._held(record["validation"]) if "validation" in record else self._step(record)
@@ -44,7 +46,21 @@ class Alarms:
                 f"{WINDOW} steps. A higher --beta, a lower --learning-rate or --mix dpo=1 sft=0.2 holds them"}
 
     def _held(self, held: dict[str, Any]) -> dict[str, str]:
-        """Rewards that are lengths in disguise."""
+        """Rewards that are lengths in disguise, and answers that become longer or shorter."""
+        return {**self._disguise(held), **self._drift(held.get("answer_tokens"))}
+
+    def _drift(self, now: float | None) -> dict[str, str]:
+        if now is None:
+            return {}
+        if self._answer is None:
+            self._answer = now
+        if 1 / DRIFT <= now / max(1.0, self._answer) <= DRIFT:
+            return {}
+        way = "longer" if now > self._answer else "shorter"
+        return {"drift": f"the policy's own answers have become {way}: {self._answer:.0f} tokens before training, {now:.0f} now. "
+                "Is that what the pairs are to teach? A higher --beta, a lower --learning-rate or --ld-alpha holds them"}
+
+    def _disguise(self, held: dict[str, Any]) -> dict[str, str]:
         accuracy = held["accuracy"]
         for side, other in (("shorter", "longer"), ("longer", "shorter")):
             few, right = held.get(f"{side}_chosen", 0), held.get(f"accuracy_{side}_chosen")

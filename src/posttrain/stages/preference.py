@@ -31,6 +31,7 @@ from posttrain.stages.dataset import Dataset
 from posttrain.stages.training import Course, Lesson, Outcome, TrainingSettings
 
 if TYPE_CHECKING:
+    from posttrain.data.forest import Sequence
     from posttrain.data.plan import Plan
     from posttrain.data.prepare import Learned
     from posttrain.engine.batch import LogProbs, Rows
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 MethodName = Literal["dpo", "robust", "hinge", "ipo", "exo_pair", "nca_pair", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
                      "apo_zero", "apo_down", "discopop", "sigmoid_norm", "sft", "simpo", "alphapo", "cpo", "orpo", "tpo", "tpo_l",
                      "kto", "bco", "apo_zero_unpaired"]
+ANSWER = 64  # tokens of an answer that is written to see how long answers are
 AGREES = {"cpu": 1e-4, "cuda": 0.5}  # nats a token by which reference and start may differ, in float32 and in bfloat16
 
 
@@ -84,6 +86,8 @@ class PreferenceSettings(TrainingSettings):
     reference_model: str | None = Field(None, description="model to stay near to; unset: the one that training starts from")
     reference_cache: Path | None = Field(
         None, description="folder where stored log-probabilities outlive the run; unset: in the run's folder while it lasts")
+    answered: int = Field(8, ge=0, description="held-out prompts that are answered at every validation, to see whether answers "
+                          "become longer or shorter; 0 is none")
     optimiser: PreferenceOptimiser = PreferenceOptimiser()  # type: ignore[call-arg]
 
     @property
@@ -151,7 +155,7 @@ class PreferenceCourse(Course):
         rows = {label: self._rows(one, settings) for label, one in data.items()}
         self.held = rows.get("held out")
         return Lesson(self.loss, rows["data"], watch=self.alarms,
-                      held_out=partial(self._held_out, learner, budget) if self.held else None,
+                      held_out=partial(self._held_out, learner, budget, settings.answered) if self.held else None,
                       begin=partial(self._refer, settings, observer) if self.refers else None)
 
     def _rows(self, data: Dataset, settings: PreferenceSettings) -> Rows:
@@ -211,7 +215,7 @@ class PreferenceCourse(Course):
 
     # ------------------------------------------------------------------ held-out rows
 
-    def _held_out(self, learner: Policy, budget: int, told: Callable[[int, int], None]) -> dict[str, Any]:
+    def _held_out(self, learner: Policy, budget: int, answered: int, told: Callable[[int, int], None]) -> dict[str, Any]:
         """The method's loss on the held-out rows as one batch, how often the better answer has the higher reward, and what else
         the method reports."""
         assert self.held is not None
@@ -232,6 +236,8 @@ class PreferenceCourse(Course):
                 out[f"{side}_chosen"] = len(some)
                 out[f"accuracy_{side}_chosen"] = math.fsum(some) / len(some) if some else None
             out["length_correlation"] = _correlation(margins.tolist(), longer.tolist())
+        if answered:
+            out["answer_tokens"] = _answered(learner, [self.held.trees[i][0] for i in range(min(answered, n))])
         return out
 
     def summary(self, run: Run) -> dict[str, Any]:
@@ -243,6 +249,15 @@ class PreferenceCourse(Course):
         alarms = [alarm for one in run.log.read() for alarm in again(one)]
         return {"last_steps": {name: math.fsum(one[name] for one in last if name in one) / len(last) for name in names},
                 "alarms": alarms}
+
+
+def _answered(policy: Policy, some: list[Sequence]) -> float:
+    """Mean tokens of the policy's own answers to some prompts, always the most likely token, ANSWER at most."""
+    from posttrain.engine.sampler import Sampling
+
+    prompts = [one.tokens[:int(one.trained[1:].argmax()) + 1].tolist() for one in some]
+    drawn = policy.sample(prompts, Sampling(max_tokens=ANSWER, temperature=0))
+    return math.fsum(len(one.tokens) for one in drawn) / len(drawn)
 
 
 def _plain(policy: Policy) -> LogProbs:
