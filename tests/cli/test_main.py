@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -129,3 +131,9 @@ def test_an_interrupt_is_130(monkeypatch: pytest.MonkeyPatch, capfd: pytest.Capt
     monkeypatch.setattr(command, "run", interrupt)
     assert main(NEEDED) == 130
     assert capfd.readouterr().err == "interrupted\n"
+
+
+def test_a_reader_that_leaves_is_no_error() -> None:
+    done = subprocess.run(["bash", "-c", f"set -o pipefail; {sys.executable} -m posttrain schema | head -c 10"],
+                          capture_output=True, text=True, check=False)
+    assert done.stdout.startswith("{") and done.stderr == "" and done.returncode == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 from collections.abc import Iterable
 from importlib import import_module
@@ -68,7 +69,12 @@ def main(argv: list[str] | None = None) -> int:
                 name = " ".join(argv[:2])
             raise PosttrainError(f"there is no command {name!r}", cure=nearest(name, COMMANDS))
         module, _, function = COMMANDS[name][0].partition(":")
-        return getattr(import_module(module), function or "main")(argv[words:])
+        code = getattr(import_module(module), function or "main")(argv[words:])
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # `posttrain schema | head`: the reader has what it wanted
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that flushing at exit has somewhere to go
+        return 0
     except PosttrainError as error:
         from posttrain.core.console import print_error
 
