@@ -41,7 +41,7 @@ def main(argv: list[str]) -> int:
 def samples(result: Result) -> None:
     """Answers side by side: one question of each of some skills, right and wrong as they come."""
     def lines(path: Path) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in path.read_text().splitlines()]
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
     asked = {(row["prompt"] if isinstance(row["prompt"], str) else row["prompt"][-1]["content"]): row
              for row in lines(result.folder / "data" / "polite-questions.jsonl")}

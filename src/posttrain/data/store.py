@@ -8,6 +8,7 @@ and `trees` (uint64: where each ends in `sequences`). Beside trees may lie numbe
 from __future__ import annotations
 
 import bisect
+import hashlib
 import os
 from collections.abc import Sequence as Many
 from pathlib import Path
@@ -144,6 +145,15 @@ class Trees(Many[Tree]):
         """Every token that is a sequence's last."""
         last = [part["tokens"][part["sequences"].astype(np.int64) - 1] >> 1 for part in self._parts]
         return set(np.unique(np.concatenate(last)).tolist())
+
+    def digest(self) -> str:
+        """SHA-256 of all tokens and masks, and of how they are cut into sequences and trees."""
+        hashed = hashlib.sha256()
+        for part in self._parts:
+            for name in FILES:
+                hashed.update(f"{name} {len(part[name])} ".encode())
+                hashed.update(part[name].data)
+        return hashed.hexdigest()
 
     def lengths(self) -> np.ndarray:
         """Tokens of every sequence."""

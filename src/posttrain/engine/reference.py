@@ -1,12 +1,15 @@
 """Reference log-probabilities, computed once and kept on the disk.
 
 They are a function of the reference model and the rows, so that a run with another β finds them. They are written in blocks of
-rows; what was interrupted goes on after the last whole block.
+rows; what was interrupted goes on after the last whole block. Runs that share a cache wait for each other.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
+from collections.abc import Iterator
 from collections.abc import Sequence as Many
 from pathlib import Path
 
@@ -17,6 +20,7 @@ from posttrain.data.forest import Tree, forests
 from posttrain.data.store import Numbers, NumberWriter
 from posttrain.engine.batch import LogProbs, Told, by_tree
 
+FILES = ("numbers", "ends")
 BLOCK = 64  # rows that are scored and written at a time
 
 
@@ -47,18 +51,44 @@ def store(reference: LogProbs, trees: Many[Tree], rows: Many[int], folder: Path,
         budget, shared: see `posttrain.data.forest.forests`.
         told: hears how many rows of how many are done.
     """
-    done = folder / "done.json"
-    if done.is_file() and json.loads(done.read_text())["sha256"] == sha256_file(folder / "numbers"):
-        return Stored(folder, np.asarray(rows, np.int64))
-    ready = (folder / "ends").stat().st_size // 8 // BLOCK * BLOCK if (folder / "ends").is_file() else 0
-    with NumberWriter(folder, ready) as writer:
-        for first in range(ready, len(rows), BLOCK):
-            told(first, len(rows))
-            block = [trees[i] for i in rows[first:first + BLOCK]]
-            found = forests(block, budget, shared=shared)
-            for numbers in by_tree(found, reference(found), block):
-                writer.add(numbers)
-            writer.flush()
-    told(len(rows), len(rows))
-    write_json(done, {"rows": len(rows), "sha256": sha256_file(folder / "numbers")})
+    with _alone(folder):
+        done = folder / "done.json"
+        if done.is_file():
+            if json.loads(done.read_text()).get("sha256") == _digests(folder):
+                return Stored(folder, np.asarray(rows, np.int64))
+            for name in ("done.json", *FILES):  # damaged: nothing of it is believed
+                (folder / name).unlink(missing_ok=True)
+        ready = _ready(folder)
+        with NumberWriter(folder, ready) as writer:
+            for first in range(ready, len(rows), BLOCK):
+                told(first, len(rows))
+                block = [trees[i] for i in rows[first:first + BLOCK]]
+                found = forests(block, budget, shared=shared)
+                for numbers in by_tree(found, reference(found), block):
+                    writer.add(numbers)
+                writer.flush()
+        told(len(rows), len(rows))
+        write_json(done, {"rows": len(rows), "sha256": _digests(folder)})
     return Stored(folder, np.asarray(rows, np.int64))
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Wait until no other process writes to `folder`. The system drops the lock when a process ends, however it ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    return {name: sha256_file(folder / name) for name in FILES if (folder / name).is_file()}
+
+
+def _ready(folder: Path) -> int:
+    """How many rows stand there in whole blocks."""
+    if not all((folder / name).is_file() for name in FILES):
+        return 0
+    ends = np.fromfile(folder / "ends", "<u8")
+    ready = len(ends) // BLOCK * BLOCK
+    return ready if ready and 4 * int(ends[ready - 1]) <= (folder / "numbers").stat().st_size else 0

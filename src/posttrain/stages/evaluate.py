@@ -150,7 +150,7 @@ def _records(settings: EvaluateSettings, path: str, role: str, chosen: list[tupl
     subject: Subject | None = None
     for name, source, task in chosen:
         if files[name].is_file() and (folder / "run.json").is_file():
-            found[name] = [json.loads(line) for line in files[name].read_text().splitlines()]
+            found[name] = [json.loads(line) for line in files[name].read_text(encoding="utf-8").split("\n") if line]
             continue
         items = tasks.rows(source)
         subject = subject or _subject(settings, path, observer, f"{name}")
@@ -181,15 +181,19 @@ def _arithmetic(task: str) -> Any:
 
 
 @lru_cache(maxsize=1)
-def _judge(spec: str, device: str) -> Scorer:
+def _judge(spec: str, device: str, digest: str) -> Scorer:
     from posttrain.evals.scorers import open_scorer
 
     return open_scorer(spec, device)
 
 
 def _scorer(settings: EvaluateSettings) -> Scorer:
-    """What judges written answers; a reward model is loaded once."""
-    return _judge(f"reward:{settings.reward_model}" if settings.reward_model else settings.scorer, settings.device)
+    """What judges written answers; a reward model is loaded once, and again where its files have changed."""
+    if settings.reward_model is None:
+        return _judge(settings.scorer, settings.device, "")
+    from posttrain.engine.load import digest, resolve
+
+    return _judge(f"reward:{settings.reward_model}", settings.device, digest(resolve(settings.reward_model)))
 
 
 def _subject(settings: EvaluateSettings, path: str, observer: ConsoleObserver, label: str) -> Subject:

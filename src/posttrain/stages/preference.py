@@ -137,6 +137,10 @@ class PreferenceCourse(Course):
                               cure="leave --reference and --reference-model out")
         if settings.reference == "adapters" and not settings.lora:
             raise ConfigError("--reference adapters without --lora", cure="add --lora, or leave --reference out")
+        if settings.reference == "adapters" and settings.reference_model:
+            raise ConfigError("--reference adapters is the model itself, --reference-model another", cure="leave one of them out")
+        if settings.reference_cache and settings.reference_cache.exists() and not settings.reference_cache.is_dir():
+            raise ConfigError(f"--reference-cache {settings.reference_cache} is no folder", cure="give a folder, or a new name")
         if settings.data.truncate == "split":
             raise ConfigError("--truncate split would compare parts of answers with each other", cure="use right, left or drop")
 
@@ -197,10 +201,9 @@ class PreferenceCourse(Course):
         taken = sorted({i for _ in range(min(run.steps, math.ceil(len(run.rows) / plan.batch))) for i in plan.next()}
                        if run.steps * plan.batch < len(run.rows) else range(len(run.rows)))
 
-        def kept(label: str, trees: Any, rows: list[int]) -> Any:
-            told_apart = settings.seed if label.endswith("probes") else 0
-            key = sha256_json([model, dataset.digests(settings.data), settings.data.model_dump(mode="json"), self.learned, label,
-                               len(trees), rows, told_apart])
+        def kept(trees: Any, rows: list[int], of: Any, told_apart: list[int]) -> Any:
+            # the tokens themselves: two models may write the same rows in different chat templates
+            key = sha256_json([model, str(run.policy.model.network.dtype), of.digest(), rows, told_apart])
             with observer.working("reference", len(rows)) as told:
                 return store(scores, trees, rows, at / f"reference-{key[:16]}", run.budget, shared=shared,
                              told=lambda done, total: told(done))
@@ -209,8 +212,9 @@ class PreferenceCourse(Course):
         found = {}
         for label, (rows, which) in every.items():
             if rows is not None:
-                found[label] = replace(rows, reference=kept(label, rows.trees, which), probe_reference=kept(
-                    f"{label} probes", rows.probes, which) if rows.probes is not None else None)
+                probes: Any = rows.probes
+                found[label] = replace(rows, reference=kept(rows.trees, which, rows.trees, []), probe_reference=kept(
+                    probes, which, rows.trees, [settings.seed, probes.longest]) if probes is not None else None)
         run.rows, self.held = found["train"], found.get("held out")
 
     # ------------------------------------------------------------------ held-out rows
@@ -225,7 +229,7 @@ class PreferenceCourse(Course):
         found = learner.measure(batch.forests, self.loss, batch.facts, probes=batch.probes)
         told(n, n)
         right = found.values["rewards/accuracies"].tolist()
-        accuracy = stats.mean(right)
+        accuracy = stats.share(sum(right), len(right))
         out: dict[str, Any] = {"loss": found.loss, "interval": None, "accuracy": accuracy.mean, "accuracy_low": accuracy.low,
                                "accuracy_high": accuracy.high, "sequences": len(right), **found.means()}
         if self.learned != "labels":
@@ -242,13 +246,16 @@ class PreferenceCourse(Course):
 
     def summary(self, run: Run) -> dict[str, Any]:
         """The last steps' means of what the method reports, and every alarm."""
-        records = [one for one in run.log.read() if "loss" in one]
-        last = records[-min(20, len(records)):]
-        names = [name for name in last[-1] if "/" in name or name in ("kl", "entropy")]
+        records = run.log.read()
+        last = [one for one in records if "loss" in one][-20:]
+        found: dict[str, list[float]] = {}  # a batch may have good answers alone, or bad ones
+        for one in last:
+            for name in one:
+                if "/" in name or name in ("kl", "entropy"):
+                    found.setdefault(name, []).append(one[name])
         again = Alarms()
-        alarms = [alarm for one in run.log.read() for alarm in again(one)]
-        return {"last_steps": {name: math.fsum(one[name] for one in last if name in one) / len(last) for name in names},
-                "alarms": alarms}
+        alarms = [alarm for one in records for alarm in again(one)]
+        return {"last_steps": {name: math.fsum(some) / len(some) for name, some in found.items()}, "alarms": alarms}
 
 
 def _answered(policy: Policy, some: list[Sequence]) -> float:
