@@ -121,3 +121,14 @@ def test_ties_count_a_half() -> None:
     some = [{"where": "2", "answer": "", "score": 1.0, "tokens": 3}, unjudged]
     assert comparing.metrics("win", some)["score"].n == 1
     assert comparing.differences("win", some, [{**some[0], "score": 0.0}, unjudged])["win_rate"].n == 1
+
+
+def test_records_with_any_sign_inside_are_read_back(bench: Bench, tmp_path: Path) -> None:
+    """U+2028 ends a line for `splitlines`, and not in JSON lines."""
+    rows = making.write(tmp_path / "rows.jsonl", [{**PAIRS[0], "category": "a\u2028b"}, PAIRS[1]])
+    assert bench.eval(tmp_path / "run", "--prefer", rows)[0] == 0
+    before = (tmp_path / "run" / "summary.json").read_text()
+    (tmp_path / "run" / "summary.json").unlink()
+    code, _, err = bench.eval(tmp_path / "run", "--prefer", rows)
+    assert code == 0, err
+    assert (tmp_path / "run" / "summary.json").read_text() == before

@@ -155,7 +155,9 @@ def test_it_learns_and_says_so(bench: Bench, tmp_path: Path) -> None:
     code, out, err = bench.run(tmp_path / "run", "--validation", bench.folder / "held.jsonl", steps=40)
     assert code == 0, err
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert summary["held_out_before"]["loss"] == pytest.approx(LOG2) and summary["held_out_before"]["accuracy"] == 0.5
+    before = summary["held_out_before"]
+    assert before["loss"] == pytest.approx(LOG2) and before["accuracy"] == 0.5
+    assert 0 < before["accuracy_low"] < 0.2 and 0.8 < before["accuracy_high"] < 1  # six ties tell next to nothing
     held = summary["held_out"]
     assert held["loss"] < 0.66 and held["accuracy"] > 0.6 and held["sequences"] == len(HELD)
     assert held["accuracy_low"] < held["accuracy"] <= held["accuracy_high"]
@@ -201,6 +203,33 @@ def test_a_damaged_store_is_computed_again(bench: Bench, tmp_path: Path) -> None
     (kept / "numbers").write_bytes(b"\0" * (kept / "numbers").stat().st_size)
     assert bench.run(tmp_path / "b", "--reference-cache", cache, "--beta", "0.1")[0] == 0
     assert curve(tmp_path / "b") == curve(tmp_path / "a")
+
+
+def test_the_same_rows_in_another_chat_template_have_a_reference_of_their_own(bench: Bench, tmp_path: Path) -> None:
+    """Two policies near one reference, and the cache that both name: what is kept belongs to tokens, and not to files."""
+    cache, template = tmp_path / "cache", tmp_path / "chat.jinja"
+    for name, end in (("a", "+"), ("b", "="), ("c", "+")):
+        template.write_text("{% for m in messages %}{{ m.content + ('" + end + "' if m.role == 'user' else eos_token) }}{% endfor %}")
+        argv = [one for one in bench.argv(tmp_path / name, "--reference-cache", cache, "--chat-template", template)
+                if one not in ("--prompt-template", "{prompt}")]
+        assert main(argv) == 0, bench.capfd.readouterr().err
+        assert curve(tmp_path / name)[0] == pytest.approx(LOG2, abs=1e-6)
+    assert len(list(cache.iterdir())) == 2 and curve(tmp_path / "a") == curve(tmp_path / "c") != curve(tmp_path / "b")
+
+
+def test_numbers_of_one_kind_of_answer_are_means_over_the_steps_that_had_it(bench: Bench, tmp_path: Path) -> None:
+    argv = [one.replace("pairs.jsonl", "labels.jsonl") for one in bench.argv(
+        tmp_path / "run", "--method", "bco", "--batch-size", "1", steps=9)]
+    assert main(argv) == 0
+    found = json.loads((tmp_path / "run" / "summary.json").read_text())["last_steps"]
+    for side in ("chosen", "rejected"):
+        some = [one[f"logps/{side}"] for one in steps(tmp_path / "run") if f"logps/{side}" in one]
+        assert 0 < len(some) < 9 and found[f"logps/{side}"] == pytest.approx(mean(some))
+
+
+def test_a_reference_cache_that_is_a_file_is_refused(bench: Bench, tmp_path: Path) -> None:
+    code, _, err = bench.run(tmp_path / "run", "--reference-cache", bench.folder / "held.jsonl")
+    assert code == 2 and "is no folder" in err and not (tmp_path / "run").exists()
 
 
 def test_a_reference_with_other_tokens_is_refused(bench: Bench, tmp_path: Path) -> None:

@@ -159,6 +159,27 @@ def test_what_is_stored_is_what_the_reference_says_and_a_broken_store_goes_on(tm
         found[1]
 
 
+@pytest.mark.parametrize("damage", ["numbers", "ends", "short", "gone"])
+def test_of_a_damaged_store_nothing_is_believed(tmp_path: Path, damage: str) -> None:
+    trees, rows = answers(4, 140), list(range(140))
+
+    def scores(batch: Any) -> list[torch.Tensor]:
+        return [-1.0 - f.target.float() for f in batch]
+
+    expected = [values.tolist() for values in map(reference.store(scores, trees, rows, tmp_path, 400, shared=True).__getitem__, rows)]
+    path = tmp_path / ("ends" if damage == "ends" else "numbers")
+    data = bytearray(path.read_bytes())
+    data[9] ^= 1
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(data[:100] if damage == "short" else data)
+    if damage == "short":
+        (tmp_path / "done.json").unlink()  # as if it had never been done
+    found = reference.store(scores, trees, rows, tmp_path, 400, shared=True)
+    assert [found[i].tolist() for i in rows] == expected
+
+
 def test_numbers_of_several_folders_are_numbered_through(tmp_path: Path) -> None:
     for name, some in (("a", [[1.0], [], [2.0, 3.0]]), ("b", [[4.0]])):
         with NumberWriter(tmp_path / name) as out:

@@ -4,16 +4,20 @@
 small mask; trees never see each other. Windows count positions, not places in the forest; soft caps and sinks are honoured;
 an argument this function does not know is an error, because ignoring it would be silently wrong.
 
-On a GPU in half precision, documents without branches run in one call of PyTorch's variable-length kernel. Left out: a kernel
-for branches (FlexAttention); there, and in float32, CUDA runs the same SDPA calls as the CPU.
+On a GPU in half precision the whole forest runs in one call of PyTorch's variable-length kernel: the tokens of a segment are
+queries over the keys of their path. A prefix's keys are copied for every branch there, and computed once. In float32 CUDA runs
+the same SDPA calls as the CPU.
 """
 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence as Many
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -29,6 +33,46 @@ _IRRELEVANT = {"position_ids", "use_cache", "output_attentions", "output_hidden_
                "return_dict", "num_items_in_batch", "is_causal", "logits_to_keep", "cache_position"}
 
 
+@dataclass(frozen=True)
+class Ragged:
+    """Segments as queries, each over its own keys; the last query of a segment sees all of them, the one before all but one, …
+
+    Attributes:
+        queries, keys: [segments + 1] int32, where each segment's queries and keys begin, and the end.
+        longest_query, longest_key: of a segment.
+        index: which token each key is; None where they are the tokens in order.
+    """
+
+    queries: Tensor
+    keys: Tensor
+    longest_query: int
+    longest_key: int
+    index: Tensor | None
+
+
+def ragged(ends: Many[int], trees: Many[int]) -> list[tuple[int, int, list[tuple[int, int]]]]:
+    """The segments of a forest, in order.
+
+    Args:
+        ends: [T] subtree ends. trees: where each tree begins, and T.
+    Returns: of each segment its first token, its end, and the stretches of tokens that its last token sees, itself the last.
+    """
+    out: list[tuple[int, int, list[tuple[int, int]]]] = []
+    for first, last in zip(trees, trees[1:], strict=False):
+        path: list[tuple[int, int]] = []
+        a = first
+        while a < last:
+            b = a + 1
+            while b < last and ends[b] == ends[a]:
+                b += 1
+            while path and ends[path[-1][0]] <= a:  # subtrees that are over
+                path.pop()
+            path.append((a, b))
+            out.append((a, b, list(path)))
+            a = b
+    return out
+
+
 class ForestMask:
     """What attention needs of a forest, made once and shared by all layers.
 
@@ -42,11 +86,19 @@ class ForestMask:
         self._made: dict[tuple[int, int | None], Tensor | None] = {}
 
     @cached_property
-    def documents(self) -> tuple[Tensor, int] | None:
-        """Where each tree begins and ends, [trees + 1] int32, and the longest; None where one of them branches."""
-        if any(self._forest.shared):
-            return None
-        return torch.tensor(self._forest.trees, dtype=torch.int32, device=self._forest.tokens.device), max(self.sizes)
+    def ragged(self) -> Ragged:
+        """The forest for a variable-length kernel, on the forest's device."""
+        segments = ragged(self._forest.subtree_end.tolist(), self._forest.trees)
+        queries, keys = [0], [0]
+        for _, end, path in segments:
+            queries.append(end)
+            keys.append(keys[-1] + sum(b - a for a, b in path))
+        device = self._forest.tokens.device
+        branched = any(len(path) > 1 for *_, path in segments)
+        index = np.concatenate([np.arange(a, b) for *_, path in segments for a, b in path]) if branched else None
+        starts = [torch.tensor(one, dtype=torch.int32, device=device) for one in (queries, keys)]
+        longest = [max((b - a for a, b in zip(one, one[1:], strict=False)), default=0) for one in (queries, keys)]
+        return Ragged(*starts, *longest, None if index is None else torch.from_numpy(index).to(device))
 
     def mask(self, tree: int, window: int | None) -> Tensor | None:
         """[n, n] bool, True where the query (row) sees the key; None where plain causal attention is the same."""
@@ -90,9 +142,8 @@ def forest_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tenso
         raise TypeError("forest attention needs forest= and no attention mask")
     if extra := sorted(k for k, v in unknown.items() if v is not None and k not in _IRRELEVANT):
         raise TypeError(f"forest attention does not understand the arguments {extra} of {type(module).__name__}")
-    if query.is_cuda and softcap is None and s_aux is None and not dropout and forest.documents is not None \
-            and query.dtype in (torch.bfloat16, torch.float16):
-        return _documents(query, key, value, forest, scaling, sliding_window), None
+    if query.is_cuda and softcap is None and s_aux is None and not dropout and query.dtype in (torch.bfloat16, torch.float16):
+        return _ragged(query, key, value, forest.ragged, scaling, sliding_window), None
     outputs = []
     # split, not slices: its backward writes the gradient once instead of once a tree
     parts = zip(query.split(forest.sizes, 2), key.split(forest.sizes, 2), value.split(forest.sizes, 2), strict=True)
@@ -107,17 +158,18 @@ def forest_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tenso
     return torch.cat(outputs, 2).transpose(1, 2), None
 
 
-def _documents(query: Tensor, key: Tensor, value: Tensor, forest: ForestMask, scaling: float | None,
-               window: int | None) -> Tensor:
-    """Causal attention inside each document, all documents in one call; see `forest_attention`."""
+def _ragged(query: Tensor, key: Tensor, value: Tensor, segments: Ragged, scaling: float | None, window: int | None) -> Tensor:
+    """Every segment over its path, all in one call; see `forest_attention`."""
     from torch.nn.attention.varlen import varlen_attn
 
-    assert forest.documents is not None
-    ends, longest = forest.documents
-    q, k, v = (x[0].transpose(0, 1) for x in (query, _repeat(key, query.shape[1]), _repeat(value, query.shape[1])))
-    # a window counts the query itself, and without branches positions differ as places do
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+    if segments.index is not None:
+        k, v = k.index_select(0, segments.index), v.index_select(0, segments.index)
+    k, v = (x if x.shape[1] == q.shape[1] else x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
+    # the kernel aligns the last query with the last key; along a path places are positions, and a window counts the query itself
     left = -1 if window is None else window - 1
-    out: Any = varlen_attn(q, k, v, ends, ends, longest, longest, scale=scaling, window_size=(left, 0))
+    out: Any = varlen_attn(q, k, v, segments.queries, segments.keys, segments.longest_query, segments.longest_key, scale=scaling,
+                           window_size=(left, 0))
     return out[None]
 
 
