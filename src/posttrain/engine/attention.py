@@ -96,9 +96,9 @@ class ForestMask:
         device = self._forest.tokens.device
         branched = any(len(path) > 1 for *_, path in segments)
         index = np.concatenate([np.arange(a, b) for *_, path in segments for a, b in path]) if branched else None
-        starts = [torch.tensor(one, dtype=torch.int32, device=device) for one in (queries, keys)]
-        longest = [max((b - a for a, b in zip(one, one[1:], strict=False)), default=0) for one in (queries, keys)]
-        return Ragged(*starts, *longest, None if index is None else torch.from_numpy(index).to(device))
+        a, b = (torch.tensor(one, dtype=torch.int32, device=device) for one in (queries, keys))
+        n, m = (max((y - x for x, y in zip(one, one[1:], strict=False)), default=0) for one in (queries, keys))
+        return Ragged(a, b, n, m, None if index is None else torch.from_numpy(index).to(device))
 
     def mask(self, tree: int, window: int | None) -> Tensor | None:
         """[n, n] bool, True where the query (row) sees the key; None where plain causal attention is the same."""
