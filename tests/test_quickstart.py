@@ -38,11 +38,11 @@ def test_its_data_are_the_same_every_time_and_nothing_leaks(tmp_path: Path) -> N
     assert len(questions) == quickstart.QUESTIONS
     taught = {message["content"] for line in read["demonstrations"].splitlines() for message in json.loads(line)["messages"]}
     assert not taught.intersection(questions)
-    assert not set(read["held-out-text"].splitlines()) & set(read["text"].splitlines())
+    assert not set(read["held-text"].splitlines()) & set(read["text"].splitlines())
     pairs = {name: {json.loads(line)["prompt"][-1]["content"] for line in read[name].splitlines()}
-             for name in ("reward-pairs", "polite-pairs", "polite-held-out")}
-    assert len(pairs["polite-held-out"]) == quickstart.HELD_PAIRS and not pairs["reward-pairs"] & pairs["polite-pairs"]
-    assert not pairs["polite-held-out"] & (pairs["reward-pairs"] | pairs["polite-pairs"] | taught)
+             for name in ("reward-pairs", "polite-pairs", "polite-held")}
+    assert len(pairs["polite-held"]) == quickstart.HELD_PAIRS and not pairs["reward-pairs"] & pairs["polite-pairs"]
+    assert not pairs["polite-held"] & (pairs["reward-pairs"] | pairs["polite-pairs"] | taught)
 
 
 @pytest.mark.slow
@@ -66,8 +66,8 @@ def test_the_whole_loop_runs_and_is_found_again(tmp_path: Path, capfd: pytest.Ca
     assert set(exact["difference"]["correct"]) == {"mean", "low", "high", "n"}
     assert summary["stages"]["reward"]["result"]["held_out"]["sequences"] == 12
     compared = summary["stages"]["compare"]["result"]["tasks"]
-    assert compared["prefer-polite-held-out"]["difference"]["rewarded"]["mean"] > 0.9
-    assert compared["win-polite-held-out"]["difference"]["win_rate"]["n"] == 12
+    assert compared["prefer-polite-held"]["difference"]["rewarded"]["mean"] > 0.9
+    assert compared["win-polite-held"]["difference"]["win_rate"]["n"] == 12
     assert (out / "sft").resolve() == Path(sft["folder"]).resolve()
 
     for kind in KINDS.values():  # nothing runs again

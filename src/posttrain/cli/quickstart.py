@@ -44,9 +44,9 @@ def samples(result: Result) -> None:
         return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
     asked = {(row["prompt"] if isinstance(row["prompt"], str) else row["prompt"][-1]["content"]): row
-             for row in lines(result.folder / "data" / "polite-questions.jsonl")}
+             for row in lines(result.folder / "data" / "polite-asked.jsonl")}
     compared = result.artifacts["compare"]
-    before, after = (lines(compared / f"exact-polite-questions{end}.jsonl") for end in (".against", ""))
+    before, after = (lines(compared / f"exact-polite-asked{end}.jsonl") for end in (".against", ""))
     table = Table(title="held-out questions: after fine-tuning, and after learning from comparisons", title_justify="left")
     for column, width in (("question", 36), ("wanted", 14), ("sft", 20), ("preference", 24)):
         table.add_column(column, overflow="fold", max_width=width)

@@ -32,7 +32,7 @@ def write_data(folder: Path) -> dict[str, str]:
     texts = [{"text": text} for text in documents]
     questions = curriculum.held_out(QUESTIONS, "test", 0, levels=LEVELS)
     rows: dict[str, Iterable[dict[str, Any]]] = {
-        "text": texts[:ADAPT], "held-out-text": texts[ADAPT:],
+        "text": texts[:ADAPT], "held-text": texts[ADAPT:],
         "demonstrations": curriculum.demonstrations(SFT, "train", 0, levels=LEVELS),
         "validation": curriculum.demonstrations(100, "validation", 0, levels=LEVELS),
         "questions": ({"prompt": one["question"], "completion": one["answer"], "skill": one["skill"], "level": one["level"]}
@@ -55,8 +55,8 @@ def _pairs() -> dict[str, list[dict[str, Any]]]:
     held = [row for row in curriculum.preferences(5 * HELD_PAIRS, "test", 0, levels=LEVELS) if row["rule"] == "polite"]
     validation = curriculum.preferences(HELD_PAIRS, "validation", 0, levels=LEVELS)
     return {"reward-pairs": drawn[:REWARD], "reward-validation": validation, "polite-pairs": polite,
-            "polite-held-out": held[:HELD_PAIRS],
-            "polite-questions": [{"prompt": row["prompt"], "completion": row["answer"]} for row in held[:HELD_PAIRS]]}
+            "polite-held": held[:HELD_PAIRS],
+            "polite-asked": [{"prompt": row["prompt"], "completion": row["answer"]} for row in held[:HELD_PAIRS]]}
 
 
 def recipe(data: dict[str, str]) -> dict[str, Any]:
@@ -67,14 +67,14 @@ def recipe(data: dict[str, str]) -> dict[str, Any]:
         "sft": {"model": "adapt", "data": [data["demonstrations"], f"{data['text']},share=0.1"], "validation": data["validation"],
                 "epochs": 1, "batch_size": 8, "learning_rate": 5e-4, "device": "cpu"},
         "check": {"stage": "eval", "model": "sft", "against": "embedded", "exact": data["questions"], "choice": data["choices"],
-                  "perplexity": data["held-out-text"], "max_tokens": 24, "device": "cpu"},
+                  "perplexity": data["held-text"], "max_tokens": 24, "device": "cpu"},
         "reward": {"stage": "reward_model", "model": "sft", "data": data["reward-pairs"], "validation": data["reward-validation"],
                    "epochs": 1, "batch_size": 16, "learning_rate": 1e-4, "device": "cpu"},
         # the likelihood of the chosen answers beside their lead: the model never wrote such answers before
         "preference": {"model": "sft", "data": data["polite-pairs"], "mix": {"dpo": 1, "sft": 1}, "epochs": 1, "batch_size": 8,
                        "learning_rate": 1e-4, "device": "cpu"},
-        "compare": {"stage": "eval", "model": "preference", "against": "sft", "prefer": data["polite-held-out"],
-                    "win": data["polite-held-out"], "reward_model": "reward", "exact": data["polite-questions"],
+        "compare": {"stage": "eval", "model": "preference", "against": "sft", "prefer": data["polite-held"],
+                    "win": data["polite-held"], "reward_model": "reward", "exact": data["polite-asked"],
                     "match": "contains", "max_tokens": 24, "device": "cpu"}}}
 
 
