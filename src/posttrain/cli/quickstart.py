@@ -12,9 +12,8 @@ from rich.text import Text
 from posttrain.cli.options import Parser
 from posttrain.cli.pipeline import results
 from posttrain.core.console import ConsoleObserver, console
-from posttrain.pipeline.run import Result
 
-SAMPLES = 8
+SAMPLES = 6
 
 
 def main(argv: list[str]) -> int:
@@ -27,35 +26,48 @@ def main(argv: list[str]) -> int:
     from posttrain.pipeline.quickstart import quickstart
 
     result = quickstart(arguments.out, ConsoleObserver(quiet=arguments.quiet))
-    samples(result)
+    data = result.folder / "data"
+    samples(result.artifacts["check"], data / "questions.jsonl", "exact-questions", "base", "sft")
+    samples(result.artifacts["compare"], data / "polite-asked.jsonl", "exact-polite-asked", "sft", "preference")
     results(result.summary)
     out = console()
     for label, path in (("model", result.artifacts["preference"] / "model"), ("summary", result.folder / "summary.json"),
-                        ("data", result.folder / "data")):
+                        ("data", data)):
         out.print(f"{label:<8} {path}", soft_wrap=True, markup=False)
     after, before = result.folder / "preference", result.folder / "sft"
     out.print(f"[bold]next[/bold]     posttrain chat --model {after} --vs {before}", soft_wrap=True)
     return 0
 
 
-def samples(result: Result) -> None:
-    """Answers side by side: one question of each of some skills, right and wrong as they come."""
-    def lines(path: Path) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+def samples(folder: Path, questions: Path, task: str, before: str, after: str) -> None:
+    """Answers side by side, right and wrong as they come: of each of some skills one question.
 
-    asked = {(row["prompt"] if isinstance(row["prompt"], str) else row["prompt"][-1]["content"]): row
-             for row in lines(result.folder / "data" / "polite-asked.jsonl")}
-    compared = result.artifacts["compare"]
-    before, after = (lines(compared / f"exact-polite-asked{end}.jsonl") for end in (".against", ""))
-    table = Table(title="held-out questions: after fine-tuning, and after learning from comparisons", title_justify="left")
-    for column, width in (("question", 36), ("wanted", 14), ("sft", 20), ("preference", 24)):
+    Args:
+        folder: of the evaluation. questions: what was asked. task: the evaluation's name for it.
+        before, after: what the two models are called.
+    """
+    asked, old, new = (_lines(path) for path in (questions, folder / f"{task}.against.jsonl", folder / f"{task}.jsonl"))
+    table = Table(title="held-out questions", title_justify="left")
+    for column, width in (("question", 36), ("wanted", 14), (before, 24), (after, 24)):
         table.add_column(column, overflow="fold", max_width=width)
-    for question, old, new in list(zip(asked, before, after, strict=True))[:SAMPLES]:
-        table.add_row(Text(question), Text(new["wanted"]), *(
-            Text(_short(one["answer"]), style="green" if one["correct"] else "red") for one in (old, new)))
+    seen: set[str] = set()
+    for row, *answers in zip(asked, old, new, strict=True):
+        question = row["prompt"] if isinstance(row["prompt"], str) else row["prompt"][-1]["content"]
+        skill = row.get("skill", question)
+        if skill in seen or "\n" in question:
+            continue
+        seen.add(skill)
+        table.add_row(Text(question), Text(answers[0]["wanted"]), *(
+            Text(_short(one["answer"]), style="green" if one["correct"] else "red") for one in answers))
+        if len(seen) == SAMPLES:
+            break
     console().print(table)
 
 
-def _short(text: str, width: int = 60) -> str:
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+
+
+def _short(text: str, width: int = 50) -> str:
     text = " ".join(text.split())
     return text if len(text) <= width else text[:width] + "…"
