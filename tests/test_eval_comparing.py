@@ -13,7 +13,7 @@ from scipy import stats as scipy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from posttrain.cli.main import main
-from posttrain.evals import comparing
+from posttrain.evals import comparing, judging
 from tests import making
 
 PAIRS = [{"prompt": f"{a}+{b}=", "chosen": str(a + b), "rejected": str(a) * (1 + b), "category": "even" if a % 2 == 0 else "odd"}
@@ -132,3 +132,21 @@ def test_records_with_any_sign_inside_are_read_back(bench: Bench, tmp_path: Path
     code, _, err = bench.eval(tmp_path / "run", "--prefer", rows)
     assert code == 0, err
     assert (tmp_path / "run" / "summary.json").read_text() == before
+
+
+def test_pairs_of_one_prompt_are_not_independent(bench: Bench, tmp_path: Path) -> None:
+    """Every pair five times over says nothing new: the intervals are no narrower for it, or hardly."""
+    sides = [("chosen", "rejected"), ("rejected", "chosen")]  # so that half of the prompts are right
+    five = [{"prompt": row["prompt"], a: row["chosen"], b: row["rejected"] + " " * (k + 3)}
+            for (a, b), row in zip(sides * 6, PAIRS, strict=True) for k in range(5)]
+    rows = making.write(tmp_path / "rows.jsonl", five)
+    assert bench.eval(tmp_path / "run", "--against", bench.folder / "b", "--prefer", rows)[0] == 0
+    found = json.loads((tmp_path / "run" / "summary.json").read_text())["tasks"]["prefer-rows"]
+    known = records(tmp_path / "run" / "prefer-rows.jsonl")
+    assert len({one["prompt"] for one in known}) == len(PAIRS) and len(known) == 5 * len(PAIRS)
+    values = [float(one["logprobs"][0] > one["logprobs"][1]) for one in known]
+    expected = judging.rate(values, [one["prompt"] for one in known])
+    alone = judging.rate(values, range(len(values)))
+    assert found["metrics"]["preferred"]["low"] == expected.low and found["metrics"]["preferred"]["high"] == expected.high
+    assert alone.high is not None and alone.low is not None and expected.high is not None and expected.low is not None
+    assert expected.high - expected.low > 1.2 * (alone.high - alone.low)

@@ -209,7 +209,8 @@ def test_the_same_rows_in_another_chat_template_have_a_reference_of_their_own(be
     """Two policies near one reference, and the cache that both name: what is kept belongs to tokens, and not to files."""
     cache, template = tmp_path / "cache", tmp_path / "chat.jinja"
     for name, end in (("a", "+"), ("b", "="), ("c", "+")):
-        template.write_text("{% for m in messages %}{{ m.content + ('" + end + "' if m.role == 'user' else eos_token) }}{% endfor %}")
+        ends = f"('{end}' if m.role == 'user' else eos_token)"
+        template.write_text("{% for m in messages %}{{ m.content + " + ends + " }}{% endfor %}")
         argv = [one for one in bench.argv(tmp_path / name, "--reference-cache", cache, "--chat-template", template)
                 if one not in ("--prompt-template", "{prompt}")]
         assert main(argv) == 0, bench.capfd.readouterr().err
@@ -225,6 +226,13 @@ def test_numbers_of_one_kind_of_answer_are_means_over_the_steps_that_had_it(benc
     for side in ("chosen", "rejected"):
         some = [one[f"logps/{side}"] for one in steps(tmp_path / "run") if f"logps/{side}" in one]
         assert 0 < len(some) < 9 and found[f"logps/{side}"] == pytest.approx(mean(some))
+
+
+def test_the_held_out_loss_is_without_weights(bench: Bench, tmp_path: Path) -> None:
+    held = ("--validation", bench.folder / "held.jsonl", "--answered", "0")
+    assert bench.run(tmp_path / "run", "--weighting", *held)[0] == 0
+    assert steps(tmp_path / "run")[0]["loss"] < LOG2 - 0.01
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["held_out_before"]["loss"] == pytest.approx(LOG2)
 
 
 def test_a_reference_cache_that_is_a_file_is_refused(bench: Bench, tmp_path: Path) -> None:

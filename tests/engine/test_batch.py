@@ -166,7 +166,8 @@ def test_of_a_damaged_store_nothing_is_believed(tmp_path: Path, damage: str) -> 
     def scores(batch: Any) -> list[torch.Tensor]:
         return [-1.0 - f.target.float() for f in batch]
 
-    expected = [values.tolist() for values in map(reference.store(scores, trees, rows, tmp_path, 400, shared=True).__getitem__, rows)]
+    whole = reference.store(scores, trees, rows, tmp_path, 400, shared=True)
+    expected = [whole[i].tolist() for i in rows]
     path = tmp_path / ("ends" if damage == "ends" else "numbers")
     data = bytearray(path.read_bytes())
     data[9] ^= 1

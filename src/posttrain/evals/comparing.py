@@ -3,15 +3,18 @@
     prefer   pairs: whether the model finds the chosen answer likelier than the rejected one, as a sum and a token; against
              another model also whether it has gained more, which is the reward that preference training gives it
     win      prompts: the score of the answer that the model writes; against another model's, how often it wins
+
+Where prompts repeat, intervals are clustered by prompt, as in `posttrain.evals.judging`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from collections.abc import Sequence as Many
 from typing import Any
 
 from posttrain.core.errors import DataError
+from posttrain.core.files import sha256_json
 from posttrain.data.asked import asked
 from posttrain.data.forest import Tree
 from posttrain.data.formats import Format
@@ -19,7 +22,7 @@ from posttrain.data.prepare import fit
 from posttrain.data.rows import Rejects, Row
 from posttrain.data.settings import Source
 from posttrain.engine.sampler import Sampling
-from posttrain.evals import stats
+from posttrain.evals import judging, stats
 from posttrain.evals.stats import Estimate
 from posttrain.evals.tasks import Record, Subject
 from posttrain.scoring.scorers import Item, Scorer
@@ -46,7 +49,9 @@ def prefer(subject: Subject, items: Many[Row]) -> list[Record]:
         if not all(sides):
             continue
         trees.append((sides[0][0], sides[1][0]))
-        records.append({"where": row.where, "tokens": [sides[0][0].targets, sides[1][0].targets],
+        prompt = form.read(row).prompt  # empty where the answers are whole conversations
+        records.append({"where": row.where, "prompt": sha256_json(prompt) if prompt else row.where,
+                        "tokens": [sides[0][0].targets, sides[1][0].targets],
                         **{key: row.fields[key] for key in KEPT if key in row.fields}})
     scored = iter(subject.score(trees))
     for record in records:
@@ -68,7 +73,8 @@ def win(subject: Subject, source: Source, scorer: Scorer, *, max_tokens: int = 6
     if scores and (missing := sum(score is None for score in scores)) > len(scores) / 2:
         raise DataError(f"the scorer can judge only {len(scores) - missing} of {len(scores)} answers", where=source.path,
                         cure="a verifier needs the wanted answer: a column completion or answer")
-    return [{"where": one.where, "answer": text, "score": score, "tokens": len(got.tokens), "finished": got.finished,
+    return [{"where": one.where, "prompt": sha256_json(one.prompt), "answer": text, "score": score,
+             "tokens": len(got.tokens), "finished": got.finished,
              **{key: one.known[key] for key in KEPT if key in one.known}}
             for one, text, score, got in zip(prompts, said, scores, drawn, strict=True)]
 
@@ -87,25 +93,35 @@ def _each(record: Mapping[str, Any]) -> tuple[float, float]:
 def metrics(task: str, records: Many[Record]) -> dict[str, Estimate]:
     """What the records come to, by metric."""
     if task == "prefer":
-        gaps = [_each(r) for r in records]
-        return {"preferred": stats.share(sum(_sign(a) for a, _ in gaps), len(gaps)),
-                "preferred_per_token": stats.share(sum(_sign(b) for _, b in gaps), len(gaps))}
-    return {"score": stats.mean([r["score"] for r in records if r["score"] is not None]),
-            "tokens": stats.mean([float(r["tokens"]) for r in records])}
+        gaps, of = [_each(r) for r in records], _prompts(records)
+        return {"preferred": judging.rate([_sign(a) for a, _ in gaps], of),
+                "preferred_per_token": judging.rate([_sign(b) for _, b in gaps], of)}
+    some = [r for r in records if r["score"] is not None]
+    return {"score": stats.mean([r["score"] for r in some], _prompts(some)),
+            "tokens": stats.mean([float(r["tokens"]) for r in records], _prompts(records))}
+
+
+def _prompts(records: Many[Record]) -> list[Hashable]:
+    """What tells prompts apart: answers to one prompt are not independent."""
+    return [r.get("prompt", r["where"]) for r in records]
 
 
 def differences(task: str, after: Many[Record], before: Many[Record]) -> dict[str, Estimate]:
     """Metric by metric, after − before on the same items; and what only a comparison has."""
     common = {r["where"] for r in after} & {r["where"] for r in before}  # what is too long may be so for one of them
     after, before = ([r for r in some if r["where"] in common] for some in (after, before))
+    of = _prompts(after)
     if task == "prefer":
         now, then = [_each(r) for r in after], [_each(r) for r in before]
-        found = {name: stats.difference([_sign(one[k]) for one in now], [_sign(one[k]) for one in then])
+        found = {name: _paired([_sign(one[k]) for one in now], [_sign(one[k]) for one in then], of)
                  for k, name in enumerate(("preferred", "preferred_per_token"))}
-        gained = [_sign(a[0] - b[0]) for a, b in zip(now, then, strict=True)]
-        return {**found, "rewarded": stats.share(sum(gained), len(gained))}
+        return {**found, "rewarded": judging.rate([_sign(a[0] - b[0]) for a, b in zip(now, then, strict=True)], of)}
     both = [(a, b) for a, b in zip(after, before, strict=True) if a["score"] is not None and b["score"] is not None]
-    wins = [_sign(a["score"] - b["score"]) for a, b in both]
-    return {"score": stats.difference([a["score"] for a, _ in both], [b["score"] for _, b in both]),
-            "tokens": stats.difference([float(a["tokens"]) for a in after], [float(b["tokens"]) for b in before]),
-            "win_rate": stats.share(sum(wins), len(wins))}
+    some = _prompts([a for a, _ in both])
+    return {"score": _paired([a["score"] for a, _ in both], [b["score"] for _, b in both], some),
+            "tokens": _paired([float(a["tokens"]) for a in after], [float(b["tokens"]) for b in before], of),
+            "win_rate": judging.rate([_sign(a["score"] - b["score"]) for a, b in both], some)}
+
+
+def _paired(after: Many[float], before: Many[float], of: Many[Hashable]) -> Estimate:
+    return stats.mean([a - b for a, b in zip(after, before, strict=True)], of)

@@ -126,7 +126,10 @@ class PreferenceCourse(Course):
     def __init__(self, settings: PreferenceSettings) -> None:
         from posttrain.methods.preference import METHODS, Options, preference
 
-        self.loss = preference(settings.mixture, Options(**settings.options.model_dump()))
+        options = settings.options.model_dump()
+        self.loss = preference(settings.mixture, Options(**options))
+        # without WPO's weights, which fall as the policy moves, and the loss with them, however little is learned
+        self.held_loss = preference(settings.mixture, Options(**{**options, "weighting": None}))
         named = [METHODS[name] for name in settings.mixture]
         self.learned: Learned = named[0].rows
         self.refers, self.probes = any(one.reference for one in named), any(one.probes for one in named)
@@ -226,7 +229,7 @@ class PreferenceCourse(Course):
         n = len(self.held)
         told(0, n)
         batch = self.held.batch(range(n), budget, shared=learner.model.mode == "forest")
-        found = learner.measure(batch.forests, self.loss, batch.facts, probes=batch.probes)
+        found = learner.measure(batch.forests, self.held_loss, batch.facts, probes=batch.probes)
         told(n, n)
         right = found.values["rewards/accuracies"].tolist()
         accuracy = stats.share(sum(right), len(right))
