@@ -324,6 +324,8 @@ def test_kto_takes_pairs_as_two_labels(bench: Bench, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("more", "what"), [
     (["--method", "simpo", "--reference", "copy"], "simpo needs no reference"),
     (["--reference", "adapters"], "--reference adapters without --lora"),
+    (["--reference", "copy", "--reference-cache", "cache"], "--reference-cache, and nothing of the reference is stored"),
+    (["--method", "orpo", "--reference-cache", "cache"], "--reference-cache, and nothing of the reference is stored"),
     (["--label-smoothing", "0.7"], "label_smoothing is 0.7"),
     (["--tau", "0.1"], "tau has no meaning for dpo"),
     (["--method", "dop"], "dpo"),
@@ -333,6 +335,23 @@ def test_settings_that_make_no_sense_are_refused(bench: Bench, tmp_path: Path, m
     code, _, err = bench.run(tmp_path / "run", *more)
     assert code == 2 and what in err, err
     assert not (tmp_path / "run").exists()
+
+
+def test_labels_of_one_kind_are_said(bench: Bench, tmp_path: Path) -> None:
+    making.write(tmp_path / "good.jsonl", [row for row in LABELS if row["label"]])
+    command = [one.replace(str(bench.folder / "labels.jsonl"), str(tmp_path / "good.jsonl"))
+               for one in bench.argv(tmp_path / "run", "--method", "kto", data="labels", steps=1)]
+    assert main(command) == 0
+    assert "all answers are labelled good" in bench.capfd.readouterr().err
+
+
+def test_a_reward_model_is_no_policy(bench: Bench, tmp_path: Path) -> None:
+    from transformers import AutoModelForSequenceClassification
+
+    AutoModelForSequenceClassification.from_pretrained(bench.base, num_labels=1).save_pretrained(tmp_path / "judge")
+    AutoTokenizer.from_pretrained(bench.base).save_pretrained(tmp_path / "judge")
+    code, _, err = bench.run(tmp_path / "run", "--model", tmp_path / "judge")
+    assert code == 2 and "writes no text" in err, err
 
 
 def test_the_python_call_is_the_command(bench: Bench, tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ def show_plan(argv: list[str]) -> int:
 def _from(one: Planned) -> str:
     models = [one.stage.parents.get(name) or Path(str(getattr(one.settings, name))).name
               for name in one.stage.kind.models if getattr(one.settings, name) is not None]
-    return ", ".join([*models, *one.stage.feeds])
+    return ", ".join(dict.fromkeys([*models, *one.stage.feeds]))
 
 
 def _state(one: Planned) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,14 @@ def longest_position(folder: Path) -> int | None:
     except Exception as error:
         raise ModelError(f"cannot read {folder}/config.json: {error}", cure="get the complete model") from error
     return getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
+def architecture(folder: Path) -> str:
+    """The class that wrote a folder, as its config.json has it; empty where it does not say."""
+    try:
+        return (json.loads((folder / "config.json").read_text()).get("architectures") or [""])[0]
+    except (OSError, ValueError):
+        return ""  # loading it will say what is wrong
 
 
 def load_tokenizer(folder: Path) -> Any:

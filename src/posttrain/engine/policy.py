@@ -29,7 +29,7 @@ from posttrain.engine import lora as adapters
 from posttrain.engine import sampler
 from posttrain.engine.head import additive, assess, detailed, logprobs
 from posttrain.engine.learner import Learner
-from posttrain.engine.load import digest, load_network, load_tokenizer, resolve, to_bfloat16
+from posttrain.engine.load import architecture, digest, load_network, load_tokenizer, resolve, to_bfloat16
 from posttrain.engine.model import Model, Noise
 from posttrain.engine.settings import LoraSettings
 
@@ -53,6 +53,9 @@ class Policy(Learner):
         """
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         folder = resolve(str(path))
+        if (kind := architecture(folder)).endswith(("ForSequenceClassification", "ForTokenClassification")):
+            raise ModelError(f"{path} is a {kind}, a reward model or classifier, and writes no text",
+                             cure="give the language model that it was made from; posttrain judge puts a reward model on trial")
         tokenizer = load_tokenizer(folder)
         network, notes = load_network(folder, device)
         rows = network.get_input_embeddings().weight.shape[0]

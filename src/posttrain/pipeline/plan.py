@@ -112,4 +112,4 @@ def _why(inputs: dict[str, Any], folder: Path, stage: Stage) -> str:
     before, now = last["inputs"].get("rows", {}), inputs.get("rows", {})
     said += [f"{key} changed" for key in sorted(before.keys() | now) if before.get(key) != now.get(key)]
     said += ["posttrain's own code changed"] * any(one.startswith("code ") for one in changed)
-    return "; ".join(said[:3]) or "not made yet"
+    return "; ".join([*dict.fromkeys(said)][:3]) or "not made yet"

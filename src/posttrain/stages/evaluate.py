@@ -92,7 +92,7 @@ def run(settings: EvaluateSettings, observer: ConsoleObserver) -> dict[str, Any]
                 "models_sha256": {name: digest(resolve(path)) for name, path in {**models, **judges}.items()},
                 "data_sha256": {k: v for _, source, _ in chosen for k, v in data_digest(source).items()}}
     with lock(folder), explained_writes(folder):
-        check(folder, identity, ("summary.json", *(f"{name}.jsonl" for name, _, _ in chosen)))
+        check(folder, identity, ("summary.json", *(f"{name}{end}.jsonl" for name, _, _ in chosen for end in ("", ".against"))))
         if (folder / "summary.json").is_file():
             observer.note("finished", f"{folder} already holds this evaluation; nothing to do")
             return json.loads((folder / "summary.json").read_text())
