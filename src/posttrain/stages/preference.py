@@ -140,8 +140,8 @@ class PreferenceCourse(Course):
                               cure="leave --reference and --reference-model out")
         stored = self.refers and (settings.reference == "stored" or not (settings.reference or settings.lora))
         if settings.reference_cache and not stored:
-            raise ConfigError("--reference-cache, and nothing of the reference is stored", cure="leave it out, or give --reference "
-                              "stored" if self.refers else "leave it out")
+            raise ConfigError("--reference-cache, and nothing of the reference is stored",
+                              cure="leave it out, or give --reference stored" if self.refers else "leave it out")
         if settings.reference == "adapters" and not settings.lora:
             raise ConfigError("--reference adapters without --lora", cure="add --lora, or leave --reference out")
         if settings.reference == "adapters" and settings.reference_model:
@@ -162,7 +162,7 @@ class PreferenceCourse(Course):
                observer: ConsoleObserver) -> Lesson:
         from posttrain.engine.model import without_dropout
 
-        without_dropout(learner.model.network)  # a policy that scores at random is not the one that is held against the reference
+        without_dropout(learner.model.network)  # what scores at random is not what the reference is held against
         kinds = {float(x) for one in data["data"].numbers or () for x in one} if self.learned == "labels" else {0.0, 1.0}
         if len(kinds) < 2:
             observer.message(f"all answers are labelled {'good' if 1.0 in kinds else 'bad'}: nothing tells the model what differs")
