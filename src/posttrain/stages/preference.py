@@ -165,7 +165,7 @@ class PreferenceCourse(Course):
         without_dropout(learner.model.network)  # what scores at random is not what the reference is held against
         kinds = {float(x) for one in data["data"].numbers or () for x in one} if self.learned == "labels" else {0.0, 1.0}
         if len(kinds) < 2:
-            observer.message(f"all answers are labelled {'good' if 1.0 in kinds else 'bad'}: nothing tells the model what differs")
+            observer.message(f"all answers are labelled {'good' if 1.0 in kinds else 'bad'}: nothing tells it what differs")
         rows = {label: self._rows(one, settings) for label, one in data.items()}
         self.held = rows.get("held out")
         return Lesson(self.loss, rows["data"], watch=self.alarms,
