@@ -151,6 +151,79 @@ def test_a_mixture_is_the_sum_of_its_parts(bench: Bench, tmp_path: Path) -> None
     assert steps(tmp_path / "run")[0]["loss"] == pytest.approx(0.8 * LOG2 + 0.2 * 2 * LOG2 + by_hand("sft", bench.base), rel=1e-4)
 
 
+def of_pairs(each: Callable[..., float]) -> Callable[..., float]:
+    """The mean over pairs of a function of the log-ratios of both answers."""
+    return lambda c, r, rc, rr: mean([each(sum(a) - sum(x), sum(b) - sum(y)) for a, b, x, y in zip(c, r, rc, rr, strict=True)])
+
+
+def likelihood(c: list[list[float]], *_: Any) -> float:
+    return -mean([x for one in c for x in one])
+
+
+def shared(one: list[float], other: list[float], tail: float) -> float:
+    """A sum in which the tokens by which an answer is the longer count less."""
+    n = min(len(one), len(other))
+    return sum(one[:n]) + tail * sum(one[n:])
+
+
+DPO = of_pairs(lambda c, r: -log_sigmoid(0.1 * (c - r)))
+# options, and the loss from the log-probabilities of chosen and rejected answers under the policy and under the reference
+OPTIONS: dict[str, tuple[list[str], Callable[..., float]]] = {
+    "dpo": ([], DPO),
+    "cDPO": (["--label-smoothing", "0.2"], of_pairs(
+        lambda c, r: -0.8 * log_sigmoid(0.1 * (c - r)) - 0.2 * log_sigmoid(-0.1 * (c - r)))),
+    "forward KL": (["--f-divergence", "forward_kl"], of_pairs(lambda c, r: -log_sigmoid(0.1 * (math.exp(-r) - math.exp(-c))))),
+    "JS": (["--f-divergence", "js_divergence"], of_pairs(lambda c, r: -log_sigmoid(0.1 * (log_sigmoid(c) - log_sigmoid(r))))),
+    "alpha": (["--f-divergence", "alpha_divergence", "--f-alpha", "0.3"], of_pairs(
+        lambda c, r: -log_sigmoid(0.1 * (math.exp(-0.7 * c) - math.exp(-0.7 * r)) / -0.7))),
+    "LD-DPO": (["--ld-alpha", "0.5"], lambda c, r, rc, rr: mean([
+        -log_sigmoid(0.1 * (shared(a, b, 0.5) - shared(x, y, 0.5) - shared(b, a, 0.5) + shared(y, x, 0.5)))
+        for a, b, x, y in zip(c, r, rc, rr, strict=True)])),
+    "RPO": (["--mix", "dpo=1", "sft=0.2"], lambda *all: DPO(*all) + 0.2 * likelihood(*all)),
+    "MPO": (["--mix", "dpo=0.8", "bco_pair=0.2", "sft=1"], lambda *all: 0.8 * DPO(*all) + likelihood(*all) + 0.2 * of_pairs(
+        lambda c, r: -log_sigmoid(0.1 * c) - log_sigmoid(-0.1 * r))(*all)),
+    "IPO": (["--method", "ipo"], lambda c, r, rc, rr: mean([(mean(a) - mean(x) - mean(b) + mean(y) - 5) ** 2
+                                                            for a, b, x, y in zip(c, r, rc, rr, strict=True)])),
+    "NCA": (["--method", "nca_pair"], of_pairs(
+        lambda c, r: -log_sigmoid(0.1 * c) - 0.5 * log_sigmoid(-0.1 * c) - 0.5 * log_sigmoid(-0.1 * r))),
+    "SPPO": (["--method", "sppo_hard"], of_pairs(lambda c, r: (c - 5) ** 2 + (r + 5) ** 2)),
+    "APO-down": (["--method", "apo_down"], of_pairs(
+        lambda c, r: math.exp(log_sigmoid(0.1 * c)) + 1 - math.exp(log_sigmoid(0.1 * (c - r))))),
+    "DiscoPOP": (["--method", "discopop"], of_pairs(lambda c, r: (
+        lambda m, z: -(1 - m) * log_sigmoid(z) + m * math.exp(-z))(math.exp(log_sigmoid(2 * (c - r))), 0.1 * (c - r)))),
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_options_and_mixtures_by_hand_away_from_the_start(bench: Bench, tmp_path: Path, name: str) -> None:
+    """Against another reference no log-ratio is 0, so that every part of a formula counts."""
+    other = making.model(tmp_path / "other", seed=1)
+    more, formula = OPTIONS[name]
+    code, _, err = bench.run(tmp_path / "run", "--reference-model", other, *more)
+    assert code == 0, err
+    given = [answers(model, PAIRS, side) for model in (bench.base, other) for side in ("chosen", "rejected")]
+    found = steps(tmp_path / "run")
+    assert len(found) == 3 and found[0]["loss"] == pytest.approx(formula(*given), rel=2e-4)
+    assert abs(found[0]["loss"] - AT_START.get(name.lower(), LOG2)) > 1e-5
+
+
+def test_wpo_weighs_pairs_by_how_likely_the_policy_would_write_them(bench: Bench, tmp_path: Path) -> None:
+    assert bench.run(tmp_path / "run", "--weighting")[0] == 0
+    network, words = AutoModelForCausalLM.from_pretrained(bench.base).eval(), AutoTokenizer.from_pretrained(bench.base)
+    weights = []
+    for row in PAIRS:
+        both = 1.0
+        for side in ("chosen", "rejected"):
+            start = len(words(row["prompt"])["input_ids"])
+            ids = torch.tensor([[*words(row["prompt"] + row[side])["input_ids"], words.eos_token_id]])
+            with torch.no_grad():
+                logp = network(input_ids=ids).logits[0, :-1].log_softmax(-1)[start - 1:]
+            aligned = logp.gather(1, ids[0, start:, None])[:, 0] - (2 * logp).logsumexp(-1)
+            both *= math.exp(float(aligned.mean()))
+        weights.append(both)
+    assert steps(tmp_path / "run")[0]["loss"] == pytest.approx(LOG2 * mean(weights), rel=1e-4)
+
+
 def test_it_learns_and_says_so(bench: Bench, tmp_path: Path) -> None:
     code, out, err = bench.run(tmp_path / "run", "--validation", bench.folder / "held.jsonl", steps=40)
     assert code == 0, err
