@@ -19,14 +19,13 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import random
 import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -187,19 +186,6 @@ def child(job: dict[str, Any]) -> None:
 
 # ------------------------------------------------------------------------------------------------ in this process
 
-def fresh(work: Path, name: str, **job: Any) -> dict[str, Any]:
-    """Run one job in a new process and return its result."""
-    job = {"name": name, "work": str(work), "result": str(work / "result.json"), **job}
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONWARNINGS": "ignore"}
-    if job.get("tiny"):
-        environment["OMP_NUM_THREADS"] = "1"
-    done = subprocess.run([sys.executable, str(HERE), "--child", json.dumps(job)], env=environment, text=True,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
-    if done.returncode:
-        raise SystemExit(f"{name} failed:\n{done.stdout[-3000:]}")
-    return json.loads((work / "result.json").read_text())
-
-
 def speed(measured: dict[str, Any], warmup: int) -> dict[str, float]:
     """Tokens a second after warm-up: over all steps together, and the median step's."""
     tokens, seconds = measured["tokens"][warmup:], measured["seconds"][warmup:]
@@ -269,16 +255,15 @@ def main() -> None:
     if a.child:
         child(json.loads(a.child))
         return
-    load = os.getloadavg()[0]
-    if load > QUIET and not a.tiny:
-        raise SystemExit(f"The one-minute load average is {load:.2f}. Something else is running, and a time taken beside it "
-                         f"says nothing about either. Wait until it is below {QUIET}, then run this again.")
+    if not a.tiny:
+        record.refuse_busy(QUIET)
     if a.tiny:
         a.rounds, a.steps, a.warmup = 1, 2, 1
     result: dict[str, Any] = {
         **record.header("posttrain", "torch", "transformers", "trl", "accelerate", "datasets", "tokenizers", "numpy"),
         "settings": {"rounds": a.rounds, "steps": a.steps, "warmup": a.warmup, "tiny": a.tiny, "contestants": CONTESTANTS},
         "measurements": []}
+    fresh = partial(record.fresh, HERE)
     with tempfile.TemporaryDirectory() as folder:
         work, steps = Path(folder), a.warmup + a.steps
         compared = 3 if a.tiny else 20

@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import subprocess
 import sys
 import tempfile
 from datetime import date
@@ -47,6 +48,26 @@ def trees(path: str, tokenizer: Any, template: str, max_length: int) -> list[Any
         prepare(source, Chat(tokenizer, prompt_template=template), Encoder(tokenizer), Path(name), max_length=max_length)
         found = Trees(Path(name))
         return [found[i] for i in range(len(found))]
+
+
+def refuse_busy(most: float) -> None:
+    """Stop where something else is running."""
+    if (load := os.getloadavg()[0]) > most:
+        raise SystemExit(f"The one-minute load average is {load:.2f}. Something else is running, and a time taken beside it "
+                         f"says nothing about either. Wait until it is below {most}, then run this again.")
+
+
+def fresh(script: Path, work: Path, name: str, **job: Any) -> dict[str, Any]:
+    """Run one job of a script (`--child JOB`) in a new process, offline, and return the result that it writes."""
+    job = {"name": name, "work": str(work), "result": str(work / "result.json"), **job}
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONWARNINGS": "ignore"}
+    if job.get("tiny"):
+        environment["OMP_NUM_THREADS"] = "1"
+    done = subprocess.run([sys.executable, str(script), "--child", json.dumps(job)], env=environment, text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
+    if done.returncode:
+        raise SystemExit(f"{name} failed:\n{done.stdout[-3000:]}")
+    return json.loads((work / "result.json").read_text())
 
 
 def write(result: dict[str, Any], path: Path) -> None:

@@ -147,7 +147,7 @@ def test_answers_are_transformers_greedy_generate(folder: Path, policy: Policy) 
     (tasks.choice, {"question": "q", "choices": ["a", "b"], "answer_index": 2}, "answer_index is 2, not the place of one of 2"),
     (tasks.choice, {"question": "q", "choices": ["a", "b"], "answer_index": True}, "answer_index is True"),
     (tasks.choice, {"question": "q", "choices": ["a", "b"]}, "answer_index is None"),
-], ids=str)
+], ids=lambda one: getattr(one, "__name__", str(one)))
 def test_what_is_no_item_is_named_with_its_line(policy: Policy, task: Any, row: dict[str, Any], said: str) -> None:
     with pytest.raises(DataError) as caught:
         task(subject(policy), [Row(row, "a.jsonl:7")])

@@ -73,7 +73,7 @@ def _fields(value: str) -> dict[str, Any]:
     return {"path": path, "columns": columns, **fields}
 
 
-def _json_values(value: Any) -> Any:
+def json_values(value: Any) -> Any:
     """Values given as text on the command line, as the JSON they are: `true`, `3`, and text where it is none."""
     if not isinstance(value, dict):
         return value
@@ -105,7 +105,7 @@ class DataSettings(Settings):
         "Unset: they are a question and an answer in the chat template")
     chat_template: Path | None = Field(
         None, description="file with the chat template to use and to save with the model; unset: the model's own, or a default")
-    template_kwargs: Annotated[dict[str, Any], BeforeValidator(_json_values)] = Field(
+    template_kwargs: Annotated[dict[str, Any], BeforeValidator(json_values)] = Field(
         default_factory=dict, description="KEY=VALUE handed to the chat template, for example enable_thinking=false")
     train_on: Literal["all", "last"] = Field("all", description="which of a conversation's answers are trained")
     max_length: int | None = Field(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
 
@@ -87,6 +87,10 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.trees)
+
+    def prompts(self) -> list[Hashable]:
+        """The tokens of every row's prompt: rows with the same one are not independent."""
+        return [tree[0].tokens[:_answer(tree[0])].tobytes() for tree in self.trees]
 
     def batch(self, rows: Many[int], budget: int, *, shared: bool) -> Batch:
         """Some rows as a global batch.

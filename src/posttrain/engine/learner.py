@@ -10,6 +10,7 @@ There is one copy of the weights. On a CPU they are float32; on a GPU bfloat16, 
 from __future__ import annotations
 
 import contextlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from collections.abc import Sequence as Many
 from pathlib import Path
@@ -46,7 +47,7 @@ def count(forests: Many[TokenForest], facts: Many[Facts]) -> Denominators:
     return Denominators(sum(f.N for f in forests), sum(f.L for f in forests), pairs, trained["chosen"], trained["gold"])
 
 
-class Learner:
+class Learner(ABC):
     """A network that can be scored and trained.
 
     Attributes:
@@ -119,9 +120,9 @@ class Learner:
         with torch.no_grad():
             return value, loss.report(scores, fact, statistics) if loss.report else {}
 
+    @abstractmethod
     def _scored(self, forest: TokenForest, loss: Loss, noise: Noise | None = None) -> Any:
         """Scores of a forest on the device, with what the loss needs, and with gradients where they are on."""
-        raise NotImplementedError
 
     @contextlib.contextmanager
     def _seeded(self, seed: int) -> Iterator[None]:

@@ -136,6 +136,21 @@ def _scale(z: np.ndarray, y: np.ndarray) -> float | None:
     return (low + high) / 2
 
 
+def by_length(right: Many[float], longer: Many[float], clusters: Many[Hashable]) -> dict[str, Any]:
+    """Accuracy on the pairs whose chosen answer is the longer, and on those whose chosen answer is the shorter. Returns: JSON.
+
+    Args:
+        longer: by how much the chosen answer of each pair is longer.
+    """
+    out: dict[str, Any] = {}
+    for side, sign in (("longer", 1), ("shorter", -1)):
+        some = [i for i, more in enumerate(longer) if sign * more > 0]
+        where = rate([right[i] for i in some], [clusters[i] for i in some]) if some else None
+        out |= {f"{side}_chosen": len(some), f"accuracy_{side}_chosen": where.mean if where else None,
+                f"where_{side}_chosen": where.json() if where else None}
+    return out
+
+
 def correlation(a: Many[float], b: Many[float]) -> float | None:
     """Pearson's; None where one does not vary."""
     x, y = np.asarray(a, float), np.asarray(b, float)

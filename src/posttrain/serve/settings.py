@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from posttrain.core.settings import Settings
-from posttrain.data.settings import _json_values
+from posttrain.data.settings import json_values
 
 
 class ChatSettings(Settings):
@@ -23,5 +23,5 @@ class ChatSettings(Settings):
     max_tokens: int = Field(512, ge=1, description="tokens of an answer at most")
     seed: int = Field(0, ge=0, description="of the draws")
     device: Literal["", "cpu", "cuda"] = Field("", description="unset: the GPU where there is one")
-    template_kwargs: Annotated[dict[str, Any], BeforeValidator(_json_values)] = Field(
+    template_kwargs: Annotated[dict[str, Any], BeforeValidator(json_values)] = Field(
         default_factory=dict, description="KEY=VALUE handed to the chat template, for example enable_thinking=false")

@@ -217,10 +217,7 @@ def _summary(records: list[Record], specs: dict[str, str]) -> dict[str, Any]:
     others = judging.beside(right, blind, prompts)
     out = {"pairs": len(records), "judged": len(some), "ties": right.count(0.5), "accuracy": accuracy, "baselines": others,
            "warning": judging.warning(accuracy, others)}
-    for side, sign in (("longer", 1), ("shorter", -1)):
-        which = [i for i, one in enumerate(some) if sign * one["longer"] > 0]
-        where = judging.rate([right[i] for i in which], [prompts[i] for i in which]) if which else None
-        out[f"where_{side}_chosen"] = where.json() if where else None
+    out |= judging.by_length(right, [one["longer"] for one in some], prompts)
     if any(one["category"] for one in some):
         out |= judging.by_category(right, [one["category"] for one in some], prompts)
     if specs["scorer"].startswith("reward:"):

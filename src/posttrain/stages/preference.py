@@ -24,7 +24,7 @@ from posttrain.core.errors import ConfigError, PosttrainError
 from posttrain.core.files import sha256_json
 from posttrain.core.settings import Settings, assemble
 from posttrain.engine.settings import OptimiserSettings
-from posttrain.evals import stats
+from posttrain.evals import judging
 from posttrain.stages import dataset, training
 from posttrain.stages.alarms import Alarms
 from posttrain.stages.dataset import Dataset
@@ -32,7 +32,6 @@ from posttrain.stages.training import Course, Lesson, Outcome, TrainingSettings
 
 if TYPE_CHECKING:
     from posttrain.data.forest import Sequence
-    from posttrain.data.plan import Plan
     from posttrain.data.prepare import Learned
     from posttrain.engine.batch import LogProbs, Rows
     from posttrain.engine.loop import Run
@@ -158,7 +157,7 @@ class PreferenceCourse(Course):
 
         return {"reference_sha256": digest(resolve(settings.reference_model))}
 
-    def lesson(self, settings: PreferenceSettings, learner: Policy, data: dict[str, Dataset], budget: int, steps: int, plan: Plan,
+    def lesson(self, settings: PreferenceSettings, learner: Policy, data: dict[str, Dataset], budget: int,
                observer: ConsoleObserver) -> Lesson:
         from posttrain.engine.model import without_dropout
 
@@ -233,23 +232,25 @@ class PreferenceCourse(Course):
         """The method's loss on the held-out rows as one batch, how often the better answer has the higher reward, and what else
         the method reports."""
         assert self.held is not None
-        n = len(self.held)
+        n, labelled = len(self.held), self.learned == "labels"
         told(0, n)
         batch = self.held.batch(range(n), budget, shared=learner.model.mode == "forest")
         found = learner.measure(batch.forests, self.held_loss, batch.facts, probes=batch.probes)
         told(n, n)
         right = found.values["rewards/accuracies"].tolist()
-        accuracy = stats.share(sum(right), len(right))
+        numbers = [i for fact in batch.facts for i in fact["number"].tolist()]
+        prompts = self.held.prompts()
+        # labels are numbered by sequence, of which a row that was a pair has two
+        owners = [one for one, tree in zip(prompts, self.held.trees, strict=True) for _ in tree] if labelled else prompts
+        clusters = [owners[i] for i in numbers]
+        accuracy = judging.rate(right, clusters)
         out: dict[str, Any] = {"loss": found.loss, "interval": None, "accuracy": accuracy.mean, "accuracy_low": accuracy.low,
                                "accuracy_high": accuracy.high, "sequences": len(right), **found.means()}
-        if self.learned != "labels":
+        if not labelled:
             longer = found.values["length/chosen"] - found.values["length/rejected"]
             margins = found.values["rewards/margins"]
-            for side, sign in (("longer", 1), ("shorter", -1)):
-                some = [one for one, gap in zip(right, (sign * longer).tolist(), strict=True) if gap > 0]
-                out[f"{side}_chosen"] = len(some)
-                out[f"accuracy_{side}_chosen"] = math.fsum(some) / len(some) if some else None
-            out["length_correlation"] = _correlation(margins.tolist(), longer.tolist())
+            out |= judging.by_length(right, longer.tolist(), clusters)
+            out["length_correlation"] = judging.correlation(margins.tolist(), longer.tolist())
         if answered:
             out["answer_tokens"] = _answered(learner, [self.held.trees[i][0] for i in range(min(answered, n))])
         return out
@@ -312,11 +313,3 @@ def _agree(run: Run, observer: ConsoleObserver) -> None:
     if not off <= AGREES[run.policy.model.device.type]:
         raise PosttrainError(f"the reference is not the model that training starts from: a token's log-probability differs by "
                              f"{off:.2g} nats", cure="remove --reference-cache, or give --reference copy")
-
-
-def _correlation(a: list[float], b: list[float]) -> float | None:
-    """Pearson's; None where one does not vary."""
-    n = len(a)
-    x, y = [v - math.fsum(a) / n for v in a], [v - math.fsum(b) / n for v in b]
-    spread = math.sqrt(math.fsum(v * v for v in x) * math.fsum(v * v for v in y))
-    return math.fsum(p * q for p, q in zip(x, y, strict=True)) / spread if spread else None

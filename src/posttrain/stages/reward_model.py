@@ -24,8 +24,6 @@ from posttrain.stages.dataset import Dataset
 from posttrain.stages.training import Course, Lesson, Outcome, TrainingSettings
 
 if TYPE_CHECKING:
-    from posttrain.data.forest import Tree
-    from posttrain.data.plan import Plan
     from posttrain.data.prepare import Learned
     from posttrain.engine.batch import Batch, Rows
     from posttrain.engine.loop import Run
@@ -112,8 +110,8 @@ class RewardCourse(Course):
         return RewardModel.load(settings.model, device=settings.device, heads=settings.heads, process=self.steps,
                                 lora=settings.lora, seed=settings.seed)
 
-    def lesson(self, settings: RewardModelSettings, learner: RewardModel, data: dict[str, Dataset], budget: int, steps: int,
-               plan: Plan, observer: ConsoleObserver) -> Lesson:
+    def lesson(self, settings: RewardModelSettings, learner: RewardModel, data: dict[str, Dataset], budget: int,
+               observer: ConsoleObserver) -> Lesson:
         from posttrain.engine.model import without_dropout
 
         without_dropout(learner.model.network)
@@ -126,7 +124,7 @@ class RewardCourse(Course):
         held = None
         if self.held is not None:
             measure = _held_steps if self.steps else _held_pairs
-            held = partial(measure, learner, self.loss, self.held, [_prompt(tree) for tree in self.held.trees], budget)
+            held = partial(measure, learner, self.loss, self.held, self.held.prompts(), budget)
         return Lesson(self.loss, rows["data"], watch=self.alarms, held_out=held)
 
     def _rows(self, data: Dataset, settings: RewardModelSettings) -> Rows:
@@ -156,12 +154,6 @@ class RewardCourse(Course):
 
 
 # ---------------------------------------------------------------------------------------------- held-out rows
-
-def _prompt(tree: Tree) -> Hashable:
-    """What tells prompts apart: the tokens before the first that is trained."""
-    first = tree[0]
-    return first.tokens[:int(first.trained[1:].argmax()) + 1].tobytes()
-
 
 def _scored(learner: RewardModel, loss: Any, held: Rows, budget: int,
             told: Callable[[int, int], None]) -> tuple[Batch, list[Any], dict[str, Any]]:
@@ -197,16 +189,10 @@ def _held_pairs(learner: RewardModel, loss: Any, held: Rows, prompts: list[Hasha
             margins[number], longer[number] = gap, float(more)
     right = judging.hits(margins)
     accuracy = judging.rate(right, prompts)
-    sides: dict[str, Any] = {}
-    for side, sign in (("longer", 1), ("shorter", -1)):
-        some = [i for i, more in enumerate(longer) if sign * more > 0]
-        where = judging.rate([right[i] for i in some], [prompts[i] for i in some]) if some else None
-        sides |= {f"{side}_chosen": len(some), f"accuracy_{side}_chosen": where.mean if where else None,
-                  f"where_{side}_chosen": where.json() if where else None}
     return {**out, "accuracy": accuracy.mean, "accuracy_low": accuracy.low, "accuracy_high": accuracy.high,
             "sequences": len(right), "judged": len(right),
             "baselines": judging.beside(right, judging.content_blind(longer), prompts),
-            **sides, "length_correlation": judging.correlation(margins, longer),
+            **judging.by_length(right, longer, prompts), "length_correlation": judging.correlation(margins, longer),
             "calibration": judging.of_margins(margins)}
 
 

@@ -39,7 +39,7 @@ from posttrain.core.settings import Settings, assemble
 from posttrain.core.version import __version__
 from posttrain.data.asked import Asked, asked
 from posttrain.data.rows import Rejects
-from posttrain.data.settings import FormatName, Source, Sourced, _json_values
+from posttrain.data.settings import FormatName, Source, Sourced, json_values
 from posttrain.data.sources import digest as data_digest
 from posttrain.scoring.ranking import Answer, How, Ranking, Rules, Unfinished, known, rank
 from posttrain.scoring.scorers import SCORERS, Item, Scorer
@@ -80,7 +80,7 @@ class SamplePairsSettings(Settings):
     format: FormatName = Field("", description="format of the rows of --data; unset: found from the first row's columns")
     prompt_template: str | None = Field(
         None, description="ask in plain text, the prompt written like this; {prompt} stands for it. Unset: the chat template")
-    template_kwargs: Annotated[dict[str, Any], BeforeValidator(_json_values)] = Field(
+    template_kwargs: Annotated[dict[str, Any], BeforeValidator(json_values)] = Field(
         default_factory=dict, description="KEY=VALUE handed to the chat template, for example enable_thinking=false")
     on_bad_row: Literal["stop", "reject"] = Field(
         "stop", description="stop at a row that cannot be used, or write it to rejects.jsonl with the reason and go on")

@@ -37,7 +37,6 @@ from posttrain.stages.dataset import Dataset
 
 if TYPE_CHECKING:
     from posttrain.core.types import Loss
-    from posttrain.data.plan import Plan
     from posttrain.data.prepare import Learned
     from posttrain.engine.batch import Rows
     from posttrain.engine.learner import Learner
@@ -129,7 +128,7 @@ class Course:
 
         return Policy.load(settings.model, device=settings.device, lora=settings.lora, seed=settings.seed)
 
-    def lesson(self, settings: Any, learner: Any, data: dict[str, Dataset], budget: int, steps: int, plan: Plan,
+    def lesson(self, settings: Any, learner: Any, data: dict[str, Dataset], budget: int,
                observer: ConsoleObserver) -> Lesson:
         """What the loop does. What is wrong with the settings shows here, before the folder is claimed."""
         from posttrain.engine.batch import Rows
@@ -243,7 +242,7 @@ def _prepare(settings: TrainingSettings, learner: Learner, data: dict[str, Datas
                           cure=f"give --budget {longest} or more, or --max-length {budget} or less")
     plan = Plan(train.rows, settings.batch_size, settings.seed, shares(train.rows, train.sources))
     steps = settings.steps or math.ceil(settings.epochs * plan.steps_per_epoch - 1e-9)  # 1.1 · 100 is 110, not 111
-    lesson = course.lesson(settings, learner, data, budget, steps, plan, observer)
+    lesson = course.lesson(settings, learner, data, budget, observer)
     learner.train_with(settings.optimiser, activation_checkpointing=settings.activation_checkpointing)
     return Run(
         policy=learner, loss=lesson.loss, rows=lesson.rows, plan=plan, steps=steps, budget=budget, seed=settings.seed,
