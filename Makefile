@@ -28,6 +28,7 @@ test: lint  ## lint, then the whole test suite
 
 lint: $(DEV)  ## ruff and pyright
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 docs: $(BASE)  ## write the reference pages that are made from the code

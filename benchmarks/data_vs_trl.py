@@ -1,13 +1,16 @@
-"""Preparing Dolly for training: rows a second from the file to packed token sequences, beside TRL's own preparation.
+"""Preparing Dolly for training: rows a second from the file to packed token sequences, beside TRL's
+own preparation.
 
     python benchmarks/data_vs_trl.py --shared FOLDER    measure; refuses unless the machine is quiet
     python benchmarks/data_vs_trl.py --shared FOLDER --rows 300 --rounds 1 --loud    a smoke test
 
-FOLDER holds `demonstrations/dolly_train.jsonl.gz` and `models/base-28m`, whose tokenizer both use. Two shapes of the same rows:
-prompt and completion as plain text, and as a question and an answer in a chat template. Both begin with the JSON-lines file and
-end with sequences of at most 1024 tokens packed into bins of 1024. TRL runs its default (one process) and two processes, each
-time without anything cached; we also write what we made to the disk and count duplicates. Imports and loading the tokenizer are
-in neither time. Every measurement is a fresh process; contestants take turns.
+FOLDER holds `demonstrations/dolly_train.jsonl.gz` and `models/base-28m`, whose tokenizer both use.
+Two shapes of the same rows: prompt and completion as plain text, and as a question and an answer in
+    a chat template. Both begin with the JSON-lines file and
+end with sequences of at most 1024 tokens packed into bins of 1024. TRL runs its default (one
+process) and two processes, each time without anything cached; we also write what we made to the
+disk and count duplicates. Imports and loading the tokenizer are in neither time. Every measurement
+is a fresh process; contestants take turns.
 """
 
 from __future__ import annotations
@@ -27,8 +30,11 @@ from typing import Any
 import record
 
 LIMIT, TARGET = 1024, 2.0
-CONTESTANTS = {f"{name}, {shape}": (name, shape)
-               for shape in ("text", "chat") for name in ("trl", "trl two processes", "posttrain")}
+CONTESTANTS = {
+    f"{name}, {shape}": (name, shape)
+    for shape in ("text", "chat")
+    for name in ("trl", "trl two processes", "posttrain")
+}
 QUIET = 0.5  # one-minute load average
 
 
@@ -65,8 +71,16 @@ def run_trl(job: dict[str, Any], shape: str, processes: int | None) -> dict[str,
     begin = time.perf_counter()
     rows = datasets.load_dataset("json", data_files=job[shape], split="train")
     loading = time.perf_counter() - begin
-    args = SFTConfig(output_dir=job["work"], packing=True, max_length=LIMIT, report_to="none", use_cpu=True, bf16=False,
-                     dataset_num_proc=processes, disable_tqdm=True)
+    args = SFTConfig(
+        output_dir=job["work"],
+        packing=True,
+        max_length=LIMIT,
+        report_to="none",
+        use_cpu=True,
+        bf16=False,
+        dataset_num_proc=processes,
+        disable_tqdm=True,
+    )
     SFTTrainer(model=model, args=args, train_dataset=rows, processing_class=tokenizer)
     return {"seconds": spent["seconds"] + loading, "bins": spent["bins"], "tokens": spent["tokens"]}
 
@@ -98,7 +112,12 @@ def child(job: dict[str, Any]) -> dict[str, Any]:
 def measure(job: dict[str, Any]) -> dict[str, Any]:
     """One contestant in a process and a folder of its own."""
     with tempfile.TemporaryDirectory() as work:
-        environment = {**os.environ, "HF_DATASETS_CACHE": work, "HF_HUB_OFFLINE": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
+        environment = {
+            **os.environ,
+            "HF_DATASETS_CACHE": work,
+            "HF_HUB_OFFLINE": "1",
+            "TRL_EXPERIMENTAL_SILENCE": "1",
+        }
         command = [sys.executable, __file__, "--job", json.dumps({**job, "work": work})]
         done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode:
@@ -117,45 +136,80 @@ def write_rows(shared: Path, folder: Path, limit: int | None) -> dict[str, Any]:
             for row in rows:
                 one = {"prompt": row["prompt"], "completion": row["completion"]}
                 if shape == "chat":
-                    one = {"prompt": [{"role": "user", "content": row["prompt"]}],
-                           "completion": [{"role": "assistant", "content": row["completion"]}]}
+                    one = {
+                        "prompt": [{"role": "user", "content": row["prompt"]}],
+                        "completion": [{"role": "assistant", "content": row["completion"]}],
+                    }
                 file.write(json.dumps(one) + "\n")
         out[shape] = str(path)
     return out
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--shared", type=Path)
     parser.add_argument("--rows", type=int)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--loud", action="store_true", help="measure on a machine that is busy; writes no result")
+    parser.add_argument(
+        "--loud", action="store_true", help="measure on a machine that is busy; writes no result"
+    )
     parser.add_argument("--job", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.job:
         print(json.dumps(child(json.loads(args.job))))
         return 0
     if os.getloadavg()[0] > QUIET and not args.loud:
-        print(f"the machine is busy (load {os.getloadavg()[0]:.2f}); wait until it is below {QUIET}", file=sys.stderr)
+        print(
+            f"the machine is busy (load {os.getloadavg()[0]:.2f}); wait until it is below {QUIET}",
+            file=sys.stderr,
+        )
         return 2
     result = record.header("torch", "transformers", "tokenizers", "trl", "datasets")
     with tempfile.TemporaryDirectory() as folder:
-        job = {**write_rows(args.shared, Path(folder), args.rows), "model": str(args.shared / "models/base-28m")}
+        job = {
+            **write_rows(args.shared, Path(folder), args.rows),
+            "model": str(args.shared / "models/base-28m"),
+        }
         runs: dict[str, list[dict[str, Any]]] = {name: [] for name in CONTESTANTS}
         for n in range(args.rounds):
             for name in CONTESTANTS:
                 found = measure({**job, "contestant": name})
                 runs[name].append(found)
-                print(f"round {n + 1}  {name:24} {job['rows'] / found['seconds']:8,.0f} rows/s  {found['seconds']:6.2f} s  "
-                      f"{found['bins']:,} bins, {found['tokens']:,} tokens", flush=True)
-    rates = {name: statistics.median(job["rows"] / one["seconds"] for one in some) for name, some in runs.items()}
-    ratios = {shape: {peer: rates[f"posttrain, {shape}"] / rates[f"{peer}, {shape}"] for peer in ("trl", "trl two processes")}
-              for shape in ("text", "chat")}
+                print(
+                    f"round {n + 1}  {name:24} {job['rows'] / found['seconds']:8,.0f} rows/s "
+                    f" {found['seconds']:6.2f} s  {found['bins']:,} bins, {found['tokens']:,}"
+                    " tokens",
+                    flush=True,
+                )
+    rates = {
+        name: statistics.median(job["rows"] / one["seconds"] for one in some)
+        for name, some in runs.items()
+    }
+    ratios = {
+        shape: {
+            peer: rates[f"posttrain, {shape}"] / rates[f"{peer}, {shape}"]
+            for peer in ("trl", "trl two processes")
+        }
+        for shape in ("text", "chat")
+    }
     for shape, some in ratios.items():
-        print(f"{shape}: {some['trl']:.2f} × TRL, {some['trl two processes']:.2f} × TRL with two processes (target {TARGET})")
+        print(
+            f"{shape}: {some['trl']:.2f} × TRL, {some['trl two processes']:.2f} × TRL with two"
+            f" processes (target {TARGET})"
+        )
     if not args.loud:
-        record.write({**result, "rows": job["rows"], "rows_per_second": rates, "ratios": ratios, "runs": runs},
-                     record.RESULTS / f"{result['date']}-data-vs-trl.json")
+        record.write(
+            {
+                **result,
+                "rows": job["rows"],
+                "rows_per_second": rates,
+                "ratios": ratios,
+                "runs": runs,
+            },
+            record.RESULTS / f"{result['date']}-data-vs-trl.json",
+        )
     return 0
 
 

@@ -1,10 +1,14 @@
-"""Preference training and reward models on a GPU: is it right, and how fast is it? The CPU is the reference.
+"""Preference training and reward models on a GPU: is it right, and how fast is it? The CPU is the
+reference.
 
-    python benchmarks/gpu_preference_check.py --model MODEL_FOLDER --data PAIRS.jsonl [--out result.json]
+    python benchmarks/gpu_preference_check.py --model MODEL_FOLDER --data PAIRS.jsonl [--out
+    result.json]
 
-Checks, each a number with its limit: loss and gradients of pairs that share their prompt, CUDA against CPU in float32, for DPO,
-ORPO, KTO and a Bradley–Terry reward model; 20 steps of DPO on a real model, bfloat16 with a float32 master against float32 on the
-CPU; rewards with a bfloat16 trunk against float32. Then pairs a second, for the record.
+Checks, each a number with its limit: loss and gradients of pairs that share their prompt, CUDA
+    against CPU in float32, for DPO,
+ORPO, KTO and a Bradley–Terry reward model; 20 steps of DPO on a real model, bfloat16 with a float32
+master against float32 on the CPU; rewards with a bfloat16 trunk against float32. Then pairs a
+second, for the record.
 """
 
 from __future__ import annotations
@@ -47,10 +51,23 @@ def pairs(n: int, vocabulary: int, median: int, seed: int = 0) -> list[Tree]:
     rng = np.random.default_rng(seed)
     out = []
     for length in np.clip(rng.lognormal(np.log(median), 0.88, n), 16, 2000).astype(int):
-        prompt, said = rng.integers(0, vocabulary, max(4, length // 4)), max(4, length - length // 4)
-        answers = [rng.integers(0, vocabulary, k) for k in (said, max(4, int(said * rng.lognormal(0, 0.3))))]
-        out.append(tuple(Sequence(np.concatenate([prompt, a])[:2048], np.arange(len(prompt) + len(a))[:2048] >= len(prompt))
-                         for a in answers))
+        prompt, said = (
+            rng.integers(0, vocabulary, max(4, length // 4)),
+            max(4, length - length // 4),
+        )
+        answers = [
+            rng.integers(0, vocabulary, k)
+            for k in (said, max(4, int(said * rng.lognormal(0, 0.3))))
+        ]
+        out.append(
+            tuple(
+                Sequence(
+                    np.concatenate([prompt, a])[:2048],
+                    np.arange(len(prompt) + len(a))[:2048] >= len(prompt),
+                )
+                for a in answers
+            )
+        )
     return out
 
 
@@ -59,13 +76,23 @@ def rows(trees: list[Tree], *, labelled: bool = False, seed: int = 1) -> Rows:
     rng = np.random.default_rng(seed)
 
     def drawn(some: Any) -> list[np.ndarray]:
-        return [np.log(rng.uniform(0.001, 0.1, sum(s.targets for s in tree))).astype(np.float32) for tree in some]
+        return [
+            np.log(rng.uniform(0.001, 0.1, sum(s.targets for s in tree))).astype(np.float32)
+            for tree in some
+        ]
 
     if not labelled:
         return Rows(trees, 2, reference=drawn(trees))
     probes = Mismatched(trees, 0, 2048)
-    return Rows(trees, 1, [np.array([1, 0], np.float32)] * len(trees), labelled=True, reference=drawn(trees), probes=probes,
-                probe_reference=drawn(probes))
+    return Rows(
+        trees,
+        1,
+        [np.array([1, 0], np.float32)] * len(trees),
+        labelled=True,
+        reference=drawn(trees),
+        probes=probes,
+        probe_reference=drawn(probes),
+    )
 
 
 def compare(learners: dict[str, Learner], loss: Any, some: Rows) -> tuple[float, float]:
@@ -75,7 +102,10 @@ def compare(learners: dict[str, Learner], loss: Any, some: Rows) -> tuple[float,
         batch = some.batch(range(len(some)), 512, shared=learner.model.mode == "forest")
         value = learner.forward_backward(batch.forests, loss, batch.facts, probes=batch.probes).loss
         network = learner.model.network
-        found[device] = value, torch.cat([p.grad.flatten().cpu() for p in network.parameters() if p.grad is not None])
+        found[device] = (
+            value,
+            torch.cat([p.grad.flatten().cpu() for p in network.parameters() if p.grad is not None]),
+        )
         network.zero_grad()
     (a, g), (b, h) = found["cpu"], found["cuda"]
     return abs(a - b) / abs(a), float((g - h).norm() / g.norm())
@@ -99,22 +129,37 @@ def train(policy: Policy, trees: Trees, steps: int, batch: int) -> tuple[list[fl
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--data", type=Path, required=True, help="pairs with prompt, chosen and rejected")
+    parser.add_argument(
+        "--data", type=Path, required=True, help="pairs with prompt, chosen and rejected"
+    )
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     if not torch.cuda.is_available():
         print("this check needs a CUDA GPU", file=sys.stderr)
         return 2
     result: dict[str, Any] = {
-        "date": datetime.date.today().isoformat(), "gpu": torch.cuda.get_device_name(), "python": platform.python_version(),
-        "torch": torch.__version__, "transformers": transformers.__version__, "command": " ".join(sys.argv), "checks": [],
-        "pairs_per_second": {}}
+        "date": datetime.date.today().isoformat(),
+        "gpu": torch.cuda.get_device_name(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "command": " ".join(sys.argv),
+        "checks": [],
+        "pairs_per_second": {},
+    }
 
     def check(name: str, value: float, limit: float) -> None:
-        result["checks"].append({"name": name, "value": value, "limit": limit, "ok": value <= limit})
-        print(f"{'ok  ' if value <= limit else 'FAIL'} {name}: {value:.3g} (limit {limit:g})", flush=True)
+        result["checks"].append(
+            {"name": name, "value": value, "limit": limit, "ok": value <= limit}
+        )
+        print(
+            f"{'ok  ' if value <= limit else 'FAIL'} {name}: {value:.3g} (limit {limit:g})",
+            flush=True,
+        )
 
     tiny(check)
     real(args, check, result)
@@ -134,16 +179,24 @@ def tiny(check: Any) -> None:
         network = AutoModelForCausalLM.from_config(FAMILIES[name])
         twin = AutoModelForCausalLM.from_config(FAMILIES[name])
         twin.load_state_dict(network.state_dict())
-        both: dict[str, Learner] = {"cpu": Policy(Model(network), None), "cuda": Policy(Model(twin.to("cuda")), None)}
+        both: dict[str, Learner] = {
+            "cpu": Policy(Model(network), None),
+            "cuda": Policy(Model(twin.to("cuda")), None),
+        }
         for method in ("dpo", "orpo", "kto"):
-            off = compare(both, preference({method: 1}, Options()), rows(trees, labelled=method == "kto"))
+            off = compare(
+                both, preference({method: 1}, Options()), rows(trees, labelled=method == "kto")
+            )
             check(f"{name} {method}: loss and gradients CUDA against CPU, relative", max(off), 1e-4)
     torch.manual_seed(0)
     config = FAMILIES["llama"]
     config.num_labels, config.pad_token_id = 2, 0
     network, twin = (AutoModelForSequenceClassification.from_config(config) for _ in range(2))
     twin.load_state_dict(network.state_dict())
-    both = {"cpu": RewardModel(Model(network), None), "cuda": RewardModel(Model(twin.to("cuda")), None)}
+    both = {
+        "cpu": RewardModel(Model(network), None),
+        "cuda": RewardModel(Model(twin.to("cuda")), None),
+    }
     off = compare(both, bradley_terry(), Rows(trees, 2))
     check("reward model: loss and gradients CUDA against CPU, relative", max(off), 1e-4)
 
@@ -152,28 +205,53 @@ def real(args: Any, check: Any, result: dict[str, Any]) -> None:
     """A real model on real pairs."""
     cpu, gpu = Policy.load(args.model, device="cpu"), Policy.load(args.model, device="cuda")
     with tempfile.TemporaryDirectory() as folder:
-        prepare(Source(path=str(args.data)), Chat(cpu.tokenizer), Encoder(cpu.tokenizer), Path(folder), max_length=512,
-                learned="pairs")
+        prepare(
+            Source(path=str(args.data)),
+            Chat(cpu.tokenizer),
+            Encoder(cpu.tokenizer),
+            Path(folder),
+            max_length=512,
+            learned="pairs",
+        )
         trees = Trees(Path(folder))
         slow, _ = train(cpu, trees, 20, 8)
         fast, _ = train(gpu, trees, 20, 8)
-        check("20 steps of DPO: largest |Δ loss|, bfloat16 against float32 on the CPU", max(
-            abs(x - y) for x, y in zip(slow, fast, strict=True)), 0.1)  # bfloat16 sees a change of the master only once it is
+        check(
+            "20 steps of DPO: largest |Δ loss|, bfloat16 against float32 on the CPU",
+            max(abs(x - y) for x, y in zip(slow, fast, strict=True)),
+            0.1,
+        )  # bfloat16 sees a change of the master only once it is
         # half a unit in the last place, so that it lags at first
         result["loss"] = {"cpu": slow, "cuda": fast}
         _, rates = train(Policy.load(args.model, device="cuda"), trees, 20, 32)
-        result["pairs_per_second"]["28M, 32 pairs a step, a live reference"] = statistics.median(rates[5:])
+        result["pairs_per_second"]["28M, 32 pairs a step, a live reference"] = statistics.median(
+            rates[5:]
+        )
         judges = [RewardModel.load(args.model, device=device, seed=3) for device in ("cpu", "cuda")]
         batch = Rows(trees, 2).batch(range(64), 8192, shared=True)
-        a, b = (torch.cat([one.reward.cpu() for one in judge.score(batch.forests)]) for judge in judges)
-        check("rewards, bfloat16 trunk against float32: mean |Δ| over their spread", float((a - b).abs().mean() / a.std()), 0.05)
+        a, b = (
+            torch.cat([one.reward.cpu() for one in judge.score(batch.forests)]) for judge in judges
+        )
+        check(
+            "rewards, bfloat16 trunk against float32: mean |Δ| over their spread",
+            float((a - b).abs().mean() / a.std()),
+            0.05,
+        )
 
 
 def big(result: dict[str, Any]) -> None:
     """A random Qwen3 of 0.6 billion parameters on random pairs: speed alone."""
     config = transformers.Qwen3Config(
-        hidden_size=1024, intermediate_size=3072, num_hidden_layers=28, num_attention_heads=16, num_key_value_heads=8,
-        head_dim=128, vocab_size=151936, max_position_embeddings=4096, tie_word_embeddings=True)
+        hidden_size=1024,
+        intermediate_size=3072,
+        num_hidden_layers=28,
+        num_attention_heads=16,
+        num_key_value_heads=8,
+        head_dim=128,
+        vocab_size=151936,
+        max_position_embeddings=4096,
+        tie_word_embeddings=True,
+    )
     with torch.device("cuda"):
         network = AutoModelForCausalLM.from_config(config)
     model = Model(network)
@@ -181,7 +259,9 @@ def big(result: dict[str, Any]) -> None:
     policy, trees = Policy(model, None), pairs(200, 151936, 350)
     torch.cuda.reset_peak_memory_stats()
     _, rates = train(policy, trees, 12, 16)  # type: ignore[arg-type]
-    result["pairs_per_second"]["0.6B, 16 pairs a step, a live reference"] = statistics.median(rates[4:])
+    result["pairs_per_second"]["0.6B, 16 pairs a step, a live reference"] = statistics.median(
+        rates[4:]
+    )
     result["peak_gib_0.6B"] = torch.cuda.max_memory_allocated() / 2**30
 
 

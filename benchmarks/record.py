@@ -1,4 +1,6 @@
-"""What every benchmark's result file begins with: when, with which command, on what, with which versions. No torch here."""
+"""What every benchmark's result file begins with: when, with which command, on what, with which
+versions. No torch here.
+"""
 
 from __future__ import annotations
 
@@ -18,15 +20,29 @@ RESULTS = Path(__file__).resolve().parent / "results"
 
 def header(*packages: str) -> dict[str, Any]:
     """The facts a number depends on, besides the number's own script."""
-    return {"date": str(date.today()), "command": " ".join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]]),
-            "hardware": hardware(), "load_before": os.getloadavg()[0],
-            "versions": {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}}}
+    return {
+        "date": str(date.today()),
+        "command": " ".join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]]),
+        "hardware": hardware(),
+        "load_before": os.getloadavg()[0],
+        "versions": {
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in packages},
+        },
+    }
 
 
 def hardware() -> dict[str, Any]:
     """The machine, in words and numbers; what the system does not say is left out."""
-    facts: dict[str, Any] = {"machine": platform.machine(), "cores": os.cpu_count(), "system": platform.system()}
-    for key, file, field in (("cpu", Path("/proc/cpuinfo"), "model name"), ("memory", Path("/proc/meminfo"), "MemTotal")):
+    facts: dict[str, Any] = {
+        "machine": platform.machine(),
+        "cores": os.cpu_count(),
+        "system": platform.system(),
+    }
+    for key, file, field in (
+        ("cpu", Path("/proc/cpuinfo"), "model name"),
+        ("memory", Path("/proc/meminfo"), "MemTotal"),
+    ):
         lines = file.read_text().splitlines() if file.is_file() else []
         found = [line.split(":", 1)[1].strip() for line in lines if line.startswith(field)]
         facts.update({key: found[0]} if found else {})
@@ -45,7 +61,13 @@ def trees(path: str, tokenizer: Any, template: str, max_length: int) -> list[Any
 
     source = TypeAdapter(Sourced).validate_python(path)
     with tempfile.TemporaryDirectory() as name:
-        prepare(source, Chat(tokenizer, prompt_template=template), Encoder(tokenizer), Path(name), max_length=max_length)
+        prepare(
+            source,
+            Chat(tokenizer, prompt_template=template),
+            Encoder(tokenizer),
+            Path(name),
+            max_length=max_length,
+        )
         found = Trees(Path(name))
         return [found[i] for i in range(len(found))]
 
@@ -53,18 +75,34 @@ def trees(path: str, tokenizer: Any, template: str, max_length: int) -> list[Any
 def refuse_busy(most: float) -> None:
     """Stop where something else is running."""
     if (load := os.getloadavg()[0]) > most:
-        raise SystemExit(f"The one-minute load average is {load:.2f}. Something else is running, and a time taken beside it "
-                         f"says nothing about either. Wait until it is below {most}, then run this again.")
+        raise SystemExit(
+            f"The one-minute load average is {load:.2f}. Something else is running, and a time"
+            f" taken beside it says nothing about either. Wait until it is below {most}, then run"
+            " this again."
+        )
 
 
 def fresh(script: Path, work: Path, name: str, **job: Any) -> dict[str, Any]:
-    """Run one job of a script (`--child JOB`) in a new process, offline, and return the result that it writes."""
+    """Run one job of a script (`--child JOB`) in a new process, offline, and return the result that
+    it writes.
+    """
     job = {"name": name, "work": str(work), "result": str(work / "result.json"), **job}
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONWARNINGS": "ignore"}
+    environment = {
+        **os.environ,
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONWARNINGS": "ignore",
+    }
     if job.get("tiny"):
         environment["OMP_NUM_THREADS"] = "1"
-    done = subprocess.run([sys.executable, str(script), "--child", json.dumps(job)], env=environment, text=True,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
+    done = subprocess.run(
+        [sys.executable, str(script), "--child", json.dumps(job)],
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        check=False,
+    )
     if done.returncode:
         raise SystemExit(f"{name} failed:\n{done.stdout[-3000:]}")
     return json.loads((work / "result.json").read_text())

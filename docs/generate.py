@@ -1,7 +1,8 @@
-"""Writes docs/reference/cli.md from the parsers of the command line, and docs/reference/recipes.md from the schema of recipes.
+"""Writes docs/reference/cli.md from the parsers of the command line, and docs/reference/recipes.md
+from the schema of recipes.
 
-    python docs/generate.py          write the pages
-    python docs/generate.py --check  exit 1 where one is out of date
+python docs/generate.py          write the pages
+python docs/generate.py --check  exit 1 where one is out of date
 """
 
 from __future__ import annotations
@@ -162,9 +163,13 @@ def parser_of(command: str) -> Parser:
 
 
 def command_line() -> str:
-    commands = "\n".join(f"| [`posttrain {name}`](#posttrain-{'-'.join(name.split())}) | {text} |"
-                         for name, (_, text) in COMMANDS.items())
-    return "\n".join([COMMAND_LINE.format(commands=commands), *(section(name) for name in COMMANDS)])
+    commands = "\n".join(
+        f"| [`posttrain {name}`](#posttrain-{'-'.join(name.split())}) | {text} |"
+        for name, (_, text) in COMMANDS.items()
+    )
+    return "\n".join(
+        [COMMAND_LINE.format(commands=commands), *(section(name) for name in COMMANDS)]
+    )
 
 
 def section(command: str) -> str:
@@ -174,7 +179,11 @@ def section(command: str) -> str:
         actions = [a for a in group._group_actions if a.option_strings != ["-h", "--help"]]
         if not actions:
             continue
-        lines += ["" if group.title == "options" else f"### {group.title}\n", "| option | |", "|---|---|"]
+        lines += [
+            "" if group.title == "options" else f"### {group.title}\n",
+            "| option | |",
+            "|---|---|",
+        ]
         lines += [f"| {spelled(action)} | {cell(action.help or '')} |" for action in actions] + [""]
     return "\n".join(lines)
 
@@ -190,7 +199,8 @@ def cell(text: str) -> str:
     return text.replace("%%", "%").replace("|", "\\|").replace("{prompt}", "`{prompt}`")
 
 
-# ---------------------------------------------------------------------------------------------- recipes
+# ------------------------------------------------------------------------------------------ recipes
+
 
 def command(stage: str) -> str:
     """The command that does what a kind of stage does."""
@@ -200,32 +210,71 @@ def command(stage: str) -> str:
 def recipes() -> str:
     top = schema()
     stages = top["properties"]["stages"]["properties"]
-    keys = [row(f"`{name}`", kind(one), one["description"] + (" (required)" if name in top["required"] else ""))
-            for name, one in top["properties"].items()]
-    kinds = [row(f"[`{name}`](#stage-{name})", COMMANDS[command(name)][1] if command(name) in COMMANDS else "",
-                 ", ".join(f"`{model}`" for model in one.models), "a model" if one.makes_model else f"rows: `{one.makes_rows}`"
-                 if one.makes_rows else "")
-             for name, one in KINDS.items()]
+    keys = [
+        row(
+            f"`{name}`",
+            kind(one),
+            one["description"] + (" (required)" if name in top["required"] else ""),
+        )
+        for name, one in top["properties"].items()
+    ]
+    kinds = [
+        row(
+            f"[`{name}`](#stage-{name})",
+            COMMANDS[command(name)][1] if command(name) in COMMANDS else "",
+            ", ".join(f"`{model}`" for model in one.models),
+            "a model" if one.makes_model else f"rows: `{one.makes_rows}`" if one.makes_rows else "",
+        )
+        for name, one in KINDS.items()
+    ]
     found = Source.model_json_schema()["properties"]
-    sources = [row(f"`{name}`", kind(one), default(one), one["description"])
-               for name, one in found.items() if name not in ("path", "columns")]
-    elsewhere = dict.fromkeys(f"`{leaf.name}`" for one in KINDS.values() for leaf in leaves(one.model)
-                              if leaf.path[0] in ELSEWHERE and leaf.name != "out")
+    sources = [
+        row(f"`{name}`", kind(one), default(one), one["description"])
+        for name, one in found.items()
+        if name not in ("path", "columns")
+    ]
+    elsewhere = dict.fromkeys(
+        f"`{leaf.name}`"
+        for one in KINDS.values()
+        for leaf in leaves(one.model)
+        if leaf.path[0] in ELSEWHERE and leaf.name != "out"
+    )
     return RECIPES.format(
-        keys="\n".join(keys), kinds="\n".join(kinds), sources="\n".join(sources), elsewhere=", ".join(elsewhere),
-        columns=", ".join(f"`{name}`" for name in COLUMNS), stages="\n".join(stage(name, stages[name]) for name in stages))
+        keys="\n".join(keys),
+        kinds="\n".join(kinds),
+        sources="\n".join(sources),
+        elsewhere=", ".join(elsewhere),
+        columns=", ".join(f"`{name}`" for name in COLUMNS),
+        stages="\n".join(stage(name, stages[name]) for name in stages),
+    )
 
 
 def stage(name: str, rule: dict[str, Any]) -> str:
     """The options of one kind of stage."""
-    same = (f"The options of [`posttrain {command(name)}`](cli.md#posttrain-{command(name)}) but `out`. "
-            if command(name) in COMMANDS else "")
-    lines = [f"## stage: {name}", "", f"{same}Without a default an option is unset.", "",
-             "| option | value | default | |", "|---|---|---|---|"]
+    same = (
+        f"The options of [`posttrain {command(name)}`](cli.md#posttrain-{command(name)}) but"
+        " `out`. "
+        if command(name) in COMMANDS
+        else ""
+    )
+    lines = [
+        f"## stage: {name}",
+        "",
+        f"{same}Without a default an option is unset.",
+        "",
+        "| option | value | default | |",
+        "|---|---|---|---|",
+    ]
     for option, one in rule["properties"].items():
         if option != "stage":
-            lines.append(row(f"`{option}`", kind(one), "required" if option in rule["required"] else default(one),
-                             one["description"]))
+            lines.append(
+                row(
+                    f"`{option}`",
+                    kind(one),
+                    "required" if option in rule["required"] else default(one),
+                    one["description"],
+                )
+            )
     return "\n".join([*lines, ""])
 
 
@@ -240,7 +289,11 @@ def as_key(text: str) -> str:
 
 def default(one: dict[str, Any]) -> str:
     value = one.get("default")
-    return "" if value in (None, "", [], {}) else f"`{value if isinstance(value, str) else json.dumps(value)}`"
+    return (
+        ""
+        if value in (None, "", [], {})
+        else f"`{value if isinstance(value, str) else json.dumps(value)}`"
+    )
 
 
 def kind(one: dict[str, Any]) -> str:
@@ -257,10 +310,23 @@ def kind(one: dict[str, Any]) -> str:
         return f"list: {kind(one['items'])}"
     if one.get("type") == ["string", "object"]:
         return "source"
-    word = {"string": "path" if one.get("format") == "path" else "text", "integer": "integer", "number": "number",
-            "boolean": "`true`, `false`", "object": "mapping"}[one["type"]]
-    bounds = [f"{sign} {one[name]:g}" for name, sign in (("minimum", "≥"), ("exclusiveMinimum", ">"), ("maximum", "≤"),
-                                                        ("exclusiveMaximum", "<")) if name in one]
+    word = {
+        "string": "path" if one.get("format") == "path" else "text",
+        "integer": "integer",
+        "number": "number",
+        "boolean": "`true`, `false`",
+        "object": "mapping",
+    }[one["type"]]
+    bounds = [
+        f"{sign} {one[name]:g}"
+        for name, sign in (
+            ("minimum", "≥"),
+            ("exclusiveMinimum", ">"),
+            ("maximum", "≤"),
+            ("exclusiveMaximum", "<"),
+        )
+        if name in one
+    ]
     return f"{word} {' and '.join(bounds)}".strip()
 
 
@@ -269,7 +335,11 @@ PAGES = {REFERENCE / "cli.md": command_line, REFERENCE / "recipes.md": recipes}
 
 def main(argv: list[str]) -> int:
     if "--check" in argv:
-        return 0 if all(path.is_file() and path.read_text() == page() for path, page in PAGES.items()) else 1
+        return (
+            0
+            if all(path.is_file() and path.read_text() == page() for path, page in PAGES.items())
+            else 1
+        )
     REFERENCE.mkdir(exist_ok=True)
     for path, page in PAGES.items():
         path.write_text(page())

@@ -1,7 +1,9 @@
-"""Writes docs/reference/chat-templates.md: what becomes of six conversations in each of many chat templates.
+"""Writes docs/reference/chat-templates.md: what becomes of six conversations in each of many chat
+templates.
 
-    python docs/templates.py FOLDER          write the page from the folder's .jinja files, SOURCE/NAME.jinja
-    python docs/templates.py FOLDER --check  exit 1 where the page is out of date
+python docs/templates.py FOLDER          write the page from the folder's .jinja files,
+                                         SOURCE/NAME.jinja
+python docs/templates.py FOLDER --check  exit 1 where the page is out of date
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ PAGE = Path(__file__).parent / "reference" / "chat-templates.md"
 
 SOURCES = {"llamacpp": "llama.cpp", "trl": "TRL", "chujiezheng": "chujiezheng/chat_templates"}
 
-# ---------------------------------------------------------------------------------------------- the conversations
+# -------------------------------------------------------------------------------- the conversations
 
 
 def user(content: str) -> dict[str, Any]:
@@ -38,30 +40,73 @@ def answer(content: str, **more: Any) -> dict[str, Any]:
 
 def call(number: int, city: str) -> dict[str, Any]:
     function = {"name": "get_weather", "arguments": {"city": city}}
-    return answer("", tool_calls=[{"type": "function", "id": f"call1234{number}", "function": function}])
+    return answer(
+        "", tool_calls=[{"type": "function", "id": f"call1234{number}", "function": function}]
+    )
 
 
 def result(number: int, degrees: int) -> dict[str, Any]:
     content = f'{{"temperature": {degrees}}}'
-    return {"role": "tool", "name": "get_weather", "tool_call_id": f"call1234{number}", "content": content}
+    return {
+        "role": "tool",
+        "name": "get_weather",
+        "tool_call_id": f"call1234{number}",
+        "content": content,
+    }
 
 
-SCHEMA = {"type": "object", "properties": {"city": {"type": "string", "description": "the city"}}, "required": ["city"]}
-TOOLS = ({"type": "function", "function": {"name": "get_weather", "description": "Weather of a city", "parameters": SCHEMA}},)
+SCHEMA = {
+    "type": "object",
+    "properties": {"city": {"type": "string", "description": "the city"}},
+    "required": ["city"],
+}
+TOOLS = (
+    {
+        "type": "function",
+        "function": {
+            "name": "get_weather",
+            "description": "Weather of a city",
+            "parameters": SCHEMA,
+        },
+    },
+)
 SYSTEM = {"role": "system", "content": "You are the Zorblax guide."}
 FIRST, SECOND = user("Alpha question?"), user("Gamma question?")
 INLINE = "<think>\n{}\n</think>\n\n{}"
 
 CONVERSATIONS: dict[str, list[dict[str, Any]]] = {
     "question": [FIRST, answer("Beta answer.")],
-    "turns": [FIRST, answer("Beta answer."), SECOND, answer("Delta answer."), user("Eta question?"), answer("Theta answer.")],
+    "turns": [
+        FIRST,
+        answer("Beta answer."),
+        SECOND,
+        answer("Delta answer."),
+        user("Eta question?"),
+        answer("Theta answer."),
+    ],
     "system": [SYSTEM, FIRST, answer("Beta answer."), SECOND, answer("Delta answer.")],
-    "tools": [user("Weather in Oslo?"), call(1, "Oslo"), result(1, 7), answer("Seven degrees."), user("And in Rome?"),
-              call(2, "Rome"), result(2, 21), answer("Twenty-one degrees.")],
-    "reasoning": [FIRST, answer("Beta answer.", reasoning_content="Because of beta."), SECOND,
-                  answer("Delta answer.", reasoning_content="Because of delta.")],
-    "inline": [FIRST, answer(INLINE.format("Because of beta.", "Beta answer.")), SECOND,
-               answer(INLINE.format("Because of delta.", "Delta answer."))],
+    "tools": [
+        user("Weather in Oslo?"),
+        call(1, "Oslo"),
+        result(1, 7),
+        answer("Seven degrees."),
+        user("And in Rome?"),
+        call(2, "Rome"),
+        result(2, 21),
+        answer("Twenty-one degrees."),
+    ],
+    "reasoning": [
+        FIRST,
+        answer("Beta answer.", reasoning_content="Because of beta."),
+        SECOND,
+        answer("Delta answer.", reasoning_content="Because of delta."),
+    ],
+    "inline": [
+        FIRST,
+        answer(INLINE.format("Because of beta.", "Beta answer.")),
+        SECOND,
+        answer(INLINE.format("Because of delta.", "Delta answer.")),
+    ],
 }
 
 
@@ -70,11 +115,23 @@ def example(name: str) -> Example:
     return Example(name, (), (messages,), None, TOOLS if name == "tools" else None)
 
 
-# ---------------------------------------------------------------------------------------------- the tokenizer
+# ------------------------------------------------------------------------------------ the tokenizer
 
-_SPECIAL = re.compile(r"<[|｜]?[^<>{}%\s'\"/]{1,40}[|｜]>|<[|｜][a-z_]{1,20}>|</?[a-z_:]{1,20}>|\[/?[A-Z_]{2,24}\]")
-_ENDS = ("<|return|>", "<|im_end|>", "<|eot_id|>", "<|END_OF_TURN_TOKEN|>", "<｜end▁of▁sentence｜>", "<|end_of_text|>",
-         "<seed:eos>", "<|assistant_end|>", "<|end_of_turn|>", "<turn|>")
+_SPECIAL = re.compile(
+    r"<[|｜]?[^<>{}%\s'\"/]{1,40}[|｜]>|<[|｜][a-z_]{1,20}>|</?[a-z_:]{1,20}>|\[/?[A-Z_]{2,24}\]"
+)
+_ENDS = (
+    "<|return|>",
+    "<|im_end|>",
+    "<|eot_id|>",
+    "<|END_OF_TURN_TOKEN|>",
+    "<｜end▁of▁sentence｜>",
+    "<|end_of_text|>",
+    "<seed:eos>",
+    "<|assistant_end|>",
+    "<|end_of_turn|>",
+    "<turn|>",
+)
 
 
 def tokenizer(template: str) -> Any:
@@ -89,7 +146,8 @@ def tokenizer(template: str) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>", eos_token=end)
 
 
-# ---------------------------------------------------------------------------------------------- the verdicts
+# ------------------------------------------------------------------------------------- the verdicts
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -113,7 +171,7 @@ def verdict(template: str, name: str, words: Any, **kwargs: Any) -> Verdict:
     one = example(name)
     try:
         turns = Chat(words, template=template, kwargs=kwargs).turns(one, one.answers[0])
-        found, = Encoder(words).encode([turns])
+        (found,) = Encoder(words).encode([turns])
         if isinstance(found, DataError):
             raise found
     except (DataError, ModelError) as error:
@@ -130,7 +188,9 @@ class Row:
     template: str
     words: Any
     verdicts: dict[str, Verdict]
-    other: dict[str, str]  # conversations that are taken with thinking on or off, and their word then
+    other: dict[
+        str, str
+    ]  # conversations that are taken with thinking on or off, and their word then
     stop: str
 
 
@@ -154,10 +214,15 @@ def row(path: Path) -> Row:
 
 def rows(folder: Path) -> list[Row]:
     paths = [path for path in folder.glob("*/*.jinja") if path.parent.name in SOURCES]
-    return [row(path) for path in sorted(paths, key=lambda p: (list(SOURCES).index(p.parent.name), p.name.lower()))]
+    return [
+        row(path)
+        for path in sorted(
+            paths, key=lambda p: (list(SOURCES).index(p.parent.name), p.name.lower())
+        )
+    ]
 
 
-# ---------------------------------------------------------------------------------------------- the page
+# ----------------------------------------------------------------------------------------- the page
 
 HEAD = """# Chat templates
 
@@ -198,9 +263,13 @@ are refused.
 {none} can render none.
 """
 
-NOTES = {"chujiezheng": "These files are indented for reading, and meant to be used with the indentation and line breaks taken\n"
-                        "out. As they stand, most put a line break more before an answer than before the same answer in\n"
-                        "history: branches."}
+NOTES = {
+    "chujiezheng": (
+        "These files are indented for reading, and meant to be used with the indentation and line"
+        " breaks taken\nout. As they stand, most put a line break more before an answer than before"
+        " the same answer in\nhistory: branches."
+    )
+}
 
 
 def page(found: list[Row]) -> str:
@@ -208,26 +277,42 @@ def page(found: list[Row]) -> str:
     tables = []
     for source, title in SOURCES.items():
         own = [one for one in found if one.source == source]
-        tables += [f"## {title}", "", *([NOTES[source], ""] if source in NOTES else []),
-                   f"| {len(own)} templates | {' | '.join(CONVERSATIONS)} | answers end with |",
-                   "|---" * (len(CONVERSATIONS) + 2) + "|"]
+        tables += [
+            f"## {title}",
+            "",
+            *([NOTES[source], ""] if source in NOTES else []),
+            f"| {len(own)} templates | {' | '.join(CONVERSATIONS)} | answers end with |",
+            "|---" * (len(CONVERSATIONS) + 2) + "|",
+        ]
         for names, one in alike(own):
             cells = [cell(one, name, reasons) for name in CONVERSATIONS]
             tables.append(f"| {'<br>'.join(names)} | {' | '.join(cells)} | {code(one.stop)} |")
         tables.append("")
     counts = {name: Counter(one.verdicts[name].word for one in found) for name in CONVERSATIONS}
     summary = ["| conversation | exact | branches | refused |", "|---|---|---|---|"]
-    summary += [f"| {name} | {n['exact']} | {n['branches']} | {n['refused']} |" for name, n in counts.items()]
+    summary += [
+        f"| {name} | {n['exact']} | {n['branches']} | {n['refused']} |"
+        for name, n in counts.items()
+    ]
     words = [{v.word for v in one.verdicts.values()} for one in found]
-    head = HEAD.format(total=len(found), summary="\n".join(summary), rewriting=sum("branches" in w for w in words),
-                       exact=sum("branches" not in w and "exact" in w for w in words), none=sum(w == {"refused"} for w in words))
-    listed = [f"- **{letter}**: {escaped(why).rstrip('.')}. *{escaped(cure[:1].upper() + cure[1:])}.*"
-              for (why, cure), letter in reasons.items()]
+    head = HEAD.format(
+        total=len(found),
+        summary="\n".join(summary),
+        rewriting=sum("branches" in w for w in words),
+        exact=sum("branches" not in w and "exact" in w for w in words),
+        none=sum(w == {"refused"} for w in words),
+    )
+    listed = [
+        f"- **{letter}**: {escaped(why).rstrip('.')}. *{escaped(cure[:1].upper() + cure[1:])}.*"
+        for (why, cure), letter in reasons.items()
+    ]
     return "\n".join([head, *tables, "## Reasons", "", *listed, ""])
 
 
 def alike(found: list[Row]) -> list[tuple[list[str], Row]]:
-    """Templates that differ in nothing that the table shows, in one row: a template and its variant for training."""
+    """Templates that differ in nothing that the table shows, in one row: a template and its variant
+    for training.
+    """
     groups: dict[Any, list[Row]] = {}
     for one in found:
         shown = tuple((v.word, v.why, one.other.get(name)) for name, v in one.verdicts.items())
@@ -239,7 +324,11 @@ def cell(one: Row, name: str, reasons: dict[tuple[str, str], str]) -> str:
     found = one.verdicts[name]
     if found.word != "refused":
         return found.word
-    why = re.sub(r"begins every answer with (.*?), and", "begins every answer with words or a tag of its own, and", found.why)
+    why = re.sub(
+        r"begins every answer with (.*?), and",
+        "begins every answer with words or a tag of its own, and",
+        found.why,
+    )
     letter = reasons.setdefault((why, found.cure), "abcdefghijklmnopqrstuvwxyz"[len(reasons)])
     return f"refused ({letter})" + (f", {one.other[name]}" if name in one.other else "")
 
@@ -249,7 +338,9 @@ def code(text: str) -> str:
 
 
 def escaped(text: str) -> str:
-    return re.sub(r"<[^<> ]+>|--[a-z-]+( [a-z_]+=[a-z]+)?|reasoning_content", lambda m: f"`{m[0]}`", text)
+    return re.sub(
+        r"<[^<> ]+>|--[a-z-]+( [a-z_]+=[a-z]+)?|reasoning_content", lambda m: f"`{m[0]}`", text
+    )
 
 
 def main(argv: list[str]) -> int:

@@ -1,11 +1,14 @@
 """Makes the embedded base model, from texts and the curriculum to src/posttrain/assets/base.
 
-    python scripts/make_base.py --texts books.jsonl.gz stories.jsonl.gz --work runs/base [--tokens 500e6] [--install]
+    python scripts/make_base.py --texts books.jsonl.gz stories.jsonl.gz --work runs/base [--tokens
+    500e6] [--install]
 
 1. `data`: pages of the curriculum, drawn anew, beside the texts.
-2. `tokenizer`: byte-level BPE of 4,096 tokens, digits split, with turn tokens that the pretraining does not use.
+2. `tokenizer`: byte-level BPE of 4,096 tokens, digits split, with turn tokens that the pretraining
+    does not use.
 3. `model`: a Llama of 4.7 M parameters with random weights.
-4. `adapt`: this project's own stage reads all of it. About six minutes on one H200; on a CPU it would take days.
+4. `adapt`: this project's own stage reads all of it. About six minutes on one H200; on a CPU it
+    would take days.
 5. With --install the result goes to src/posttrain/assets/base, with MODEL_CARD.md.
 
 Each step is done once; the same command goes on.
@@ -88,18 +91,44 @@ def make_model(texts: list[Path], folder: Path) -> None:
     if (folder / "random").is_dir():
         return
     raw = Tokenizer(models.BPE())
-    raw.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True),
-                                                 pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    raw.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
     raw.decoder = decoders.ByteLevel()
-    raw.train_from_iterator(_sample(texts, folder), trainers.BpeTrainer(
-        vocab_size=VOCABULARY, special_tokens=SPECIAL, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token=SPECIAL[0], pad_token=SPECIAL[1])
+    raw.train_from_iterator(
+        _sample(texts, folder),
+        trainers.BpeTrainer(
+            vocab_size=VOCABULARY,
+            special_tokens=SPECIAL,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=raw, eos_token=SPECIAL[0], pad_token=SPECIAL[1]
+    )
     tokenizer.chat_template = default_template(tokenizer)
     torch.manual_seed(0)
-    network = LlamaForCausalLM(LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=256, intermediate_size=704, num_hidden_layers=5, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=64, max_position_embeddings=CONTEXT, tie_word_embeddings=True, rope_theta=10_000.0,
-        bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id))
+    network = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=256,
+            intermediate_size=704,
+            num_hidden_layers=5,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=64,
+            max_position_embeddings=CONTEXT,
+            tie_word_embeddings=True,
+            rope_theta=10_000.0,
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
     with atomic_folder(folder / "random") as target:
         tokenizer.save_pretrained(target)
         network.save_pretrained(target)
@@ -112,11 +141,24 @@ def pretrain(texts: list[Path], folder: Path, tokens: float) -> Path:
     parts = sorted(str(p) for p in (folder / "curriculum").iterdir())
     # rows are windows of about a context each, so shares of rows are about shares of tokens
     data = [f"{path},weight={SHARE / len(parts)}" for path in parts]
-    data += [f"{path},weight={(1 - SHARE) * path.stat().st_size / sum(p.stat().st_size for p in texts)}" for path in texts]
+    data += [
+        f"{path},weight={(1 - SHARE) * path.stat().st_size / sum(p.stat().st_size for p in texts)}"
+        for path in texts
+    ]
     outcome = adapt(
-        model=folder / "random", data=data, out=folder / "adapt", steps=int(tokens / (BATCH * CONTEXT * 0.85)),
-        batch_size=BATCH, budget=BATCH * CONTEXT, learning_rate=4e-3, schedule="wsd", warmup=0.02, weight_decay=0.1,
-        betas=(0.9, 0.95), max_length=CONTEXT)
+        model=folder / "random",
+        data=data,
+        out=folder / "adapt",
+        steps=int(tokens / (BATCH * CONTEXT * 0.85)),
+        batch_size=BATCH,
+        budget=BATCH * CONTEXT,
+        learning_rate=4e-3,
+        schedule="wsd",
+        warmup=0.02,
+        weight_decay=0.1,
+        betas=(0.9, 0.95),
+        max_length=CONTEXT,
+    )
     return outcome.model
 
 
@@ -129,15 +171,22 @@ def install(model: Path, texts: list[Path], summary: Path) -> None:
         for path in model.iterdir():
             shutil.copy2(path, folder / path.name)
         made = json.loads(summary.read_text())
-        about = {"tokens": made["tokens"], "steps": made["steps"], "seconds": round(made["seconds"]),
-                 "texts": {path.name: sha256_file(path) for path in texts}, "curriculum_seed": 0}
+        about = {
+            "tokens": made["tokens"],
+            "steps": made["steps"],
+            "seconds": round(made["seconds"]),
+            "texts": {path.name: sha256_file(path) for path in texts},
+            "curriculum_seed": 0,
+        }
         (folder / "made.json").write_text(json.dumps(about, indent=2) + "\n")
         if text:
             (folder / "MODEL_CARD.md").write_text(text)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--texts", type=Path, nargs="+", required=True)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--tokens", type=float, default=500e6)

@@ -1,4 +1,6 @@
-"""One thread a process: tiny models spend their time on handing work over, and thread counts change the last bits."""
+"""One thread a process: tiny models spend their time on handing work over, and thread counts change
+the last bits.
+"""
 
 import os
 

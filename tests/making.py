@@ -1,4 +1,6 @@
-"""What tests of whole commands start from: a tiny model folder with a byte-level tokenizer, and files of rows."""
+"""What tests of whole commands start from: a tiny model folder with a byte-level tokenizer, and
+files of rows.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +14,15 @@ from typing import Any
 END = "<|end|>"
 
 
-def tokenizer(merges: Sequence[tuple[str, str]] = (), *, start: bool = False, ends: bool = False, end: str | None = END) -> Any:
-    """A byte-level BPE tokenizer: id 0 is the end token, 1 the start token, then the 256 bytes, then one token a merge.
+def tokenizer(
+    merges: Sequence[tuple[str, str]] = (),
+    *,
+    start: bool = False,
+    ends: bool = False,
+    end: str | None = END,
+) -> Any:
+    """A byte-level BPE tokenizer: id 0 is the end token, 1 the start token, then the 256 bytes,
+    then one token a merge.
 
     Args:
         merges: pairs that become one token, in byte-level spelling (a space is Ġ).
@@ -23,7 +32,12 @@ def tokenizer(merges: Sequence[tuple[str, str]] = (), *, start: bool = False, en
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    names = [END, "<|start|>", *sorted(pre_tokenizers.ByteLevel.alphabet()), *(a + b for a, b in merges)]
+    names = [
+        END,
+        "<|start|>",
+        *sorted(pre_tokenizers.ByteLevel.alphabet()),
+        *(a + b for a, b in merges),
+    ]
     vocabulary = {name: i for i, name in enumerate(names)}
     raw = Tokenizer(models.BPE(vocab=vocabulary, merges=list(merges)))
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -31,8 +45,12 @@ def tokenizer(merges: Sequence[tuple[str, str]] = (), *, start: bool = False, en
     raw.add_special_tokens(names[:2])
     if start or ends:
         single = [*(["<|start|>"] if start else []), "$A", *([END] if ends else [])]
-        raw.post_processor = processors.TemplateProcessing(single=single, special_tokens=[(n, vocabulary[n]) for n in names[:2]])
-    return PreTrainedTokenizerFast(tokenizer_object=raw, eos_token=end, bos_token="<|start|>" if start else None)
+        raw.post_processor = processors.TemplateProcessing(
+            single=single, special_tokens=[(n, vocabulary[n]) for n in names[:2]]
+        )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=raw, eos_token=end, bos_token="<|start|>" if start else None
+    )
 
 
 def model(folder: Path, *, positions: int = 64, seed: int = 0) -> Path:
@@ -43,14 +61,32 @@ def model(folder: Path, *, positions: int = 64, seed: int = 0) -> Path:
     words = tokenizer()
     words.save_pretrained(folder)
     torch.manual_seed(seed)
-    LlamaForCausalLM(LlamaConfig(
-        vocab_size=len(words), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=positions, bos_token_id=None, eos_token_id=0)).save_pretrained(folder)
+    LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(words),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=positions,
+            bos_token_id=None,
+            eos_token_id=0,
+        )
+    ).save_pretrained(folder)
     return folder
 
 
-def trees(rows: Iterable[Any], words: Any, *, max_length: int = 1024, truncate: str = "", source: str = "",
-             rejects: Any = None, **chat: Any) -> tuple[Any, list[Any]]:
+def trees(
+    rows: Iterable[Any],
+    words: Any,
+    *,
+    max_length: int = 1024,
+    truncate: str = "",
+    source: str = "",
+    rejects: Any = None,
+    **chat: Any,
+) -> tuple[Any, list[Any]]:
     """Rows as the package prepares them: the account of them and their trees.
 
     Args:
@@ -68,14 +104,23 @@ def trees(rows: Iterable[Any], words: Any, *, max_length: int = 1024, truncate: 
 
     with tempfile.TemporaryDirectory() as name:
         path = write(Path(name) / "a.jsonl", rows)
-        account = prepare(TypeAdapter(Sourced).validate_python(f"{path}{source}"), Chat(words, **chat), Encoder(words),
-                          Path(name) / "trees", max_length=max_length, truncate=truncate, rejects=rejects)
+        account = prepare(
+            TypeAdapter(Sourced).validate_python(f"{path}{source}"),
+            Chat(words, **chat),
+            Encoder(words),
+            Path(name) / "trees",
+            max_length=max_length,
+            truncate=truncate,
+            rejects=rejects,
+        )
         found = Trees(Path(name) / "trees")
         return account, [found[i] for i in range(len(found))]
 
 
 def write(path: Path, rows: Iterable[Any]) -> Path:
-    """Write rows as JSON lines, compressed where the name ends in .gz; a string is written as it stands."""
+    """Write rows as JSON lines, compressed where the name ends in .gz; a string is written as it
+    stands.
+    """
     text = "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows)
     path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
     return path

@@ -9,7 +9,10 @@ from posttrain.stages.alarms import FALLEN, FEWEST, WINDOW, Alarms
 
 def steps(alarms: Alarms, *nats: float, first: int = 1) -> list[str]:
     """Records whose chosen answers have 10 tokens of these nats each."""
-    records = [{"step": i, "logps/chosen": 10 * each, "length/chosen": 10} for i, each in enumerate(nats, first)]
+    records = [
+        {"step": i, "logps/chosen": 10 * each, "length/chosen": 10}
+        for i, each in enumerate(nats, first)
+    ]
     return [said for record in records for said in alarms(record)]
 
 
@@ -32,11 +35,22 @@ def test_a_single_bad_batch_is_no_alarm() -> None:
 def test_rewards_that_are_lengths_are_said() -> None:
     for side, other in (("shorter", "longer"), ("longer", "shorter")):
         (said,) = Alarms()(held(**{f"{side}_chosen": 50, f"accuracy_{side}_chosen": 0.2}))
-        assert f"only on 20% of the 50 whose chosen answer is the {side}: they say which is {other}" in said
-        assert Alarms()(held(**{f"{side}_chosen": 50, f"accuracy_{side}_chosen": 0.45})) == []  # might be chance
-        assert Alarms()(held(**{f"{side}_chosen": FEWEST - 1, f"accuracy_{side}_chosen": 0.0})) == []
-    assert Alarms()(held(accuracy=0.4, shorter_chosen=50, accuracy_shorter_chosen=0.1)) == []  # not right at all
-    assert Alarms()({"step": 1, "validation": {"accuracy": 0.9, "sequences": 3}}) == []  # labels have no lengths
+        assert (
+            f"only on 20% of the 50 whose chosen answer is the {side}: they say which is {other}"
+            in said
+        )
+        assert (
+            Alarms()(held(**{f"{side}_chosen": 50, f"accuracy_{side}_chosen": 0.45})) == []
+        )  # might be chance
+        assert (
+            Alarms()(held(**{f"{side}_chosen": FEWEST - 1, f"accuracy_{side}_chosen": 0.0})) == []
+        )
+    assert (
+        Alarms()(held(accuracy=0.4, shorter_chosen=50, accuracy_shorter_chosen=0.1)) == []
+    )  # not right at all
+    assert (
+        Alarms()({"step": 1, "validation": {"accuracy": 0.9, "sequences": 3}}) == []
+    )  # labels have no lengths
 
 
 def test_answers_that_grow_or_shrink_are_said() -> None:

@@ -20,9 +20,15 @@ from posttrain.data.settings import COLUMNS, Source
 from posttrain.pipeline.kinds import KINDS
 
 ROOT = Path(__file__).parents[1]
-PAGES = [*sorted((ROOT / "docs").rglob("*.md")), *(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md"))]
+PAGES = [
+    *sorted((ROOT / "docs").rglob("*.md")),
+    *(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")),
+]
 # words that have no place in a project that speaks of itself
-FORBIDDEN = re.compile(r"/work/|/opt/|/root/|\bmirror|\bplanner|\bTODO\b|\bFIXME\b|coming soon|as of this writing", re.IGNORECASE)
+FORBIDDEN = re.compile(
+    r"/work/|/opt/|/root/|\bmirror|\bplanner|\bTODO\b|\bFIXME\b|coming soon|as of this writing",
+    re.IGNORECASE,
+)
 
 
 def short(path: Path) -> str:
@@ -60,7 +66,9 @@ def test_the_reference_is_up_to_date() -> None:
 def test_the_reference_has_every_option_of_every_command() -> None:
     page = (ROOT / "docs" / "reference" / "cli.md").read_text()
     assert all(f"## posttrain {name}\n" in page for name in COMMANDS)
-    sections = dict(zip(COMMANDS, re.split(r"^## posttrain .*$", page, flags=re.MULTILINE)[1:], strict=True))
+    sections = dict(
+        zip(COMMANDS, re.split(r"^## posttrain .*$", page, flags=re.MULTILINE)[1:], strict=True)
+    )
     assert len(options("sft")) > 30
     for name, section in sections.items():
         known = options(name) - {"-h", "--help"}
@@ -72,25 +80,39 @@ def test_the_recipe_reference_has_every_option_of_every_stage() -> None:
     sections = dict(re.findall(r"^## stage: (\w+)\n(.*?)(?=^## )", page, re.MULTILINE | re.DOTALL))
     assert list(sections) == list(KINDS)
     for name, kind in KINDS.items():
-        found = re.findall(r"^\| `(\w+)` \| ([^|]+) \| ([^|]*) \| [^|]{8,} \|$", sections[name], re.MULTILINE)
+        found = re.findall(
+            r"^\| `(\w+)` \| ([^|]+) \| ([^|]*) \| [^|]{8,} \|$", sections[name], re.MULTILINE
+        )
         known = [leaf for leaf in leaves(kind.model) if leaf.name != "out"]
         assert [option for option, _, _ in found] == [leaf.name for leaf in known]
         for (option, _, default), leaf in zip(found, known, strict=True):
-            expected = None if leaf.switch or leaf.field.is_required() else leaf.field.get_default(call_default_factory=True)
+            expected = (
+                None
+                if leaf.switch or leaf.field.is_required()
+                else leaf.field.get_default(call_default_factory=True)
+            )
             if expected in (None, "", (), {}):
-                assert default.strip() == ("required" if leaf.field.is_required() and not leaf.switch else ""), option
+                assert default.strip() == (
+                    "required" if leaf.field.is_required() and not leaf.switch else ""
+                ), option
             elif isinstance(expected, str):
                 assert default == f"`{expected}`", option
             else:
                 assert json.loads(default.strip("`")) == json.loads(json.dumps(expected)), option
     data = page.split("## Data")[1].split("## ")[0]
-    assert re.findall(r"^\| `(\w+)` ", data, re.MULTILINE) == [f for f in Source.model_fields if f not in ("path", "columns")]
+    assert re.findall(r"^\| `(\w+)` ", data, re.MULTILINE) == [
+        f for f in Source.model_fields if f not in ("path", "columns")
+    ]
     assert all(f"`{name}`" in data for name in COLUMNS)
 
 
 def test_pages_that_the_source_names_exist() -> None:
     """An error that points at a page points at one that is there."""
-    named = {page for path in (ROOT / "src").rglob("*.py") for page in re.findall(r"docs/[\w/.-]+\.md", path.read_text())}
+    named = {
+        page
+        for path in (ROOT / "src").rglob("*.py")
+        for page in re.findall(r"docs/[\w/.-]+\.md", path.read_text())
+    }
     assert "docs/reference/recipes.md" in named
     assert [page for page in named if not (ROOT / page).is_file()] == []
 
@@ -118,14 +140,30 @@ def test_every_page_is_reachable_from_the_index() -> None:
             continue
         seen.add(page)
         links = re.findall(r"\]\(([^)\s#]+\.md)[^)]*\)", page.read_text())
-        open_pages += [p for link in links if (p := (page.parent / link).resolve()).is_relative_to(ROOT / "docs") and p.exists()]
+        open_pages += [
+            p
+            for link in links
+            if (p := (page.parent / link).resolve()).is_relative_to(ROOT / "docs") and p.exists()
+        ]
     assert sorted(short(p) for p in (ROOT / "docs").rglob("*.md") if p not in seen) == []
 
 
-@pytest.mark.parametrize("page", [*PAGES, ROOT / "Makefile", ROOT / "constraints.txt", *sorted((ROOT / "examples").glob("*.py"))],
-                         ids=short)
+@pytest.mark.parametrize(
+    "page",
+    [
+        *PAGES,
+        ROOT / "Makefile",
+        ROOT / "constraints.txt",
+        *sorted((ROOT / "examples").glob("*.py")),
+    ],
+    ids=short,
+)
 def test_no_word_about_anything_else(page: Path) -> None:
-    found = [f"{i}: {line}" for i, line in enumerate(page.read_text().splitlines(), 1) if FORBIDDEN.search(line)]
+    found = [
+        f"{i}: {line}"
+        for i, line in enumerate(page.read_text().splitlines(), 1)
+        if FORBIDDEN.search(line)
+    ]
     assert found == []
 
 
@@ -164,12 +202,18 @@ def test_paths_and_names_of_the_source_exist() -> None:
                 module = ROOT / "src" / Path(*parts[:depth])
                 if module.with_suffix(".py").is_file() or module.is_dir():
                     break
-            source = (module / "__init__.py" if module.is_dir() else module.with_suffix(".py")).read_text()
+            source = (
+                module / "__init__.py" if module.is_dir() else module.with_suffix(".py")
+            ).read_text()
             rest = parts[depth:]
-            assert not rest or re.search(rf"^(def|class) {rest[0]}\b|^{rest[0]}\b|\"{rest[0]}\"", source, re.MULTILINE), dotted
+            assert not rest or re.search(
+                rf"^(def|class) {rest[0]}\b|^{rest[0]}\b|\"{rest[0]}\"", source, re.MULTILINE
+            ), dotted
     papers = (ROOT / "docs" / "papers.md").read_text()
     for path, name in re.findall(r"`(\w+/\w+\.py)`(?: `(\w+)`)?", papers):
-        source = next(p for p in (ROOT / "src" / "posttrain" / path, ROOT / path) if p.is_file()).read_text()
+        source = next(
+            p for p in (ROOT / "src" / "posttrain" / path, ROOT / path) if p.is_file()
+        ).read_text()
         assert not name or re.search(rf"^(def|class) {name}\b", source, re.MULTILINE), (path, name)
 
 
@@ -183,15 +227,20 @@ def test_every_paper_the_source_cites_is_listed() -> None:
 
 def test_every_error_class_is_listed() -> None:
     page = (ROOT / "docs" / "reference" / "errors-and-exit-codes.md").read_text()
-    classes = [name for name, value in vars(errors).items()
-               if isinstance(value, type) and issubclass(value, errors.PosttrainError)]
+    classes = [
+        name
+        for name, value in vars(errors).items()
+        if isinstance(value, type) and issubclass(value, errors.PosttrainError)
+    ]
     assert {"PosttrainError", "DataError"} <= set(classes)
     assert [name for name in classes if f"`{name}`" not in page] == []
 
 
 def test_python_examples_are_python_and_json_examples_are_json() -> None:
     for page in PAGES:
-        for language, block in re.findall(r"```(python|json)\n(.*?)```", page.read_text(), re.DOTALL):
+        for language, block in re.findall(
+            r"```(python|json)\n(.*?)```", page.read_text(), re.DOTALL
+        ):
             if language == "python":
                 compile(block, short(page), "exec")
             else:
@@ -221,7 +270,11 @@ def test_the_licence_is_complete_and_the_version_one() -> None:
 
 
 def test_constraints_fit_what_is_declared() -> None:
-    pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
+    pins = dict(
+        line.split("==")
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+        if "==" in line
+    )
     declared = re.findall(r'"([a-z_-]+)>=([\d.]+)"', (ROOT / "pyproject.toml").read_text())
     assert {"torch", "transformers", "peft", "trl", "pytest"} <= {name for name, _ in declared}
     for name, least in declared:

@@ -16,9 +16,15 @@ from posttrain.cli.main import main
 from posttrain.evals import tasks
 from tests import making
 
-TEXTS = [{"text": text} for text in ("one two three", "a bird in the hand", "xyz", "the end of the story is near")]
+TEXTS = [
+    {"text": text}
+    for text in ("one two three", "a bird in the hand", "xyz", "the end of the story is near")
+]
 QUESTIONS = [{"prompt": f"{a}+{b}=", "completion": str(a + b)} for a in range(3) for b in range(2)]
-QUIZ = [{"question": f"{a}+1?", "choices": ["no", str(a + 1), "seventeen"], "answer_index": a % 3} for a in range(8)]
+QUIZ = [
+    {"question": f"{a}+1?", "choices": ["no", str(a + 1), "seventeen"], "answer_index": a % 3}
+    for a in range(8)
+]
 
 
 @dataclass(frozen=True)
@@ -28,12 +34,30 @@ class Bench:
     folder: Path
     capfd: pytest.CaptureFixture[str]
 
-    def eval(self, out: Path, *more: str | Path, model: str = "a", all_tasks: bool = True) -> tuple[int, str, str]:
+    def eval(
+        self, out: Path, *more: str | Path, model: str = "a", all_tasks: bool = True
+    ) -> tuple[int, str, str]:
         """Exit code, standard output, standard error."""
-        argv = ["eval", "--model", self.folder / model, "--out", out, "--max-tokens", "5", "--device", "cpu"]
+        argv = [
+            "eval",
+            "--model",
+            self.folder / model,
+            "--out",
+            out,
+            "--max-tokens",
+            "5",
+            "--device",
+            "cpu",
+        ]
         if all_tasks:
-            argv += ["--perplexity", self.folder / "texts.jsonl", "--exact", self.folder / "questions.jsonl",
-                     "--choice", self.folder / "quiz.jsonl"]
+            argv += [
+                "--perplexity",
+                self.folder / "texts.jsonl",
+                "--exact",
+                self.folder / "questions.jsonl",
+                "--choice",
+                self.folder / "quiz.jsonl",
+            ]
         code = main([str(a) for a in (*argv, *more)])
         said = self.capfd.readouterr()
         return code, said.out, said.err
@@ -67,7 +91,12 @@ def test_files_and_summary(bench: Bench, tmp_path: Path) -> None:
     code, out, err = bench.eval(run)
     assert code == 0, err
     names = ["choice-quiz", "exact-questions", "perplexity-texts"]
-    assert sorted(p.name for p in run.iterdir()) == [".lock", *(f"{n}.jsonl" for n in names), "run.json", "summary.json"]
+    assert sorted(p.name for p in run.iterdir()) == [
+        ".lock",
+        *(f"{n}.jsonl" for n in names),
+        "run.json",
+        "summary.json",
+    ]
     found = summary(run)
     assert sorted(found["tasks"]) == names and found["against"] is None
     for name, rows in zip(names, (QUIZ, QUESTIONS, TEXTS), strict=True):
@@ -78,12 +107,15 @@ def test_files_and_summary(bench: Bench, tmp_path: Path) -> None:
         assert "against" not in found["tasks"][name]
     texts = records(run / "perplexity-texts.jsonl")
     metric = found["tasks"]["perplexity-texts"]["metrics"]["nats_per_token"]
-    assert metric["mean"] == pytest.approx(sum(r["nats"] for r in texts) / sum(r["tokens"] for r in texts))
+    assert metric["mean"] == pytest.approx(
+        sum(r["nats"] for r in texts) / sum(r["tokens"] for r in texts)
+    )
     assert 4.5 < metric["mean"] < 6.5  # a random model knows nothing of 258 tokens: ln 258 = 5.55
     hits = sum(r["correct"] for r in records(run / "choice-quiz.jsonl"))
     wilson = scipy.binomtest(hits, len(QUIZ)).proportion_ci(0.95, "wilson")
     assert found["tasks"]["choice-quiz"]["metrics"]["correct"] == pytest.approx(
-        {"mean": hits / len(QUIZ), "low": wilson.low, "high": wilson.high, "n": len(QUIZ)})
+        {"mean": hits / len(QUIZ), "low": wilson.low, "high": wilson.high, "n": len(QUIZ)}
+    )
     assert f"{metric['mean']:.3f}" in out and f"summary  {run / 'summary.json'}\n" in out
     assert "measured  a perplexity-texts nats_per_token: " in err
 
@@ -95,10 +127,18 @@ def test_against_another_model_the_difference_is_paired(bench: Bench, tmp_path: 
     for name, role in (("a", ""), ("b", ".against")):  # each is what it is alone
         bench.eval(tmp_path / name, model=name)
         for task in ("perplexity-texts", "exact-questions", "choice-quiz"):
-            assert (run / f"{task}{role}.jsonl").read_text() == (tmp_path / name / f"{task}.jsonl").read_text()
+            assert (run / f"{task}{role}.jsonl").read_text() == (
+                tmp_path / name / f"{task}.jsonl"
+            ).read_text()
     found = summary(run)["tasks"]
-    assert found["choice-quiz"]["against"] == summary(tmp_path / "b")["tasks"]["choice-quiz"]["metrics"]
-    quiz = [[float(r["correct"]) for r in records(tmp_path / name / "choice-quiz.jsonl")] for name in "ab"]
+    assert (
+        found["choice-quiz"]["against"]
+        == summary(tmp_path / "b")["tasks"]["choice-quiz"]["metrics"]
+    )
+    quiz = [
+        [float(r["correct"]) for r in records(tmp_path / name / "choice-quiz.jsonl")]
+        for name in "ab"
+    ]
     interval = scipy.ttest_rel(*quiz).confidence_interval(0.95)
     gap = found["choice-quiz"]["difference"]["correct"]
     assert gap["mean"] == pytest.approx(sum(a - b for a, b in zip(*quiz, strict=True)) / len(QUIZ))
@@ -107,23 +147,34 @@ def test_against_another_model_the_difference_is_paired(bench: Bench, tmp_path: 
     nats = sum(a["nats"] - b["nats"] for a, b in zip(mine, theirs, strict=True))
     gap = found["perplexity-texts"]["difference"]
     assert gap["nats_per_token"]["mean"] == pytest.approx(nats / sum(r["tokens"] for r in mine))
-    assert gap["bits_per_byte"]["mean"] == pytest.approx(nats / math.log(2) / sum(len(r["text"].encode()) for r in TEXTS))
+    assert gap["bits_per_byte"]["mean"] == pytest.approx(
+        nats / math.log(2) / sum(len(r["text"].encode()) for r in TEXTS)
+    )
     assert f"{gap['nats_per_token']['mean']:+.3f}" in out
 
 
 def test_against_itself_nothing_differs(bench: Bench, tmp_path: Path) -> None:
     assert bench.eval(tmp_path / "run", "--against", bench.folder / "a")[0] == 0
     for task in summary(tmp_path / "run")["tasks"].values():
-        assert [(d["mean"], d["low"], d["high"]) for d in task["difference"].values()] == [(0, 0, 0)] * len(task["difference"])
+        assert [(d["mean"], d["low"], d["high"]) for d in task["difference"].values()] == [
+            (0, 0, 0)
+        ] * len(task["difference"])
 
 
-def test_tasks_that_are_done_are_read_back(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tasks_that_are_done_are_read_back(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run, whole = tmp_path / "run", tmp_path / "whole"
     bench.eval(whole)
     with monkeypatch.context() as patch:
-        patch.setattr(tasks, "choice", lambda subject, items: (_ for _ in ()).throw(KeyboardInterrupt()))
+        patch.setattr(
+            tasks, "choice", lambda subject, items: (_ for _ in ()).throw(KeyboardInterrupt())
+        )
         assert bench.eval(run)[0] == 130
-    assert sorted(p.name for p in run.glob("*.jsonl")) == ["exact-questions.jsonl", "perplexity-texts.jsonl"]
+    assert sorted(p.name for p in run.glob("*.jsonl")) == [
+        "exact-questions.jsonl",
+        "perplexity-texts.jsonl",
+    ]
     with monkeypatch.context() as patch:
         patch.setattr(tasks, "perplexity", None)  # they are not called
         patch.setattr(tasks, "exact", None)
@@ -132,7 +183,9 @@ def test_tasks_that_are_done_are_read_back(bench: Bench, tmp_path: Path, monkeyp
     with monkeypatch.context() as patch:
         for task in ("perplexity", "exact", "choice"):
             patch.setattr(tasks, task, None)
-        code, _, err = bench.eval(run, "--budget", "100")  # which is not part of what an evaluation is
+        code, _, err = bench.eval(
+            run, "--budget", "100"
+        )  # which is not part of what an evaluation is
         assert (code, err) == (0, f"finished  {run} already holds this evaluation; nothing to do\n")
 
 
@@ -152,37 +205,60 @@ def test_another_evaluation_in_the_same_folder_is_refused(bench: Bench, tmp_path
 
 
 def test_a_row_that_was_corrected_can_be_evaluated(bench: Bench, tmp_path: Path) -> None:
-    run, quiz = tmp_path / "run", making.write(tmp_path / "quiz.jsonl", [QUIZ[0], {**QUIZ[1], "answer_index": 9}])
+    run, quiz = (
+        tmp_path / "run",
+        making.write(tmp_path / "quiz.jsonl", [QUIZ[0], {**QUIZ[1], "answer_index": 9}]),
+    )
     code, out, err = bench.eval(run, "--choice", quiz, all_tasks=False)
-    assert (code, out) == (2, "") and f"{quiz}:2: answer_index is 9, not the place of one of 3 choices" in err
+    assert (code, out) == (
+        2,
+        "",
+    ) and f"{quiz}:2: answer_index is 9, not the place of one of 3 choices" in err
     assert not run.exists()
     making.write(quiz, QUIZ[:2])
     assert bench.eval(run, "--choice", quiz, all_tasks=False)[0] == 0
 
 
-def test_a_choice_that_a_model_cannot_take_is_told_before_anything_runs(bench: Bench, tmp_path: Path,
-                                                                      monkeypatch: pytest.MonkeyPatch) -> None:
-    run, small = tmp_path / "run", making.model(tmp_path / "small", positions=40)  # the others know 64
-    quiz = making.write(tmp_path / "quiz.jsonl", [QUIZ[0], {"question": "q" * 30, "choices": ["a" * 12, "b"], "answer_index": 0}])
+def test_a_choice_that_a_model_cannot_take_is_told_before_anything_runs(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, small = (
+        tmp_path / "run",
+        making.model(tmp_path / "small", positions=40),
+    )  # the others know 64
+    quiz = making.write(
+        tmp_path / "quiz.jsonl",
+        [QUIZ[0], {"question": "q" * 30, "choices": ["a" * 12, "b"], "answer_index": 0}],
+    )
     plain = ["--choice", quiz, "--prompt-template", "{prompt}"]
     with monkeypatch.context() as patch:
         patch.setattr("posttrain.engine.policy.Policy.load", None)  # it is not called
         for more, n in ((["--against", small], 40), (["--max-length", "41"], 41)):
             code, out, err = bench.eval(run, *plain, *more)
             assert (code, out) == (2, "")
-            assert f"error: {quiz}:2: the question and a choice are 42 tokens, and {n} fit\ncure: " in err
+            assert (
+                f"error: {quiz}:2: the question and a choice are 42 tokens, and {n} fit\ncure: "
+                in err
+            )
             assert not run.exists()
     assert bench.eval(run, *plain, "--max-length", "42", all_tasks=False)[0] == 0
     assert summary(run)["tasks"]["choice-quiz"]["metrics"]["correct"]["n"] == 2
 
 
-@pytest.mark.parametrize(("more", "said"), [
-    ([], "there is nothing to evaluate on"), (["--exact", "none.jsonl"], "there is no file none.jsonl"),
-    (["--exact", "texts.jsonl,limit=0"], "greater than or equal to 1"),
-    (["--match", "fuzzy"], "match"), (["--exat", "a"], "unknown option --exat"),
-], ids=str)
-def test_what_cannot_be_evaluated_ends_with_code_2(bench: Bench, tmp_path: Path, more: list[str], said: str,
-                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ([], "there is nothing to evaluate on"),
+        (["--exact", "none.jsonl"], "there is no file none.jsonl"),
+        (["--exact", "texts.jsonl,limit=0"], "greater than or equal to 1"),
+        (["--match", "fuzzy"], "match"),
+        (["--exat", "a"], "unknown option --exat"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_evaluated_ends_with_code_2(
+    bench: Bench, tmp_path: Path, more: list[str], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(bench.folder)
     code, out, err = bench.eval(tmp_path / "run", *more, all_tasks=False)
     assert (code, out) == (2, "")
@@ -193,9 +269,16 @@ def test_what_cannot_be_evaluated_ends_with_code_2(bench: Bench, tmp_path: Path,
 def test_two_files_of_one_name_and_python(bench: Bench, tmp_path: Path) -> None:
     (tmp_path / "more").mkdir()
     other = making.write(tmp_path / "more" / "texts.jsonl", TEXTS[:2])
-    found = posttrain.evaluate(quiet=True, model=bench.folder / "a", perplexity=[bench.folder / "texts.jsonl", other],
-                               out=tmp_path / "run", device="cpu")
+    found = posttrain.evaluate(
+        quiet=True,
+        model=bench.folder / "a",
+        perplexity=[bench.folder / "texts.jsonl", other],
+        out=tmp_path / "run",
+        device="cpu",
+    )
     assert bench.capfd.readouterr() == ("", "")
     assert {name: one["metrics"]["bits_per_byte"]["n"] for name, one in found["tasks"].items()} == {
-        "perplexity-texts": 4, "perplexity-texts-2": 2}
+        "perplexity-texts": 4,
+        "perplexity-texts-2": 2,
+    }
     assert found == summary(tmp_path / "run")

@@ -1,4 +1,6 @@
-"""The options are a promise: every one, its type and its default are written down in tests/golden/options.txt."""
+"""The options are a promise: every one, its type and its default are written down in
+tests/golden/options.txt.
+"""
 
 from __future__ import annotations
 
@@ -24,22 +26,35 @@ from posttrain.stages.sft import SftSettings
 
 GOLDEN = Path(__file__).parent / "golden" / "options.txt"
 SETTINGS: dict[str, type[Settings]] = {  # every command, and what its options are made from
-    "adapt": AdaptSettings, "sft": SftSettings, "preference": PreferenceSettings, "sample-pairs": SamplePairsSettings,
-    "reward-model": RewardModelSettings, "judge": JudgeSettings, "eval": EvaluateSettings, "chat": ChatSettings,
-    "data inspect": InspectSettings, "data pairs": PairsSettings, "data select": SelectSettings, "data split": SplitSettings}
+    "adapt": AdaptSettings,
+    "sft": SftSettings,
+    "preference": PreferenceSettings,
+    "sample-pairs": SamplePairsSettings,
+    "reward-model": RewardModelSettings,
+    "judge": JudgeSettings,
+    "eval": EvaluateSettings,
+    "chat": ChatSettings,
+    "data inspect": InspectSettings,
+    "data pairs": PairsSettings,
+    "data select": SelectSettings,
+    "data split": SplitSettings,
+}
 
 
 def spelled(annotation: Any) -> str:
     """A type as one would write it."""
     arguments = typing.get_args(annotation)
-    if typing.get_origin(annotation) is typing.Annotated:  # the range is checked elsewhere; the type is its first argument
+    if (
+        typing.get_origin(annotation) is typing.Annotated
+    ):  # the range is checked elsewhere; the type is its first argument
         return spelled(arguments[0])
     if isinstance(annotation, types.UnionType):
         return " | ".join(map(spelled, arguments))
     if typing.get_origin(annotation) is typing.Literal:
         return "{" + ",".join(map(str, arguments)) + "}"
     if arguments:
-        return f"{typing.get_origin(annotation).__name__}[{', '.join('...' if a is ... else spelled(a) for a in arguments)}]"
+        inside = ", ".join("..." if a is ... else spelled(a) for a in arguments)
+        return f"{typing.get_origin(annotation).__name__}[{inside}]"
     return "None" if annotation is type(None) else annotation.__name__
 
 
@@ -49,27 +64,49 @@ def table() -> str:
     for command, settings in SETTINGS.items():
         for leaf in leaves(settings):
             option = f"--{leaf.name.replace('_', '-')}"
-            default = "required" if leaf.field.is_required() else repr(leaf.field.get_default(call_default_factory=True))
-            lines.append(f"{command}  {option:<28}{'switch' if leaf.switch else spelled(leaf.field.annotation):<36}{default}")
+            default = (
+                "required"
+                if leaf.field.is_required()
+                else repr(leaf.field.get_default(call_default_factory=True))
+            )
+            kind = "switch" if leaf.switch else spelled(leaf.field.annotation)
+            lines.append(f"{command}  {option:<28}{kind:<36}{default}")
     return "\n".join(lines) + "\n"
 
 
 def test_every_command_is_here() -> None:
-    recipes = {"quickstart", "run", "plan", "runs", "show", "schema"}  # their options are a recipe's
+    recipes = {
+        "quickstart",
+        "run",
+        "plan",
+        "runs",
+        "show",
+        "schema",
+    }  # their options are a recipe's
     assert SETTINGS.keys() == COMMANDS.keys() - recipes
 
 
 def test_the_options_are_what_was_promised() -> None:
     promised, now = GOLDEN.read_text().splitlines(), table().splitlines()
     gone, new = [x for x in promised if x not in now], [x for x in now if x not in promised]
-    assert promised == now, "\n".join([
-        "the options are no longer those in tests/golden/options.txt", *(f"  - {x}" for x in gone), *(f"  + {x}" for x in new),
-        "If that is what you want, write it down and say so in CHANGELOG.md:", "  python -m tests.test_options"])
+    assert promised == now, "\n".join(
+        [
+            "the options are no longer those in tests/golden/options.txt",
+            *(f"  - {x}" for x in gone),
+            *(f"  + {x}" for x in new),
+            "If that is what you want, write it down and say so in CHANGELOG.md:",
+            "  python -m tests.test_options",
+        ]
+    )
 
 
 def test_every_option_says_what_it_is() -> None:
-    silent = [f"{command} {leaf.name}" for command, settings in SETTINGS.items() for leaf in leaves(settings)
-              if not leaf.field.description]
+    silent = [
+        f"{command} {leaf.name}"
+        for command, settings in SETTINGS.items()
+        for leaf in leaves(settings)
+        if not leaf.field.description
+    ]
     assert silent == []
 
 

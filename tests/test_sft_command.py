@@ -1,4 +1,6 @@
-"""`posttrain sft` end to end, in this process, on a model of thirty thousand parameters; checked with plain transformers."""
+"""`posttrain sft` end to end, in this process, on a model of thirty thousand parameters; checked
+with plain transformers.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +26,19 @@ from posttrain.engine import loop
 from posttrain.stages import dataset
 from tests import making
 
-STEP = {"step", "epoch", "loss", "learning_rate", "grad_norm", "tokens", "targets", "sequences", "seconds", "tokens_per_second",
-        "memory_gib"}
+STEP = {
+    "step",
+    "epoch",
+    "loss",
+    "learning_rate",
+    "grad_norm",
+    "tokens",
+    "targets",
+    "sequences",
+    "seconds",
+    "tokens_per_second",
+    "memory_gib",
+}
 TRAIN = [{"prompt": f"{a}+{b}=", "completion": str(a + b)} for a in range(4) for b in range(5)]
 HELD = [{"prompt": f"{a}+{b}=", "completion": str(a + b)} for a in (4, 5) for b in range(4)]
 
@@ -41,17 +54,49 @@ class Bench:
     def base(self) -> Path:
         return self.folder / "base"
 
-    def sft(self, out: Path, *more: str | Path, held: bool = True, data: Path | None = None) -> tuple[int, str, str]:
+    def sft(
+        self, out: Path, *more: str | Path, held: bool = True, data: Path | None = None
+    ) -> tuple[int, str, str]:
         """Exit code, standard output, standard error."""
-        argv = ["sft", "--model", self.base, "--data", data or self.folder / "train.jsonl", "--out", out, "--batch-size", "20",
-                "--steps", "6", "--learning-rate", "0.01", "--device", "cpu", "--prompt-template", "{prompt}"]
+        argv = [
+            "sft",
+            "--model",
+            self.base,
+            "--data",
+            data or self.folder / "train.jsonl",
+            "--out",
+            out,
+            "--batch-size",
+            "20",
+            "--steps",
+            "6",
+            "--learning-rate",
+            "0.01",
+            "--device",
+            "cpu",
+            "--prompt-template",
+            "{prompt}",
+        ]
         argv += ["--validation", self.folder / "held.jsonl"] if held else []
         return self.run(*argv, *more)
 
     def chat(self, out: Path, base: Path, *more: str | Path) -> tuple[int, str, str]:
         """The same with rows of conversations; the data comes first."""
-        return self.run("sft", "--model", base, "--out", out, "--batch-size", "20", "--steps", "6", "--device", "cpu", "--data",
-                        *more)
+        return self.run(
+            "sft",
+            "--model",
+            base,
+            "--out",
+            out,
+            "--batch-size",
+            "20",
+            "--steps",
+            "6",
+            "--device",
+            "cpu",
+            "--data",
+            *more,
+        )
 
     def run(self, *argv: str | Path) -> tuple[int, str, str]:
         code = main([str(a) for a in argv])
@@ -75,19 +120,33 @@ def bench(folder: Path, capfd: pytest.CaptureFixture[str]) -> Bench:
 
 @torch.no_grad()
 def logprobs(model: Any, rows: Sequence[dict[str, str]], words: Any) -> list[torch.Tensor]:
-    """Log-probabilities of each row's completion and end token: transformers alone, one row at a time."""
+    """Log-probabilities of each row's completion and end token: transformers alone, one row at a
+    time.
+    """
     out = []
     for row in rows:
-        start, ids = len(words(row["prompt"])["input_ids"]), words(row["prompt"] + row["completion"])["input_ids"]
+        start, ids = (
+            len(words(row["prompt"])["input_ids"]),
+            words(row["prompt"] + row["completion"])["input_ids"],
+        )
         ids = torch.tensor([[*ids, words.eos_token_id]])
-        scored = model(input_ids=ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
-        out.append(scored[start - 1:])
+        scored = (
+            model(input_ids=ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
+        )
+        out.append(scored[start - 1 :])
     return out
 
 
-def nll(model: Path, rows: Sequence[dict[str, str]], weigh: Callable[[torch.Tensor], torch.Tensor] = torch.ones_like) -> float:
+def nll(
+    model: Path,
+    rows: Sequence[dict[str, str]],
+    weigh: Callable[[torch.Tensor], torch.Tensor] = torch.ones_like,
+) -> float:
     """Nats a target, over all targets."""
-    network, words = AutoModelForCausalLM.from_pretrained(model), AutoTokenizer.from_pretrained(model)
+    network, words = (
+        AutoModelForCausalLM.from_pretrained(model),
+        AutoTokenizer.from_pretrained(model),
+    )
     scored = torch.cat(logprobs(network.eval(), rows, words)).double()
     return float(-(weigh(scored) * scored).sum() / len(scored))
 
@@ -102,22 +161,29 @@ def summary(run: Path) -> dict[str, Any]:
     return json.loads((run / "summary.json").read_text())
 
 
-# ---------------------------------------------------------------------------------------------- the whole command
+# -------------------------------------------------------------------------------- the whole command
+
 
 def test_a_run_from_files_to_a_model_that_transformers_loads(bench: Bench, tmp_path: Path) -> None:
     run = tmp_path / "run"
     code, out, err = bench.sft(run, "--validate-every", "3")
     assert code == 0, err
     steps, validations = log(run)
-    tokens, targets = (sum(len(r["prompt"]) * k + len(r["completion"]) + 1 for r in TRAIN) for k in (1, 0))
+    tokens, targets = (
+        sum(len(r["prompt"]) * k + len(r["completion"]) + 1 for r in TRAIN) for k in (1, 0)
+    )
 
     assert all(set(r) == STEP for r in steps)
     assert [r["step"] for r in steps] == [1, 2, 3, 4, 5, 6]
     assert [r["step"] for r in validations] == [0, 3, 6]
-    assert [(r["tokens"], r["targets"], r["sequences"]) for r in steps] == [(tokens, targets, 20)] * 6
+    assert [(r["tokens"], r["targets"], r["sequences"]) for r in steps] == [
+        (tokens, targets, 20)
+    ] * 6
     assert [r["epoch"] for r in steps] == [1, 2, 3, 4, 5, 6]
     # one warm-up step at half the peak, then down a straight line
-    assert [r["learning_rate"] for r in steps] == pytest.approx([0.005, 0.01, 0.008, 0.006, 0.004, 0.002])
+    assert [r["learning_rate"] for r in steps] == pytest.approx(
+        [0.005, 0.01, 0.008, 0.006, 0.004, 0.002]
+    )
     # the first batch is all the data, before any update: the base model's own loss
     assert steps[0]["loss"] == pytest.approx(nll(bench.base, TRAIN), rel=1e-5)
 
@@ -125,24 +191,53 @@ def test_a_run_from_files_to_a_model_that_transformers_loads(bench: Bench, tmp_p
     assert found["held_out_before"]["loss"] == pytest.approx(nll(bench.base, HELD), rel=1e-5)
     assert found["held_out"]["loss"] == pytest.approx(nll(run / "model", HELD), rel=1e-5)
     assert found["held_out"]["loss"] < found["held_out_before"]["loss"] - 0.5
-    assert found["held_out"]["step"] == min(validations[1:], key=lambda r: r["validation"]["loss"])["step"]
+    assert (
+        found["held_out"]["step"]
+        == min(validations[1:], key=lambda r: r["validation"]["loss"])["step"]
+    )
     assert (found["steps"], found["tokens"], found["targets"]) == (6, 6 * tokens, 6 * targets)
-    assert (found["rows"], found["sequences"], found["truncated"], found["dropped"]) == (20, 20, 0, {})
+    assert (found["rows"], found["sequences"], found["truncated"], found["dropped"]) == (
+        20,
+        20,
+        0,
+        {},
+    )
     assert found["learning_rate"] == 0.01
-    assert found["model_sha256"] == sha256_json({"model.safetensors": sha256_file(run / "model" / "model.safetensors")})
-    assert sorted(p.name for p in run.iterdir()) == [".lock", "checkpoints", "metrics.jsonl", "model", "run.json", "summary.json"]
+    assert found["model_sha256"] == sha256_json(
+        {"model.safetensors": sha256_file(run / "model" / "model.safetensors")}
+    )
+    assert sorted(p.name for p in run.iterdir()) == [
+        ".lock",
+        "checkpoints",
+        "metrics.jsonl",
+        "model",
+        "run.json",
+        "summary.json",
+    ]
 
     before, after = found["held_out_before"]["loss"], found["held_out"]["loss"]
     assert f"{before:.4f}" in out and f"{after:.4f}" in out and f"model    {run / 'model'}\n" in out
-    assert "train.jsonl (prompt-completion): 20 rows → 20 sequences" in err and "step 6/6" in err and "● held-out loss" in err
+    assert (
+        "train.jsonl (prompt-completion): 20 rows → 20 sequences" in err
+        and "step 6/6" in err
+        and "● held-out loss" in err
+    )
 
 
 def test_the_interval_of_held_out_loss(bench: Bench, tmp_path: Path) -> None:
-    """Sequences are the units: the delta method's standard error of a ratio of sums, by another formula."""
+    """Sequences are the units: the delta method's standard error of a ratio of sums, by another
+    formula.
+    """
     bench.sft(tmp_path / "run", "--steps", "1")
-    network, words = AutoModelForCausalLM.from_pretrained(bench.base), AutoTokenizer.from_pretrained(bench.base)
+    network, words = (
+        AutoModelForCausalLM.from_pretrained(bench.base),
+        AutoTokenizer.from_pretrained(bench.base),
+    )
     scored = [-x.double() for x in logprobs(network.eval(), HELD, words)]
-    s, n = torch.tensor([float(x.sum()) for x in scored]), torch.tensor([float(len(x)) for x in scored])
+    s, n = (
+        torch.tensor([float(x.sum()) for x in scored]),
+        torch.tensor([float(len(x)) for x in scored]),
+    )
     residual = s - s.sum() / n.sum() * n
     error = math.sqrt(len(s) * float(residual.var())) / float(n.sum())
     before = summary(tmp_path / "run")["held_out_before"]
@@ -152,8 +247,17 @@ def test_the_interval_of_held_out_loss(bench: Bench, tmp_path: Path) -> None:
 
 def test_python_and_command_line_are_the_same_run(bench: Bench, tmp_path: Path) -> None:
     bench.sft(tmp_path / "a", held=False)
-    outcome = posttrain.sft(quiet=True, model=bench.base, data=bench.folder / "train.jsonl", out=tmp_path / "b", batch_size=20,
-                            steps=6, learning_rate=0.01, device="cpu", prompt_template="{prompt}")
+    outcome = posttrain.sft(
+        quiet=True,
+        model=bench.base,
+        data=bench.folder / "train.jsonl",
+        out=tmp_path / "b",
+        batch_size=20,
+        steps=6,
+        learning_rate=0.01,
+        device="cpu",
+        prompt_template="{prompt}",
+    )
     assert bench.capfd.readouterr() == ("", "")
     assert outcome.summary == summary(tmp_path / "b")
     assert outcome.summary["model_sha256"] == summary(tmp_path / "a")["model_sha256"]
@@ -164,13 +268,21 @@ def test_python_and_command_line_are_the_same_run(bench: Bench, tmp_path: Path) 
     assert caught.value.cure == "did you mean 'learning_rate'?"
 
 
-# ---------------------------------------------------------------------------------------------- the same command again
+# --------------------------------------------------------------------------- the same command again
+
 
 def test_the_same_command_says_finished_and_touches_nothing(bench: Bench, tmp_path: Path) -> None:
     run = tmp_path / "run"
     bench.sft(run)
-    before = {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in run.rglob("*") if p.is_file() and p.name != ".lock"}
-    for more in ([], ["--checkpoint-keep", "1", "--checkpoint-every", "5"]):  # how often to save is no part of what a run is
+    before = {
+        p: (p.stat().st_mtime_ns, p.stat().st_size)
+        for p in run.rglob("*")
+        if p.is_file() and p.name != ".lock"
+    }
+    for more in (
+        [],
+        ["--checkpoint-keep", "1", "--checkpoint-every", "5"],
+    ):  # how often to save is no part of what a run is
         code, out, err = bench.sft(run, *more)
         assert code == 0
         assert err == f"finished  {run} already holds this run; nothing to do\n"
@@ -178,13 +290,18 @@ def test_the_same_command_says_finished_and_touches_nothing(bench: Bench, tmp_pa
     assert {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in before} == before
 
 
-@pytest.mark.parametrize(("more", "said"), [
-    (["--learning-rate", "0.02"], "optimiser.learning_rate was 0.01, is 0.02"),
-    (["--method", "dft"], "method was nll, is dft"),
-    (["--steps", "7"], "steps was 6, is 7"),
-    (["--lora"], "lora was None, is {"),
-])
-def test_another_run_in_the_same_folder_is_refused(bench: Bench, tmp_path: Path, more: list[str], said: str) -> None:
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--learning-rate", "0.02"], "optimiser.learning_rate was 0.01, is 0.02"),
+        (["--method", "dft"], "method was nll, is dft"),
+        (["--steps", "7"], "steps was 6, is 7"),
+        (["--lora"], "lora was None, is {"),
+    ],
+)
+def test_another_run_in_the_same_folder_is_refused(
+    bench: Bench, tmp_path: Path, more: list[str], said: str
+) -> None:
     bench.sft(tmp_path / "run", "--steps", "6")
     code, out, err = bench.sft(tmp_path / "run", *more)
     assert (code, out) == (2, "")
@@ -204,7 +321,8 @@ def test_changed_data_or_model_is_another_run(bench: Bench, tmp_path: Path) -> N
     assert (code, "model_sha256 was" in err) == (2, True)
 
 
-# ---------------------------------------------------------------------------------------------- methods and switches
+# ----------------------------------------------------------------------------- methods and switches
+
 
 def test_where_the_model_lies_is_not_what_the_run_is(bench: Bench, tmp_path: Path) -> None:
     bench.sft(tmp_path / "run")
@@ -222,7 +340,9 @@ def test_dft_weighs_each_token_by_its_probability(bench: Bench, tmp_path: Path) 
     assert after["loss"] == pytest.approx(nll(tmp_path / "run" / "model", HELD), rel=1e-5)
 
 
-def test_neftune_adds_noise_in_training_only_and_the_same_noise_again(bench: Bench, tmp_path: Path) -> None:
+def test_neftune_adds_noise_in_training_only_and_the_same_noise_again(
+    bench: Bench, tmp_path: Path
+) -> None:
     runs = {name: tmp_path / name for name in ("plain", "one", "two", "other seed")}
     bench.sft(runs["plain"])
     for name in ("one", "two"):
@@ -230,14 +350,22 @@ def test_neftune_adds_noise_in_training_only_and_the_same_noise_again(bench: Ben
     bench.sft(runs["other seed"], "--neftune", "5", "--seed", "1")
     first = {name: log(run)[0][0]["loss"] for name, run in runs.items()}
     assert first["one"] == first["two"]
-    assert summary(runs["one"])["model_sha256"] == summary(runs["two"])["model_sha256"] != summary(runs["plain"])["model_sha256"]
+    assert (
+        summary(runs["one"])["model_sha256"]
+        == summary(runs["two"])["model_sha256"]
+        != summary(runs["plain"])["model_sha256"]
+    )
     assert 1e-5 < abs(first["one"] - first["plain"]) < 1.0
     assert first["one"] != first["other seed"]
     assert summary(runs["one"])["held_out_before"] == summary(runs["plain"])["held_out_before"]
 
 
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft, asked directly
-def test_lora_trains_adapters_and_exports_them_merged_and_alone(bench: Bench, tmp_path: Path) -> None:
+@pytest.mark.filterwarnings(
+    "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
+)  # peft, asked directly
+def test_lora_trains_adapters_and_exports_them_merged_and_alone(
+    bench: Bench, tmp_path: Path
+) -> None:
     from peft import PeftModel
 
     run = tmp_path / "run"
@@ -246,27 +374,52 @@ def test_lora_trains_adapters_and_exports_them_merged_and_alone(bench: Bench, tm
     assert code == 0, err
     assert sha256_file(bench.base / "model.safetensors") == before
     found = summary(run)
-    assert found["held_out_before"]["loss"] == pytest.approx(nll(bench.base, HELD), rel=1e-5)  # adapters start as nothing
+    assert found["held_out_before"]["loss"] == pytest.approx(
+        nll(bench.base, HELD), rel=1e-5
+    )  # adapters start as nothing
     assert found["held_out"]["loss"] < found["held_out_before"]["loss"] - 0.1
     assert found["held_out"]["loss"] == pytest.approx(nll(run / "model", HELD), rel=1e-4)
     assert json.loads((run / "adapter" / "base.json").read_text()) == {
-        "base": str(bench.base), "base_sha256": found["base_sha256"]}
+        "base": str(bench.base),
+        "base_sha256": found["base_sha256"],
+    }
     merged = AutoModelForCausalLM.from_pretrained(run / "model").eval()
-    beside = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(bench.base), run / "adapter").eval()
+    beside = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(bench.base), run / "adapter"
+    ).eval()
     ids = torch.arange(2, 40)[None]
     with torch.no_grad():
         torch.testing.assert_close(merged(ids).logits, beside(ids).logits, rtol=1e-4, atol=1e-4)
     # rank 4 on the seven linear layers of two blocks: 4·(rows + columns) each
-    sizes = 2 * sum(4 * (a + b) for a, b in [(32, 32), (32, 16), (32, 16), (32, 32), (32, 64), (32, 64), (64, 32)])
+    sizes = 2 * sum(
+        4 * (a + b)
+        for a, b in [(32, 32), (32, 16), (32, 16), (32, 32), (32, 64), (32, 64), (64, 32)]
+    )
     assert f"{sizes / 1e6:.2f} M trained" in err
 
 
 def test_patience_stops_and_the_best_step_is_exported(bench: Bench, tmp_path: Path) -> None:
-    """A rate far too high: held-out loss gets worse, and two validations in a row without a better one are enough."""
+    """A rate far too high: held-out loss gets worse, and two validations in a row without a better
+    one are enough.
+    """
     found = {}
     for name, more in (("best", []), ("last", ["--no-keep-best"])):
-        code, _, err = bench.sft(tmp_path / name, "--steps", "30", "--learning-rate", "0.3", "--schedule", "constant",
-                                 "--warmup", "0.2", "--validate-every", "1", "--patience", "2", *more)
+        code, _, err = bench.sft(
+            tmp_path / name,
+            "--steps",
+            "30",
+            "--learning-rate",
+            "0.3",
+            "--schedule",
+            "constant",
+            "--warmup",
+            "0.2",
+            "--validate-every",
+            "1",
+            "--patience",
+            "2",
+            *more,
+        )
         assert code == 0, err
         assert "stopped early: 2 validations without a better one" in err
         found[name] = summary(tmp_path / name)
@@ -281,42 +434,107 @@ def test_patience_stops_and_the_best_step_is_exported(bench: Bench, tmp_path: Pa
     assert losses[-1] > losses[best]
 
 
-@pytest.mark.parametrize("more", [["--activation-checkpointing"], ["--budget", "16"]], ids=lambda m: m[0])
+@pytest.mark.parametrize(
+    "more", [["--activation-checkpointing"], ["--budget", "16"]], ids=lambda m: m[0]
+)
 def test_what_saves_memory_changes_no_number(bench: Bench, tmp_path: Path, more: list[str]) -> None:
     bench.sft(tmp_path / "plain")
     assert bench.sft(tmp_path / "saving", *more)[0] == 0
-    plain, saving = ([*(r["loss"] for r in log(tmp_path / name)[0]), summary(tmp_path / name)["held_out"]["loss"]]
-                     for name in ("plain", "saving"))
+    plain, saving = (
+        [
+            *(r["loss"] for r in log(tmp_path / name)[0]),
+            summary(tmp_path / name)["held_out"]["loss"],
+        ]
+        for name in ("plain", "saving")
+    )
     assert saving == pytest.approx(plain, rel=1e-4)
 
 
 def test_epochs_become_steps(bench: Bench, tmp_path: Path) -> None:
-    argv = ["sft", "--model", str(bench.base), "--data", str(bench.folder / "train.jsonl"), "--out", str(tmp_path / "run"),
-            "--epochs", "1.5", "--batch-size", "8"]
+    argv = [
+        "sft",
+        "--model",
+        str(bench.base),
+        "--data",
+        str(bench.folder / "train.jsonl"),
+        "--out",
+        str(tmp_path / "run"),
+        "--epochs",
+        "1.5",
+        "--batch-size",
+        "8",
+    ]
     assert main(argv) == 0
     steps, _ = log(tmp_path / "run")
-    assert [r["sequences"] for r in steps] == [8, 8, 4, 8, 8]  # three batches an epoch, the last smaller; half an epoch is two
+    assert [r["sequences"] for r in steps] == [
+        8,
+        8,
+        4,
+        8,
+        8,
+    ]  # three batches an epoch, the last smaller; half an epoch is two
     assert [r["epoch"] for r in steps] == pytest.approx([1 / 3, 2 / 3, 1, 4 / 3, 5 / 3], abs=1e-4)
 
 
-# ---------------------------------------------------------------------------------------------- what is refused
+# ---------------------------------------------------------------------------------- what is refused
 
-@pytest.mark.parametrize(("more", "what", "cure"), [
-    (["--max-length", "65"], "--max-length 65 is more than the 64 positions the model knows", "give --max-length 64 or less"),
-    (["--budget", "4"], "--budget 4 is less than the 6 tokens of the longest sequence",
-     "give --budget 6 or more, or --max-length 4 or less"),
-    (["--data", "none.jsonl"], "there is no file none.jsonl", "check the path"),
-    (["--model", "./none"], "./none is not a model folder", "point --model at a Hugging Face model folder or a hub id"),
-    (["--data", "train.jsonl,propmt=question"], "'propmt=question' is not KEY=VALUE with a known key", "did you mean 'prompt'?"),
-    (["--template-kwargs", "a"], "--template-kwargs 'a' is not KEY=VALUE", "write --template-kwargs key=value"),
-    (["--chat-template", "none.jinja"], "cannot read the chat template none.jinja", "check the path"),
-    (["--format", "alpaca"], "train.jsonl:1: format alpaca needs the column 'instruction'", None),
-    (["--lora-targets", "q_prj"], "--lora-targets q_prj", "name modules as the model does, for example q_proj v_proj"),
-    (["--groups", "embd=0"], "--groups: 'embd' matches no parameter", None),
-    (["--device", "cuda"], "there is no GPU here that torch can use", "leave --device out, or install torch with CUDA"),
-], ids=lambda v: " ".join(v) if isinstance(v, list) else "")
-def test_what_cannot_work_ends_with_code_2_and_a_cure(bench: Bench, tmp_path: Path, more: list[str], what: str,
-                                                      cure: str | None) -> None:
+
+@pytest.mark.parametrize(
+    ("more", "what", "cure"),
+    [
+        (
+            ["--max-length", "65"],
+            "--max-length 65 is more than the 64 positions the model knows",
+            "give --max-length 64 or less",
+        ),
+        (
+            ["--budget", "4"],
+            "--budget 4 is less than the 6 tokens of the longest sequence",
+            "give --budget 6 or more, or --max-length 4 or less",
+        ),
+        (["--data", "none.jsonl"], "there is no file none.jsonl", "check the path"),
+        (
+            ["--model", "./none"],
+            "./none is not a model folder",
+            "point --model at a Hugging Face model folder or a hub id",
+        ),
+        (
+            ["--data", "train.jsonl,propmt=question"],
+            "'propmt=question' is not KEY=VALUE with a known key",
+            "did you mean 'prompt'?",
+        ),
+        (
+            ["--template-kwargs", "a"],
+            "--template-kwargs 'a' is not KEY=VALUE",
+            "write --template-kwargs key=value",
+        ),
+        (
+            ["--chat-template", "none.jinja"],
+            "cannot read the chat template none.jinja",
+            "check the path",
+        ),
+        (
+            ["--format", "alpaca"],
+            "train.jsonl:1: format alpaca needs the column 'instruction'",
+            None,
+        ),
+        (
+            ["--lora-targets", "q_prj"],
+            "--lora-targets q_prj",
+            "name modules as the model does, for example q_proj v_proj",
+        ),
+        (["--groups", "embd=0"], "--groups: 'embd' matches no parameter", None),
+        (
+            ["--device", "cuda"],
+            "there is no GPU here that torch can use",
+            "leave --device out, or install torch with CUDA",
+        ),
+    ],
+    ids=lambda v: " ".join(v) if isinstance(v, list) else "",
+)
+def test_what_cannot_work_ends_with_code_2_and_a_cure(
+    bench: Bench, tmp_path: Path, more: list[str], what: str, cure: str | None
+) -> None:
     if more == ["--device", "cuda"] and torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     code, out, err = bench.sft(tmp_path / "run", *more)
@@ -328,17 +546,23 @@ def test_what_cannot_work_ends_with_code_2_and_a_cure(bench: Bench, tmp_path: Pa
 
 
 def test_rows_longer_than_the_model_are_cut_and_counted(bench: Bench, tmp_path: Path) -> None:
-    data = making.write(tmp_path / "long.jsonl.gz", [*TRAIN, {"prompt": "x", "completion": "x" * 100},
-                                                     {"prompt": "y" * 80, "completion": "z"}])
+    data = making.write(
+        tmp_path / "long.jsonl.gz",
+        [*TRAIN, {"prompt": "x", "completion": "x" * 100}, {"prompt": "y" * 80, "completion": "z"}],
+    )
     code, _, err = bench.sft(tmp_path / "run", data=data)
     assert code == 0
     found = summary(tmp_path / "run")
     assert (found["rows"], found["sequences"], found["truncated"]) == (22, 21, 1)
     assert found["dropped"] == {"the prompt alone fills 64 tokens": 1}
-    assert "21 sequences" in err and "1 cut to the length limit, 1 dropped: the prompt alone fills 64 tokens" in err
+    assert (
+        "21 sequences" in err
+        and "1 cut to the length limit, 1 dropped: the prompt alone fills 64 tokens" in err
+    )
 
 
-# ---------------------------------------------------------------------------------------------- nothing of anybody's is lost
+# --------------------------------------------------------------------- nothing of anybody's is lost
+
 
 def test_a_mistake_leaves_no_folder_and_may_be_corrected(bench: Bench, tmp_path: Path) -> None:
     assert bench.sft(tmp_path / "run", "--groups", "embd=0.5")[0] == 2
@@ -347,10 +571,16 @@ def test_a_mistake_leaves_no_folder_and_may_be_corrected(bench: Bench, tmp_path:
 
 
 @pytest.mark.parametrize("name", ["model", "metrics.jsonl", "summary.json", "checkpoints"])
-def test_a_folder_with_files_of_somebody_else_is_refused(bench: Bench, tmp_path: Path, name: str) -> None:
+def test_a_folder_with_files_of_somebody_else_is_refused(
+    bench: Bench, tmp_path: Path, name: str
+) -> None:
     mine = tmp_path / "run" / name
     mine.parent.mkdir()
-    mine.write_text("mine") if "." in name else (mine.mkdir(), (mine / "notes.txt").write_text("mine"))
+    (
+        mine.write_text("mine")
+        if "." in name
+        else (mine.mkdir(), (mine / "notes.txt").write_text("mine"))
+    )
     code, _, err = bench.sft(tmp_path / "run")
     assert code == 2
     assert f"holds {name}, which no run of ours wrote" in err
@@ -377,34 +607,71 @@ def test_a_finished_run_whose_model_is_gone_exports_it_again(bench: Bench, tmp_p
     assert sha256_file(weights) == before
 
 
-def test_a_damaged_best_checkpoint_is_said_and_the_last_exported(bench: Bench, tmp_path: Path) -> None:
+def test_a_damaged_best_checkpoint_is_said_and_the_last_exported(
+    bench: Bench, tmp_path: Path
+) -> None:
     """The run has ended and its best step is lost: not a dead end."""
-    more = ["--steps", "30", "--learning-rate", "0.3", "--schedule", "constant", "--warmup", "0.2", "--validate-every", "1",
-            "--patience", "2"]
+    more = [
+        "--steps",
+        "30",
+        "--learning-rate",
+        "0.3",
+        "--schedule",
+        "constant",
+        "--warmup",
+        "0.2",
+        "--validate-every",
+        "1",
+        "--patience",
+        "2",
+    ]
     assert bench.sft(tmp_path / "run", *more)[0] == 0
     first = summary(tmp_path / "run")
     last = first["steps"]
     assert first["exported_step"] == last - 2
     assert first["held_out"]["step"] == first["exported_step"]
     (tmp_path / "run" / "summary.json").unlink()
-    file = tmp_path / "run" / "checkpoints" / f"step-{first['exported_step']:08d}" / "weights.safetensors"
+    file = (
+        tmp_path
+        / "run"
+        / "checkpoints"
+        / f"step-{first['exported_step']:08d}"
+        / "weights.safetensors"
+    )
     file.write_bytes(file.read_bytes()[:-1] + b"!")
     code, _, err = bench.sft(tmp_path / "run", *more)
     assert code == 0
     assert f"exporting step {last}, the last, instead" in err
     again = summary(tmp_path / "run")
     assert (again["exported_step"], again["held_out"]["step"]) == (last, last)
-    assert again["held_out"]["loss"] == pytest.approx(nll(tmp_path / "run" / "model", HELD), rel=1e-4)
+    assert again["held_out"]["loss"] == pytest.approx(
+        nll(tmp_path / "run" / "model", HELD), rel=1e-4
+    )
 
 
 def test_what_is_exported_is_what_is_reported(bench: Bench, tmp_path: Path) -> None:
     """Without --keep-best the numbers are those of the last step, not of the best."""
-    more = ["--steps", "30", "--learning-rate", "0.3", "--schedule", "constant", "--warmup", "0.2", "--validate-every", "1",
-            "--patience", "2", "--no-keep-best"]
+    more = [
+        "--steps",
+        "30",
+        "--learning-rate",
+        "0.3",
+        "--schedule",
+        "constant",
+        "--warmup",
+        "0.2",
+        "--validate-every",
+        "1",
+        "--patience",
+        "2",
+        "--no-keep-best",
+    ]
     assert bench.sft(tmp_path / "run", *more)[0] == 0
     found = summary(tmp_path / "run")
     assert found["exported_step"] == found["held_out"]["step"] == found["steps"] < 30
-    assert found["held_out"]["loss"] == pytest.approx(nll(tmp_path / "run" / "model", HELD), rel=1e-4)
+    assert found["held_out"]["loss"] == pytest.approx(
+        nll(tmp_path / "run" / "model", HELD), rel=1e-4
+    )
 
 
 def test_lost_rows_are_said_even_where_quiet_is_asked_for(bench: Bench, tmp_path: Path) -> None:
@@ -414,10 +681,20 @@ def test_lost_rows_are_said_even_where_quiet_is_asked_for(bench: Bench, tmp_path
     assert err.strip() == "long.jsonl: rows dropped: 1"
 
 
-@pytest.mark.parametrize(("more", "what"), [
-    (["--betas", "2", "3"], "betas"), (["--betas", "0.9"], "betas"), (["--epochs", "inf"], "epochs"),
-    (["--groups", "embed=-1"], "groups"), (["--groups", "[=1"], "is not a regular expression")], ids=str)
-def test_values_that_make_no_sense_are_named(bench: Bench, tmp_path: Path, more: list[str], what: str) -> None:
+@pytest.mark.parametrize(
+    ("more", "what"),
+    [
+        (["--betas", "2", "3"], "betas"),
+        (["--betas", "0.9"], "betas"),
+        (["--epochs", "inf"], "epochs"),
+        (["--groups", "embed=-1"], "groups"),
+        (["--groups", "[=1"], "is not a regular expression"),
+    ],
+    ids=str,
+)
+def test_values_that_make_no_sense_are_named(
+    bench: Bench, tmp_path: Path, more: list[str], what: str
+) -> None:
     code, _, err = bench.sft(tmp_path / "run", *more)
     assert code == 2
     assert what in err
@@ -433,44 +710,97 @@ def test_lora_is_on_or_off() -> None:
 
 def test_a_reader_that_goes_away_does_not_end_the_run(bench: Bench, tmp_path: Path) -> None:
     """`posttrain sft … 2>&1 | head -1`: the pipe closes, the run goes on to its end."""
-    argv = ["sft", "--model", str(bench.base), "--data", str(bench.folder / "train.jsonl"), "--out", str(tmp_path / "run"),
-            "--steps", "6", "--learning-rate", "0.01"]
-    run = subprocess.Popen([sys.executable, "-m", "posttrain", *argv], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    argv = [
+        "sft",
+        "--model",
+        str(bench.base),
+        "--data",
+        str(bench.folder / "train.jsonl"),
+        "--out",
+        str(tmp_path / "run"),
+        "--steps",
+        "6",
+        "--learning-rate",
+        "0.01",
+    ]
+    run = subprocess.Popen(
+        [sys.executable, "-m", "posttrain", *argv], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
     assert run.stdout is not None
     run.stdout.close()
     assert run.wait(120) == 0
     assert summary(tmp_path / "run")["steps"] == 6
 
 
-# ---------------------------------------------------------------------------------------------- conversations and mixtures
+# ----------------------------------------------------------------------- conversations and mixtures
 
-TALK = [{"messages": [{"role": "user", "content": f"{a}+{b}"}, {"role": "assistant", "content": str(a + b)}]}
-        for a in range(4) for b in range(5)]
+TALK = [
+    {
+        "messages": [
+            {"role": "user", "content": f"{a}+{b}"},
+            {"role": "assistant", "content": str(a + b)},
+        ]
+    }
+    for a in range(4)
+    for b in range(5)
+]
 
 
-def test_a_model_without_a_chat_template_gets_one_that_transformers_reads(bench: Bench, tmp_path: Path) -> None:
+def test_a_model_without_a_chat_template_gets_one_that_transformers_reads(
+    bench: Bench, tmp_path: Path
+) -> None:
     data = making.write(tmp_path / "talk.jsonl", TALK)
-    argv = ["sft", "--model", bench.base, "--data", data, "--out", tmp_path / "run", "--steps", "40", "--batch-size", "20",
-            "--learning-rate", "0.02", "--schedule", "constant", "--device", "cpu"]
+    argv = [
+        "sft",
+        "--model",
+        bench.base,
+        "--data",
+        data,
+        "--out",
+        tmp_path / "run",
+        "--steps",
+        "40",
+        "--batch-size",
+        "20",
+        "--learning-rate",
+        "0.02",
+        "--schedule",
+        "constant",
+        "--device",
+        "cpu",
+    ]
     assert main([str(a) for a in argv]) == 0
     said = bench.capfd.readouterr().err
     assert "talk.jsonl (messages): 20 rows → 20 sequences" in said
-    assert "the model has no chat template: a default, whose answers end with <|end|>, is used and saved with it" in said
+    assert (
+        "the model has no chat template: a default, whose answers end with <|end|>, is used and"
+        " saved with it" in said
+    )
     assert "first: ### User:⏎0+0⏎⏎### Assistant:⏎ ⟶ 0<|end|>" in said
 
-    words, network = (c.from_pretrained(tmp_path / "run" / "model") for c in (AutoTokenizer, AutoModelForCausalLM))
-    prompt = words.apply_chat_template([{"role": "user", "content": "2+3"}], add_generation_prompt=True, tokenize=False)
+    words, network = (
+        c.from_pretrained(tmp_path / "run" / "model") for c in (AutoTokenizer, AutoModelForCausalLM)
+    )
+    prompt = words.apply_chat_template(
+        [{"role": "user", "content": "2+3"}], add_generation_prompt=True, tokenize=False
+    )
     assert prompt == "### User:\n2+3\n\n### Assistant:\n"
     # it learned the digits' distribution and to stop: no answer is longer than a digit and the end
     ids = words(prompt, add_special_tokens=False, return_tensors="pt")["input_ids"]
-    answer = network.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=8)[0, ids.shape[1]:]
+    answer = network.generate(
+        ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=8
+    )[0, ids.shape[1] :]
     text = words.decode(answer)
     assert text.endswith("<|end|>") and len(answer) == 2, text
 
 
-def test_the_template_that_was_given_is_saved_and_its_end_stops_generation(bench: Bench, tmp_path: Path) -> None:
-    template = ("{% for m in messages %}[{{ m.role }}] {{ m.content }}<|stop|>{% endfor %}"
-                "{% if add_generation_prompt %}[assistant] {% endif %}")
+def test_the_template_that_was_given_is_saved_and_its_end_stops_generation(
+    bench: Bench, tmp_path: Path
+) -> None:
+    template = (
+        "{% for m in messages %}[{{ m.role }}] {{ m.content }}<|stop|>{% endfor %}"
+        "{% if add_generation_prompt %}[assistant] {% endif %}"
+    )
     (tmp_path / "short.jinja").write_text(template)
     base = shutil.copytree(bench.base, tmp_path / "base")
     words = AutoTokenizer.from_pretrained(base)
@@ -480,14 +810,21 @@ def test_the_template_that_was_given_is_saved_and_its_end_stops_generation(bench
     network.resize_token_embeddings(len(words))
     network.save_pretrained(base)
     data = making.write(tmp_path / "talk.jsonl", TALK)
-    code, _, _ = bench.chat(tmp_path / "run", base, data, "--chat-template", tmp_path / "short.jinja")
+    code, _, _ = bench.chat(
+        tmp_path / "run", base, data, "--chat-template", tmp_path / "short.jinja"
+    )
     assert code == 0
     model = tmp_path / "run" / "model"
     assert AutoTokenizer.from_pretrained(model).chat_template == template
-    assert GenerationConfig.from_pretrained(model).eos_token_id == [0, words.convert_tokens_to_ids("<|stop|>")]
+    assert GenerationConfig.from_pretrained(model).eos_token_id == [
+        0,
+        words.convert_tokens_to_ids("<|stop|>"),
+    ]
     # the template's text is part of what the run is
     (tmp_path / "short.jinja").write_text(template + " ")
-    code, _, err = bench.chat(tmp_path / "run", base, data, "--chat-template", tmp_path / "short.jinja")
+    code, _, err = bench.chat(
+        tmp_path / "run", base, data, "--chat-template", tmp_path / "short.jinja"
+    )
     assert code == 2 and "holds another run; different: chat_template was" in err
 
 
@@ -495,25 +832,51 @@ def test_a_mixture_takes_its_shares_and_resumes_to_the_row(bench: Bench, tmp_pat
     talk = making.write(tmp_path / "talk.jsonl", TALK[:3])
     text = making.write(tmp_path / "text.jsonl.gz", [{"body": f"number {i}"} for i in range(12)])
     mixture = (f"{talk},weight=1", f"{text},weight=2,text=body,limit=9")
-    code, _, err = bench.chat(tmp_path / "run", bench.base, *mixture, "--batch-size", "2", "--steps", "12")
+    code, _, err = bench.chat(
+        tmp_path / "run", bench.base, *mixture, "--batch-size", "2", "--steps", "12"
+    )
     assert code == 0
-    assert "talk.jsonl (messages): 3 rows → 3 sequences" in err and "text.jsonl.gz (text): 9 rows → 9 sequences" in err
+    assert (
+        "talk.jsonl (messages): 3 rows → 3 sequences" in err
+        and "text.jsonl.gz (text): 9 rows → 9 sequences" in err
+    )
     steps, _ = log(tmp_path / "run")
     # twelve rows an epoch: four conversations, one of them twice, and eight texts
     assert [r["sequences"] for r in steps] == [2] * 12
     assert [r["epoch"] for r in steps][-1] == 2.0
     again = tmp_path / "again"
-    assert bench.chat(again, bench.base, *mixture, "--batch-size", "2", "--steps", "12", "--checkpoint-every", "5")[0] == 0
+    assert (
+        bench.chat(
+            again,
+            bench.base,
+            *mixture,
+            "--batch-size",
+            "2",
+            "--steps",
+            "12",
+            "--checkpoint-every",
+            "5",
+        )[0]
+        == 0
+    )
     shutil.rmtree(again / "model")
-    shutil.rmtree(again / "checkpoints" / sorted(p.name for p in (again / "checkpoints").iterdir())[-1])
+    shutil.rmtree(
+        again / "checkpoints" / sorted(p.name for p in (again / "checkpoints").iterdir())[-1]
+    )
     (again / "summary.json").unlink()
-    code, _, err = bench.chat(again, bench.base, *mixture, "--batch-size", "2", "--steps", "12", "--checkpoint-every", "5")
+    code, _, err = bench.chat(
+        again, bench.base, *mixture, "--batch-size", "2", "--steps", "12", "--checkpoint-every", "5"
+    )
     assert code == 0 and "resuming after step 10 of 12" in err
     assert summary(again)["model_sha256"] == summary(tmp_path / "run")["model_sha256"]
 
 
 def test_bad_rows_are_set_aside_where_that_is_asked_for(bench: Bench, tmp_path: Path) -> None:
-    bad = ['{"messages": [{"role": "user", "content": "1+1"}]}', '{"messages": [', '{"prompt": "a", "completion": "b"}']
+    bad = [
+        '{"messages": [{"role": "user", "content": "1+1"}]}',
+        '{"messages": [',
+        '{"prompt": "a", "completion": "b"}',
+    ]
     data = making.write(tmp_path / "talk.jsonl", [bad[0], *TALK, *bad[1:]])
     code, _, err = bench.chat(tmp_path / "run", bench.base, data)
     assert code == 2 and "talk.jsonl:1: the conversation has no assistant turn to learn from" in err
@@ -522,14 +885,18 @@ def test_bad_rows_are_set_aside_where_that_is_asked_for(bench: Bench, tmp_path: 
     code, _, err = bench.chat(tmp_path / "run", bench.base, data, "--on-bad-row", "reject")
     assert code == 0
     assert "talk.jsonl: 3 rows rejected, written to rejects.jsonl" in err
-    found = [json.loads(line) for line in (tmp_path / "run" / "rejects.jsonl").read_text().splitlines()]
+    found = [
+        json.loads(line) for line in (tmp_path / "run" / "rejects.jsonl").read_text().splitlines()
+    ]
     assert [r["raw"] for r in found] == bad
     assert [r["where"].rsplit(":", 1)[1] for r in found] == ["1", "22", "23"]
     assert (summary(tmp_path / "run")["rows"], summary(tmp_path / "run")["rejected"]) == (23, 3)
     assert not (tmp_path / "run" / "tokens").exists()  # nothing reads them any more
 
 
-def test_a_run_that_goes_on_reads_its_tokens_and_not_the_rows_again(bench: Bench, tmp_path: Path) -> None:
+def test_a_run_that_goes_on_reads_its_tokens_and_not_the_rows_again(
+    bench: Bench, tmp_path: Path
+) -> None:
     argv = ("--steps", "6", "--checkpoint-every", "2", "--max-length", "60")
     assert bench.sft(tmp_path / "whole", *argv)[0] == 0
     run = tmp_path / "run"
@@ -546,7 +913,9 @@ def test_a_run_that_goes_on_reads_its_tokens_and_not_the_rows_again(bench: Bench
     assert summary(run)["model_sha256"] == summary(tmp_path / "whole")["model_sha256"]
 
 
-def test_a_run_that_goes_on_leaves_the_chat_template_in_its_model(bench: Bench, tmp_path: Path) -> None:
+def test_a_run_that_goes_on_leaves_the_chat_template_in_its_model(
+    bench: Bench, tmp_path: Path
+) -> None:
     rows = making.write(tmp_path / "rows.jsonl", [{"prompt": "Hi", "completion": "Yo"}] * 20)
     base, run = making.model(tmp_path / "base"), tmp_path / "run"
     with pytest.MonkeyPatch.context() as patch:
@@ -561,5 +930,7 @@ def test_a_run_that_goes_on_leaves_the_chat_template_in_its_model(bench: Bench, 
 def test_an_empty_chat_template_is_no_default(bench: Bench, tmp_path: Path) -> None:
     rows = making.write(tmp_path / "rows.jsonl", [{"prompt": "Hi", "completion": "Yo"}])
     (tmp_path / "empty.jinja").write_text("")
-    code, _, err = bench.chat(tmp_path / "run", bench.base, rows, "--chat-template", tmp_path / "empty.jinja")
+    code, _, err = bench.chat(
+        tmp_path / "run", bench.base, rows, "--chat-template", tmp_path / "empty.jinja"
+    )
     assert code == 2 and "empty.jinja is empty" in err

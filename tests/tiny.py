@@ -1,7 +1,7 @@
 """Tiny random models and random forests that the tests share. Nothing is downloaded.
 
-Weights are drawn wide enough that attention, norms, biases and sinks all change the output: a model whose attention is nearly
-uniform would agree with almost any mask.
+Weights are drawn wide enough that attention, norms, biases and sinks all change the output: a model
+whose attention is nearly uniform would agree with almost any mask.
 """
 
 from __future__ import annotations
@@ -28,8 +28,16 @@ V = 61  # tokens in the vocabulary of every tiny model
 
 _ROPE: dict[str, Any] = {"rope_theta": 10_000.0}
 _SHAPE: dict[str, Any] = {
-    "vocab_size": V, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "max_position_embeddings": 256, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+    "vocab_size": V,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
 }
 
 
@@ -48,43 +56,133 @@ CONFIGS: dict[str, Callable[..., Any]] = {
     "llama": _config("LlamaConfig"),
     "qwen3": _config("Qwen3Config", head_dim=8),
     "mistral": _config("MistralConfig", sliding_window=4),
-    "gemma2": _config("Gemma2Config", head_dim=8, sliding_window=4, query_pre_attn_scalar=12, attn_logit_softcapping=1.5,
-                      final_logit_softcapping=3.0, layer_types=["sliding_attention", "full_attention"]),
-    "gemma3": _config("Gemma3TextConfig", head_dim=8, sliding_window=4, query_pre_attn_scalar=12,
-                      layer_types=["sliding_attention", "full_attention"]),
+    "gemma2": _config(
+        "Gemma2Config",
+        head_dim=8,
+        sliding_window=4,
+        query_pre_attn_scalar=12,
+        attn_logit_softcapping=1.5,
+        final_logit_softcapping=3.0,
+        layer_types=["sliding_attention", "full_attention"],
+    ),
+    "gemma3": _config(
+        "Gemma3TextConfig",
+        head_dim=8,
+        sliding_window=4,
+        query_pre_attn_scalar=12,
+        layer_types=["sliding_attention", "full_attention"],
+    ),
     "phi3": _config("Phi3Config"),
     "phi": _config("PhiConfig", num_key_value_heads=4),
-    "gpt2": _own("GPT2Config", n_embd=32, n_layer=2, n_head=4, n_positions=256, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0),
-    "granite": _config("GraniteConfig", embedding_multiplier=3.0, logits_scaling=2.5, residual_multiplier=0.7,
-                       attention_multiplier=0.3),
+    "gpt2": _own(
+        "GPT2Config",
+        n_embd=32,
+        n_layer=2,
+        n_head=4,
+        n_positions=256,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+    ),
+    "granite": _config(
+        "GraniteConfig",
+        embedding_multiplier=3.0,
+        logits_scaling=2.5,
+        residual_multiplier=0.7,
+        attention_multiplier=0.3,
+    ),
     "cohere": _config("CohereConfig", logit_scale=0.4),
-    "gpt_oss": _config("GptOssConfig", head_dim=8, sliding_window=4, num_local_experts=4, num_experts_per_tok=2,
-                       layer_types=["sliding_attention", "full_attention"], rope_parameters={
-                           "rope_type": "yarn", "rope_theta": 10_000.0, "factor": 4.0, "original_max_position_embeddings": 64}),
-    "qwen3_moe": _config("Qwen3MoeConfig", head_dim=8, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16),
-    "deepseek_v3": _config("DeepseekV3Config", num_key_value_heads=4, n_routed_experts=4, num_experts_per_tok=2, n_group=1,
-                           topk_group=1, q_lora_rank=16, kv_lora_rank=16, qk_rope_head_dim=8, qk_nope_head_dim=8, v_head_dim=8,
-                           moe_intermediate_size=16, first_k_dense_replace=1),
+    "gpt_oss": _config(
+        "GptOssConfig",
+        head_dim=8,
+        sliding_window=4,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        layer_types=["sliding_attention", "full_attention"],
+        rope_parameters={
+            "rope_type": "yarn",
+            "rope_theta": 10_000.0,
+            "factor": 4.0,
+            "original_max_position_embeddings": 64,
+        },
+    ),
+    "qwen3_moe": _config(
+        "Qwen3MoeConfig", head_dim=8, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16
+    ),
+    "deepseek_v3": _config(
+        "DeepseekV3Config",
+        num_key_value_heads=4,
+        n_routed_experts=4,
+        num_experts_per_tok=2,
+        n_group=1,
+        topk_group=1,
+        q_lora_rank=16,
+        kv_lora_rank=16,
+        qk_rope_head_dim=8,
+        qk_nope_head_dim=8,
+        v_head_dim=8,
+        moe_intermediate_size=16,
+        first_k_dense_replace=1,
+    ),
     # models that no forest can be run on
-    "qwen3_5": _config("Qwen3_5TextConfig", head_dim=8, linear_key_head_dim=8, linear_value_head_dim=8, linear_num_key_heads=2,
-                       linear_num_value_heads=4, layer_types=["linear_attention", "full_attention"]),
-    "llama4": _config("Llama4TextConfig", intermediate_size_mlp=48, head_dim=8, attention_chunk_size=8, num_local_experts=2,
-                      num_hidden_layers=4),
-    "falcon": _own("FalconConfig", hidden_size=32, num_hidden_layers=2, num_attention_heads=4, alibi=True, multi_query=False,
-                   new_decoder_architecture=False),
+    "qwen3_5": _config(
+        "Qwen3_5TextConfig",
+        head_dim=8,
+        linear_key_head_dim=8,
+        linear_value_head_dim=8,
+        linear_num_key_heads=2,
+        linear_num_value_heads=4,
+        layer_types=["linear_attention", "full_attention"],
+    ),
+    "llama4": _config(
+        "Llama4TextConfig",
+        intermediate_size_mlp=48,
+        head_dim=8,
+        attention_chunk_size=8,
+        num_local_experts=2,
+        num_hidden_layers=4,
+    ),
+    "falcon": _own(
+        "FalconConfig",
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        alibi=True,
+        multi_query=False,
+        new_decoder_architecture=False,
+    ),
     "bloom": _own("BloomConfig", hidden_size=32, n_layer=2, n_head=4),
     "mamba": _config("MambaConfig", state_size=8),
-    "longrope": _config("Phi3Config", original_max_position_embeddings=24, rope_parameters={
-        "rope_type": "longrope", "rope_theta": 10_000.0, "short_factor": [1.0] * 4, "long_factor": [4.0, 3.0, 2.0, 1.5],
-        "original_max_position_embeddings": 24}),
-    "dynamic": _config("LlamaConfig", max_position_embeddings=24, rope_parameters={
-        "rope_type": "dynamic", "rope_theta": 10_000.0, "factor": 4.0}),
+    "longrope": _config(
+        "Phi3Config",
+        original_max_position_embeddings=24,
+        rope_parameters={
+            "rope_type": "longrope",
+            "rope_theta": 10_000.0,
+            "short_factor": [1.0] * 4,
+            "long_factor": [4.0, 3.0, 2.0, 1.5],
+            "original_max_position_embeddings": 24,
+        },
+    ),
+    "dynamic": _config(
+        "LlamaConfig",
+        max_position_embeddings=24,
+        rope_parameters={"rope_type": "dynamic", "rope_theta": 10_000.0, "factor": 4.0},
+    ),
 }
 
 
-def network(architecture: str, *, seed: int = 0, dtype: torch.dtype = torch.float32, attention: str | None = None,
-            **changes: Any) -> Any:
-    """A tiny random causal language model, in eval mode; the same seed gives the same weights under any attention."""
+def network(
+    architecture: str,
+    *,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    attention: str | None = None,
+    **changes: Any,
+) -> Any:
+    """A tiny random causal language model, in eval mode; the same seed gives the same weights under
+    any attention.
+    """
     config = CONFIGS[architecture](**changes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -103,14 +201,16 @@ def seq(tokens: Many[int], trained: Many[int] | None = None) -> Sequence:
     return Sequence(np.array(tokens, np.int64), mask)
 
 
-Choose = Callable[[int], int]  # n -> a number below n: hypothesis or a seeded generator behind one function
+Choose = Callable[
+    [int], int
+]  # n -> a number below n: hypothesis or a seeded generator behind one function
 
 
 def random_tree(choose: Choose, segment: int = 5) -> Tree:
     """A tree up to three levels deep, with what makes trees difficult.
 
-    Nested shared prefixes; sequences that are a prefix of others, or the same as another; random trained masks. Sequences come
-    in no particular order.
+    Nested shared prefixes; sequences that are a prefix of others, or the same as another; random
+    trained masks. Sequences come in no particular order.
     """
     paths: list[list[int]] = []
 
@@ -134,7 +234,9 @@ def random_trees(seed: int, trees: int = 3, segment: int = 5) -> list[Tree]:
 
 
 def alone(network: Any, trees: Many[Tree]) -> Tensor:
-    """[N] log-probabilities of every target, every sequence alone through the network itself: what the law compares with."""
+    """[N] log-probabilities of every target, every sequence alone through the network itself: what
+    the law compares with.
+    """
     out = []
     for one in (sequence for tree in trees for sequence in tree):
         ids = torch.from_numpy(one.tokens)
@@ -144,21 +246,29 @@ def alone(network: Any, trees: Many[Tree]) -> Tensor:
 
 
 def gradients(network: Any, loss: Tensor) -> dict[str, Tensor]:
-    """Gradient of a loss by every trainable parameter, by name; zeros where it does not depend on it."""
+    """Gradient of a loss by every trainable parameter, by name; zeros where it does not depend on
+    it.
+    """
     named = {name: p for name, p in network.named_parameters() if p.requires_grad}
     found = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
-    return {name: torch.zeros_like(p) if g is None else g for (name, p), g in zip(named.items(), found, strict=True)}
+    return {
+        name: torch.zeros_like(p) if g is None else g
+        for (name, p), g in zip(named.items(), found, strict=True)
+    }
 
 
 def distance(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
     """Largest ‖found − expected‖ / ‖expected‖ over parameters.
 
-    A gradient that is zero but for rounding (a query's, where there is one key to see) has no direction to compare: norms
-    count as at least a hundredth of the whole gradient's.
+    A gradient that is zero but for rounding (a query's, where there is one key to see) has no
+    direction to compare: norms count as at least a hundredth of the whole gradient's.
     """
     assert found.keys() == expected.keys()
     floor = 1e-2 * float(torch.stack([g.norm() for g in expected.values()]).norm())
-    return max(float((found[k] - expected[k]).norm()) / max(float(expected[k].norm()), floor, 1e-30) for k in expected)
+    return max(
+        float((found[k] - expected[k]).norm()) / max(float(expected[k].norm()), floor, 1e-30)
+        for k in expected
+    )
 
 
 def policy(architecture: str = "llama", **changes: Any) -> Policy:

@@ -1,7 +1,8 @@
-"""posttrain: turn a pretrained language model into one people can use, and prove that it may be released.
+"""posttrain: turn a pretrained language model into one people can use, and prove that it may be
+released.
 
-    import posttrain
-    outcome = posttrain.sft(model="path/to/base", data="train.jsonl", out="runs/first")
+import posttrain
+outcome = posttrain.sft(model="path/to/base", data="train.jsonl", out="runs/first")
 """
 
 from __future__ import annotations
@@ -24,14 +25,33 @@ if TYPE_CHECKING:
     from posttrain.stages.sft import sft as sft
 
 # Loaded on first use: importing posttrain does not import torch.
-_PUBLIC = {"adapt": "posttrain.stages.adapt", "evaluate": "posttrain.stages.evaluate",
-           "preference": "posttrain.stages.preference", "sft": "posttrain.stages.sft",
-           "reward_model": "posttrain.stages.reward_model", "RewardModel": "posttrain.engine.reward",
-           "open_scorer": "posttrain.evals.scorers", "judge": "posttrain.stages.judge",
-           "sample_pairs": "posttrain.stages.sample_pairs", "Policy": "posttrain.engine.policy",
-           "run_recipe": "posttrain.pipeline.run"}
-__all__ = ["Policy", "RewardModel", "__version__", "adapt", "evaluate", "judge", "open_scorer", "preference", "reward_model",
-           "run_recipe", "sample_pairs", "sft"]
+_PUBLIC = {
+    "adapt": "posttrain.stages.adapt",
+    "evaluate": "posttrain.stages.evaluate",
+    "preference": "posttrain.stages.preference",
+    "sft": "posttrain.stages.sft",
+    "reward_model": "posttrain.stages.reward_model",
+    "RewardModel": "posttrain.engine.reward",
+    "open_scorer": "posttrain.evals.scorers",
+    "judge": "posttrain.stages.judge",
+    "sample_pairs": "posttrain.stages.sample_pairs",
+    "Policy": "posttrain.engine.policy",
+    "run_recipe": "posttrain.pipeline.run",
+}
+__all__ = [
+    "Policy",
+    "RewardModel",
+    "__version__",
+    "adapt",
+    "evaluate",
+    "judge",
+    "open_scorer",
+    "preference",
+    "reward_model",
+    "run_recipe",
+    "sample_pairs",
+    "sft",
+]
 
 
 def __getattr__(name: str) -> Any:

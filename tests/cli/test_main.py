@@ -38,7 +38,9 @@ def said(argv: list[str], capfd: pytest.CaptureFixture[str]) -> tuple[int, str, 
     out, err = capfd.readouterr()
     assert out == ""
     lines = err.splitlines()
-    assert len(lines) == 2 and lines[0].startswith("error: ") and lines[1].startswith("cure:  "), err
+    assert len(lines) == 2 and lines[0].startswith("error: ") and lines[1].startswith("cure:  "), (
+        err
+    )
     return code, lines[0][7:], lines[1][7:]
 
 
@@ -66,65 +68,152 @@ def test_every_command_has_help(name: str, capfd: pytest.CaptureFixture[str]) ->
     assert capfd.readouterr().out.startswith(f"usage: posttrain {name} ")
 
 
-@pytest.mark.parametrize(("argv", "what", "cure"), [
-    (["sfd"], "there is no command 'sfd'", "did you mean 'sft'?"),
-    (["xyzzy"], "there is no command 'xyzzy'", None),
-    ([*NEEDED, "--learning-rat", "1"], "unknown option --learning-rat", "did you mean '--learning-rate'?"),
-    ([*NEEDED, "--lora_rank=4"], "unknown option --lora_rank=4", "did you mean '--lora-rank'?"),
-    ([*NEEDED, "e.jsonl"], "unknown option e.jsonl", None),  # a word too many
-    ([*NEEDED, "--epochs"], "argument --epochs: expected one argument", "posttrain sft --help lists the options"),
-    ([*NEEDED, "--groups"], "argument --groups: expected at least one argument", "posttrain sft --help lists the options"),
-    ([*NEEDED, "--epochs", "some"], "epochs = 'some': Input should be a valid number, unable to parse string as a number",
-     "passes over the data"),
-    ([*NEEDED, "--epochs", "0"], "epochs = '0': Input should be greater than 0", "passes over the data"),
-    ([*NEEDED, "--method", "ntl"], "method = 'ntl': Input should be 'nll' or 'dft'",
-     "did you mean 'nll'?"),
-    ([*NEEDED, "--format", "mesages"], "format = 'mesages': Input should be '', 'messages', 'sharegpt', 'alpaca', 'preference', "
-     "'label', 'steps', 'prompt-completion', 'text' or 'prompt'", "did you mean 'messages'?"),
-    ([*NEEDED[:3], "--out", "o", "--data", "d.jsonl", "e.jsonl,limit=0"],
-     "'e.jsonl,limit=0': limit = '0': Input should be greater than or equal to 1", "rows at most: the first ones"),
-    ([*NEEDED, "--groups", "embed=0", "norm"], "--groups 'norm' is not KEY=VALUE", "write --groups key=value"),
-    ([*NEEDED, "--groups", "embed=much"], "groups = 'much': Input should be a valid number, unable to parse string as a number",
-     "PATTERN=FACTOR on the rate of parameters whose name matches; 0 freezes them"),
-    (["sft"], "model is missing", "give --model"),
-    (["sft", "--model", "m", "--out", "o"], "data is missing", "give --data"),
-    (["sft", "--model", "m", "--data", "d.jsonl"], "out is missing", "give --out"),
-], ids=lambda v: " ".join(v) if isinstance(v, list) else "")
-def test_a_wrong_word_is_named_with_its_cure(argv: list[str], what: str, cure: str | None, settings: list[SftSettings],
-                                             capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("argv", "what", "cure"),
+    [
+        (["sfd"], "there is no command 'sfd'", "did you mean 'sft'?"),
+        (["xyzzy"], "there is no command 'xyzzy'", None),
+        (
+            [*NEEDED, "--learning-rat", "1"],
+            "unknown option --learning-rat",
+            "did you mean '--learning-rate'?",
+        ),
+        ([*NEEDED, "--lora_rank=4"], "unknown option --lora_rank=4", "did you mean '--lora-rank'?"),
+        ([*NEEDED, "e.jsonl"], "unknown option e.jsonl", None),  # a word too many
+        (
+            [*NEEDED, "--epochs"],
+            "argument --epochs: expected one argument",
+            "posttrain sft --help lists the options",
+        ),
+        (
+            [*NEEDED, "--groups"],
+            "argument --groups: expected at least one argument",
+            "posttrain sft --help lists the options",
+        ),
+        (
+            [*NEEDED, "--epochs", "some"],
+            "epochs = 'some': Input should be a valid number, unable to parse string as a number",
+            "passes over the data",
+        ),
+        (
+            [*NEEDED, "--epochs", "0"],
+            "epochs = '0': Input should be greater than 0",
+            "passes over the data",
+        ),
+        (
+            [*NEEDED, "--method", "ntl"],
+            "method = 'ntl': Input should be 'nll' or 'dft'",
+            "did you mean 'nll'?",
+        ),
+        (
+            [*NEEDED, "--format", "mesages"],
+            (
+                "format = 'mesages': Input should be '', 'messages', 'sharegpt', 'alpaca',"
+                " 'preference', 'label', 'steps', 'prompt-completion', 'text' or 'prompt'"
+            ),
+            "did you mean 'messages'?",
+        ),
+        (
+            [*NEEDED[:3], "--out", "o", "--data", "d.jsonl", "e.jsonl,limit=0"],
+            "'e.jsonl,limit=0': limit = '0': Input should be greater than or equal to 1",
+            "rows at most: the first ones",
+        ),
+        (
+            [*NEEDED, "--groups", "embed=0", "norm"],
+            "--groups 'norm' is not KEY=VALUE",
+            "write --groups key=value",
+        ),
+        (
+            [*NEEDED, "--groups", "embed=much"],
+            "groups = 'much': Input should be a valid number, unable to parse string as a number",
+            "PATTERN=FACTOR on the rate of parameters whose name matches; 0 freezes them",
+        ),
+        (["sft"], "model is missing", "give --model"),
+        (["sft", "--model", "m", "--out", "o"], "data is missing", "give --data"),
+        (["sft", "--model", "m", "--data", "d.jsonl"], "out is missing", "give --out"),
+    ],
+    ids=lambda v: " ".join(v) if isinstance(v, list) else "",
+)
+def test_a_wrong_word_is_named_with_its_cure(
+    argv: list[str],
+    what: str,
+    cure: str | None,
+    settings: list[SftSettings],
+    capfd: pytest.CaptureFixture[str],
+) -> None:
     code, found, how = said(argv, capfd)
     assert (code, found) == (2, what)
     assert how == cure or cure is None
     assert settings == []
 
 
-def test_values_become_settings(settings: list[SftSettings], capfd: pytest.CaptureFixture[str]) -> None:
-    argv = ["sft", "--model", "m", "--out", "o", "--data", "d.jsonl,prompt=question,completion=the=answer,weight=2",
-            "e.jsonl.gz", "--template-kwargs",
-            "enable_thinking=false", "budget=3", "date=today", "--betas", "0.8", "0.95", "--groups", "embed=0", "norm=2.5",
-            "--no-keep-best",
-            "--activation-checkpointing", "--lora-rank", "4", "--epochs", "1.5", "--prompt-template", "Q: {prompt}\nA:"]
+def test_values_become_settings(
+    settings: list[SftSettings], capfd: pytest.CaptureFixture[str]
+) -> None:
+    argv = [
+        "sft",
+        "--model",
+        "m",
+        "--out",
+        "o",
+        "--data",
+        "d.jsonl,prompt=question,completion=the=answer,weight=2",
+        "e.jsonl.gz",
+        "--template-kwargs",
+        "enable_thinking=false",
+        "budget=3",
+        "date=today",
+        "--betas",
+        "0.8",
+        "0.95",
+        "--groups",
+        "embed=0",
+        "norm=2.5",
+        "--no-keep-best",
+        "--activation-checkpointing",
+        "--lora-rank",
+        "4",
+        "--epochs",
+        "1.5",
+        "--prompt-template",
+        "Q: {prompt}\nA:",
+    ]
     assert said(argv, capfd) == (2, "caught", "none")
     (one,) = settings
-    assert one.data.data == (Source(path="d.jsonl", weight=2, columns={"prompt": "question", "completion": "the=answer"}),
-                             Source(path="e.jsonl.gz"))
+    assert one.data.data == (
+        Source(
+            path="d.jsonl", weight=2, columns={"prompt": "question", "completion": "the=answer"}
+        ),
+        Source(path="e.jsonl.gz"),
+    )
     assert one.data.template_kwargs == {"enable_thinking": False, "budget": 3, "date": "today"}
     assert one.data.prompt_template == "Q: {prompt}\nA:"
     assert one.optimiser.betas == (0.8, 0.95)
     assert one.optimiser.groups == {"embed": 0.0, "norm": 2.5}
-    assert (one.validation.keep_best, one.activation_checkpointing, one.epochs) == (False, True, 1.5)
+    assert (one.validation.keep_best, one.activation_checkpointing, one.epochs) == (
+        False,
+        True,
+        1.5,
+    )
     assert one.lora is not None
     assert (one.lora.rank, one.lora.alpha) == (4, 32)
 
 
-def test_an_option_given_twice_loses_nothing(settings: list[SftSettings], capfd: pytest.CaptureFixture[str]) -> None:
-    said([*NEEDED, "--data", "e.jsonl", "f.jsonl", "--groups", "embed=0", "--groups", "norm=2"], capfd)
+def test_an_option_given_twice_loses_nothing(
+    settings: list[SftSettings], capfd: pytest.CaptureFixture[str]
+) -> None:
+    said(
+        [*NEEDED, "--data", "e.jsonl", "f.jsonl", "--groups", "embed=0", "--groups", "norm=2"],
+        capfd,
+    )
     (one,) = settings
     assert [source.path for source in one.data.data] == ["d.jsonl", "e.jsonl", "f.jsonl"]
     assert one.optimiser.groups == {"embed": 0, "norm": 2}
 
 
-def test_an_interrupt_is_130(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+def test_an_interrupt_is_130(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
@@ -134,6 +223,10 @@ def test_an_interrupt_is_130(monkeypatch: pytest.MonkeyPatch, capfd: pytest.Capt
 
 
 def test_a_reader_that_leaves_is_no_error() -> None:
-    done = subprocess.run(["bash", "-c", f"set -o pipefail; {sys.executable} -m posttrain schema | head -c 10"],
-                          capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {sys.executable} -m posttrain schema | head -c 10"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.stdout.startswith("{") and done.stderr == "" and done.returncode == 0

@@ -1,4 +1,6 @@
-"""What a person sees: plain lines where there is no terminal, one live line where there is, nothing but trouble when quiet."""
+"""What a person sees: plain lines where there is no terminal, one live line where there is, nothing
+but trouble when quiet.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,14 @@ from posttrain.core import console
 from posttrain.core.console import ConsoleObserver, print_error
 from posttrain.core.errors import DataError
 
-HELD = {"loss": 2.5, "interval": 0.125, "accuracy": 0.4, "entropy": 2.25, "sequences": 1200, "targets": 9000}
+HELD = {
+    "loss": 2.5,
+    "interval": 0.125,
+    "accuracy": 0.4,
+    "entropy": 2.25,
+    "sequences": 1200,
+    "targets": 9000,
+}
 
 
 def record(step: int, loss: float = 1.5, rate: float = 2000.0) -> dict[str, Any]:
@@ -21,7 +30,12 @@ def record(step: int, loss: float = 1.5, rate: float = 2000.0) -> dict[str, Any]
 
 def observer(*, quiet: bool = False, terminal: bool = False) -> tuple[ConsoleObserver, io.StringIO]:
     out = io.StringIO()
-    return ConsoleObserver(Console(file=out, width=100, highlight=False, force_terminal=terminal), quiet=quiet), out
+    return (
+        ConsoleObserver(
+            Console(file=out, width=100, highlight=False, force_terminal=terminal), quiet=quiet
+        ),
+        out,
+    )
 
 
 @pytest.fixture
@@ -41,7 +55,8 @@ def test_plain_lines_come_at_most_every_ten_seconds_and_at_the_end(clock: list[f
     assert out.getvalue().splitlines() == [
         "step 1/4  loss 4.0000  2,000 tokens/s  0.50 GiB  ETA 0:00:03",
         "step 3/4  loss 1.3333  2,000 tokens/s  0.50 GiB  ETA 0:00:04",
-        "step 4/4  loss 1.0000  2,000 tokens/s  0.50 GiB  ETA 0:00:00"]
+        "step 4/4  loss 1.0000  2,000 tokens/s  0.50 GiB  ETA 0:00:00",
+    ]
 
 
 def test_the_time_left_of_a_resumed_run_counts_its_own_steps(clock: list[float]) -> None:
@@ -63,7 +78,11 @@ def test_speed_is_averaged(clock: list[float]) -> None:
 def test_held_out_loss_comes_with_its_interval_and_count() -> None:
     watch, out = observer()
     watch.record({"step": 7, "validation": HELD})
-    assert out.getvalue() == ("held out  step 7: loss 2.5000 ± 0.1250, accuracy 0.400, entropy 2.250 (n = 1,200 sequences)\n")
+    assert (
+        out.getvalue()
+        == "held out  step 7: loss 2.5000 ± 0.1250, accuracy 0.400, entropy 2.250 (n = 1,200"
+        " sequences)\n"
+    )
 
 
 def test_quiet_says_nothing_but_trouble() -> None:
@@ -99,7 +118,9 @@ def test_a_terminal_gets_a_live_line() -> None:
 
 def test_the_curve_has_the_loss_and_the_held_out_loss() -> None:
     watch, out = observer()
-    watch.curve([{"step": 0, "validation": {**HELD, "loss": 3.0}}, record(1, loss=2.0), record(2, loss=1.0)])
+    watch.curve(
+        [{"step": 0, "validation": {**HELD, "loss": 3.0}}, record(1, loss=2.0), record(2, loss=1.0)]
+    )
     lines = out.getvalue().splitlines()
     assert lines[0].split("  ")[-1].strip() == "● held-out loss"
     assert lines[1].startswith("3.000 ┤●")
@@ -112,4 +133,8 @@ def test_errors_go_to_standard_error_with_their_cure(capfd: pytest.CaptureFixtur
     print_error(ValueError("plain"))
     out, err = capfd.readouterr()
     assert out == ""
-    assert err.splitlines() == ["error: a[1].jsonl:3: not JSON: [red]", "cure:  one [object] a line", "error: plain"]
+    assert err.splitlines() == [
+        "error: a[1].jsonl:3: not JSON: [red]",
+        "cure:  one [object] a line",
+        "error: plain",
+    ]

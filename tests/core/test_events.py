@@ -34,9 +34,14 @@ def test_every_call_is_a_line_with_its_time() -> None:
     found = said(out)
     assert all(before - 0.01 <= event.pop("time") <= time.time() + 0.01 for event in found)
     assert found == [
-        {"event": "note", "label": "model", "text": "a\nb"}, {"event": "message", "text": "Zürich"},
-        {"event": "start", "step": 2, "steps": 9}, {"event": "record", "step": 3, "loss": 1.5},
-        {"event": "record", "step": 3, "validation": {"loss": 2.5}}, {"event": "stop"}, {"event": "summary", "stages": {}}]
+        {"event": "note", "label": "model", "text": "a\nb"},
+        {"event": "message", "text": "Zürich"},
+        {"event": "start", "step": 2, "steps": 9},
+        {"event": "record", "step": 3, "loss": 1.5},
+        {"event": "record", "step": 3, "validation": {"loss": 2.5}},
+        {"event": "stop"},
+        {"event": "summary", "stages": {}},
+    ]
 
 
 def test_progress_comes_once_a_second_and_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,7 +55,12 @@ def test_progress_comes_once_a_second_and_at_the_end(monkeypatch: pytest.MonkeyP
     with one.working("write", 50) as told:
         told(50)
     assert [(e["label"], e["done"], e["total"]) for e in said(out)] == [
-        ("read", 1, 10), ("read", 4, 10), ("read", 7, 10), ("read", 10, 10), ("write", 50, 50)]
+        ("read", 1, 10),
+        ("read", 4, 10),
+        ("read", 7, 10),
+        ("read", 10, 10),
+        ("write", 50, 50),
+    ]
 
 
 def test_a_reader_that_goes_away_does_not_end_the_run(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,6 @@
-"""Files that are whole or absent, digests that depend on nothing else, and a lock that keeps other processes out."""
+"""Files that are whole or absent, digests that depend on nothing else, and a lock that keeps other
+processes out.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ def names(folder: Path) -> list[str]:
     return sorted(p.name for p in folder.iterdir())
 
 
-# ---------------------------------------------------------------------------------------------- writes
+# ------------------------------------------------------------------------------------------- writes
+
 
 def test_write_atomic_makes_folders_and_replaces(tmp_path: Path) -> None:
     path = tmp_path / "a" / "b.txt"
@@ -32,7 +35,9 @@ def test_write_atomic_makes_folders_and_replaces(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("step", ["fsync", "replace"])
-def test_a_crash_while_writing_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+def test_a_crash_while_writing_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
     path = tmp_path / "a.txt"
     files.write_atomic(path, "old")
 
@@ -50,7 +55,9 @@ def test_a_crash_while_writing_leaves_the_old_file(tmp_path: Path, monkeypatch: 
 
 def test_write_json_keeps_the_order_and_is_readable(tmp_path: Path) -> None:
     files.write_json(tmp_path / "a.json", {"b": "ü", "a": [1, None]})
-    assert (tmp_path / "a.json").read_text() == '{\n  "b": "ü",\n  "a": [\n    1,\n    null\n  ]\n}\n'
+    assert (
+        tmp_path / "a.json"
+    ).read_text() == '{\n  "b": "ü",\n  "a": [\n    1,\n    null\n  ]\n}\n'
 
 
 def test_a_folder_appears_whole_and_replaces_the_old_one(tmp_path: Path) -> None:
@@ -92,19 +99,28 @@ def test_what_an_interrupted_write_left_is_swept_away(tmp_path: Path) -> None:
     assert files.remove_partial(tmp_path / "none") == []
 
 
-# ---------------------------------------------------------------------------------------------- digests
+# ------------------------------------------------------------------------------------------ digests
+
 
 def test_digests_are_sha256(tmp_path: Path) -> None:
     (tmp_path / "abc").write_bytes(b"abc")
-    assert files.sha256_file(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2
-    assert files.sha256_json({"b": "ü", "a": [1, None]}) == hashlib.sha256(b'{"a":[1,null],"b":"\\u00fc"}').hexdigest()
+    assert (
+        files.sha256_file(tmp_path / "abc")
+        == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    )  # FIPS 180-2
+    assert (
+        files.sha256_json({"b": "ü", "a": [1, None]})
+        == hashlib.sha256(b'{"a":[1,null],"b":"\\u00fc"}').hexdigest()
+    )
 
 
 def test_a_folders_digest_is_of_names_and_contents(tmp_path: Path) -> None:
     for name, content in (("b.json", "1"), ("a.json", "2"), ("note.md", "3")):
         (tmp_path / name).write_text(content)
     before = files.sha256_folder(tmp_path, lambda p: p.suffix == ".json")
-    assert before == files.sha256_json({n: hashlib.sha256(c).hexdigest() for n, c in (("a.json", b"2"), ("b.json", b"1"))})
+    assert before == files.sha256_json(
+        {n: hashlib.sha256(c).hexdigest() for n, c in (("a.json", b"2"), ("b.json", b"1"))}
+    )
     (tmp_path / "note.md").write_text("changed, but not asked about")
     assert files.sha256_folder(tmp_path, lambda p: p.suffix == ".json") == before
     (tmp_path / "b.json").rename(tmp_path / "c.json")
@@ -114,15 +130,26 @@ def test_a_folders_digest_is_of_names_and_contents(tmp_path: Path) -> None:
 def test_digests_and_seeds_do_not_depend_on_pythonhashseed(tmp_path: Path) -> None:
     (tmp_path / "one").write_text("1")
     (tmp_path / "two").write_text("2")
-    script = ("import sys; from pathlib import Path; from posttrain.core import files, seeds; print("
-              "files.sha256_json({k: list(set(['x'])) for k in set('abcdefgh')}), files.sha256_folder(Path(sys.argv[1])),"
-              "seeds.derive(7, 'order', 3), seeds.generator(7, 'order', 3).permutation(6).tolist())")
-    said = {subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=True,
-                           env={**os.environ, "PYTHONHASHSEED": seed}).stdout for seed in ("0", "1", "4242")}
+    script = (
+        "import sys; from pathlib import Path; from posttrain.core import files, seeds;"
+        " print(files.sha256_json({k: list(set(['x'])) for k in set('abcdefgh')}),"
+        " files.sha256_folder(Path(sys.argv[1])),seeds.derive(7, 'order', 3), seeds.generator(7,"
+        " 'order', 3).permutation(6).tolist())"
+    )
+    said = {
+        subprocess.run(
+            [sys.executable, "-c", script, str(tmp_path)],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={**os.environ, "PYTHONHASHSEED": seed},
+        ).stdout
+        for seed in ("0", "1", "4242")
+    }
     assert len(said) == 1
 
 
-# ---------------------------------------------------------------------------------------------- the lock
+# ----------------------------------------------------------------------------------------- the lock
 
 HOLD = """
 import sys, time
@@ -136,7 +163,9 @@ with lock(Path(sys.argv[1])):
 
 def test_the_lock_excludes_another_process_until_it_dies(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE, text=True)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE, text=True
+    )
     try:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
@@ -176,21 +205,38 @@ def fail(write: Path | None) -> None:
 
 def test_a_folder_that_cannot_be_made_is_explained(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(CheckpointError, match="cannot write"), files.lock(tmp_path / "file" / "run"):
+    with (
+        pytest.raises(CheckpointError, match="cannot write"),
+        files.lock(tmp_path / "file" / "run"),
+    ):
         pytest.fail("a file became a folder")
 
 
-# ---------------------------------------------------------------------------------------------- errors about writing
+# ----------------------------------------------------------------------------- errors about writing
 
-@pytest.mark.parametrize(("number", "why", "cure"), [
-    (errno.ENOSPC, "the disk is full", "free some space and run the same command again"),
-    (errno.EDQUOT, "the disk quota is used up", "free some space and run the same command again"),
-    (errno.EROFS, "the file system is read-only", "make it writable, or choose another --out"),
-    (errno.EACCES, "no permission to write", "change the folder's permissions, or choose another --out"),
-    (errno.EIO, os.strerror(errno.EIO), "see the reason; then run the same command again"),
-])
+
+@pytest.mark.parametrize(
+    ("number", "why", "cure"),
+    [
+        (errno.ENOSPC, "the disk is full", "free some space and run the same command again"),
+        (
+            errno.EDQUOT,
+            "the disk quota is used up",
+            "free some space and run the same command again",
+        ),
+        (errno.EROFS, "the file system is read-only", "make it writable, or choose another --out"),
+        (
+            errno.EACCES,
+            "no permission to write",
+            "change the folder's permissions, or choose another --out",
+        ),
+        (errno.EIO, os.strerror(errno.EIO), "see the reason; then run the same command again"),
+    ],
+)
 def test_errors_about_writing_have_a_cure(number: int, why: str, cure: str) -> None:
-    error = files.write_error(OSError(number, os.strerror(number)), Path("run/x"), "The old one is good")
+    error = files.write_error(
+        OSError(number, os.strerror(number)), Path("run/x"), "The old one is good"
+    )
     assert (error.what, error.cure) == (f"cannot write run/x: {why}. The old one is good", cure)
 
 

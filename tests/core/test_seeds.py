@@ -14,8 +14,15 @@ def test_a_seed_is_the_first_eight_bytes_of_sha256_over_the_names() -> None:
 
 
 def test_seeds_are_told_apart_by_every_name() -> None:
-    names = [(7, "order", 3), (8, "order", 3), (7, "order", 4), (7, "noise", 3), (7, "order"), (7, "order3"),
-             (7, "order", "3", "")]
+    names = [
+        (7, "order", 3),
+        (8, "order", 3),
+        (7, "order", 4),
+        (7, "noise", 3),
+        (7, "order"),
+        (7, "order3"),
+        (7, "order", "3", ""),
+    ]
     assert len({derive(*x) for x in names}) == len(names)
     assert derive(7, "order", 3) == derive(7, "order", "3")
 

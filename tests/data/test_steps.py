@@ -1,4 +1,6 @@
-"""Answers in steps: the last token of every step is trained, and the labels stay with their steps."""
+"""Answers in steps: the last token of every step is trained, and the labels stay with their
+steps.
+"""
 
 from __future__ import annotations
 
@@ -22,29 +24,41 @@ from tests import making
 ROW = {"prompt": "2+3", "completions": ["ab", "c", "def"], "labels": [True, 0.25, False]}
 
 
-def prepared(rows: list[Any], words: Any, *, separator: str = "\n", **more: Any) -> tuple[list[Any], list[list[float]], Any]:
+def prepared(
+    rows: list[Any], words: Any, *, separator: str = "\n", **more: Any
+) -> tuple[list[Any], list[list[float]], Any]:
     """Sequences, the numbers beside them, and the account."""
     with tempfile.TemporaryDirectory() as name:
         chat = Chat(words, prompt_template=more.pop("prompt_template", None))
         chat.separator = separator
         path = making.write(Path(name) / "a.jsonl", rows)
-        account = prepare(Source(path=str(path)), chat, Encoder(words), Path(name) / "out", learned="steps",
-                          **{"max_length": 100, **more})
+        account = prepare(
+            Source(path=str(path)),
+            chat,
+            Encoder(words),
+            Path(name) / "out",
+            learned="steps",
+            **{"max_length": 100, **more},
+        )
         trees, numbers = Trees(Path(name) / "out"), Numbers(Path(name) / "out")
         return [tree[0] for tree in trees], [one.tolist() for one in numbers], account
 
 
 def spelled(one: Any, words: Any) -> list[str]:
     """The text up to each trained token, and with it."""
-    return [words.decode(one.tokens[:i + 1]) for i in np.flatnonzero(one.trained)]
+    return [words.decode(one.tokens[: i + 1]) for i in np.flatnonzero(one.trained)]
 
 
 @pytest.mark.parametrize("separator", ["\n", " ;; "])
 def test_the_last_token_of_every_step_is_trained(separator: str) -> None:
     words = making.tokenizer()
     (one,), numbers, account = prepared([ROW], words, separator=separator)
-    start = words.apply_chat_template([{"role": "user", "content": "2+3"}], tokenize=False, add_generation_prompt=True,
-                                      chat_template=Chat(words).template)
+    start = words.apply_chat_template(
+        [{"role": "user", "content": "2+3"}],
+        tokenize=False,
+        add_generation_prompt=True,
+        chat_template=Chat(words).template,
+    )
     joined = [f"{separator}".join(["ab", "c", "def"][:k]) + separator for k in (1, 2, 3)]
     assert spelled(one, words) == [start + text for text in joined]
     assert numbers == [[1, 0.25, 0]] and account.targets == 3 and account.format == "steps"
@@ -62,7 +76,11 @@ def test_labels_are_lost_with_their_steps() -> None:
     """2+3ab⏎c⏎def⏎ is 11 bytes; of 9 the last step has no end."""
     words = making.tokenizer()
     (one,), numbers, account = prepared([ROW], words, prompt_template="{prompt}", max_length=9)
-    assert spelled(one, words) == ["2+3ab\n", "2+3ab\nc\n"] and numbers == [[1, 0.25]] and account.truncated == 1
+    assert (
+        spelled(one, words) == ["2+3ab\n", "2+3ab\nc\n"]
+        and numbers == [[1, 0.25]]
+        and account.truncated == 1
+    )
     with pytest.raises(DataError, match="more than half of the rows"):
         prepared([ROW], words, prompt_template="{prompt}", max_length=5)
 
@@ -71,7 +89,9 @@ def test_a_tokenizer_that_begins_texts_with_a_space_puts_none_between_steps() ->
     """As SentencePiece's do. The steps' text is what was given."""
     names = ["<end>", *"▁abcdef\n23+"]
     raw = Tokenizer(models.BPE(vocab={name: i for i, name in enumerate(names)}, merges=[]))
-    raw.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always", split=False)
+    raw.pre_tokenizer = pre_tokenizers.Metaspace(
+        replacement="▁", prepend_scheme="always", split=False
+    )
     raw.decoder = decoders.Metaspace(replacement="▁", prepend_scheme="always", split=False)
     raw.add_special_tokens(["<end>"])
     words = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<end>")
@@ -83,7 +103,9 @@ def test_a_tokenizer_that_begins_texts_with_a_space_puts_none_between_steps() ->
 def test_a_single_token_with_nothing_before_it_is_refused() -> None:
     """Nothing predicts it, so its label would be read at another step."""
     with pytest.raises(DataError, match="the first step is a single token with nothing before it"):
-        prepared([{**ROW, "prompt": "", "completions": ["a", "b", "c"]}], making.tokenizer([("a", "Ċ")]))
+        prepared(
+            [{**ROW, "prompt": "", "completions": ["a", "b", "c"]}], making.tokenizer([("a", "Ċ")])
+        )
 
 
 def test_other_rows_have_no_steps(tmp_path: Path) -> None:

@@ -12,8 +12,13 @@ from hypothesis import strategies as st
 from posttrain.data.forest import Sequence, Tree
 from posttrain.data.store import Trees, TreeWriter
 
-sequences = st.lists(st.tuples(st.integers(0, 2**31 - 1), st.booleans()), min_size=1, max_size=9).map(
-    lambda pairs: Sequence(np.array([p[0] for p in pairs], np.int64), np.array([p[1] for p in pairs])))
+sequences = st.lists(
+    st.tuples(st.integers(0, 2**31 - 1), st.booleans()), min_size=1, max_size=9
+).map(
+    lambda pairs: Sequence(
+        np.array([p[0] for p in pairs], np.int64), np.array([p[1] for p in pairs])
+    )
+)
 trees = st.lists(sequences, min_size=1, max_size=4).map(tuple)
 
 
@@ -25,13 +30,16 @@ def write(folder: Path, some: list[Tree]) -> Path:
 
 
 def same(a: Tree, b: Tree) -> bool:
-    return len(a) == len(b) and all(np.array_equal(x.tokens, y.tokens) and np.array_equal(x.trained, y.trained)
-                                    for x, y in zip(a, b, strict=True))
+    return len(a) == len(b) and all(
+        np.array_equal(x.tokens, y.tokens) and np.array_equal(x.trained, y.trained)
+        for x, y in zip(a, b, strict=True)
+    )
 
 
 @given(parts=st.lists(st.lists(trees, max_size=6), min_size=1, max_size=3))
-def test_trees_of_several_folders_come_back_in_order(parts: list[list[Tree]],
-                                                     tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_trees_of_several_folders_come_back_in_order(
+    parts: list[list[Tree]], tmp_path_factory: pytest.TempPathFactory
+) -> None:
     folder = tmp_path_factory.mktemp("trees")
     found = Trees(*(write(folder / str(i), part) for i, part in enumerate(parts)))
     flat = [tree for part in parts for tree in part]
@@ -46,4 +54,8 @@ def test_trees_of_several_folders_come_back_in_order(parts: list[list[Tree]],
 def test_a_tree_takes_four_bytes_a_token_and_eight_a_sequence_and_a_tree(tmp_path: Path) -> None:
     one = Sequence(np.arange(100), np.ones(100, bool))
     write(tmp_path, [(one, one), (one,)])
-    assert {p.name: p.stat().st_size for p in tmp_path.iterdir()} == {"tokens": 1200, "sequences": 24, "trees": 16}
+    assert {p.name: p.stat().st_size for p in tmp_path.iterdir()} == {
+        "tokens": 1200,
+        "sequences": 24,
+        "trees": 16,
+    }

@@ -1,7 +1,10 @@
-"""Runs `posttrain` many times in forked children that are killed by SIGKILL, each life going on where the last one died.
+"""Runs `posttrain` many times in forked children that are killed by SIGKILL, each life going on
+where the last one died.
 
-Imported modules are shared by the fork, so that a life costs its own work and not the seconds that importing torch takes. What
-kills is real: the child sends SIGKILL to itself in the middle of a call, or the parent sends it at a moment of its own.
+Imported modules are shared by the fork, so that a life costs its own work and not the seconds that
+importing torch takes. What
+kills is real: the child sends SIGKILL to itself in the middle of a call, or the parent sends it at
+    a moment of its own.
 """
 
 from __future__ import annotations
@@ -32,7 +35,9 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def live(argv: list[str], prepare: Callable[[], None] | None = None, log: Path | None = None) -> int:
+def live(
+    argv: list[str], prepare: Callable[[], None] | None = None, log: Path | None = None
+) -> int:
     """Fork a child that runs the command; returns its process id."""
     sys.stdout.flush()
     pid = os.fork()
@@ -59,10 +64,12 @@ def wait(pid: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-# ---------------------------------------------------------------- where in a checkpoint's write a life ends
+# -------------------------------------------------------- where in a checkpoint's write a life ends
+
 
 def _after(module: Any, name: str, call: int, before: bool = False) -> Callable[[], None]:
     """Die at the `call`-th call of a function: when it has returned, or before it begins."""
+
     def prepare() -> None:
         real, count = getattr(module, name), 0
 
@@ -77,6 +84,7 @@ def _after(module: Any, name: str, call: int, before: bool = False) -> Callable[
             return result
 
         setattr(module, name, wrapped)
+
     return prepare
 
 
@@ -93,7 +101,10 @@ def _half_a_file() -> None:
 
 
 def _in_retention(call: int) -> Callable[[], None]:
-    """Die while an old checkpoint is being deleted: one of its files is gone, the others are not."""
+    """Die while an old checkpoint is being deleted: one of its files is gone, the others
+    are not.
+    """
+
     def prepare() -> None:
         real, count = checkpoint.shutil.rmtree, 0
 
@@ -107,10 +118,12 @@ def _in_retention(call: int) -> Callable[[], None]:
             real(path, *args, **kwargs)
 
         checkpoint.shutil.rmtree = part
+
     return prepare
 
 
-# A checkpoint is four tensor files, state.json and manifest.json; each JSON is itself flushed twice (file, folder).
+# A checkpoint is four tensor files, state.json and manifest.json; each JSON is itself flushed twice
+# (file, folder).
 WRITES: list[tuple[str, Callable[[], None]]] = [
     ("half of the weights written", _half_a_file),
     ("weights written, gradient averages not", _after(checkpoint, "save_file", 1)),
@@ -125,12 +138,16 @@ WRITES: list[tuple[str, Callable[[], None]]] = [
 
 # ---------------------------------------------------------------- a lineage
 
+
 def steps_logged(folder: Path) -> int:
     return max((r["step"] for r in MetricsLog(folder / "metrics.jsonl").read()), default=0)
 
 
-def lineage(argv: list[str], folder: Path, steps: int, seed: int, log: Path) -> list[tuple[str, int]]:
-    """Kill one run twenty times, eight times inside a checkpoint's write and twelve at a random moment, then let it finish.
+def lineage(
+    argv: list[str], folder: Path, steps: int, seed: int, log: Path
+) -> list[tuple[str, int]]:
+    """Kill one run twenty times, eight times inside a checkpoint's write and twelve at a random
+    moment, then let it finish.
 
     Returns: (where it was killed, the step its log had reached) for each life but the last.
     """
@@ -145,15 +162,21 @@ def lineage(argv: list[str], folder: Path, steps: int, seed: int, log: Path) -> 
             code = wait(live(argv, prepare, log))
         else:
             # later lives die later, so that the whole run is covered
-            target = max(steps_logged(folder) + 1, int(steps * (i + rng.random()) / (len(order) + 2)))
+            target = max(
+                steps_logged(folder) + 1, int(steps * (i + rng.random()) / (len(order) + 2))
+            )
             pid = live(argv, None, log)
             while steps_logged(folder) < target:
-                assert os.waitpid(pid, os.WNOHANG)[0] == 0, f"life {i} ended before step {target}:\n{log.read_text()[-3000:]}"
+                assert os.waitpid(pid, os.WNOHANG)[0] == 0, (
+                    f"life {i} ended before step {target}:\n{log.read_text()[-3000:]}"
+                )
                 time.sleep(0.001)
             time.sleep(rng.random() * 0.01)
             os.kill(pid, signal.SIGKILL)
             name, code = "at a random moment", wait(pid)
-        assert code == -signal.SIGKILL, f"life {i} ({name}) was not killed but ended with {code}:\n{log.read_text()[-3000:]}"
+        assert code == -signal.SIGKILL, (
+            f"life {i} ({name}) was not killed but ended with {code}:\n{log.read_text()[-3000:]}"
+        )
         kills.append((name, steps_logged(folder)))
     code = wait(live(argv, None, log))
     assert code == 0, f"the last life ended with {code}:\n{log.read_text()[-3000:]}"
@@ -162,8 +185,10 @@ def lineage(argv: list[str], folder: Path, steps: int, seed: int, log: Path) -> 
 
 def forget(item: str) -> Callable[[], None]:
     """A life that does not restore one item of state."""
+
     def prepare() -> None:
         loop.STATE[item] = replace(loop.STATE[item], restore=lambda run, saved: None)
+
     return prepare
 
 
@@ -177,20 +202,26 @@ def die_after_step(step: int) -> Callable[[], None]:
                 die()
 
         MetricsLog.write = write
+
     return prepare
 
 
 def without_each(argv: list[str], folder: Path, step: int, log: Path) -> list[str]:
-    """Kill a run after a step, and finish it once as it should be and once without restoring each item of state.
+    """Kill a run after a step, and finish it once as it should be and once without restoring each
+    item of state.
 
     Returns: the names of the items; the runs lie beside `folder`, as `without-NAME`.
     """
     code = wait(live([*argv, "--out", str(folder)], die_after_step(step), log))
-    assert code == -signal.SIGKILL, f"not killed after step {step} but ended with {code}:\n{log.read_text()[-3000:]}"
+    assert code == -signal.SIGKILL, (
+        f"not killed after step {step} but ended with {code}:\n{log.read_text()[-3000:]}"
+    )
     for item in [None, *loop.STATE]:
         again = folder.with_name(f"without-{item}")
         shutil.copytree(folder, again)
-        wait(live([*argv, "--out", str(again)], forget(item) if item else None, log))  # may fail: that, too, is noticing
+        wait(
+            live([*argv, "--out", str(again)], forget(item) if item else None, log)
+        )  # may fail: that, too, is noticing
     return list(loop.STATE)
 
 

@@ -1,4 +1,6 @@
-"""Checkpoints under bad luck: a full disk, a read-only one, damaged files, two runs in one folder, a polite stop."""
+"""Checkpoints under bad luck: a full disk, a read-only one, damaged files, two runs in one folder,
+a polite stop.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,11 @@ from tests.engine.test_kill import base, command, ending  # noqa: F401 - base is
 
 
 def saved(step: int, value: float = 0.0, numbers: int = 8) -> Checkpoint:
-    return Checkpoint(step, {"weights": {"w": torch.full((numbers,), value)}, "empty": {}}, {"step": step, "note": "π"})
+    return Checkpoint(
+        step,
+        {"weights": {"w": torch.full((numbers,), value)}, "empty": {}},
+        {"step": step, "note": "π"},
+    )
 
 
 @pytest.fixture
@@ -31,7 +37,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of its own, 1 MiB."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], capture_output=True
+    ).returncode:
         pytest.skip("mounting a small file system needs root")
     yield disk
     subprocess.run(["umount", "-l", str(disk)], check=True)
@@ -60,7 +68,9 @@ def test_retention_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("file", ["weights.safetensors", "state.json", "manifest.json"])
 @pytest.mark.parametrize("damage", ["cut", "flipped", "missing"])
-def test_a_damaged_checkpoint_is_named_and_passed_over(tmp_path: Path, file: str, damage: str) -> None:
+def test_a_damaged_checkpoint_is_named_and_passed_over(
+    tmp_path: Path, file: str, damage: str
+) -> None:
     told: list[str] = []
     store = Store(tmp_path, report=told.append)
     store.save(saved(1, 1.0))
@@ -70,7 +80,7 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(tmp_path: Path, file: str
     if damage == "missing":
         path.unlink()
     elif damage == "cut":
-        path.write_bytes(data[:len(data) // 2])
+        path.write_bytes(data[: len(data) // 2])
     else:
         path.write_bytes(data[:-2] + bytes([data[-2] ^ 1]) + data[-1:])
     back = store.latest()
@@ -122,8 +132,12 @@ def test_a_full_disk_gives_up_older_checkpoints_first(small_disk: Path) -> None:
     assert "removed the checkpoints of steps [1]" in told[0]
 
 
-def test_a_run_on_a_full_disk_stops_with_the_cure_and_goes_on(base: Path, small_disk: Path,  # noqa: F811
-                                                               tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_on_a_full_disk_stops_with_the_cure_and_goes_on(
+    base: Path,  # noqa: F811
+    small_disk: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     """The same command, with room again, ends like a run that always had it."""
     argv = command(base, "--steps", "12", "--quiet")
     assert main([*argv, "--out", str(tmp_path / "roomy")]) == 0
@@ -138,8 +152,11 @@ def test_a_run_on_a_full_disk_stops_with_the_cure_and_goes_on(base: Path, small_
     assert ending(small_disk / "run") == ending(tmp_path / "roomy")
 
 
-def test_a_read_only_disk_is_an_error_with_a_cure(base: Path, small_disk: Path,  # noqa: F811
-                                                  capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_read_only_disk_is_an_error_with_a_cure(
+    base: Path,  # noqa: F811
+    small_disk: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     assert main([*command(base, "--steps", "2", "--quiet"), "--out", str(small_disk / "run")]) == 2
     said = capsys.readouterr().err
@@ -147,15 +164,27 @@ def test_a_read_only_disk_is_an_error_with_a_cure(base: Path, small_disk: Path, 
     assert "choose another --out" in said
 
 
-def test_two_runs_exclude_each_other(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:  # noqa: F811
-    holder = subprocess.Popen([sys.executable, "-c", f"""
+def test_two_runs_exclude_each_other(
+    base: Path,  # noqa: F811
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    holder = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            f"""
 import time
 from pathlib import Path
 from posttrain.core.files import lock
 with lock(Path({str(tmp_path)!r})):
     print("held", flush=True)
     time.sleep(60)
-"""], stdout=subprocess.PIPE, text=True)
+""",
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     try:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
@@ -170,10 +199,26 @@ with lock(Path({str(tmp_path)!r})):
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_a_polite_stop_saves_first(base: Path, tmp_path: Path, signum: signal.Signals) -> None:  # noqa: F811
-    """Ctrl-C: a checkpoint of the step just done, exit code 128 + signal, and the same command goes on from there."""
-    argv = command(base, "--steps", "100000", "--checkpoint-every", "50000", "--validate-every", "50000", "--out", str(tmp_path))
-    run = subprocess.Popen([sys.executable, "-m", "posttrain", *argv], stderr=subprocess.PIPE, text=True,
-                           env={**os.environ, "OMP_NUM_THREADS": "1"})
+    """Ctrl-C: a checkpoint of the step just done, exit code 128 + signal, and the same command goes
+    on from there.
+    """
+    argv = command(
+        base,
+        "--steps",
+        "100000",
+        "--checkpoint-every",
+        "50000",
+        "--validate-every",
+        "50000",
+        "--out",
+        str(tmp_path),
+    )
+    run = subprocess.Popen(
+        [sys.executable, "-m", "posttrain", *argv],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     log = tmp_path / "metrics.jsonl"
     while not log.exists() or log.read_text().count("\n") < 5:
         assert run.poll() is None
@@ -198,4 +243,7 @@ def test_damaged_checkpoints_cost_no_good_one(tmp_path: Path) -> None:
     assert back.step == 4
     store.save(saved(5), best=4)
     assert store.steps() == [4, 5]
-    assert sorted(p.name for p in tmp_path.glob("damaged-*")) == ["damaged-step-00000010", "damaged-step-00000020"]
+    assert sorted(p.name for p in tmp_path.glob("damaged-*")) == [
+        "damaged-step-00000010",
+        "damaged-step-00000020",
+    ]

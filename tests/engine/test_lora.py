@@ -1,4 +1,6 @@
-"""Adapters: nothing at first, alone in being trained, and the same model merged, saved, or loaded by plain peft."""
+"""Adapters: nothing at first, alone in being trained, and the same model merged, saved, or loaded
+by plain peft.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ BATCH = [plant(random_trees(8))]
 
 @pytest.fixture(params=["llama", "gpt2"])
 def base(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """A model folder. GPT-2 keeps its matrices the other way round and ties its head to its embedding."""
+    """A model folder. GPT-2 keeps its matrices the other way round and ties its head to its
+    embedding.
+    """
     return folder(tmp_path / "base", request.param)
 
 
@@ -59,7 +63,11 @@ def test_fresh_adapters_change_nothing(base: Path) -> None:
 
 def test_adapters_follow_their_seed(base: Path) -> None:
     def a(seed: int) -> dict[str, Tensor]:
-        return {k: v for k, v in adapted(base, seed=seed).model.network.state_dict().items() if "lora_A" in k}
+        return {
+            k: v
+            for k, v in adapted(base, seed=seed).model.network.state_dict().items()
+            if "lora_A" in k
+        }
 
     torch.manual_seed(5)
     first = a(1)
@@ -70,7 +78,9 @@ def test_adapters_follow_their_seed(base: Path) -> None:
 
 
 def test_only_adapters_train(base: Path) -> None:
-    """Every other tensor keeps its bits through three steps; all adapters move, and the head gets none."""
+    """Every other tensor keeps its bits through three steps; all adapters move, and the head gets
+    none.
+    """
     one = adapted(base)
     before = {k: v.clone() for k, v in one.model.network.state_dict().items()}
     optimiser = one.train_with(OptimiserSettings(learning_rate=0.03))
@@ -87,11 +97,18 @@ def test_only_adapters_train(base: Path) -> None:
 
 def test_the_rate_of_adapters_is_ten_times_that_of_whole_models(base: Path) -> None:
     assert adapted(base).train_with(OptimiserSettings()).settings.learning_rate == 2e-4
-    assert Policy.load(base, device="cpu").train_with(OptimiserSettings()).settings.learning_rate == 2e-5
+    assert (
+        Policy.load(base, device="cpu").train_with(OptimiserSettings()).settings.learning_rate
+        == 2e-5
+    )
 
 
-def test_a_saved_policy_is_the_merged_model_in_plain_transformers(base: Path, tmp_path: Path) -> None:
-    """W + (α/r)·B·A in every adapted matrix: the folder needs neither peft nor us, and the policy itself keeps its adapters."""
+def test_a_saved_policy_is_the_merged_model_in_plain_transformers(
+    base: Path, tmp_path: Path
+) -> None:
+    """W + (α/r)·B·A in every adapted matrix: the folder needs neither peft nor us, and the policy
+    itself keeps its adapters.
+    """
     one = trained(base)
     scores = one.score(BATCH)[0].logprob
     one.save(tmp_path / "merged")
@@ -108,7 +125,9 @@ def test_a_saved_policy_is_the_merged_model_in_plain_transformers(base: Path, tm
 
 
 def test_merging_by_hand(base: Path) -> None:
-    """One matrix, its adapters set to numbers: W + 6/4 · B·A, transposed where the layer keeps its matrix so."""
+    """One matrix, its adapters set to numbers: W + 6/4 · B·A, transposed where the layer keeps its
+    matrix so.
+    """
     one = adapted(base)
     name, layer = next((n, m) for n, m in one.model.network.named_modules() if hasattr(m, "lora_A"))
     with torch.no_grad():
@@ -120,15 +139,24 @@ def test_merging_by_hand(base: Path) -> None:
     torch.testing.assert_close(merged(one.model.network)[f"{name}.weight"], expected)
 
 
-@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")  # peft asks transformers by its old name
+@pytest.mark.filterwarnings(
+    "ignore:.is_gradient_checkpointing.:FutureWarning"
+)  # peft asks transformers by its old name
 def test_the_adapter_folder_belongs_to_plain_peft(base: Path, tmp_path: Path) -> None:
     """peft loads it on the base by itself, and `base.json` says by digest which base that is."""
     one = trained(base)
     one.save_adapter(tmp_path / "adapter")
-    assert json.loads((tmp_path / "adapter" / "base.json").read_text()) == {"base": str(base), "base_sha256": digest(base)}
-    plain = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), tmp_path / "adapter")
+    assert json.loads((tmp_path / "adapter" / "base.json").read_text()) == {
+        "base": str(base),
+        "base_sha256": digest(base),
+    }
+    plain = peft.PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), tmp_path / "adapter"
+    )
     with one.model.stock_attention():
-        torch.testing.assert_close(logits(plain.eval()), logits(one.model.network.eval()), rtol=0, atol=1e-6)
+        torch.testing.assert_close(
+            logits(plain.eval()), logits(one.model.network.eval()), rtol=0, atol=1e-6
+        )
 
 
 def test_a_target_that_is_no_module_is_an_error(tmp_path: Path) -> None:
@@ -138,19 +166,27 @@ def test_a_target_that_is_no_module_is_an_error(tmp_path: Path) -> None:
 
 
 def test_named_targets_alone_are_adapted(tmp_path: Path) -> None:
-    one = Policy.load(folder(tmp_path), device="cpu", lora=LoraSettings(rank=2, targets=("q_proj", "v_proj")))
+    one = Policy.load(
+        folder(tmp_path), device="cpu", lora=LoraSettings(rank=2, targets=("q_proj", "v_proj"))
+    )
     found = {n.split(".")[-1] for n, m in one.model.network.named_modules() if hasattr(m, "lora_A")}
     assert found == {"q_proj", "v_proj"}
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen3_5"])
-def test_adapters_under_micro_batches_noise_and_checkpointing(architecture: str, tmp_path: Path) -> None:
-    """What holds for whole models holds for adapters: cut batches, recomputed activations, adapter dropout by seed."""
+def test_adapters_under_micro_batches_noise_and_checkpointing(
+    architecture: str, tmp_path: Path
+) -> None:
+    """What holds for whole models holds for adapters: cut batches, recomputed activations, adapter
+    dropout by seed.
+    """
     base = folder(tmp_path, architecture)
     lora = LoraSettings(rank=4, dropout=0.2)
     planted = random_trees(9, trees=4)
 
-    def gradient(lora: LoraSettings, budget: int, checkpointing: bool = False, **more: Any) -> tuple[float, dict[str, Tensor]]:
+    def gradient(
+        lora: LoraSettings, budget: int, checkpointing: bool = False, **more: Any
+    ) -> tuple[float, dict[str, Tensor]]:
         one = Policy.load(base, device="cpu", lora=lora)
         one.train_with(OptimiserSettings(), activation_checkpointing=checkpointing)
         with torch.no_grad():
@@ -158,13 +194,17 @@ def test_adapters_under_micro_batches_noise_and_checkpointing(architecture: str,
                 if "lora_B" in name:
                     p.copy_(torch.linspace(-0.3, 0.3, p.numel()).view_as(p))
         batch = forests(planted, budget, shared=one.model.mode == "forest")
-        return one.forward_backward(batch, METHODS["nll"], **more).loss, parameter_gradients(one.model.network)
+        return one.forward_backward(batch, METHODS["nll"], **more).loss, parameter_gradients(
+            one.model.network
+        )
 
     (value, whole), (again, cut) = (gradient(LORA, budget) for budget in (10_000, 40))
     assert again == pytest.approx(value, rel=1e-6)
     assert distance(cut, whole) < 5e-6
     more: dict[str, Any] = {"seed": 3, "noise": partial(neftune, alpha=5.0)}
-    (value, kept), (again, recomputed) = (gradient(lora, 60, checkpointing, **more) for checkpointing in (False, True))
+    (value, kept), (again, recomputed) = (
+        gradient(lora, 60, checkpointing, **more) for checkpointing in (False, True)
+    )
     assert again == value
     assert distance(recomputed, kept) < 1e-6
     assert abs(gradient(lora, 60, **{**more, "seed": 4})[0] - value) > 1e-4
@@ -172,14 +212,22 @@ def test_adapters_under_micro_batches_noise_and_checkpointing(architecture: str,
 
 def test_adapter_dropout_is_off_in_scores(tmp_path: Path) -> None:
     base = folder(tmp_path)
-    one, still = (Policy.load(base, device="cpu", lora=LoraSettings(rank=4, dropout=p)) for p in (0.5, 0.0))
+    one, still = (
+        Policy.load(base, device="cpu", lora=LoraSettings(rank=4, dropout=p)) for p in (0.5, 0.0)
+    )
     for each in (one, still):
         with torch.no_grad():
             for name, p in each.model.network.named_parameters():
                 if "lora_B" in name:
                     p.fill_(0.1)
     assert torch.equal(one.score(BATCH)[0].logprob, still.score(BATCH)[0].logprob)
-    assert abs(one.forward_backward(BATCH, METHODS["nll"]).loss - still.forward_backward(BATCH, METHODS["nll"]).loss) > 1e-3
+    assert (
+        abs(
+            one.forward_backward(BATCH, METHODS["nll"]).loss
+            - still.forward_backward(BATCH, METHODS["nll"]).loss
+        )
+        > 1e-3
+    )
 
 
 def test_what_cannot_be_merged_is_refused() -> None:

@@ -1,4 +1,6 @@
-"""Admission: what a forest would get wrong runs path by path, what cannot be run is refused, and both say why."""
+"""Admission: what a forest would get wrong runs path by path, what cannot be run is refused, and
+both say why.
+"""
 
 from __future__ import annotations
 
@@ -21,26 +23,58 @@ from posttrain.engine.load import load_network, resolve, to_bfloat16
 from posttrain.engine.model import Model, _length_groups, probe_forest
 from tests.tiny import CONFIGS, V, alone, distance, gradients, network, random_trees, seq
 
-FORESTS = ("llama", "qwen3", "mistral", "gemma2", "gemma3", "phi3", "phi", "gpt2", "granite", "cohere", "gpt_oss",
-           "qwen3_moe", "deepseek_v3")
-# the mode each is left with, and what its paths alone are compared with: transformers' eager attention adds Falcon's ALiBi
-# twice, and Falcon cannot change its attention once it is made, so there SDPA is the stock
-PATHS = {"qwen3_5": ("padded", "eager"), "llama4": ("padded", "eager"), "falcon": ("padded", "sdpa"),
-         "bloom": ("padded", "eager"), "mamba": ("padded", "eager"), "longrope": ("equal", "eager")}
+FORESTS = (
+    "llama",
+    "qwen3",
+    "mistral",
+    "gemma2",
+    "gemma3",
+    "phi3",
+    "phi",
+    "gpt2",
+    "granite",
+    "cohere",
+    "gpt_oss",
+    "qwen3_moe",
+    "deepseek_v3",
+)
+# the mode each is left with, and what its paths alone are compared with: transformers' eager
+# attention adds Falcon's ALiBi twice, and Falcon cannot change its attention once it is made, so
+# there SDPA is the stock
+PATHS = {
+    "qwen3_5": ("padded", "eager"),
+    "llama4": ("padded", "eager"),
+    "falcon": ("padded", "sdpa"),
+    "bloom": ("padded", "eager"),
+    "mamba": ("padded", "eager"),
+    "longrope": ("equal", "eager"),
+}
 
 
 @pytest.mark.parametrize("architecture", FORESTS)
 def test_models_that_go_through_the_attention_interface_are_admitted(architecture: str) -> None:
     admission = Model(network(architecture)).admission
     assert admission.mode == "forest"
-    # some versions of transformers drop Gemma-2's soft cap in their faster attention: then sampling goes without it, and says so
+    # some versions of transformers drop Gemma-2's soft cap in their faster attention: then sampling
+    # goes without it, and says so
     assert [r for r in admission.reasons if "sampling uses eager" not in r] == []
     assert admission.deviation < 1e-5
 
 
 def test_an_attention_of_transformers_that_is_off_is_not_sampled_with() -> None:
-    """A soft cap that SDPA drops without an error: the probe finds it, and the model's own eager attention takes its place."""
-    def forgetful(module: Any, query: Any, key: Any, value: Any, mask: Any, softcap: float | None = None, **more: Any) -> Any:
+    """A soft cap that SDPA drops without an error: the probe finds it, and the model's own eager
+    attention takes its place.
+    """
+
+    def forgetful(
+        module: Any,
+        query: Any,
+        key: Any,
+        value: Any,
+        mask: Any,
+        softcap: float | None = None,
+        **more: Any,
+    ) -> Any:
         return sdpa_attention_forward(module, query, key, value, mask, **more)
 
     AttentionInterface.register("forgetful", forgetful)
@@ -56,47 +90,75 @@ def test_an_attention_of_transformers_that_is_off_is_not_sampled_with() -> None:
 
 @pytest.mark.parametrize("architecture", PATHS)
 def test_models_that_do_not_are_run_path_by_path(architecture: str) -> None:
-    """Linear attention, chunks, ALiBi, frequencies that depend on the longest sequence: no error, but wrong by nats."""
+    """Linear attention, chunks, ALiBi, frequencies that depend on the longest sequence: no error,
+    but wrong by nats.
+    """
     model = Model(network(architecture))
     mode, _ = PATHS[architecture]
     assert model.mode == model.admission.mode == mode
     assert model.admission.deviation < 1e-5
     name = type(model.network).__name__
-    tried = {"padded": ["packed, prefixes shared"],
-             "equal": ["packed, prefixes shared", "every path alone, in batches of similar length"]}[mode]
+    tried = {
+        "padded": ["packed, prefixes shared"],
+        "equal": ["packed, prefixes shared", "every path alone, in batches of similar length"],
+    }[mode]
     assert len(model.admission.reasons) == len(tried)
     for reason, how in zip(model.admission.reasons, tried, strict=True):
         start = f"{name} {how}: log-probabilities off by "
         assert reason.startswith(start) and reason.endswith(" nats")
-        assert float(reason[len(start):-len(" nats")]) > 0.1
+        assert float(reason[len(start) : -len(" nats")]) > 0.1
 
 
 @pytest.mark.parametrize("architecture", PATHS)
 def test_path_modes_obey_the_law(architecture: str) -> None:
-    """The same comparison as for forests: log-probabilities and gradients of every path alone, lengths mixed."""
+    """The same comparison as for forests: log-probabilities and gradients of every path alone,
+    lengths mixed.
+    """
     model = Model(network(architecture))
     stock = network(architecture, attention=PATHS[architecture][1])
     for seed in range(4):
-        planted = random_trees(seed, segment=14)  # longer than Llama-4's chunks and longrope's threshold
+        planted = random_trees(
+            seed, segment=14
+        )  # longer than Llama-4's chunks and longrope's threshold
         forest = plant(planted)
-        found, expected = logprobs(model.head, model.hidden(forest), forest.target)[0], alone(stock, planted)
+        found, expected = (
+            logprobs(model.head, model.hidden(forest), forest.target)[0],
+            alone(stock, planted),
+        )
         weights = torch.cos(torch.arange(len(expected)))
         assert float((found - expected).detach().abs().max()) < 1e-5
-        assert distance(gradients(model.network, weights @ found), gradients(stock, weights @ expected)) < 2e-5
+        assert (
+            distance(
+                gradients(model.network, weights @ found), gradients(stock, weights @ expected)
+            )
+            < 2e-5
+        )
 
 
 @pytest.mark.parametrize("mode", ["padded", "equal"])
 def test_every_mode_of_one_model_says_the_same(mode: Any) -> None:
-    """The path modes need nothing of a model that a forest does not: on Llama all three agree, in the targets' order."""
+    """The path modes need nothing of a model that a forest does not: on Llama all three agree, in
+    the targets' order.
+    """
     model = Model(network("llama"))
     forest = plant(random_trees(3))
     expected = logprobs(model.head, model.hidden(forest), forest.target)[0]
     model.mode = mode
-    assert float((logprobs(model.head, model.hidden(forest), forest.target)[0] - expected).detach().abs().max()) < 1e-5
+    assert (
+        float(
+            (logprobs(model.head, model.hidden(forest), forest.target)[0] - expected)
+            .detach()
+            .abs()
+            .max()
+        )
+        < 1e-5
+    )
 
 
 def test_length_groups_by_hand() -> None:
-    """Sorted by length; a padded batch holds (longest · sequences) tokens at most, but always one sequence."""
+    """Sorted by length; a padded batch holds (longest · sequences) tokens at most, but always one
+    sequence.
+    """
     lengths = [5, 2, 9, 2, 5, 30]
     assert list(_length_groups(lengths, equal=True)) == [[1, 3], [0, 4], [2], [5]]
     assert list(_length_groups(lengths, equal=False, tokens=20)) == [[1, 3, 0, 4], [2], [5]]
@@ -105,10 +167,13 @@ def test_length_groups_by_hand() -> None:
     assert list(_length_groups([], equal=False)) == []
 
 
-# ---------------------------------------------------------------------------------------------- beyond the probe
+# --------------------------------------------------------------------------------- beyond the probe
+
 
 def test_a_chunk_beyond_the_probe_is_believed_not_measured() -> None:
-    """Chunks of 8192: a short forest agrees with its paths, so a probe that is shorter than a chunk would admit it."""
+    """Chunks of 8192: a short forest agrees with its paths, so a probe that is shorter than a chunk
+    would admit it.
+    """
     model = Model(network("llama4", attention_chunk_size=8192))
     assert model.admission.mode == "padded"
     assert model.admission.reasons == ("Llama4ForCausalLM: its attention is chunked (8192 tokens)",)
@@ -116,26 +181,49 @@ def test_a_chunk_beyond_the_probe_is_believed_not_measured() -> None:
 
 def test_longrope_beyond_the_probe_is_believed_not_measured() -> None:
     rope = {**CONFIGS["longrope"]().rope_parameters, "original_max_position_embeddings": 4096}
-    model = Model(network("longrope", original_max_position_embeddings=4096, max_position_embeddings=16384, rope_parameters=rope))
+    model = Model(
+        network(
+            "longrope",
+            original_max_position_embeddings=4096,
+            max_position_embeddings=16384,
+            rope_parameters=rope,
+        )
+    )
     assert model.admission.mode == "equal"
     assert model.admission.reasons == (
-        "Phi3ForCausalLM: its longrope position frequencies depend on the longest sequence beside it",)
+        (
+            "Phi3ForCausalLM: its longrope position frequencies depend on the longest sequence"
+            " beside it"
+        ),
+    )
     forest = probe_forest(V)
     expected = logprobs(model.head, model.hidden(forest), forest.target)[0]
     model.mode = "forest"  # what the probe would have seen
-    assert float((logprobs(model.head, model.hidden(forest), forest.target)[0] - expected).detach().abs().max()) < 1e-5
+    assert (
+        float(
+            (logprobs(model.head, model.hidden(forest), forest.target)[0] - expected)
+            .detach()
+            .abs()
+            .max()
+        )
+        < 1e-5
+    )
 
 
-# ---------------------------------------------------------------------------------------------- refused
+# ------------------------------------------------------------------------------------------ refused
+
 
 @pytest.mark.parametrize("limit", [24, 4096])
 def test_frequencies_that_depend_on_what_ran_before_are_refused(limit: int) -> None:
-    """Dynamic NTK keeps the frequencies of the longest sequence it has seen, so no way of running it is right.
+    """Dynamic NTK keeps the frequencies of the longest sequence it has seen, so no way of running
+    it is right.
 
     That is no theory: after 40 tokens, the same 30 tokens get other log-probabilities than before.
     """
     net = network("dynamic", max_position_embeddings=limit)
-    with pytest.raises(ModelError, match="LlamaForCausalLM is refused: its dynamic position frequencies") as caught:
+    with pytest.raises(
+        ModelError, match="LlamaForCausalLM is refused: its dynamic position frequencies"
+    ) as caught:
         Model(net)
     assert "rope_type" in caught.value.cure
     if limit == 24:
@@ -146,15 +234,22 @@ def test_frequencies_that_depend_on_what_ran_before_are_refused(limit: int) -> N
 
 
 def test_a_head_that_does_more_than_its_matrix_is_refused() -> None:
-    """Logits that are not h·Wᵀ with a known bias, scale and cap would be scored wrongly in every mode."""
+    """Logits that are not h·Wᵀ with a known bias, scale and cap would be scored wrongly in every
+    mode.
+    """
     net = network("llama")
     net.lm_head.register_forward_hook(lambda module, inputs, logits: 1.1 * logits)
-    with pytest.raises(ModelError, match=r"output head is not a matrix with a known bias, scale and soft cap .* off by \d"):
+    with pytest.raises(
+        ModelError,
+        match=r"output head is not a matrix with a known bias, scale and soft cap .* off by \d",
+    ):
         Model(net)
 
 
 def test_a_scale_that_the_config_does_not_name_is_refused() -> None:
-    """Granite's logits_scaling under another name: the probe compares numbers, so a model that is new is not trusted."""
+    """Granite's logits_scaling under another name: the probe compares numbers, so a model that is
+    new is not trusted.
+    """
     net = network("granite")
     assert Model(net).head.scale == pytest.approx(1 / 2.5)
     refused = network("granite")
@@ -165,7 +260,9 @@ def test_a_scale_that_the_config_does_not_name_is_refused() -> None:
 
 
 def test_state_that_no_config_names_is_refused_as_what_it_is() -> None:
-    """The same frequencies under a config that does not say so: a short sequence resets them, so only another order shows it."""
+    """The same frequencies under a config that does not say so: a short sequence resets them, so
+    only another order shows it.
+    """
     net = network("dynamic", max_position_embeddings=17)
     net.config.rope_parameters["rope_type"] = "default"
     with pytest.raises(ModelError, match="its answers depend on what ran before"):
@@ -173,9 +270,13 @@ def test_state_that_no_config_names_is_refused_as_what_it_is() -> None:
 
 
 def test_noise_outside_training_is_refused_as_what_it_is() -> None:
-    """Dropout that eval() does not turn off: the answers change from call to call, and the message does not blame the head."""
+    """Dropout that eval() does not turn off: the answers change from call to call, and the message
+    does not blame the head.
+    """
     net = network("llama")
-    net.model.layers[0].mlp.register_forward_hook(lambda module, inputs, out: F.dropout(out, 0.3, training=True))
+    net.model.layers[0].mlp.register_forward_hook(
+        lambda module, inputs, out: F.dropout(out, 0.3, training=True)
+    )
     with pytest.raises(ModelError, match="its answers depend on what ran before"):
         Model(net)
 
@@ -187,26 +288,36 @@ def test_what_is_no_language_model_is_refused() -> None:
 
     net = network("llama")
     net.model.layers[0].self_attn = Broken()
-    with pytest.raises(ModelError, match="cannot be run as a causal language model: ValueError: no such thing"):
+    with pytest.raises(
+        ModelError, match="cannot be run as a causal language model: ValueError: no such thing"
+    ):
         Model(net)
 
 
 def test_an_attention_argument_nobody_knows_is_not_ignored() -> None:
-    """A model whose attention passes on something new is an error in a forest, and so is run path by path."""
+    """A model whose attention passes on something new is an error in a forest, and so is run path
+    by path.
+    """
     net = network("llama")
     for layer in net.model.layers:
-        layer.self_attn.register_forward_pre_hook(lambda module, args, kwargs: (args, {**kwargs, "tilt": 2.0}), with_kwargs=True)
+        layer.self_attn.register_forward_pre_hook(
+            lambda module, args, kwargs: (args, {**kwargs, "tilt": 2.0}), with_kwargs=True
+        )
     model = Model(net)
     assert model.mode == "padded"
     assert model.admission.reasons == (
-        "LlamaForCausalLM packed, prefixes shared: TypeError: forest attention does not understand the arguments ['tilt'] of "
-        "LlamaAttention",)
+        (
+            "LlamaForCausalLM packed, prefixes shared: TypeError: forest attention does not"
+            " understand the arguments ['tilt'] of LlamaAttention"
+        ),
+    )
     model.mode = "forest"
     with pytest.raises(TypeError, match="tilt"):
         model.hidden(plant([(seq([1, 2, 3]),)]))
 
 
-# ---------------------------------------------------------------------------------------------- running
+# ------------------------------------------------------------------------------------------ running
+
 
 def test_admission_leaves_the_network_as_it_was() -> None:
     net = network("gpt2", resid_pdrop=0.5).train()
@@ -217,7 +328,9 @@ def test_admission_leaves_the_network_as_it_was() -> None:
 
 
 def test_sampling_and_scoring_take_turns() -> None:
-    """Inside `stock_attention` the network is plain transformers; afterwards a forest runs again."""
+    """Inside `stock_attention` the network is plain transformers; afterwards a forest runs
+    again.
+    """
     net, stock = network("llama"), network("llama")
     model = Model(net)
     ids = torch.arange(3, 12)[None]
@@ -229,7 +342,8 @@ def test_sampling_and_scoring_take_turns() -> None:
         assert torch.equal(model.hidden(forest), before)
 
 
-# ---------------------------------------------------------------------------------------------- load
+# --------------------------------------------------------------------------------------------- load
+
 
 def test_weights_that_are_missing_are_not_made_up(tmp_path: Any) -> None:
     network("llama").save_pretrained(tmp_path)
@@ -241,10 +355,14 @@ def test_weights_that_are_missing_are_not_made_up(tmp_path: Any) -> None:
     weights = load_file(tmp_path / "model.safetensors")
     extra = {"model.layers.9.extra": torch.zeros(3)}
     save_file({**weights, **extra}, tmp_path / "model.safetensors", {"format": "pt"})
-    assert "['model.layers.9.extra']" in load_network(tmp_path, "cpu")[1][0]  # weights nobody uses are not passed over
+    assert (
+        "['model.layers.9.extra']" in load_network(tmp_path, "cpu")[1][0]
+    )  # weights nobody uses are not passed over
     del weights["model.layers.1.mlp.up_proj.weight"]
     save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ModelError, match=r"lacks the weights \['model.layers.1.mlp.up_proj.weight'\]"):
+    with pytest.raises(
+        ModelError, match=r"lacks the weights \['model.layers.1.mlp.up_proj.weight'\]"
+    ):
         load_network(tmp_path, "cpu")
 
 
@@ -260,7 +378,9 @@ def test_a_folder_that_is_no_model(tmp_path: Any) -> None:
 
 
 def test_rounding_to_bfloat16_is_what_loading_in_bfloat16_gives(tmp_path: Any) -> None:
-    """Position frequencies stay in float32: rounded, they are wrong by half a turn after a thousand positions."""
+    """Position frequencies stay in float32: rounded, they are wrong by half a turn after a thousand
+    positions.
+    """
     network("llama").save_pretrained(tmp_path)
     rounded, _ = load_network(tmp_path, "cpu")
     to_bfloat16(rounded)

@@ -19,8 +19,10 @@ def settings(**changes: object) -> OptimiserSettings:
 
 def two(first: float = 1.0, second: float = -2.0) -> dict[str, nn.Parameter]:
     """A matrix of one number and a vector of one number, in float64 so that a pencil can follow."""
-    return {"layer.weight": nn.Parameter(torch.tensor([[first]], dtype=torch.float64)),
-            "layer.bias": nn.Parameter(torch.tensor([second], dtype=torch.float64))}
+    return {
+        "layer.weight": nn.Parameter(torch.tensor([[first]], dtype=torch.float64)),
+        "layer.bias": nn.Parameter(torch.tensor([second], dtype=torch.float64)),
+    }
 
 
 def push(named: dict[str, nn.Parameter], *gradients: float) -> None:
@@ -28,26 +30,49 @@ def push(named: dict[str, nn.Parameter], *gradients: float) -> None:
     sum(p.sum() * g for p, g in zip(named.values(), gradients, strict=True)).backward()  # type: ignore[union-attr]
 
 
-# ---------------------------------------------------------------------------------------------- schedule
+# ----------------------------------------------------------------------------------------- schedule
 
-@pytest.mark.parametrize(("schedule", "expected"), [
-    # ten steps, two of them warm-up: 1/3, 2/3, then eight steps down from 1
-    ("linear", [1 / 3, 2 / 3, 1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8]),
-    ("cosine", [1 / 3, 2 / 3, 1, (1 + math.cos(math.pi / 8)) / 2, (1 + math.sqrt(0.5)) / 2, (1 + math.cos(3 * math.pi / 8)) / 2,
-                0.5, (1 - math.cos(3 * math.pi / 8)) / 2, (1 - math.sqrt(0.5)) / 2, (1 - math.cos(math.pi / 8)) / 2]),
-    ("wsd", [1 / 3, 2 / 3, 1, 1, 1, 1, 1, 1, 1, 1 - math.sqrt(0.5)]),
-    ("constant", [1 / 3, 2 / 3, 1, 1, 1, 1, 1, 1, 1, 1]),
-])
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        # ten steps, two of them warm-up: 1/3, 2/3, then eight steps down from 1
+        ("linear", [1 / 3, 2 / 3, 1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8]),
+        (
+            "cosine",
+            [
+                1 / 3,
+                2 / 3,
+                1,
+                (1 + math.cos(math.pi / 8)) / 2,
+                (1 + math.sqrt(0.5)) / 2,
+                (1 + math.cos(3 * math.pi / 8)) / 2,
+                0.5,
+                (1 - math.cos(3 * math.pi / 8)) / 2,
+                (1 - math.sqrt(0.5)) / 2,
+                (1 - math.cos(math.pi / 8)) / 2,
+            ],
+        ),
+        ("wsd", [1 / 3, 2 / 3, 1, 1, 1, 1, 1, 1, 1, 1 - math.sqrt(0.5)]),
+        ("constant", [1 / 3, 2 / 3, 1, 1, 1, 1, 1, 1, 1, 1]),
+    ],
+)
 def test_rate_by_hand(schedule: str, expected: list[float]) -> None:
-    assert [rate(schedule, step, 10, 0.2) for step in range(10)] == pytest.approx(expected, abs=1e-12)
+    assert [rate(schedule, step, 10, 0.2) for step in range(10)] == pytest.approx(
+        expected, abs=1e-12
+    )
 
 
 def test_rate_without_warm_up_starts_at_the_peak() -> None:
-    assert [rate(schedule, 0, 10, 0.0) for schedule in ("linear", "cosine", "wsd", "constant")] == [1.0] * 4
+    assert [rate(schedule, 0, 10, 0.0) for schedule in ("linear", "cosine", "wsd", "constant")] == [
+        1.0
+    ] * 4
 
 
-@pytest.mark.parametrize(("warmup", "steps", "rise"), [
-    (0.03, 100, 3), (0.03, 101, 4), (0.03, 1, 1), (0.07, 100, 7), (0.14, 50, 7), (0.5, 3, 2)])
+@pytest.mark.parametrize(
+    ("warmup", "steps", "rise"),
+    [(0.03, 100, 3), (0.03, 101, 4), (0.03, 1, 1), (0.07, 100, 7), (0.14, 50, 7), (0.5, 3, 2)],
+)
 def test_warm_up_rounds_up_but_not_rounding_errors(warmup: float, steps: int, rise: int) -> None:
     """⌈0.07 · 100⌉ is 7, though 0.07 · 100 is 7.000000000000001."""
     factors = [rate("constant", step, steps, warmup) for step in range(steps)]
@@ -61,12 +86,14 @@ def test_an_unknown_schedule_is_an_error() -> None:
     assert "linear, cosine, wsd or constant" in caught.value.cure
 
 
-# ---------------------------------------------------------------------------------------------- the update
+# --------------------------------------------------------------------------------------- the update
+
 
 def test_two_steps_of_adamw_by_hand() -> None:
     """Rate 0.1, betas 0.9 and 0.99, decay 0.01 on the matrix alone.
 
-    Step 1, gradient g: m̂ = g and v̂ = g², so each number moves by 0.1 against its sign, the matrix first shrinking by 0.1 %.
+    Step 1, gradient g: m̂ = g and v̂ = g², so each number moves by 0.1 against its sign, the matrix
+        first shrinking by 0.1 %.
     Step 2, gradients 0.1 then 0.3: m = 0.9·0.01 + 0.1·0.3 = 0.039, m̂ = 0.039/0.19;
     v = 0.99·0.0001 + 0.01·0.09 = 0.000999, v̂ = 0.000999/0.0199.
     """
@@ -112,23 +139,34 @@ def test_gradients_add_up_until_the_step_and_are_then_gone() -> None:
     assert [p.grad for p in named.values()] == [None, None]
 
 
-@pytest.mark.parametrize(("clip", "expected"), [(1.0, (0.6, 0.8)), (0.0, (3.0, 4.0)), (6.0, (3.0, 4.0)), (2.5, (1.5, 2.0))])
+@pytest.mark.parametrize(
+    ("clip", "expected"),
+    [(1.0, (0.6, 0.8)), (0.0, (3.0, 4.0)), (6.0, (3.0, 4.0)), (2.5, (1.5, 2.0))],
+)
 def test_clipping_by_hand(clip: float, expected: tuple[float, float]) -> None:
-    """Gradient (3, 4) has norm 5, and that is what is told; what Adam averages (a tenth of it, at first) shows what was left."""
+    """Gradient (3, 4) has norm 5, and that is what is told; what Adam averages (a tenth of it, at
+    first) shows what was left.
+    """
     named = two()
     optimiser = Optimiser(named.items(), settings(clip=clip))
     push(named, 3.0, 4.0)
     assert optimiser.step(1.0) == pytest.approx(5.0)
     found = optimiser.moments("exp_avg")
-    assert (10 * found["layer.weight"].item(), 10 * found["layer.bias"].item()) == pytest.approx(expected, rel=1e-6)
+    assert (10 * found["layer.weight"].item(), 10 * found["layer.bias"].item()) == pytest.approx(
+        expected, rel=1e-6
+    )
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize("clip", [0.0, 1.0])
 def test_a_gradient_that_is_not_finite_changes_nothing(bad: float, clip: float) -> None:
-    """The weights, Adam's averages and the count of steps stay; the caller sees the norm; the next step is a good one."""
+    """The weights, Adam's averages and the count of steps stay; the caller sees the norm; the next
+    step is a good one.
+    """
     named, expected = two(), two()
-    optimiser, other = (Optimiser(n.items(), settings(clip=clip, weight_decay=0.1)) for n in (named, expected))
+    optimiser, other = (
+        Optimiser(n.items(), settings(clip=clip, weight_decay=0.1)) for n in (named, expected)
+    )
     for one, gradients in ((optimiser, named), (other, expected)):
         push(gradients, 1.0, -1.0)
         one.step(1.0)
@@ -140,7 +178,8 @@ def test_a_gradient_that_is_not_finite_changes_nothing(bad: float, clip: float) 
     assert [p.item() for p in named.values()] == [p.item() for p in expected.values()]
 
 
-# ---------------------------------------------------------------------------------------------- groups
+# ------------------------------------------------------------------------------------------- groups
+
 
 def test_a_group_has_its_own_rate() -> None:
     named = two()
@@ -161,7 +200,9 @@ def test_of_two_patterns_the_later_decides() -> None:
 
 
 def test_factor_zero_freezes() -> None:
-    """A frozen parameter gets no gradient, no decay and no place among the weights that are saved."""
+    """A frozen parameter gets no gradient, no decay and no place among the weights that are
+    saved.
+    """
     named = two()
     optimiser = Optimiser(named.items(), settings(groups={"weight": 0.0}, weight_decay=0.5))
     push(named, 1.0, 1.0)
@@ -182,10 +223,12 @@ def test_nothing_left_to_train_is_an_error() -> None:
         Optimiser(two().items(), settings(groups={"layer": 0.0}))
 
 
-# ---------------------------------------------------------------------------------------------- bfloat16
+# ----------------------------------------------------------------------------------------- bfloat16
+
 
 def test_small_updates_add_up_in_the_master() -> None:
-    """Beside 1.0, bf16 knows nothing nearer than 0.996: a step of 1e-4 alone would be lost for ever.
+    """Beside 1.0, bf16 knows nothing nearer than 0.996: a step of 1e-4 alone would be lost for
+    ever.
 
     A hundred of them make 0.99 in the master, and the parameter is its rounding.
     """
@@ -200,7 +243,9 @@ def test_small_updates_add_up_in_the_master() -> None:
 
 
 def test_gradients_add_up_in_float32() -> None:
-    """1 + 2⁻⁹ is 1 in bf16; 256 micro-batches of 2⁻⁹ after one of 1 make 1.5, and none is left on the parameter."""
+    """1 + 2⁻⁹ is 1 in bf16; 256 micro-batches of 2⁻⁹ after one of 1 make 1.5, and none is left on
+    the parameter.
+    """
     p = nn.Parameter(torch.ones(1, dtype=torch.bfloat16))
     optimiser = Optimiser([("p", p)], settings())
     p.sum().backward()
@@ -220,7 +265,9 @@ def test_float32_parameters_are_their_own_master() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_weights_and_moments_carry_over(dtype: torch.dtype) -> None:
-    """A second optimiser that is given the first one's weights and moments makes the same next step, bit for bit."""
+    """A second optimiser that is given the first one's weights and moments makes the same next
+    step, bit for bit.
+    """
     first, second = (nn.Parameter(torch.linspace(-1, 1, 7).to(dtype)) for _ in range(2))
     one, other = (Optimiser([("p", p)], settings(learning_rate=1e-3)) for p in (first, second))
 

@@ -1,4 +1,6 @@
-"""The policy's verbs: what a batch gives does not depend on how it is cut, ordered, padded or recomputed."""
+"""The policy's verbs: what a batch gives does not depend on how it is cut, ordered, padded or
+recomputed.
+"""
 
 from __future__ import annotations
 
@@ -18,18 +20,34 @@ from posttrain.data.forest import Sequence, TokenForest, Tree, forests, plant
 from posttrain.engine.policy import Policy
 from posttrain.engine.settings import OptimiserSettings
 from posttrain.methods.supervised import METHODS, neftune, nll
-from tests.tiny import V, alone, distance, folder, network, parameter_gradients, policy, random_trees, seq
+from tests.tiny import (
+    V,
+    alone,
+    distance,
+    folder,
+    network,
+    parameter_gradients,
+    policy,
+    random_trees,
+    seq,
+)
 
 
 def by_sequence(scores: Scores, facts: Any, statistics: Any, denominators: Denominators) -> Tensor:
     """Not additive over targets: the square of every sequence's log-probability."""
-    total = torch.zeros(scores.sequences, dtype=scores.logprob.dtype).index_add(0, scores.leaf, scores.logprob)
+    total = torch.zeros(scores.sequences, dtype=scores.logprob.dtype).index_add(
+        0, scores.leaf, scores.logprob
+    )
     return total.square().sum() / denominators.sequences
 
 
 def centred(scores: Scores, facts: Any, mean: float, denominators: Denominators) -> Tensor:
-    """Couples the batch: every target weighs as much as it is above the mean of the whole global batch."""
-    return ((scores.logprob.detach() - mean).sigmoid() * scores.logprob).sum() / denominators.targets
+    """Couples the batch: every target weighs as much as it is above the mean of the whole global
+    batch.
+    """
+    return (
+        (scores.logprob.detach() - mean).sigmoid() * scores.logprob
+    ).sum() / denominators.targets
 
 
 def mean_of_all(scores: list[Scores], facts: list[Any]) -> float:
@@ -37,23 +55,40 @@ def mean_of_all(scores: list[Scores], facts: list[Any]) -> float:
     return float(torch.cat([s.logprob for s in scores]).mean())
 
 
-LOSSES = {"nll": METHODS["nll"], "dft": METHODS["dft"], "nll in two passes": Loss(nll), "by sequence": Loss(by_sequence),
-          "centred": Loss(centred, prepare=mean_of_all)}
+LOSSES = {
+    "nll": METHODS["nll"],
+    "dft": METHODS["dft"],
+    "nll in two passes": Loss(nll),
+    "by sequence": Loss(by_sequence),
+    "centred": Loss(centred, prepare=mean_of_all),
+}
 
 
-def run(one: Policy, batch: Many[TokenForest], loss: Loss = METHODS["nll"], **more: Any) -> tuple[float, dict[str, Tensor]]:
+def run(
+    one: Policy, batch: Many[TokenForest], loss: Loss = METHODS["nll"], **more: Any
+) -> tuple[float, dict[str, Tensor]]:
     """The loss of a batch and the gradient it leaves."""
     value = one.forward_backward(batch, loss, **more).loss
     return value, parameter_gradients(one.model.network)
 
 
-# ---------------------------------------------------------------------------------------------- how a batch is cut
+# ------------------------------------------------------------------------------- how a batch is cut
 
-@pytest.mark.parametrize(("architecture", "dtype", "tolerance"), [
-    ("gpt2", torch.float64, 1e-12), ("gemma2", torch.float32, 2e-6), ("qwen3_5", torch.float32, 2e-6)])
+
+@pytest.mark.parametrize(
+    ("architecture", "dtype", "tolerance"),
+    [
+        ("gpt2", torch.float64, 1e-12),
+        ("gemma2", torch.float32, 2e-6),
+        ("qwen3_5", torch.float32, 2e-6),
+    ],
+)
 @pytest.mark.parametrize("name", LOSSES)
-def test_micro_batches_add_up_to_one_big_batch(name: str, architecture: str, dtype: torch.dtype, tolerance: float) -> None:
-    """One forest, and the same sequences cut into many: equal loss and gradient, also where statistics couple the batch.
+def test_micro_batches_add_up_to_one_big_batch(
+    name: str, architecture: str, dtype: torch.dtype, tolerance: float
+) -> None:
+    """One forest, and the same sequences cut into many: equal loss and gradient, also where
+    statistics couple the batch.
 
     In float64 nothing is left of the difference, so in float32 it is rounding.
     """
@@ -99,11 +134,15 @@ def test_statistics_are_those_of_the_whole_batch() -> None:
     value = one.forward_backward(batch, Loss(loss, prepare), facts).loss
     targets = sum(f.N for f in batch)
     assert seen == [(targets, facts), *((0.25, fact) for fact in facts)]
-    assert value == pytest.approx(0.25 * sum(float(s.logprob.sum()) for s in one.score(batch)) / targets, rel=1e-6)
+    assert value == pytest.approx(
+        0.25 * sum(float(s.logprob.sum()) for s in one.score(batch)) / targets, rel=1e-6
+    )
 
 
 def test_per_target_facts_reach_their_own_targets() -> None:
-    """A weight for every target, however the batch is cut into forests, and forests into the chunks that the head takes."""
+    """A weight for every target, however the batch is cut into forests, and forests into the chunks
+    that the head takes.
+    """
     one = policy(vocab_size=70_000)  # so many that a chunk is 64 targets
     planted = random_trees(3, trees=9)
     assert plant(planted).N > 2 * one.model.head.chunk == 128
@@ -117,7 +156,12 @@ def test_per_target_facts_reach_their_own_targets() -> None:
     expected = None
     for batch in ([plant(planted)], forests(planted, 40)):
         for per_target in (True, False):
-            value, gradient = run(one, batch, Loss(weighted, per_target=per_target), facts=[{"weight": weight(f)} for f in batch])
+            value, gradient = run(
+                one,
+                batch,
+                Loss(weighted, per_target=per_target),
+                facts=[{"weight": weight(f)} for f in batch],
+            )
             expected = expected or (value, gradient)
             assert value == pytest.approx(expected[0], rel=1e-6)
             assert distance(gradient, expected[1]) < 2e-6
@@ -137,17 +181,22 @@ def test_denominators_count_the_global_batch() -> None:
     assert found == [Denominators(sum(f.N for f in batch), sum(f.L for f in batch))] * len(batch)
 
 
-# ---------------------------------------------------------------------------------------------- what is in a batch
+# ------------------------------------------------------------------------------- what is in a batch
+
 
 def test_masked_is_removed() -> None:
-    """Tokens after the last trained one change neither loss nor gradient: nothing is predicted from them."""
+    """Tokens after the last trained one change neither loss nor gradient: nothing is predicted from
+    them.
+    """
     one = policy()
     planted = random_trees(5, trees=4)
     rng = np.random.default_rng(0)
 
     def longer(one: Sequence) -> Sequence:
         more = rng.integers(0, V, 4)
-        return Sequence(np.concatenate([one.tokens, more]), np.concatenate([one.trained, np.zeros(4, bool)]))
+        return Sequence(
+            np.concatenate([one.tokens, more]), np.concatenate([one.trained, np.zeros(4, bool)])
+        )
 
     padded: list[Tree] = [tuple(longer(s) for s in tree) for tree in planted]
     value, gradient = run(one, [plant(planted)])
@@ -161,7 +210,9 @@ def test_the_order_of_a_batch_does_not_matter() -> None:
     one = policy()
     planted = random_trees(6, trees=6)
     rng = np.random.default_rng(1)
-    shuffled: list[Tree] = [tuple(planted[i][j] for j in rng.permutation(len(planted[i]))) for i in rng.permutation(6)]
+    shuffled: list[Tree] = [
+        tuple(planted[i][j] for j in rng.permutation(len(planted[i]))) for i in rng.permutation(6)
+    ]
     for loss in (METHODS["nll"], LOSSES["by sequence"]):
         value, gradient = run(one, forests(planted, 30), loss)
         found, other = run(one, forests(shuffled, 30), loss)
@@ -173,7 +224,10 @@ def test_the_order_of_a_batch_does_not_matter() -> None:
 def test_a_forest_without_targets_adds_nothing(architecture: str) -> None:
     """Prompts only, in a batch that has targets elsewhere: no loss, no gradient, and no NaN."""
     one = policy(architecture)
-    with_targets, without = plant([(seq([5, 6, 7]), seq([5, 8]))]), plant([(seq([5, 6, 7], [0, 0, 0]), seq([9], [1]))])
+    with_targets, without = (
+        plant([(seq([5, 6, 7]), seq([5, 8]))]),
+        plant([(seq([5, 6, 7], [0, 0, 0]), seq([9], [1]))]),
+    )
     for loss in (METHODS["nll"], Loss(nll), LOSSES["centred"]):
         value, gradient = run(one, [with_targets], loss)
         found, other = run(one, [without, with_targets], loss)
@@ -182,23 +236,32 @@ def test_a_forest_without_targets_adds_nothing(architecture: str) -> None:
     assert one.score([without])[0].logprob.shape == (0,)
 
 
-# ---------------------------------------------------------------------------------------------- score
+# -------------------------------------------------------------------------------------------- score
+
 
 def test_scores_are_those_of_plain_transformers() -> None:
-    """Log-probability, entropy and whether the target is the likeliest, at two temperatures, for every target of a forest."""
+    """Log-probability, entropy and whether the target is the likeliest, at two temperatures, for
+    every target of a forest.
+    """
     one, stock = policy(), network("llama", attention="eager")
     planted = random_trees(7, trees=3)
     for temperature in (1.0, 0.6):
         rows = []
         for sequence in (s for tree in planted for s in tree):
             with torch.no_grad():
-                logits = stock(input_ids=torch.from_numpy(sequence.tokens)[None], use_cache=False).logits[0, :-1]
+                logits = stock(
+                    input_ids=torch.from_numpy(sequence.tokens)[None], use_cache=False
+                ).logits[0, :-1]
             logp = (logits / temperature).log_softmax(-1)[torch.from_numpy(sequence.trained[1:])]
             rows += zip(logp, sequence.tokens[1:][sequence.trained[1:]].tolist(), strict=True)
         (scores,) = one.score([plant(planted)], temperature=temperature, details=True)
         assert scores.entropy is not None and scores.correct is not None
-        assert scores.logprob.tolist() == pytest.approx([float(row[token]) for row, token in rows], abs=1e-5)
-        assert scores.entropy.tolist() == pytest.approx([float(-(row.exp() * row).sum()) for row, _ in rows], abs=1e-5)
+        assert scores.logprob.tolist() == pytest.approx(
+            [float(row[token]) for row, token in rows], abs=1e-5
+        )
+        assert scores.entropy.tolist() == pytest.approx(
+            [float(-(row.exp() * row).sum()) for row, _ in rows], abs=1e-5
+        )
         assert scores.correct.tolist() == [int(row.argmax()) == token for row, token in rows]
 
 
@@ -208,7 +271,12 @@ def test_the_likeliest_token_is_marked_as_correct() -> None:
     tokens = [5, 6, 7]
     for _ in range(4):
         with torch.no_grad(), one.model.stock_attention():
-            best = one.model.network(input_ids=torch.tensor([tokens])).logits[0, -1].topk(2).indices.tolist()
+            best = (
+                one.model.network(input_ids=torch.tensor([tokens]))
+                .logits[0, -1]
+                .topk(2)
+                .indices.tolist()
+            )
         tokens.append(best[0])
     pair = (seq(tokens, [0, 0, 0, 1, 1, 1, 1]), seq([*tokens[:-1], best[1]], [0, 0, 0, 0, 0, 0, 1]))
     (scores,) = one.score([plant([pair])], details=True)
@@ -216,13 +284,15 @@ def test_the_likeliest_token_is_marked_as_correct() -> None:
     assert scores.correct.tolist() == [True, True, True, True, False]
 
 
-# ---------------------------------------------------------------------------------------------- dropout, noise, recomputation
+# -------------------------------------------------------------------- dropout, noise, recomputation
 
 DROPOUT: dict[str, Any] = {"attn_pdrop": 0.3, "resid_pdrop": 0.3, "embd_pdrop": 0.3}
 
 
 def test_score_has_no_dropout() -> None:
-    """A model that drops a third of everything in training scores as the one that drops nothing, even between training steps."""
+    """A model that drops a third of everything in training scores as the one that drops nothing,
+    even between training steps.
+    """
     noisy, still = policy("gpt2", **DROPOUT), policy("gpt2")
     batch = [plant(random_trees(8))]
     (expected,) = still.score(batch)
@@ -233,7 +303,9 @@ def test_score_has_no_dropout() -> None:
 
 @pytest.mark.parametrize("kind", ["attn_pdrop", "resid_pdrop"])
 def test_training_has_dropout_and_repeats_it_by_seed(kind: str) -> None:
-    """Attention weights are dropped inside the forest's own attention, hidden states in the model: both follow the seed alone."""
+    """Attention weights are dropped inside the forest's own attention, hidden states in the model:
+    both follow the seed alone.
+    """
     one = policy("gpt2", **{kind: 0.3})
     batch = [plant(random_trees(8)), plant(random_trees(9))]
     value, gradient = run(one, batch, seed=1)
@@ -257,7 +329,8 @@ def test_training_draws_leave_the_callers_generator_alone() -> None:
 
 @pytest.mark.parametrize("architecture", ["gemma2", "gpt_oss", "longrope"])
 def test_dropout_is_unbiased_where_attention_is_written_out(architecture: str) -> None:
-    """Soft caps and sinks take another way through attention: its dropout too keeps 1 − p of the weights, scaled by 1/(1 − p).
+    """Soft caps and sinks take another way through attention: its dropout too keeps 1 − p of the
+    weights, scaled by 1/(1 − p).
 
     Over many seeds the mean loss lies near that without dropout, and single losses do not.
     """
@@ -271,8 +344,14 @@ def test_dropout_is_unbiased_where_attention_is_written_out(architecture: str) -
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma2", "gpt2", "longrope"])
 def test_activation_checkpointing_gives_the_same_gradients(architecture: str) -> None:
-    """Activations computed twice (every layer runs twice a forest) are the same activations, dropout included."""
-    dropout = {"attn_pdrop": 0.2, "resid_pdrop": 0.2} if architecture == "gpt2" else {"attention_dropout": 0.2}
+    """Activations computed twice (every layer runs twice a forest) are the same activations,
+    dropout included.
+    """
+    dropout = (
+        {"attn_pdrop": 0.2, "resid_pdrop": 0.2}
+        if architecture == "gpt2"
+        else {"attention_dropout": 0.2}
+    )
     batch = forests(random_trees(9, trees=4), 60)
     found = []
     for checkpointing in (False, True):
@@ -281,7 +360,9 @@ def test_activation_checkpointing_gives_the_same_gradients(architecture: str) ->
         calls: list[str] = []
         for name, module in one.model.network.named_modules():
             if name.endswith(".mlp"):
-                module.register_forward_pre_hook(lambda module, inputs, name=name, calls=calls: calls.append(name))
+                module.register_forward_pre_hook(
+                    lambda module, inputs, name=name, calls=calls: calls.append(name)
+                )
         found.append((*run(one, batch, seed=5), len(calls)))
     (value, gradient, once), (again, other, twice) = found
     assert twice == 2 * once > 0
@@ -291,14 +372,19 @@ def test_activation_checkpointing_gives_the_same_gradients(architecture: str) ->
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen3_5"])
 def test_neftune_noise_is_bounded_and_follows_the_seed(architecture: str) -> None:
-    """|noise| ≤ α/√(n·d), n the longest sequence the token is in, d the width: measured at the first layer's input."""
+    """|noise| ≤ α/√(n·d), n the longest sequence the token is in, d the width: measured at the
+    first layer's input.
+    """
     one = policy(architecture)
     planted = [(seq([3, 4, 5, 6]),), (seq([7, 8, 9, 10, 11, 12, 13, 14, 15]), seq([7, 8, 20]))]
     batch = [plant(planted)]
     inputs: list[Tensor] = []
     hook = one.model.network.model.layers[0].register_forward_pre_hook(
-        lambda module, args, kwargs: inputs.append((args[0] if args else kwargs["hidden_states"]).detach().clone()),
-        with_kwargs=True)
+        lambda module, args, kwargs: inputs.append(
+            (args[0] if args else kwargs["hidden_states"]).detach().clone()
+        ),
+        with_kwargs=True,
+    )
     alpha = 5.0
     clean, quiet_gradient = run(one, batch)
     first, gradient = run(one, batch, seed=1, noise=partial(neftune, alpha=alpha))
@@ -306,11 +392,20 @@ def test_neftune_noise_is_bounded_and_follows_the_seed(architecture: str) -> Non
     third, _ = run(one, batch, seed=2, noise=partial(neftune, alpha=alpha))
     hook.remove()
     assert first == second and distance(same, gradient) == 0.0
-    assert abs(first - clean) > 1e-3 and abs(third - first) > 1e-3 and distance(gradient, quiet_gradient) > 1e-2
+    assert (
+        abs(first - clean) > 1e-3
+        and abs(third - first) > 1e-3
+        and distance(gradient, quiet_gradient) > 1e-2
+    )
     each = len(inputs) // 4
-    still, noisy = inputs[:each], inputs[each:2 * each]
+    still, noisy = inputs[:each], inputs[each : 2 * each]
     for a, b in zip(still, noisy, strict=True):
-        if architecture == "llama":  # one forest: the prompt of the pair is in a sequence of 9 tokens, its last answer alone in 3
+        if (
+            architecture == "llama"
+            # one forest: the prompt of the pair is in a sequence of 9 tokens, its last answer
+            # alone in
+            # 3
+        ):
             n = torch.tensor([4] * 4 + [9] * 9 + [3])
         else:  # every path alone, padded on the right to the longest of its batch
             n = torch.tensor([3, 4, 9])[:, None].expand(-1, 9)
@@ -318,7 +413,9 @@ def test_neftune_noise_is_bounded_and_follows_the_seed(architecture: str) -> Non
         assert float(share.max()) <= 1.0 + 1e-4
         shares = share.view(-1, a.shape[-1])
         for length in (3, 4, 9):
-            assert float(shares[n.flatten() == length].max()) > 0.9  # the bound is nearly reached, each sequence its own
+            assert (
+                float(shares[n.flatten() == length].max()) > 0.9
+            )  # the bound is nearly reached, each sequence its own
 
 
 def test_noise_never_reaches_a_score() -> None:
@@ -338,7 +435,8 @@ def test_noise_never_reaches_a_score() -> None:
     assert torch.equal(one.score(batch)[0].logprob, before)
 
 
-# ---------------------------------------------------------------------------------------------- load and save
+# ------------------------------------------------------------------------------------ load and save
+
 
 def test_saving_and_loading_keeps_every_bit(tmp_path: Any) -> None:
     one = Policy.load(folder(tmp_path / "base"), device="cpu")
@@ -361,7 +459,9 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(tmp_path: Any) -
 
 
 def test_a_step_lowers_the_loss_it_was_taken_for() -> None:
-    """A small step lowers the loss by rate · Σ|gradient|: Adam's first step is the gradient's sign."""
+    """A small step lowers the loss by rate · Σ|gradient|: Adam's first step is the
+    gradient's sign.
+    """
     one = policy()
     batch = [plant(random_trees(8))]
     one.train_with(OptimiserSettings(learning_rate=1e-5, clip=0))

@@ -1,4 +1,6 @@
-"""Reward models: packed as alone, the same in plain transformers, heads of their own, and adapters that merge."""
+"""Reward models: packed as alone, the same in plain transformers, heads of their own, and adapters
+that merge.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,9 @@ def pairs(choose: Any, n: int) -> list[Tree]:
     for _ in range(n):
         prompt = [choose(V) for _ in range(1 + choose(6))]
         sides = [[choose(V) for _ in range(choose(5))] + [3 + k] for k in range(2)]
-        out.append(tuple(seq([*prompt, *side], [0] * len(prompt) + [1] * len(side)) for side in sides))
+        out.append(
+            tuple(seq([*prompt, *side], [0] * len(prompt) + [1] * len(side)) for side in sides)
+        )
     return out
 
 
@@ -61,12 +65,17 @@ def stock(path: Path, kind: Any = AutoModelForSequenceClassification) -> Any:
 
 def alone(network: Any, trees: Many[Tree]) -> Tensor:
     """[L, K] every sequence alone through transformers' own forward pass."""
-    return torch.cat([network(input_ids=torch.tensor([ids]), use_cache=False).logits for ids in flat(trees)])
+    return torch.cat(
+        [network(input_ids=torch.tensor([ids]), use_cache=False).logits for ids in flat(trees)]
+    )
 
 
 def by_number(model: RewardModel, batch: Many[TokenForest]) -> Tensor:
     """[L, K] in the order of the sequences."""
-    rewards, numbers = [one.reward for one in model.score(batch)], [forest.sequence for forest in batch]
+    rewards, numbers = (
+        [one.reward for one in model.score(batch)],
+        [forest.sequence for forest in batch],
+    )
     return torch.cat(rewards)[torch.cat(numbers).argsort()]
 
 
@@ -80,10 +89,15 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder(tmp_path_factory.mktemp("llama"))
 
 
-# ---------------------------------------------------------------------------------------------- packed as alone
+# ---------------------------------------------------------------------------------- packed as alone
 
-def test_packed_pairs_have_the_rewards_and_gradients_of_sequences_alone(base: Path, tmp_path: Path) -> None:
-    """Three heads; transformers runs every answer alone, and the loss is written out: mean over heads and pairs."""
+
+def test_packed_pairs_have_the_rewards_and_gradients_of_sequences_alone(
+    base: Path, tmp_path: Path
+) -> None:
+    """Three heads; transformers runs every answer alone, and the loss is written out: mean over
+    heads and pairs.
+    """
     model = RewardModel.load(base, device="cpu", heads=3)
     assert model.model.mode == "forest"
     model.save(tmp_path)
@@ -107,8 +121,13 @@ def test_packed_pairs_have_the_rewards_and_gradients_of_sequences_alone(base: Pa
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen3_5"])
-def test_steps_have_the_rewards_and_gradients_of_token_classification(architecture: str, tmp_path: Path) -> None:
-    """Every target of a tree is read at itself. Where no forest can be run, neither can steps be mixed up."""
+def test_steps_have_the_rewards_and_gradients_of_token_classification(
+    architecture: str, tmp_path: Path
+) -> None:
+    """Every target of a tree is read at itself.
+
+    Where no forest can be run, neither can steps be mixed up.
+    """
     made = folder(tmp_path / "base", architecture)
     if architecture == "qwen3_5":
         with pytest.raises(ModelError):
@@ -120,11 +139,20 @@ def test_steps_have_the_rewards_and_gradients_of_token_classification(architectu
     trees = [random_tree(seeded(seed)) for seed in range(6)]
     trees = [tree for tree in trees if all(one.targets for one in tree)]
     rng = np.random.default_rng(0)
-    numbers = [rng.integers(0, 2, sum(one.targets for one in tree)).astype(np.float32) for tree in trees]
+    numbers = [
+        rng.integers(0, 2, sum(one.targets for one in tree)).astype(np.float32) for tree in trees
+    ]
     batch = Rows(trees, numbers=numbers, stepped=True).batch(range(len(trees)), 30, shared=True)
     assert len(batch.forests) > 1
-    logits = torch.cat([plain(input_ids=torch.from_numpy(one.tokens)[None]).logits[0][torch.from_numpy(
-        np.append(False, one.trained[1:]))] for tree in trees for one in tree])
+    logits = torch.cat(
+        [
+            plain(input_ids=torch.from_numpy(one.tokens)[None]).logits[0][
+                torch.from_numpy(np.append(False, one.trained[1:]))
+            ]
+            for tree in trees
+            for one in tree
+        ]
+    )
     label = torch.from_numpy(np.concatenate(numbers))[:, None]
     value = -(label * logits.sigmoid().log() + (1 - label) * (-logits).sigmoid().log()).mean()
     value.backward()
@@ -139,8 +167,13 @@ def test_micro_batches_add_up(llama: Path) -> None:
     found = []
     for budget in (1000, 25):
         batch = Rows(trees, 2).batch(range(9), budget, shared=True)
-        found.append((len(batch.forests), model.forward_backward(batch.forests, bradley_terry(), batch.facts).loss,
-                      parameter_gradients(model.model.network)))
+        found.append(
+            (
+                len(batch.forests),
+                model.forward_backward(batch.forests, bradley_terry(), batch.facts).loss,
+                parameter_gradients(model.model.network),
+            )
+        )
     (one, whole, expected), (many, cut, gradient) = found
     assert one == 1 and many > 3
     assert cut == pytest.approx(whole, rel=1e-6)
@@ -148,7 +181,9 @@ def test_micro_batches_add_up(llama: Path) -> None:
 
 
 def test_the_first_loss_by_hand(llama: Path) -> None:
-    """One pair: log(1 + e^−(a − b)) + 0.01·(a + b)², from the two rewards, and what the method reports of them."""
+    """One pair: log(1 + e^−(a − b)) + 0.01·(a + b)², from the two rewards, and what the method
+    reports of them.
+    """
     model = RewardModel.load(llama, device="cpu")
     tree = (seq([5, 6, 7]), seq([5, 6, 8, 9]))
     forest = plant([tree])
@@ -156,15 +191,26 @@ def test_the_first_loss_by_hand(llama: Path) -> None:
     a, b = model.score([forest])[0].reward[:, 0].tolist()
     found = model.measure([forest], bradley_terry(), [facts])
     assert found.loss == pytest.approx(np.log1p(np.exp(b - a)) + 0.01 * (a + b) ** 2, rel=1e-6)
-    assert found.means() == pytest.approx({"rewards/chosen": a, "rewards/rejected": b, "rewards/margins": a - b,
-                                           "rewards/accuracies": float(a > b)})
+    assert found.means() == pytest.approx(
+        {
+            "rewards/chosen": a,
+            "rewards/rejected": b,
+            "rewards/margins": a - b,
+            "rewards/accuracies": float(a > b),
+        }
+    )
 
 
-# ---------------------------------------------------------------------------------------------- plain transformers
+# ------------------------------------------------------------------------------- plain transformers
+
 
 @pytest.mark.parametrize("side", ["right", "left"])
-def test_a_saved_model_gives_the_same_rewards_in_a_padded_batch(base: Path, side: str, tmp_path: Path) -> None:
-    """AutoModelForSequenceClassification, its own tokenizer's padding, an attention mask, one batch of mixed lengths."""
+def test_a_saved_model_gives_the_same_rewards_in_a_padded_batch(
+    base: Path, side: str, tmp_path: Path
+) -> None:
+    """AutoModelForSequenceClassification, its own tokenizer's padding, an attention mask, one batch
+    of mixed lengths.
+    """
     model = RewardModel.load(base, device="cpu", heads=2, seed=3)
     trees = [tuple(one for one in tree) for tree in pairs(seeded(4), 6)]
     expected = by_number(model, forests(trees, 50, together=2))
@@ -173,10 +219,15 @@ def test_a_saved_model_gives_the_same_rewards_in_a_padded_batch(base: Path, side
     plain, words = stock(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
     words.padding_side = side
     batch = words.pad({"input_ids": flat(trees)}, return_tensors="pt")
-    assert len({len(ids) for ids in flat(trees)}) > 2 and (batch["input_ids"] == words.pad_token_id).any()
+    assert (
+        len({len(ids) for ids in flat(trees)}) > 2
+        and (batch["input_ids"] == words.pad_token_id).any()
+    )
     with torch.no_grad():
         found = plain(**batch, use_cache=False).logits
-    assert type(plain).__name__ == type(model.model.network).__name__ and plain.config.num_labels == 2
+    assert (
+        type(plain).__name__ == type(model.model.network).__name__ and plain.config.num_labels == 2
+    )
     if side == "left" and "gpt2" in type(plain).__name__.lower():
         return  # transformers gives GPT-2's padding on the left positions of its own
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
@@ -189,7 +240,11 @@ def test_save_and_load_keep_every_bit(llama: Path, tmp_path: Path) -> None:
     again = RewardModel.load(tmp_path, device="cpu", seed=1)
     forest = plant(pairs(seeded(0), 4))
     assert torch.equal(again.score([forest])[0].reward, model.score([forest])[0].reward)
-    assert (again.heads, again.process, again.notes) == (3, False, {"prompt_template": "Q {prompt}", "heads": 3})
+    assert (again.heads, again.process, again.notes) == (
+        3,
+        False,
+        {"prompt_template": "Q {prompt}", "heads": 3},
+    )
     assert again.model.network.config.pad_token_id == again.tokenizer.pad_token_id == 0
 
 
@@ -199,7 +254,9 @@ def test_a_reward_model_of_anothers_is_taken_as_it_is(llama: Path, tmp_path: Pat
     AutoTokenizer.from_pretrained(llama).save_pretrained(tmp_path)
     model = RewardModel.load(tmp_path, device="cpu")
     trees = pairs(seeded(2), 3)
-    torch.testing.assert_close(by_number(model, [plant(trees)]), alone(stock(tmp_path), trees), rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        by_number(model, [plant(trees)]), alone(stock(tmp_path), trees), rtol=0, atol=1e-6
+    )
     with pytest.raises(ConfigError, match="a reward model with 1 heads, not 2"):
         RewardModel.load(tmp_path, device="cpu", heads=2)
     with pytest.raises(ConfigError, match="a reward model of whole answers"):
@@ -213,7 +270,9 @@ def test_a_classifier_is_no_reward_model(llama: Path, tmp_path: Path) -> None:
         RewardModel.load(tmp_path, device="cpu")
 
 
-def test_a_head_that_is_no_linear_map_is_refused(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_head_that_is_no_linear_map_is_refused(
+    llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real = LlamaForSequenceClassification.forward
 
     def squashed(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -227,33 +286,51 @@ def test_a_head_that_is_no_linear_map_is_refused(llama: Path, monkeypatch: pytes
 
 
 def test_a_trunk_that_forests_get_wrong_runs_path_by_path(tmp_path: Path) -> None:
-    """The probe looks at hidden states through the input embeddings: Bloom's ALiBi is found out without a head over words."""
+    """The probe looks at hidden states through the input embeddings: Bloom's ALiBi is found out
+    without a head over words.
+    """
     model = RewardModel.load(folder(tmp_path / "base", "bloom"), device="cpu")
-    assert model.model.mode == "padded" and "packed, prefixes shared: " in model.model.admission.reasons[0]
+    assert (
+        model.model.mode == "padded"
+        and "packed, prefixes shared: " in model.model.admission.reasons[0]
+    )
     model.save(tmp_path / "model")
     trees = pairs(seeded(5), 4)
-    torch.testing.assert_close(by_number(model, [plant(trees)]), alone(stock(tmp_path / "model"), trees), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        by_number(model, [plant(trees)]), alone(stock(tmp_path / "model"), trees), rtol=0, atol=1e-5
+    )
 
 
-# ---------------------------------------------------------------------------------------------- heads
+# -------------------------------------------------------------------------------------------- heads
+
 
 def test_heads_are_drawn_from_the_seed_each_from_its_own_stream(llama: Path) -> None:
-    """Head 0 is the same whether there are two or three; a first weight is normal with standard deviation 1/√(d + 1)."""
+    """Head 0 is the same whether there are two or three; a first weight is normal with standard
+    deviation 1/√(d + 1).
+    """
+
     def weight(**more: Any) -> Tensor:
         return head_of(RewardModel.load(llama, device="cpu", **more).model.network).weight.detach()
 
     two, three, other = weight(heads=2), weight(heads=3), weight(heads=2, seed=1)
-    assert torch.equal(two, three[:2]) and not torch.equal(two, other) and not torch.equal(two[0], two[1])
+    assert (
+        torch.equal(two, three[:2])
+        and not torch.equal(two, other)
+        and not torch.equal(two[0], two[1])
+    )
     many = weight(heads=400)
     assert float(many.std()) == pytest.approx(33**-0.5, rel=0.05)
 
 
-# ---------------------------------------------------------------------------------------------- what pads
+# ---------------------------------------------------------------------------------------- what pads
+
 
 def words(path: Path, special: dict[str, str], names: Many[str], rows: int = V) -> Path:
     """A tiny model whose tokenizer has these special tokens first."""
     made = folder(path, vocab_size=rows, pad_token_id=None, eos_token_id=0, bos_token_id=None)
-    vocabulary = {name: i for i, name in enumerate([*names, *(f"w{i}" for i in range(len(names), V))])}
+    vocabulary = {
+        name: i for i, name in enumerate([*names, *(f"w{i}" for i in range(len(names), V))])
+    }
     raw = Tokenizer(WordLevel(vocabulary, unk_token=names[0]))
     raw.add_special_tokens(list(names))
     for file in ("tokenizer.json", "tokenizer_config.json"):
@@ -262,52 +339,88 @@ def words(path: Path, special: dict[str, str], names: Many[str], rows: int = V) 
     return made
 
 
-@pytest.mark.parametrize(("special", "names", "pad"), [
-    ({"eos_token": "<end>", "pad_token": "<p>"}, ("<end>", "<p>"), "<p>"),
-    ({"eos_token": "<end>", "pad_token": "<end>"}, ("<end>", "<other>", "<|right_pad|>"), "<|right_pad|>"),
-    ({"eos_token": "<end>"}, ("<end>", "<|reserved_7|>"), "<|reserved_7|>"),
-    ({"eos_token": "<end>", "bos_token": "<s>"}, ("<end>", "<s>"), "<s>"),
-])
-def test_padding_is_a_token_that_no_sequence_ends_with(special: dict[str, str], names: Many[str], pad: str,
-                                                       tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("special", "names", "pad"),
+    [
+        ({"eos_token": "<end>", "pad_token": "<p>"}, ("<end>", "<p>"), "<p>"),
+        (
+            {"eos_token": "<end>", "pad_token": "<end>"},
+            ("<end>", "<other>", "<|right_pad|>"),
+            "<|right_pad|>",
+        ),
+        ({"eos_token": "<end>"}, ("<end>", "<|reserved_7|>"), "<|reserved_7|>"),
+        ({"eos_token": "<end>", "bos_token": "<s>"}, ("<end>", "<s>"), "<s>"),
+    ],
+)
+def test_padding_is_a_token_that_no_sequence_ends_with(
+    special: dict[str, str], names: Many[str], pad: str, tmp_path: Path
+) -> None:
     model = RewardModel.load(words(tmp_path, special, names), device="cpu")
     assert model.tokenizer.pad_token == pad
-    assert model.model.network.config.pad_token_id == model.tokenizer.pad_token_id == names.index(pad)
+    assert (
+        model.model.network.config.pad_token_id == model.tokenizer.pad_token_id == names.index(pad)
+    )
 
 
 def test_padding_gives_way_to_data_that_ends_with_it(tmp_path: Path) -> None:
-    model = RewardModel.load(words(tmp_path, {"eos_token": "<end>", "pad_token": "<p>", "bos_token": "<s>"},
-                                   ("<end>", "<p>", "<s>")), device="cpu")
+    model = RewardModel.load(
+        words(
+            tmp_path,
+            {"eos_token": "<end>", "pad_token": "<p>", "bos_token": "<s>"},
+            ("<end>", "<p>", "<s>"),
+        ),
+        device="cpu",
+    )
     model.pad_unlike({1})
     assert model.tokenizer.pad_token == "<s>"
 
 
 @pytest.mark.parametrize("rows", [V, V + 3], ids=["full", "roomy"])
 def test_a_tokenizer_with_nothing_to_pad_with_gets_a_token(rows: int, tmp_path: Path) -> None:
-    """GPT-2's tokenizer knows the end token alone, and transformers would read before it. The new token has an embedding of
-    zeros, in a row that was free or is added, and rewards are the same in a padded batch."""
+    """GPT-2's tokenizer knows the end token alone, and transformers would read before it.
+
+    The new token has an embedding of zeros, in a row that was free or is added, and rewards are the
+    same in a padded batch.
+    """
     only = {"eos_token": "<end>", "pad_token": "<end>"}
     model = RewardModel.load(words(tmp_path / "base", only, ("<end>",), rows=rows), device="cpu")
     embeddings = model.model.network.get_input_embeddings().weight
-    assert (model.tokenizer.pad_token, model.tokenizer.pad_token_id, len(embeddings)) == (PAD, V, max(rows, V + 1))
+    assert (model.tokenizer.pad_token, model.tokenizer.pad_token_id, len(embeddings)) == (
+        PAD,
+        V,
+        max(rows, V + 1),
+    )
     assert not embeddings[V].any() and embeddings.requires_grad
     trees = [tuple(seq([*one.tokens.tolist(), 0]) for one in tree) for tree in pairs(seeded(6), 4)]
     model.save(tmp_path / "model")
-    batch = AutoTokenizer.from_pretrained(tmp_path / "model").pad({"input_ids": flat(trees)}, return_tensors="pt")
+    batch = AutoTokenizer.from_pretrained(tmp_path / "model").pad(
+        {"input_ids": flat(trees)}, return_tensors="pt"
+    )
     with torch.no_grad():
         found = stock(tmp_path / "model")(**batch).logits
     torch.testing.assert_close(found, by_number(model, [plant(trees)]), rtol=0, atol=1e-5)
     assert RewardModel.load(tmp_path / "model", device="cpu").tokenizer.pad_token_id == V
 
 
-# ---------------------------------------------------------------------------------------------- adapters
+# ----------------------------------------------------------------------------------------- adapters
+
 
 def adapted(path: Path, steps: bool, **more: Any) -> RewardModel:
     """Trained for three steps, so that adapters and head are no longer what they were."""
-    model = RewardModel.load(path, device="cpu", lora=LoraSettings(rank=4, alpha=6), process=steps, **more)
+    model = RewardModel.load(
+        path, device="cpu", lora=LoraSettings(rank=4, alpha=6), process=steps, **more
+    )
     model.train_with(OptimiserSettings(learning_rate=0.03))
-    trees = [(seq([4, 5, 6, 7], [0, 1, 0, 1]),), (seq([9, 8, 7], [0, 1, 1]),)] if steps else pairs(seeded(0), 6)
-    rows = Rows(trees, numbers=[np.array([1, 0], np.float32)] * 2, stepped=True) if steps else Rows(trees, 2)
+    trees = (
+        [(seq([4, 5, 6, 7], [0, 1, 0, 1]),), (seq([9, 8, 7], [0, 1, 1]),)]
+        if steps
+        else pairs(seeded(0), 6)
+    )
+    rows = (
+        Rows(trees, numbers=[np.array([1, 0], np.float32)] * 2, stepped=True)
+        if steps
+        else Rows(trees, 2)
+    )
     batch = rows.batch(range(len(trees)), 100, shared=model.model.mode == "forest")
     for _ in range(3):
         model.forward_backward(batch.forests, process() if steps else bradley_terry(), batch.facts)
@@ -317,21 +430,31 @@ def adapted(path: Path, steps: bool, **more: Any) -> RewardModel:
 
 @pytest.mark.parametrize("steps", [False, True], ids=["pairs", "steps"])
 def test_only_adapters_and_the_head_train(llama: Path, steps: bool) -> None:
-    fresh = RewardModel.load(llama, device="cpu", lora=LoraSettings(rank=4, alpha=6), process=steps).model.network.state_dict()
+    fresh = RewardModel.load(
+        llama, device="cpu", lora=LoraSettings(rank=4, alpha=6), process=steps
+    ).model.network.state_dict()
     after = adapted(llama, steps).model.network.state_dict()
     moved = {name for name in fresh if not torch.equal(fresh[name], after[name])}
-    assert moved == {name for name in fresh if ".lora_" in name or name.startswith("score.modules_to_save.")}
+    assert moved == {
+        name for name in fresh if ".lora_" in name or name.startswith("score.modules_to_save.")
+    }
     assert any(name.startswith("score.") for name in moved)
 
 
 def test_fresh_adapters_change_no_reward(base: Path) -> None:
     forest = plant(pairs(seeded(3), 4))
-    plain, fresh = (RewardModel.load(base, device="cpu", lora=lora) for lora in (None, LoraSettings(rank=4)))
+    plain, fresh = (
+        RewardModel.load(base, device="cpu", lora=lora) for lora in (None, LoraSettings(rank=4))
+    )
     assert torch.equal(plain.score([forest])[0].reward, fresh.score([forest])[0].reward)
 
 
-@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")  # peft asks transformers by its old name
-def test_a_trained_adapter_merges_and_its_folder_belongs_to_plain_peft(base: Path, tmp_path: Path) -> None:
+@pytest.mark.filterwarnings(
+    "ignore:.is_gradient_checkpointing.:FutureWarning"
+)  # peft asks transformers by its old name
+def test_a_trained_adapter_merges_and_its_folder_belongs_to_plain_peft(
+    base: Path, tmp_path: Path
+) -> None:
     """The exported model needs neither peft nor us; the adapter's folder holds the head, too."""
     model = adapted(base, steps=False, heads=2)
     trees = pairs(seeded(8), 5)
@@ -343,20 +466,30 @@ def test_a_trained_adapter_merges_and_its_folder_belongs_to_plain_peft(base: Pat
     assert merged.state_dict().keys() == start.model.network.state_dict().keys()
     assert float((by_number(start, [plant(trees)]) - expected).abs().max()) > 0.05
     model.save_adapter(tmp_path / "adapter")
-    bare = AutoModelForSequenceClassification.from_pretrained(base, num_labels=2, dtype=torch.float32)
-    torch.testing.assert_close(alone(peft.PeftModel.from_pretrained(bare, tmp_path / "adapter").eval(), trees), expected,
-                               rtol=0, atol=2e-5)
+    bare = AutoModelForSequenceClassification.from_pretrained(
+        base, num_labels=2, dtype=torch.float32
+    )
+    torch.testing.assert_close(
+        alone(peft.PeftModel.from_pretrained(bare, tmp_path / "adapter").eval(), trees),
+        expected,
+        rtol=0,
+        atol=2e-5,
+    )
 
 
-# ---------------------------------------------------------------------------------------------- on a GPU
+# ----------------------------------------------------------------------------------------- on a GPU
+
 
 def test_a_trunk_in_bfloat16_keeps_its_head_in_float32(llama: Path) -> None:
-    """What happens on a GPU, on the CPU: rewards are float32 and near the whole model's, the head's weights lose no bit, and
-    training moves them by less than bfloat16 could."""
+    """What happens on a GPU, on the CPU: rewards are float32 and near the whole model's, the head's
+    weights lose no bit, and training moves them by less than bfloat16 could.
+    """
     whole, halved = (RewardModel.load(llama, device="cpu", heads=2) for _ in range(2))
     halve(halved.model.network)
     head, network = head_of(halved.model.network), halved.model.network
-    assert {p.dtype for name, p in network.named_parameters() if not name.startswith("score.")} == {torch.bfloat16}
+    assert {p.dtype for name, p in network.named_parameters() if not name.startswith("score.")} == {
+        torch.bfloat16
+    }
     assert torch.equal(head.weight, head_of(whole.model.network).weight)
     trees = pairs(seeded(1), 8)
     found, expected = (by_number(one, [plant(trees)]) for one in (halved, whole))
@@ -372,8 +505,14 @@ def test_a_trunk_in_bfloat16_keeps_its_head_in_float32(llama: Path) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_on_a_gpu_the_head_stays_in_float32(llama: Path) -> None:
     model = RewardModel.load(llama, device="cuda", heads=2)
-    assert isinstance(head_of(model.model.network), nn.Linear) and head_of(model.model.network).weight.dtype == torch.float32
+    assert (
+        isinstance(head_of(model.model.network), nn.Linear)
+        and head_of(model.model.network).weight.dtype == torch.float32
+    )
     assert model.model.network.dtype == torch.bfloat16
     trees = pairs(seeded(1), 8)
-    found, expected = (by_number(one, [plant(trees)]).cpu() for one in (model, RewardModel.load(llama, device="cpu", heads=2)))
+    found, expected = (
+        by_number(one, [plant(trees)]).cpu()
+        for one in (model, RewardModel.load(llama, device="cpu", heads=2))
+    )
     assert found.dtype == torch.float32 and float((found - expected).abs().max()) < 0.1

@@ -1,4 +1,6 @@
-"""Sampling: greedy as transformers does it, drawn by numbers a pencil can follow, and scored as the trainer scores."""
+"""Sampling: greedy as transformers does it, drawn by numbers a pencil can follow, and scored as the
+trainer scores.
+"""
 
 from __future__ import annotations
 
@@ -18,33 +20,65 @@ from posttrain.engine.sampler import ROWS, Completion, Sampling, draw, sample
 from tests.tiny import V, folder, network, policy, seq
 
 PROMPTS = [[5, 6, 7, 8, 9, 10, 11], [12, 13, 14], [20, 21, 22], [30], [5, 6, 7, 8, 9, 10, 12]]
-ARCHITECTURES = ("llama", "mistral", "gemma2", "gemma3", "gpt2", "cohere", "granite", "gpt_oss", "deepseek_v3",
-                 "qwen3_5", "llama4", "falcon", "bloom", "longrope")
+ARCHITECTURES = (
+    "llama",
+    "mistral",
+    "gemma2",
+    "gemma3",
+    "gpt2",
+    "cohere",
+    "granite",
+    "gpt_oss",
+    "deepseek_v3",
+    "qwen3_5",
+    "llama4",
+    "falcon",
+    "bloom",
+    "longrope",
+)
 
 
-def scored(one: Policy, prompts: list[list[int]], completions: list[Completion], temperature: float) -> list[float]:
-    """The trainer's log-probabilities of what was drawn: a tree for every prompt, its completions the leaves."""
+def scored(
+    one: Policy, prompts: list[list[int]], completions: list[Completion], temperature: float
+) -> list[float]:
+    """The trainer's log-probabilities of what was drawn: a tree for every prompt, its completions
+    the leaves.
+    """
     groups: dict[int, list[Completion]] = {}
     for completion in completions:
         groups.setdefault(completion.prompt, []).append(completion)
-    planted: list[Tree] = [tuple(seq([*prompts[i], *c.tokens], [0] * len(prompts[i]) + [1] * len(c.tokens)) for c in group)
-                           for i, group in groups.items()]
+    planted: list[Tree] = [
+        tuple(
+            seq([*prompts[i], *c.tokens], [0] * len(prompts[i]) + [1] * len(c.tokens))
+            for c in group
+        )
+        for i, group in groups.items()
+    ]
     return one.score([plant(planted)], temperature=temperature)[0].logprob.tolist()
 
 
-# ---------------------------------------------------------------------------------------------- against transformers
+# ----------------------------------------------------------------------------- against transformers
+
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_greedy_is_transformers_greedy(architecture: str) -> None:
-    """Token for token, prompts of several lengths at once: through windows shorter than the prompt, chunks, states and ALiBi."""
+    """Token for token, prompts of several lengths at once: through windows shorter than the prompt,
+    chunks, states and ALiBi.
+    """
     one, stock = policy(architecture), network(architecture)
     found = one.sample(PROMPTS, Sampling(max_tokens=12, temperature=0, stop=()))
     assert [c.prompt for c in found] == [0, 1, 2, 3, 4]
     for completion in found:
         ids = torch.tensor([PROMPTS[completion.prompt]])
-        expected = stock.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=12, eos_token_id=None,
-                                  pad_token_id=0)
-        assert completion.tokens == expected[0, ids.shape[1]:].tolist()
+        expected = stock.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            max_new_tokens=12,
+            eos_token_id=None,
+            pad_token_id=0,
+        )
+        assert completion.tokens == expected[0, ids.shape[1] :].tolist()
         assert not completion.finished
 
 
@@ -53,7 +87,9 @@ def test_with_seeds_of_their_own_prompts_are_answered_the_same_anywhere() -> Non
     seeds = [11, 12, 13, 14, 15]
     found = [c.tokens for c in one.sample(PROMPTS, params, seeds)]
     order = [3, 0, 4]
-    again = [c.tokens for c in one.sample([PROMPTS[i] for i in order], params, [seeds[i] for i in order])]
+    again = [
+        c.tokens for c in one.sample([PROMPTS[i] for i in order], params, [seeds[i] for i in order])
+    ]
     assert again == [found[3 * i + j] for i in order for j in range(3)]
     other = [c.tokens for c in one.sample(PROMPTS, params, [9, 12, 13, 14, 15])]
     assert [a == b for a, b in zip(found, other, strict=True)] == [False] * 3 + [True] * 12
@@ -61,10 +97,13 @@ def test_with_seeds_of_their_own_prompts_are_answered_the_same_anywhere() -> Non
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_what_is_drawn_is_scored_alike(architecture: str) -> None:
-    """The sampler's log-probabilities are the trainer's: a cache on one side, a forest or paths on the other.
+    """The sampler's log-probabilities are the trainer's: a cache on one side, a forest or paths on
+    the other.
 
-    Completions end at different times, so rows leave the batch and the cache must drop the right ones. (longrope stays below
-    its threshold: a cache keeps the keys' old frequencies beyond it, in transformers' own generation too.)
+    Completions end at different times, so rows leave the batch and the cache must drop the right
+    ones. (longrope stays below
+    its threshold: a cache keeps the keys' old frequencies beyond it, in transformers' own
+        generation too.)
     """
     one = policy(architecture)
     params = Sampling(max_tokens=10, temperature=0.8, n=6, seed=3, stop=tuple(range(0, V, 7)))
@@ -80,7 +119,9 @@ def test_what_is_drawn_is_scored_alike(architecture: str) -> None:
 
 
 def test_a_model_that_takes_no_cache_is_refused() -> None:
-    """Mamba ignores a key-value cache without a word: every token would be drawn as if it were the first."""
+    """Mamba ignores a key-value cache without a word: every token would be drawn as if it were the
+    first.
+    """
     one = policy("mamba")
     assert one.model.mode == "padded"
     with pytest.raises(ModelError, match="MambaForCausalLM cannot be sampled"):
@@ -88,16 +129,25 @@ def test_a_model_that_takes_no_cache_is_refused() -> None:
 
 
 def test_greedy_logprobs_are_the_models_own() -> None:
-    """Temperature 0 is no distribution: what is told is the model's log-probability at temperature 1."""
+    """Temperature 0 is no distribution: what is told is the model's log-probability at temperature
+    1.
+    """
     one = policy()
     found = one.sample(PROMPTS, Sampling(max_tokens=8, temperature=0))
-    assert [lp for c in found for lp in c.logprobs] == pytest.approx(scored(one, PROMPTS, found, 1.0), abs=1e-4)
+    assert [lp for c in found for lp in c.logprobs] == pytest.approx(
+        scored(one, PROMPTS, found, 1.0), abs=1e-4
+    )
 
 
-# ---------------------------------------------------------------------------------------------- what runs beside it
+# ------------------------------------------------------------------------------ what runs beside it
+
 
 def same(a: Completion, b: Completion) -> bool:
-    return a.tokens == b.tokens and a.logprobs == pytest.approx(b.logprobs, abs=1e-5) and a.finished == b.finished
+    return (
+        a.tokens == b.tokens
+        and a.logprobs == pytest.approx(b.logprobs, abs=1e-5)
+        and a.finished == b.finished
+    )
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen3_5"])
@@ -106,7 +156,11 @@ def test_a_sample_does_not_depend_on_what_runs_beside_it(architecture: str) -> N
     one = policy(architecture)
     params = Sampling(max_tokens=12, temperature=1.0, n=2, seed=1, stop=tuple(range(0, V, 5)))
     mine = PROMPTS[2]
-    crowds = [[[12, 13, 14], [15, 16, 17], mine, [18, 19, 20]], [[12], [15, 16, 17, 18], mine], [[3, 4, 5], [4, 5, 6], mine]]
+    crowds = [
+        [[12, 13, 14], [15, 16, 17], mine, [18, 19, 20]],
+        [[12], [15, 16, 17, 18], mine],
+        [[3, 4, 5], [4, 5, 6], mine],
+    ]
     found = [[c for c in one.sample(crowd, params) if c.prompt == 2] for crowd in crowds]
     assert all(len(pair) == 2 for pair in found)
     for other in found[1:]:
@@ -123,21 +177,27 @@ def test_more_sequences_than_run_together() -> None:
     found = one.sample(prompts, params)
     assert [c.prompt for c in found] == list(range(ROWS + 6))
     for i in (0, ROWS - 1):
-        assert same(found[i], one.sample(prompts[:i + 1], params)[i])
+        assert same(found[i], one.sample(prompts[: i + 1], params)[i])
     assert len({tuple(c.tokens) for c in found}) > ROWS / 2
 
 
 def test_equal_prompts_draw_from_streams_of_their_own() -> None:
-    """The same prompt given eight times, or once for eight samples: eight different completions, from one seed."""
+    """The same prompt given eight times, or once for eight samples: eight different completions,
+    from one seed.
+    """
     one = policy()
     params = Sampling(max_tokens=8, seed=2)
-    for found in (one.sample(PROMPTS[:1] * 8, params), one.sample(PROMPTS[:1], replace(params, n=8))):
+    for found in (
+        one.sample(PROMPTS[:1] * 8, params),
+        one.sample(PROMPTS[:1], replace(params, n=8)),
+    ):
         assert len({tuple(c.tokens) for c in found}) == 8
 
 
 @pytest.mark.parametrize("architecture", ["llama", "mistral", "qwen3_5"])
 def test_a_fork_equals_separate_prompts(architecture: str) -> None:
-    """The prompt computed once and forked four ways: the first sample is that of n = 1, the first two those of n = 2.
+    """The prompt computed once and forked four ways: the first sample is that of n = 1, the first
+    two those of n = 2.
 
     Greedy, all four are what the prompt gives four times alone.
     """
@@ -147,10 +207,15 @@ def test_a_fork_equals_separate_prompts(architecture: str) -> None:
     four, two, single = (one.sample(prompts, replace(params, n=n)) for n in (4, 2, 1))
     for i in range(len(prompts)):
         assert same(four[4 * i], single[i])
-        assert all(same(a, b) for a, b in zip(four[4 * i:4 * i + 2], two[2 * i:2 * i + 2], strict=True))
-        assert len({tuple(c.tokens) for c in four[4 * i:4 * i + 4]}) == 4
+        assert all(
+            same(a, b) for a, b in zip(four[4 * i : 4 * i + 2], two[2 * i : 2 * i + 2], strict=True)
+        )
+        assert len({tuple(c.tokens) for c in four[4 * i : 4 * i + 4]}) == 4
     greedy = replace(params, temperature=0.0)
-    forked, separate = one.sample(prompts[:1], replace(greedy, n=4)), one.sample(prompts[:1] * 4, greedy)
+    forked, separate = (
+        one.sample(prompts[:1], replace(greedy, n=4)),
+        one.sample(prompts[:1] * 4, greedy),
+    )
     assert [c.prompt for c in forked] == [0] * 4
     assert all(same(a, b) for a, b in zip(forked, separate, strict=True))
 
@@ -167,10 +232,13 @@ def test_sampling_leaves_the_policy_as_it_was() -> None:
     assert torch.equal(one.score([forest])[0].logprob, before)
 
 
-# ---------------------------------------------------------------------------------------------- stop
+# --------------------------------------------------------------------------------------------- stop
+
 
 def test_a_stop_token_ends_a_completion_and_is_part_of_it() -> None:
-    """Greedy, with the third token of the first completion as stop: it ends there, as transformers does with that eos."""
+    """Greedy, with the third token of the first completion as stop: it ends there, as transformers
+    does with that eos.
+    """
     one, stock = policy(), network("llama")
     free = one.sample(PROMPTS[:1], Sampling(max_tokens=12, temperature=0))[0].tokens
     stop = free[2]
@@ -178,20 +246,28 @@ def test_a_stop_token_ends_a_completion_and_is_part_of_it() -> None:
     (found,) = one.sample(PROMPTS[:1], Sampling(max_tokens=12, temperature=0, stop=(stop, 999)))
     assert (found.tokens, found.finished, len(found.logprobs)) == (free[:3], True, 3)
     ids = torch.tensor(PROMPTS[:1])
-    expected = stock.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=12, eos_token_id=stop,
-                              pad_token_id=0)
-    assert found.tokens == expected[0, ids.shape[1]:].tolist()
+    expected = stock.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        do_sample=False,
+        max_new_tokens=12,
+        eos_token_id=stop,
+        pad_token_id=0,
+    )
+    assert found.tokens == expected[0, ids.shape[1] :].tolist()
 
 
 def test_a_stop_token_at_the_last_place_counts_as_finished() -> None:
     one = policy()
     free = one.sample(PROMPTS[:1], Sampling(max_tokens=3, temperature=0))[0]
     assert not free.finished
-    (found,) = one.sample(PROMPTS[:1], Sampling(max_tokens=3, temperature=0, stop=(free.tokens[2],)))
+    (found,) = one.sample(
+        PROMPTS[:1], Sampling(max_tokens=3, temperature=0, stop=(free.tokens[2],))
+    )
     assert found.tokens == free.tokens and found.finished
 
 
-# ---------------------------------------------------------------------------------------------- draw
+# --------------------------------------------------------------------------------------------- draw
 
 # token 2 is the likeliest: p = 0.15, 0.3, 0.5, 0.05, out of order as they come from a model
 P = torch.tensor([[0.15, 0.3, 0.5, 0.05]], dtype=torch.float64)
@@ -202,44 +278,62 @@ def drawn(uniform: float, **params: Any) -> tuple[int, float]:
     return int(token), math.exp(float(logprob))
 
 
-@pytest.mark.parametrize(("params", "kept"), [
-    ({}, {2: 0.5, 1: 0.3, 0: 0.15, 3: 0.05}),
-    ({"top_k": 2}, {2: 5 / 8, 1: 3 / 8}),
-    ({"top_k": 1}, {2: 1.0}),
-    ({"top_k": 9}, {2: 0.5, 1: 0.3, 0: 0.15, 3: 0.05}),
-    ({"top_p": 0.4}, {2: 1.0}),
-    ({"top_p": 0.7}, {2: 5 / 8, 1: 3 / 8}),
-    ({"top_p": 0.9}, {2: 0.5 / 0.95, 1: 0.3 / 0.95, 0: 0.15 / 0.95}),
-    ({"top_p": 0.0}, {2: 1.0}),
-    # of the three that are kept, 0.5 / 0.95 is 0.53: two of them make 0.6
-    ({"top_k": 3, "top_p": 0.6}, {2: 5 / 8, 1: 3 / 8}),
-    # squares: 0.25, 0.09, 0.0225, 0.0025 of 0.365
-    ({"temperature": 0.5}, {2: 0.25 / 0.365, 1: 0.09 / 0.365, 0: 0.0225 / 0.365, 3: 0.0025 / 0.365}),
-    ({"temperature": 0.5, "top_p": 0.8}, {2: 25 / 34, 1: 9 / 34}),
-])
+@pytest.mark.parametrize(
+    ("params", "kept"),
+    [
+        ({}, {2: 0.5, 1: 0.3, 0: 0.15, 3: 0.05}),
+        ({"top_k": 2}, {2: 5 / 8, 1: 3 / 8}),
+        ({"top_k": 1}, {2: 1.0}),
+        ({"top_k": 9}, {2: 0.5, 1: 0.3, 0: 0.15, 3: 0.05}),
+        ({"top_p": 0.4}, {2: 1.0}),
+        ({"top_p": 0.7}, {2: 5 / 8, 1: 3 / 8}),
+        ({"top_p": 0.9}, {2: 0.5 / 0.95, 1: 0.3 / 0.95, 0: 0.15 / 0.95}),
+        ({"top_p": 0.0}, {2: 1.0}),
+        # of the three that are kept, 0.5 / 0.95 is 0.53: two of them make 0.6
+        ({"top_k": 3, "top_p": 0.6}, {2: 5 / 8, 1: 3 / 8}),
+        # squares: 0.25, 0.09, 0.0225, 0.0025 of 0.365
+        (
+            {"temperature": 0.5},
+            {2: 0.25 / 0.365, 1: 0.09 / 0.365, 0: 0.0225 / 0.365, 3: 0.0025 / 0.365},
+        ),
+        ({"temperature": 0.5, "top_p": 0.8}, {2: 25 / 34, 1: 9 / 34}),
+    ],
+)
 def test_draw_by_hand(params: dict[str, Any], kept: dict[int, float]) -> None:
-    """Just below and above every edge of the cumulative distribution, and at both ends of [0, 1)."""
+    """Just below and above every edge of the cumulative distribution, and at both ends of
+    [0, 1).
+    """
     edge = 0.0
     for token, p in kept.items():
         for uniform in (edge + 1e-9, edge + p - 1e-9):
             assert drawn(uniform, **params) == (token, pytest.approx(p, rel=1e-9))
         edge += p
-    assert drawn(0.0, **params)[0] == 2  # [0, 1) is closed below: an uniform on an edge belongs to the token above it
+    assert (
+        drawn(0.0, **params)[0] == 2
+    )  # [0, 1) is closed below: an uniform on an edge belongs to the token above it
     assert drawn(math.nextafter(1.0, 0.0), **params)[0] == list(kept)[-1]
 
 
 def test_an_edge_belongs_to_the_token_above_it() -> None:
-    """Two tokens of exactly ½: uniforms in [0, ½) draw the first, those in [½, 1) the second; ½ itself is the second's."""
+    """Two tokens of exactly ½: uniforms in [0, ½) draw the first, those in [½, 1) the second; ½
+    itself is the second's.
+    """
     uniform = torch.tensor([0.0, 0.499, 0.5, 0.999], dtype=torch.float64)
     token, _ = draw(torch.tensor([[1.0, 1.0]]).expand(4, 2), uniform, Sampling())
     assert token.tolist() == [token[0], token[0], 1 - token[0], 1 - token[0]]
 
 
 def test_rounding_never_reaches_a_token_that_was_cut_off() -> None:
-    """Sums of many rounded shares end a little below 1 or above it; the last kept token takes what is left."""
+    """Sums of many rounded shares end a little below 1 or above it; the last kept token takes what
+    is left.
+    """
     rng = torch.Generator().manual_seed(0)
     logits = torch.randn(3000, 50, generator=rng)
-    token, logprob = draw(logits, torch.full((3000,), math.nextafter(1.0, 0.0), dtype=torch.float64), Sampling(top_k=7))
+    token, logprob = draw(
+        logits,
+        torch.full((3000,), math.nextafter(1.0, 0.0), dtype=torch.float64),
+        Sampling(top_k=7),
+    )
     seventh = logits.topk(7).indices[:, -1]
     assert torch.equal(token, seventh)
     assert torch.isfinite(logprob).all()
@@ -250,34 +344,51 @@ def test_temperature_zero_takes_the_likeliest_whatever_the_uniform() -> None:
 
 
 def test_uniforms_spread_evenly_give_every_token_its_share() -> None:
-    """Of a thousand evenly spread uniforms, each token gets its probability to within one draw, in every row of a batch."""
+    """Of a thousand evenly spread uniforms, each token gets its probability to within one draw, in
+    every row of a batch.
+    """
     n = 1000
     logits = torch.randn(2, 30, generator=torch.Generator().manual_seed(0)).repeat_interleave(n, 0)
     uniform = ((torch.arange(n) + 0.5) / n).double().repeat(2)
     token, logprob = draw(logits, uniform, Sampling())
     for row in (0, 1):
-        share = torch.bincount(token[row * n:(row + 1) * n], minlength=30) / n
+        share = torch.bincount(token[row * n : (row + 1) * n], minlength=30) / n
         p: Tensor = logits[row * n].double().softmax(-1)
         assert float((share - p).abs().max()) <= 1 / n + 1e-9
-        torch.testing.assert_close(logprob[row * n:(row + 1) * n], p.log()[token[row * n:(row + 1) * n]])
+        torch.testing.assert_close(
+            logprob[row * n : (row + 1) * n], p.log()[token[row * n : (row + 1) * n]]
+        )
 
 
 def test_frequencies_of_samples_are_the_models_probabilities() -> None:
-    """4000 first tokens from 4000 streams: χ² over the vocabulary stays below its 99.9 % bound, and the streams are even."""
+    """4000 first tokens from 4000 streams: χ² over the vocabulary stays below its 99.9 % bound, and
+    the streams are even.
+    """
     one, n = policy(), 4000
     found = one.sample([[5, 6, 7]], Sampling(max_tokens=1, n=n, seed=11))
     with torch.no_grad():
-        p = network("llama")(input_ids=torch.tensor([[5, 6, 7]])).logits[0, -1].double().softmax(-1).numpy()
+        p = (
+            network("llama")(input_ids=torch.tensor([[5, 6, 7]]))
+            .logits[0, -1]
+            .double()
+            .softmax(-1)
+            .numpy()
+        )
     counts = np.bincount([c.tokens[0] for c in found], minlength=V)
     rare = n * p < 5  # pooled, as the test asks
-    observed, expected = np.append(counts[~rare], counts[rare].sum()), np.append(n * p[~rare], n * p[rare].sum())
+    observed, expected = (
+        np.append(counts[~rare], counts[rare].sum()),
+        np.append(n * p[~rare], n * p[rare].sum()),
+    )
     chi2, degrees = float(((observed - expected) ** 2 / expected).sum()), len(observed) - 1
     assert degrees > 20
     # Wilson-Hilferty: the 99.9 % point of χ²
     assert chi2 < degrees * (1 - 2 / (9 * degrees) + 3.09 * math.sqrt(2 / (9 * degrees))) ** 3
 
 
-@pytest.mark.parametrize("wrong", [{"max_tokens": 0}, {"temperature": -0.1}, {"top_k": -1}, {"top_p": 1.5}, {"n": 0}])
+@pytest.mark.parametrize(
+    "wrong", [{"max_tokens": 0}, {"temperature": -0.1}, {"top_k": -1}, {"top_p": 1.5}, {"n": 0}]
+)
 def test_settings_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         Sampling(**wrong)
@@ -290,20 +401,33 @@ def test_completions_end_with_the_tokenizers_end_token_unless_told_otherwise(tmp
     to_the_end = one.sample(prompts, Sampling(max_tokens=200, seed=2, stop=()))
     assert [len(c.tokens) for c in to_the_end] == [200, 200]
     end = one.tokenizer.eos_token_id
-    for free, ended in zip(to_the_end, one.sample(prompts, Sampling(max_tokens=200, seed=2)), strict=True):
+    for free, ended in zip(
+        to_the_end, one.sample(prompts, Sampling(max_tokens=200, seed=2)), strict=True
+    ):
         assert ended.finished
-        assert ended.tokens == free.tokens[:free.tokens.index(end) + 1]
+        assert ended.tokens == free.tokens[: free.tokens.index(end) + 1]
 
 
-# ---------------------------------------------------------------------------------------------- streaming
+# ---------------------------------------------------------------------------------------- streaming
+
 
 def test_every_token_is_told_as_it_is_drawn_and_changes_nothing() -> None:
-    """Two lengths, three samples each, some of which stop early: told one by one they are the completions without it."""
+    """Two lengths, three samples each, some of which stop early: told one by one they are the
+    completions without it.
+    """
     one = policy()
     params = Sampling(max_tokens=10, n=3, seed=3, stop=tuple(range(0, V, 7)))
     told: dict[tuple[int, int], list[int]] = {}
     found = one.sample(PROMPTS, params)
-    assert sample(one.model, PROMPTS, params, lambda i, j, token: told.setdefault((i, j), []).append(token)) == found
+    assert (
+        sample(
+            one.model,
+            PROMPTS,
+            params,
+            lambda i, j, token: told.setdefault((i, j), []).append(token),
+        )
+        == found
+    )
     assert [told[i, j] for i in range(len(PROMPTS)) for j in range(3)] == [c.tokens for c in found]
 
 
@@ -320,4 +444,7 @@ def test_what_hears_the_tokens_can_end_the_sampling() -> None:
     with pytest.raises(KeyboardInterrupt):
         sample(one.model, PROMPTS[:1], Sampling(max_tokens=10, seed=1), hear)
     assert told == one.sample(PROMPTS[:1], Sampling(max_tokens=10, seed=1))[0].tokens[:3]
-    assert one.model.network.training and one.model.network.config._attn_implementation == "posttrain_forest"
+    assert (
+        one.model.network.training
+        and one.model.network.config._attn_implementation == "posttrain_forest"
+    )

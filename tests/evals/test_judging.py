@@ -17,7 +17,10 @@ def test_hits_and_content_blind_judges_by_hand() -> None:
 
 
 def test_a_rate_is_wilsons_and_wider_where_prompts_repeat() -> None:
-    """Eight items of eight prompts: Wilson. The same in two prompts that are all right and all wrong: clustered, and so 0 … 1."""
+    """Eight items of eight prompts: Wilson.
+
+    The same in two prompts that are all right and all wrong: clustered, and so 0 … 1.
+    """
     right = [1.0] * 4 + [0.0] * 4
     assert judging.rate(right, list(range(8))) == stats.share(4, 8)
     found = judging.rate(right, ["a"] * 4 + ["b"] * 4)
@@ -25,7 +28,9 @@ def test_a_rate_is_wilsons_and_wider_where_prompts_repeat() -> None:
 
 
 def test_differences_are_paired() -> None:
-    """Right on 3 of 4 and on 2 of 4, differing on one item: ¼ ± t₃·√(Σ(d − ¼)²/3)/2, with Σ = 3·1/16 + 9/16 = ¾."""
+    """Right on 3 of 4 and on 2 of 4, differing on one item: ¼ ± t₃·√(Σ(d − ¼)²/3)/2, with Σ =
+    3·1/16 + 9/16 = ¾.
+    """
     found = judging.beside([1, 1, 1, 0], {"x": [1, 1, 0, 0]}, [0, 1, 2, 3])["x"]
     assert (found["mean"], found["difference"]["mean"]) == (0.5, 0.25)
     assert found["difference"]["high"] - 0.25 == pytest.approx(3.182446 * math.sqrt(0.75 / 3) / 2)
@@ -43,13 +48,21 @@ def test_the_mean_over_categories_counts_each_the_same() -> None:
 
 
 def test_calibration_by_hand() -> None:
-    """Margins log 3, log 3, log 3, −log 3 say ¾ and are right on ¾: no error. Doubled they say 0.9: an error of 0.15, and a
-    temperature of 2 takes it away."""
+    """Margins log 3, log 3, log 3, −log 3 say ¾ and are right on ¾: no error.
+
+    Doubled they say 0.9: an error of 0.15, and a temperature of 2 takes it away.
+    """
     z = math.log(3)
     found = judging.of_margins([z, z, z, -z])
-    assert found["error"] == pytest.approx(0, abs=1e-12) and found["temperature"] == pytest.approx(1)
+    assert found["error"] == pytest.approx(0, abs=1e-12) and found["temperature"] == pytest.approx(
+        1
+    )
     (one,) = found["bins"]
-    assert (one["n"], one["mean"]) == (4, 0.75) and one["said"] == pytest.approx(0.75) and one["from"] <= 0.75 <= one["to"]
+    assert (
+        (one["n"], one["mean"]) == (4, 0.75)
+        and one["said"] == pytest.approx(0.75)
+        and one["from"] <= 0.75 <= one["to"]
+    )
     twice = judging.of_margins([2 * z, 2 * z, 2 * z, -2 * z])
     assert twice["error"] == pytest.approx(0.15) and twice["temperature"] == pytest.approx(2)
     assert twice["error_calibrated"] == pytest.approx(0, abs=1e-9)
@@ -60,20 +73,30 @@ def test_the_temperature_is_the_likeliest() -> None:
     rng = np.random.default_rng(0)
     z = rng.normal(0.3, 3, 500)
     y = (rng.random(500) < 1 / (1 + np.exp(-0.4 * z))).astype(float)
-    best = minimize_scalar(lambda t: float(-(y * -np.logaddexp(0, -z / t) + (1 - y) * -np.logaddexp(0, z / t)).sum()),
-                           bounds=(0.1, 20), method="bounded", options={"xatol": 1e-8})
+    best = minimize_scalar(
+        lambda t: float(-(y * -np.logaddexp(0, -z / t) + (1 - y) * -np.logaddexp(0, z / t)).sum()),
+        bounds=(0.1, 20),
+        method="bounded",
+        options={"xatol": 1e-8},
+    )
     assert judging.calibration(z, y)["temperature"] == pytest.approx(best.x, rel=1e-4)
 
 
 def test_no_temperature_where_none_is_best() -> None:
-    assert judging.of_margins([1, 2, 3])["temperature"] is None  # always right: the colder the better
-    assert judging.of_margins([-1, -2, 1])["temperature"] is None  # more often wrong: none is better than chance
+    assert (
+        judging.of_margins([1, 2, 3])["temperature"] is None
+    )  # always right: the colder the better
+    assert (
+        judging.of_margins([-1, -2, 1])["temperature"] is None
+    )  # more often wrong: none is better than chance
 
 
 def test_a_warning_where_nothing_shows_it_better() -> None:
     right = [1.0] * 30 + [0.0] * 20
     clusters = list(range(50))
-    good = judging.beside(right, {"longest": [0.0] * 30 + [1.0] * 20, "shortest": [0.5] * 50}, clusters)
+    good = judging.beside(
+        right, {"longest": [0.0] * 30 + [1.0] * 20, "shortest": [0.5] * 50}, clusters
+    )
     accuracy = judging.rate(right, clusters).json()
     said = judging.warning(accuracy, good)
     assert "“shortest”" in said and "0.600 and 0.500 of 50 pairs, a difference of +0.100" in said

@@ -44,7 +44,9 @@ def test_a_mean_is_scipys() -> None:
 
 
 def test_clusters_of_one_size_are_the_mean_of_their_means() -> None:
-    x = np.random.default_rng(1).normal(size=(12, 5)) + np.random.default_rng(2).normal(size=(12, 1))
+    x = np.random.default_rng(1).normal(size=(12, 5)) + np.random.default_rng(2).normal(
+        size=(12, 1)
+    )
     low, high = scipy.t.interval(0.95, 11, x.mean(), scipy.sem(x.mean(1)))
     found = stats.mean(x.ravel().tolist(), np.repeat(np.arange(12), 5).tolist())
     assert found.n == 60
@@ -65,7 +67,9 @@ def test_a_ratio_is_the_jackknifes() -> None:
     assert found.mean == pytest.approx(s.sum() / n.sum())
     assert (high - low) / 2 == pytest.approx(scipy.t.ppf(0.975, 399) * error, rel=5e-3)
     # with one count everywhere it is the mean
-    assert bounds(stats.ratio([3 * x for x in s], [3] * 400)) == pytest.approx(bounds(stats.mean(s.tolist())))
+    assert bounds(stats.ratio([3 * x for x in s], [3] * 400)) == pytest.approx(
+        bounds(stats.mean(s.tolist()))
+    )
 
 
 def test_a_difference_is_the_paired_t_test() -> None:
@@ -73,7 +77,9 @@ def test_a_difference_is_the_paired_t_test() -> None:
     before = draw.normal(size=50)
     after = before + 0.3 + 0.1 * draw.normal(size=50)
     interval = scipy.ttest_rel(after, before).confidence_interval(0.95)
-    assert bounds(stats.difference(after.tolist(), before.tolist())) == pytest.approx((interval.low, interval.high), abs=1e-4)
+    assert bounds(stats.difference(after.tolist(), before.tolist())) == pytest.approx(
+        (interval.low, interval.high), abs=1e-4
+    )
     assert stats.difference([4.0, 9.0], [2.0, 3.0], [1, 3]).mean == 8 / 4
 
 
@@ -93,12 +99,23 @@ def test_intervals_hold_the_truth_19_times_in_20() -> None:
         group = np.repeat(draw.normal(size=15), 4)
         n = draw.integers(1, 20, 40)
         for name, truth, found in (
-                ("share", 0.9, stats.share(int(draw.binomial(40, 0.9)), 40)),
-                ("mean", 0.0, stats.mean(draw.normal(size=5).tolist())),
-                ("clusters", 0.0, stats.mean((group + draw.normal(size=60)).tolist(), np.repeat(np.arange(15), 4).tolist())),
-                ("ratio", 2.0, stats.ratio((2 * n + draw.normal(size=40) * n).tolist(), n.tolist()))):
+            ("share", 0.9, stats.share(int(draw.binomial(40, 0.9)), 40)),
+            ("mean", 0.0, stats.mean(draw.normal(size=5).tolist())),
+            (
+                "clusters",
+                0.0,
+                stats.mean(
+                    (group + draw.normal(size=60)).tolist(), np.repeat(np.arange(15), 4).tolist()
+                ),
+            ),
+            ("ratio", 2.0, stats.ratio((2 * n + draw.normal(size=40) * n).tolist(), n.tolist())),
+        ):
             low, high = bounds(found)
             held[name] += low <= truth <= high
-    # three standard errors of a share of 1500 are 0.017; the delta method is a little short at 40 items
+    # three standard errors of a share of 1500 are 0.017; the delta method is a little short at 40
+    # items
     for name, n in held.items():
-        assert 0.95 - (0.035 if name == "ratio" else 0.017) < n / times < 0.95 + 0.025, (name, n / times)
+        assert 0.95 - (0.035 if name == "ratio" else 0.017) < n / times < 0.95 + 0.025, (
+            name,
+            n / times,
+        )

@@ -24,7 +24,9 @@ def grad(loss: Tensor, of: Tensor) -> list[float]:
 
 
 def test_nll_by_hand() -> None:
-    """p = ½, ¼, 1 of a global batch of 5 targets: (ln 2 + 2 ln 2 + 0) / 5; every target pulls with −1/5."""
+    """p = ½, ¼, 1 of a global batch of 5 targets: (ln 2 + 2 ln 2 + 0) / 5; every target pulls with
+    −1/5.
+    """
     batch = scores(0.5, 0.25, 1.0)
     loss = nll(batch, None, None, Denominators(targets=5, sequences=1))
     assert float(loss.detach()) == pytest.approx(3 * LN2 / 5)
@@ -32,7 +34,9 @@ def test_nll_by_hand() -> None:
 
 
 def test_dft_by_hand() -> None:
-    """The same targets, each weighed by its own p: (½ ln 2 + ¼·2 ln 2 + 0) / 5; the pull is −p/5, for the weight is fixed."""
+    """The same targets, each weighed by its own p: (½ ln 2 + ¼·2 ln 2 + 0) / 5; the pull is −p/5,
+    for the weight is fixed.
+    """
     batch = scores(0.5, 0.25, 1.0)
     loss = dft(batch, None, None, Denominators(targets=5, sequences=1))
     assert float(loss.detach()) == pytest.approx(LN2 / 5)
@@ -57,20 +61,28 @@ def through(loss: object, z: Tensor, target: Tensor) -> Tensor:
 
 
 def test_gradients_by_finite_differences() -> None:
-    """By the logits. DFT's weight is fixed under its gradient, which makes that the gradient of −Σ p / targets."""
+    """By the logits. DFT's weight is fixed under its gradient, which makes that the gradient of −Σ
+    p / targets.
+    """
     rng = torch.Generator().manual_seed(0)
     z = torch.randn(4, 6, generator=rng, dtype=torch.float64, requires_grad=True)
     target = torch.tensor([0, 5, 2, 2])
     (found,) = torch.autograd.grad(through(nll, z, target), z)
-    torch.testing.assert_close(found, differences(lambda z: through(nll, z, target), z.detach()), rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(
+        found, differences(lambda z: through(nll, z, target), z.detach()), rtol=1e-6, atol=1e-8
+    )
     (found,) = torch.autograd.grad(through(dft, z, target), z)
-    probability = differences(lambda z: -z.softmax(-1).gather(1, target[:, None]).sum() / 7, z.detach())
+    probability = differences(
+        lambda z: -z.softmax(-1).gather(1, target[:, None]).sum() / 7, z.detach()
+    )
     torch.testing.assert_close(found, probability, rtol=1e-6, atol=1e-8)
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_micro_batches_add_up_whatever_their_size(name: str) -> None:
-    """Parts of 1, 3 and 2 targets with the whole batch's denominators; the mean of their own means would be another number."""
+    """Parts of 1, 3 and 2 targets with the whole batch's denominators; the mean of their own means
+    would be another number.
+    """
     method: Loss = METHODS[name]
     probabilities = [0.5, 0.25, 0.125, 0.9, 0.01, 0.3]
     denominators = Denominators(targets=6, sequences=3)
@@ -78,17 +90,28 @@ def test_micro_batches_add_up_whatever_their_size(name: str) -> None:
     parts = [probabilities[:1], probabilities[1:4], probabilities[4:]]
     added = sum(float(method.loss(scores(*p), None, None, denominators).detach()) for p in parts)
     assert added == pytest.approx(whole, rel=1e-12)
-    of_means = sum(float(method.loss(scores(*p), None, None, Denominators(len(p), 1)).detach()) for p in parts) / 3
+    of_means = (
+        sum(
+            float(method.loss(scores(*p), None, None, Denominators(len(p), 1)).detach())
+            for p in parts
+        )
+        / 3
+    )
     assert abs(of_means - whole) > 0.01
     assert method.prepare is None and method.per_target
 
 
-# ---------------------------------------------------------------------------------------------- NEFTune
+# ------------------------------------------------------------------------------------------ NEFTune
+
 
 def test_neftune_magnitude_by_hand() -> None:
-    """α = 6, n = 4 tokens, d = 9 wide: at most b = 6/√36 = 1 a number; n = 16: b = ½. Uniform: mean 0, variance b²/3."""
+    """α = 6, n = 4 tokens, d = 9 wide: at most b = 6/√36 = 1 a number; n = 16: b = ½. Uniform: mean
+    0, variance b²/3.
+    """
     lengths = torch.tensor([4] * 2000 + [16] * 2000)
-    noise = neftune(torch.zeros(1, 4000, 9, dtype=torch.float64), lengths, 6.0, torch.Generator().manual_seed(0))[0]
+    noise = neftune(
+        torch.zeros(1, 4000, 9, dtype=torch.float64), lengths, 6.0, torch.Generator().manual_seed(0)
+    )[0]
     for part, bound in ((noise[:2000], 1.0), (noise[2000:], 0.5)):
         assert 0.999 * bound < float(part.abs().max()) <= bound
         assert float(part.mean()) == pytest.approx(0.0, abs=4 * bound / math.sqrt(3 * 18000))
@@ -98,7 +121,9 @@ def test_neftune_magnitude_by_hand() -> None:
 def test_neftune_is_added_to_what_is_there_and_repeats_by_generator() -> None:
     embeddings = torch.randn(5, 3, generator=torch.Generator().manual_seed(1))
     lengths = torch.full((5,), 5)
-    first, again = (neftune(embeddings, lengths, 5.0, torch.Generator().manual_seed(2)) for _ in range(2))
+    first, again = (
+        neftune(embeddings, lengths, 5.0, torch.Generator().manual_seed(2)) for _ in range(2)
+    )
     other = neftune(embeddings, lengths, 5.0, torch.Generator().manual_seed(3))
     assert torch.equal(first, again) and not torch.equal(first, other)
     twice = neftune(embeddings, lengths, 10.0, torch.Generator().manual_seed(2))
@@ -107,7 +132,9 @@ def test_neftune_is_added_to_what_is_there_and_repeats_by_generator() -> None:
 
 
 def test_neftune_in_batches_of_sequences() -> None:
-    """Models that run every path alone have [B, n, d]: each row keeps the length of its own sequence, padding aside."""
+    """Models that run every path alone have [B, n, d]: each row keeps the length of its own
+    sequence, padding aside.
+    """
     lengths = torch.tensor([4, 16])[:, None].expand(-1, 500)
     noise = neftune(torch.zeros(2, 500, 9), lengths, 6.0, torch.Generator().manual_seed(0))
     assert 0.99 < float(noise[0].abs().max()) <= 1.0

@@ -1,8 +1,9 @@
-"""Parity with TRL's RewardTrainer, by running TRL's own code: its data preparation, collator, compute_loss and gradients.
+"""Parity with TRL's RewardTrainer, by running TRL's own code: its data preparation, collator,
+compute_loss and gradients.
 
-Our loss gets the rewards of the same network on the same batch, and our engine the rows themselves, packed into forests; where we
-differ on purpose both results are shown. A table of what was compared is printed at the end. TRL 1.16 has no trainer of process
-reward models.
+Our loss gets the rewards of the same network on the same batch, and our engine the rows themselves,
+packed into forests; where we differ on purpose both results are shown. A table of what was compared
+is printed at the end. TRL 1.16 has no trainer of process reward models.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from posttrain.engine.reward import RewardModel
 from posttrain.methods.reward import bradley_terry
 
 pytestmark = [  # of names that TRL uses and this transformers version renamed
-    pytest.mark.filterwarnings("ignore:`(is_)?gradient_checkpointing` is deprecated:FutureWarning")]
+    pytest.mark.filterwarnings("ignore:`(is_)?gradient_checkpointing` is deprecated:FutureWarning")
+]
 PAIRS = 6
 Table = list[tuple[str, float, float, str]]
 
@@ -38,7 +40,10 @@ def table(request: pytest.FixtureRequest) -> Iterator[Table]:
     found: Table = []
     yield found
     lines = [f"\n{'':<42}{'posttrain':>14}{'TRL':>14}{'difference':>12}"]
-    lines += [f"{what:<42}{ours:>14.8f}{theirs:>14.8f}{abs(ours - theirs):>12.1e}  {why}" for what, ours, theirs, why in found]
+    lines += [
+        f"{what:<42}{ours:>14.8f}{theirs:>14.8f}{abs(ours - theirs):>12.1e}  {why}"
+        for what, ours, theirs, why in found
+    ]
     lines.append(f"{'process reward model':<42}TRL 1.16 has none: by hand only")
     with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
         print("\n".join(lines))
@@ -47,14 +52,36 @@ def table(request: pytest.FixtureRequest) -> Iterator[Table]:
 def made(out: Path, *, margin: bool, **settings: Any) -> RewardTrainer:
     """TRL's trainer in float32 on the CPU; every other setting is its default unless given."""
     rng = random.Random(5)
-    rows = [{"prompt": sentence(rng, 1, 6) + "\n", "chosen": sentence(rng, 1, 8), "rejected": sentence(rng, 1, 8),
-             **({"margin": rng.random()} if margin else {})} for _ in range(PAIRS)]
+    rows = [
+        {
+            "prompt": sentence(rng, 1, 6) + "\n",
+            "chosen": sentence(rng, 1, 8),
+            "rejected": sentence(rng, 1, 8),
+            **({"margin": rng.random()} if margin else {}),
+        }
+        for _ in range(PAIRS)
+    ]
     torch.manual_seed(0)
     network = LlamaForSequenceClassification(LlamaConfig(**SHAPE, num_labels=1))
-    args = RewardConfig(**{"output_dir": str(out), "bf16": False, "use_cpu": True, "gradient_checkpointing": False,
-                           "report_to": "none", "disable_tqdm": True, "max_length": 64, "per_device_train_batch_size": PAIRS,
-                           **settings})
-    return RewardTrainer(network, args=args, train_dataset=Dataset.from_list(rows), processing_class=make_tokenizer(bos=True))
+    args = RewardConfig(
+        **{
+            "output_dir": str(out),
+            "bf16": False,
+            "use_cpu": True,
+            "gradient_checkpointing": False,
+            "report_to": "none",
+            "disable_tqdm": True,
+            "max_length": 64,
+            "per_device_train_batch_size": PAIRS,
+            **settings,
+        }
+    )
+    return RewardTrainer(
+        network,
+        args=args,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=make_tokenizer(bos=True),
+    )
 
 
 def theirs(trainer: RewardTrainer, inputs: dict[str, Any]) -> tuple[float, dict[str, torch.Tensor]]:
@@ -63,7 +90,9 @@ def theirs(trainer: RewardTrainer, inputs: dict[str, Any]) -> tuple[float, dict[
     return loss.item(), gradients(trainer.model)
 
 
-def ours(loss: Loss, trainer: RewardTrainer, inputs: dict[str, Any], size: int = 2) -> tuple[float, dict[str, torch.Tensor], Any]:
+def ours(
+    loss: Loss, trainer: RewardTrainer, inputs: dict[str, Any], size: int = 2
+) -> tuple[float, dict[str, torch.Tensor], Any]:
     """In micro-batches of `size` pairs."""
     total, values = 0.0, []
     denominators = Denominators(targets=2 * PAIRS, sequences=2 * PAIRS, pairs=PAIRS)
@@ -73,19 +102,25 @@ def ours(loss: Loss, trainer: RewardTrainer, inputs: dict[str, Any], size: int =
         reward = trainer.model(**part, use_cache=False).logits
         facts: Facts = {"chosen": torch.arange(size), "rejected": torch.arange(size) + size}
         if "margin" in inputs:
-            facts["margin"] = inputs["margin"][i:i + size]
+            facts["margin"] = inputs["margin"][i : i + size]
         scores = Rewards(reward, torch.arange(2 * size), 2 * size)
         value = loss.loss(scores, facts, None, denominators)
         value.backward()
         total += float(value.detach())
         assert loss.report is not None
         values.append(loss.report(scores, facts, None))
-    return total, gradients(trainer.model), {name: float(torch.cat([v[name] for v in values]).mean()) for name in values[0]}
+    return (
+        total,
+        gradients(trainer.model),
+        {name: float(torch.cat([v[name] for v in values]).mean()) for name in values[0]},
+    )
 
 
 @pytest.mark.parametrize("center", [None, 0.01, 0.3])
 @pytest.mark.parametrize("margin", [False, True], ids=["", "margin"])
-def test_bradley_terry_is_trls(margin: bool, center: float | None, tmp_path: Path, table: Table) -> None:
+def test_bradley_terry_is_trls(
+    margin: bool, center: float | None, tmp_path: Path, table: Table
+) -> None:
     trainer = made(tmp_path, margin=margin, center_rewards_coefficient=center)
     (batch,) = trainer.get_train_dataloader()
     inputs = dict(batch)
@@ -97,8 +132,12 @@ def test_bradley_terry_is_trls(margin: bool, center: float | None, tmp_path: Pat
     metrics = {k: v[0] for k, v in trainer._metrics["train"].items()}
     assert shown["rewards/accuracies"] == pytest.approx(metrics["accuracy"])
     assert shown["rewards/margins"] == pytest.approx(metrics["margin"], rel=1e-5)
-    assert (shown["rewards/chosen"] + shown["rewards/rejected"]) / 2 == pytest.approx(metrics["mean_reward"], rel=1e-4, abs=1e-7)
-    table.append((f"bradley_terry center={center or 0}{' margin' if margin else ''}", got, expected, ""))
+    assert (shown["rewards/chosen"] + shown["rewards/rejected"]) / 2 == pytest.approx(
+        metrics["mean_reward"], rel=1e-4, abs=1e-7
+    )
+    table.append(
+        (f"bradley_terry center={center or 0}{' margin' if margin else ''}", got, expected, "")
+    )
 
 
 def test_rewards_are_centered_by_default_and_trls_drift(tmp_path: Path, table: Table) -> None:
@@ -112,28 +151,53 @@ def test_rewards_are_centered_by_default_and_trls_drift(tmp_path: Path, table: T
     got, _, shown = ours(bradley_terry(), trainer, dict(batch))
     plain, _, _ = ours(bradley_terry(center=0), trainer, dict(batch))
     assert plain == pytest.approx(expected, rel=1e-6)
-    assert got - expected > 1e-3 and got - expected >= 0.01 * (shown["rewards/chosen"] + shown["rewards/rejected"]) ** 2
+    assert (
+        got - expected > 1e-3
+        and got - expected >= 0.01 * (shown["rewards/chosen"] + shown["rewards/rejected"]) ** 2
+    )
     table.append(("bradley_terry, defaults", got, expected, "TRL: no centering; ours 0.01"))
 
 
 @pytest.mark.parametrize("margin", [False, True], ids=["", "margin"])
 @pytest.mark.parametrize("budget", [400, 50])
-def test_the_engine_has_trls_loss_and_gradients(budget: int, margin: bool, tmp_path: Path, table: Table) -> None:
-    """TRL pads the answers of six pairs into one batch of twelve; the engine packs pairs, prompts shared, into forests."""
+def test_the_engine_has_trls_loss_and_gradients(
+    budget: int, margin: bool, tmp_path: Path, table: Table
+) -> None:
+    """TRL pads the answers of six pairs into one batch of twelve; the engine packs pairs, prompts
+    shared, into forests.
+    """
     trainer = made(tmp_path / "trl", margin=margin, center_rewards_coefficient=0.01)
     trainer.model.save_pretrained(tmp_path / "model")
     trainer.processing_class.save_pretrained(tmp_path / "model")
     (batch,) = trainer.get_train_dataloader()
     inputs = dict(batch)
     expected, gradient = theirs(trainer, inputs)
-    every = [ids[mask.bool()].numpy() for ids, mask in zip(inputs["input_ids"], inputs["attention_mask"], strict=True)]
-    rows = Rows([tuple(Sequence(ids, np.ones(len(ids), bool)) for ids in (every[i], every[PAIRS + i])) for i in range(PAIRS)], 2,
-                numbers=[np.array([m], np.float32) for m in inputs["margin"].tolist()] if margin else None)
+    every = [
+        ids[mask.bool()].numpy()
+        for ids, mask in zip(inputs["input_ids"], inputs["attention_mask"], strict=True)
+    ]
+    rows = Rows(
+        [
+            tuple(Sequence(ids, np.ones(len(ids), bool)) for ids in (every[i], every[PAIRS + i]))
+            for i in range(PAIRS)
+        ],
+        2,
+        numbers=[np.array([m], np.float32) for m in inputs["margin"].tolist()] if margin else None,
+    )
     model = RewardModel.load(tmp_path / "model", device="cpu")
     made_of = rows.batch(range(PAIRS), budget, shared=True)
     assert (len(made_of.forests) > 1) == (budget == 50)
-    assert sum(forest.T for forest in made_of.forests) < int(inputs["attention_mask"].sum())  # prompts are computed once
+    assert sum(forest.T for forest in made_of.forests) < int(
+        inputs["attention_mask"].sum()
+    )  # prompts are computed once
     found = model.forward_backward(made_of.forests, bradley_terry(0.01), made_of.facts)
     assert found.loss == pytest.approx(expected, rel=1e-5)
     assert farthest(gradients(model.model.network), gradient) < 1e-5
-    table.append((f"engine, {len(made_of.forests)} forests{' margin' if margin else ''}", found.loss, expected, ""))
+    table.append(
+        (
+            f"engine, {len(made_of.forests)} forests{' margin' if margin else ''}",
+            found.loss,
+            expected,
+            "",
+        )
+    )

@@ -36,8 +36,20 @@ def changed(before: dict[str, str], after: dict[str, str]) -> list[str]:
 
 
 def test_the_digest_does_not_depend_on_the_process(recipe: Path) -> None:
-    argv = [sys.executable, "-m", "posttrain", "plan", str(recipe), "--out", str(recipe.parent / "run"), "--json"]
-    both = [subprocess.Popen(argv, stdout=subprocess.PIPE, env={**os.environ, "PYTHONHASHSEED": seed}) for seed in ("1", "2")]
+    argv = [
+        sys.executable,
+        "-m",
+        "posttrain",
+        "plan",
+        str(recipe),
+        "--out",
+        str(recipe.parent / "run"),
+        "--json",
+    ]
+    both = [
+        subprocess.Popen(argv, stdout=subprocess.PIPE, env={**os.environ, "PYTHONHASHSEED": seed})
+        for seed in ("1", "2")
+    ]
     found = [json.loads(one.communicate(timeout=60)[0]) for one in both]
     for some in found:
         assert {one["stage"]: one["digest"] for one in some} == digests(recipe)
@@ -46,15 +58,28 @@ def test_the_digest_does_not_depend_on_the_process(recipe: Path) -> None:
 def test_the_digest_covers_what_a_stage_reads_and_no_more(recipe: Path) -> None:
     before = digests(recipe)
     assert len(set(before.values())) == 3
-    assert changed(before, digests(recipe, "sft.device=''", "adapt.checkpoint_every=1",
-                                   "sft.checkpoint_keep=9", out="other")) == []
+    assert (
+        changed(
+            before,
+            digests(
+                recipe,
+                "sft.device=''",
+                "adapt.checkpoint_every=1",
+                "sft.checkpoint_keep=9",
+                out="other",
+            ),
+        )
+        == []
+    )
     assert changed(before, digests(recipe, "adapt.seed=1")) == ["adapt", "sft", "check"]
     assert changed(before, digests(recipe, "sft.learning_rate=0.02")) == ["sft", "check"]
     assert changed(before, digests(recipe, "check.max_tokens=5")) == ["check"]
     assert changed(before, digests(recipe, "check.against=sft")) == ["check"]
     making.write(recipe.parent / "questions.jsonl", small.QUESTIONS[:3])
     assert changed(before, now := digests(recipe)) == ["check"]
-    making.write(recipe.parent / "train.jsonl", [{"prompt": "0+0=", "completion": "1"}, *small.TRAIN[1:]])
+    making.write(
+        recipe.parent / "train.jsonl", [{"prompt": "0+0=", "completion": "1"}, *small.TRAIN[1:]]
+    )
     assert changed(now, now := digests(recipe)) == ["sft", "check"]
     making.model(recipe.parent / "base", seed=3)
     assert changed(now, digests(recipe)) == ["adapt", "sft", "check"]
@@ -79,35 +104,54 @@ def test_the_digest_covers_the_code(recipe: Path, monkeypatch: pytest.MonkeyPatc
     def edited(module: str) -> Any:
         return lambda one: source(one) + (b"#" if one == module else b"")
 
-    for module, stages in (("posttrain.stages.evaluate", ["check"]), ("posttrain.evals.stats", ["check"]),
-                           ("posttrain.engine.loop", ["adapt", "sft", "check"]), ("posttrain.cli.chat", []),
-                           ("posttrain.methods.supervised", ["adapt", "sft", "check"])):
+    for module, stages in (
+        ("posttrain.stages.evaluate", ["check"]),
+        ("posttrain.evals.stats", ["check"]),
+        ("posttrain.engine.loop", ["adapt", "sft", "check"]),
+        ("posttrain.cli.chat", []),
+        ("posttrain.methods.supervised", ["adapt", "sft", "check"]),
+    ):
         monkeypatch.setattr(code, "_source", edited(module))
         assert changed(before, digests(recipe)) == stages, module
 
 
-def test_what_is_not_there_is_told_before_anything_is_made(recipe: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_what_is_not_there_is_told_before_anything_is_made(
+    recipe: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(PosttrainError, match=r"there is no file none\.jsonl"):
         digests(recipe, "sft.data=none.jsonl")
-    assert main(["run", str(recipe), "--set", "adapt.model=./none", "--out", str(recipe.parent / "run")]) == 2
+    assert (
+        main(
+            ["run", str(recipe), "--set", "adapt.model=./none", "--out", str(recipe.parent / "run")]
+        )
+        == 2
+    )
     said = capfd.readouterr().err
-    assert f"{recipe}:3: ./none is not a model folder" in said and "or name an earlier stage" in said
+    assert (
+        f"{recipe}:3: ./none is not a model folder" in said and "or name an earlier stage" in said
+    )
     assert not (recipe.parent / "run").exists()
 
 
 def test_estimates_are_of_the_right_order(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(estimate, "rate", lambda: 1e9)
-    found = estimate.estimates(plan(load(recipe, ["sft.steps=null", "sft.epochs=3"]), recipe.parent / "run"))
+    found = estimate.estimates(
+        plan(load(recipe, ["sft.steps=null", "sft.epochs=3"]), recipe.parent / "run")
+    )
     network = AutoModelForCausalLM.from_pretrained(recipe.parent / "base")
     parameters = sum(p.numel() for p in network.parameters())
     size = (recipe.parent / "train.jsonl").stat().st_size
     sft = found["sft"]
     assert sft.tokens == int(size / 4 * 3) and sft.seconds is not None and sft.memory is not None
-    assert sft.seconds == pytest.approx(6 * parameters * size / 4 * 3 / (1e9 * estimate.REACHED), rel=0.01)
+    assert sft.seconds == pytest.approx(
+        6 * parameters * size / 4 * 3 / (1e9 * estimate.REACHED), rel=0.01
+    )
     assert sft.memory == pytest.approx(parameters * 16 / 2**30 + 0.5)
     check, size = found["check"], (recipe.parent / "questions.jsonl").stat().st_size
     # two models, forward alone
-    assert check.seconds == pytest.approx(2 * 2 * parameters * (size // 4) / (1e9 * estimate.REACHED), rel=0.02)
+    assert check.seconds == pytest.approx(
+        2 * 2 * parameters * (size // 4) / (1e9 * estimate.REACHED), rel=0.02
+    )
     size = (recipe.parent / "domain.jsonl").stat().st_size
     assert found["adapt"].tokens == int(size / 4)  # 2 steps of 4 are its 8 rows
 
@@ -120,37 +164,59 @@ def test_steps_are_estimated_from_the_rows_there_are(recipe: Path) -> None:
     size = (recipe.parent / "train.jsonl").stat().st_size / 4  # tokens of its 12 rows
     assert tokens(recipe, "sft") == int(size * 3)  # 6 steps of 6
     assert tokens(recipe, "sft", "sft.steps=7") == int(size * 3.5)
-    assert tokens(recipe, "sft", "sft.batch_size=64", "sft.steps=2") == int(size * 2)  # a batch is no more than an epoch
-    assert tokens(recipe, "sft", f"sft.data=['{recipe.parent}/train.jsonl,limit=6']") == pytest.approx(size / 2 * 6, abs=6)
+    assert tokens(recipe, "sft", "sft.batch_size=64", "sft.steps=2") == int(
+        size * 2
+    )  # a batch is no more than an epoch
+    assert tokens(
+        recipe, "sft", f"sft.data=['{recipe.parent}/train.jsonl,limit=6']"
+    ) == pytest.approx(size / 2 * 6, abs=6)
 
 
 def test_replay_is_part_of_the_estimate(recipe: Path) -> None:
     """Half of an epoch is replay: as many rows as the domain has, each three times as long."""
-    rows = making.write(recipe.parent / "general.jsonl", [{"text": "x" * 89}] * 100)  # 102 bytes with the line's end
+    rows = making.write(
+        recipe.parent / "general.jsonl", [{"text": "x" * 89}] * 100
+    )  # 102 bytes with the line's end
     alone = tokens(recipe, "adapt", "adapt.steps=4")
     assert rows.stat().st_size == 102 * 100 and alone is not None
-    both = tokens(recipe, "adapt", f"adapt.replay={rows}", "adapt.replay_share=0.5", "adapt.steps=null")
+    both = tokens(
+        recipe, "adapt", f"adapt.replay={rows}", "adapt.replay_share=0.5", "adapt.steps=null"
+    )
     assert both == pytest.approx(alone / 2 + 8 * 102 / 4, abs=1)
-    assert tokens(recipe, "adapt", f"adapt.replay={rows}", "adapt.replay_share=0.5", "adapt.steps=4") == both
+    assert (
+        tokens(recipe, "adapt", f"adapt.replay={rows}", "adapt.replay_share=0.5", "adapt.steps=4")
+        == both
+    )
 
 
 def test_an_estimate_knows_the_length_limit(recipe: Path) -> None:
-    """Text of 1,000 tokens is 16 sequences of 64, of which a step takes four; an answer of as many is cut to 64."""
+    """Text of 1,000 tokens is 16 sequences of 64, of which a step takes four; an answer of as many
+    is cut to 64.
+    """
     (recipe.parent / "long.txt").write_text("x" * 4000)
     assert tokens(recipe, "adapt", f"adapt.data={recipe.parent}/long.txt") == 500
-    assert tokens(recipe, "adapt", f"adapt.data={recipe.parent}/long.txt", "adapt.truncate=right") == 2 * 64
-    rows = making.write(recipe.parent / "long.jsonl", [{"prompt": "x", "completion": "y" * 4000}] * 12)
+    assert (
+        tokens(recipe, "adapt", f"adapt.data={recipe.parent}/long.txt", "adapt.truncate=right")
+        == 2 * 64
+    )
+    rows = making.write(
+        recipe.parent / "long.jsonl", [{"prompt": "x", "completion": "y" * 4000}] * 12
+    )
     assert tokens(recipe, "sft", f"sft.data={rows}") == 36 * 64
     assert tokens(recipe, "sft", f"sft.data={rows}", "sft.max_length=32") == 36 * 32
 
 
 @pytest.mark.parametrize("name", ["many.jsonl", "many.jsonl.gz", "many.json", "many.csv"])
-def test_of_a_large_file_the_first_rows_tell(recipe: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_of_a_large_file_the_first_rows_tell(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     n, path = 60_000 if name.endswith("gz") else 9000, recipe.parent / name
     chance = random.Random(0)
     rows = [{"prompt": chance.randbytes(15).hex(), "completion": "y" * (i % 7)} for i in range(n)]
     if name.endswith(".csv"):
-        path.write_text("prompt,completion\n" + "".join(f"{r['prompt']},{r['completion']}\n" for r in rows))
+        path.write_text(
+            "prompt,completion\n" + "".join(f"{r['prompt']},{r['completion']}\n" for r in rows)
+        )
     elif name.endswith(".json"):
         path.write_text(json.dumps(rows))
     else:
@@ -172,8 +238,13 @@ def test_what_cannot_be_read_has_no_estimate(recipe: Path) -> None:
     assert tokens(recipe, "sft", f"sft.data={rows}") == tokens(recipe, "sft")
 
 
-def test_the_estimate_is_near_what_a_run_computes(recipe: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    run, general = recipe.parent / "run", making.write(recipe.parent / "general.jsonl", [{"text": "a word and another"}] * 40)
+def test_the_estimate_is_near_what_a_run_computes(
+    recipe: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run, general = (
+        recipe.parent / "run",
+        making.write(recipe.parent / "general.jsonl", [{"text": "a word and another"}] * 40),
+    )
     changes = [f"adapt.replay={general}", "adapt.replay_share=0.3", "adapt.steps=12"]
     expected = tokens(recipe, "adapt", *changes)
     assert main(["run", str(recipe), "--out", str(run), "--quiet", "--set", *changes]) == 0
@@ -188,15 +259,29 @@ def test_the_rate_of_this_machine_is_no_fancy() -> None:
     assert estimate._parameters("embedded") == pytest.approx(15e6, rel=0.9)
 
 
-def test_a_reason_is_of_the_stage_of_that_name(recipe: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_reason_is_of_the_stage_of_that_name(
+    recipe: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     """`sft-2` is no earlier `sft`."""
     run, two = recipe.parent / "run", recipe.parent / "two.yaml"
-    body = f"{{stage: sft, model: {recipe.parent}/base, data: {recipe.parent}/train.jsonl, steps: 1, device: cpu}}"
+    body = (
+        f"{{stage: sft, model: {recipe.parent}/base, data: {recipe.parent}/train.jsonl, steps: 1,"
+        " device: cpu}"
+    )
     two.write_text(f"stages:\n  sft-2: {body}\n")
     assert main(["run", str(two), "--out", str(run), "--quiet"]) == 0
     two.write_text(f"stages:\n  sft-2: {body}\n  sft: {body}\n")
-    assert [(one.state, one.why) for one in plan(load(two), run)] == [("made", ""), ("new", "not made yet")]
-    assert [one.why for one in plan(load(two, ["sft-2.seed=4"]), run)] == ["seed was 0, is 4", "not made yet"]
+    assert [(one.state, one.why) for one in plan(load(two), run)] == [
+        ("made", ""),
+        ("new", "not made yet"),
+    ]
+    assert [one.why for one in plan(load(two, ["sft-2.seed=4"]), run)] == [
+        "seed was 0, is 4",
+        "not made yet",
+    ]
     other = making.model(recipe.parent / "other", seed=5)
-    assert [one.why for one in plan(load(two, [f"sft-2.model={other}"]), run)] == ["model changed", "not made yet"]
+    assert [one.why for one in plan(load(two, [f"sft-2.model={other}"]), run)] == [
+        "model changed",
+        "not made yet",
+    ]
     capfd.readouterr()

@@ -40,18 +40,34 @@ def test_a_recipe_is_settings_and_parents(tmp_path: Path) -> None:
     recipe = read(tmp_path, GOOD)
     assert recipe.name == "support"
     assert [(s.name, s.kind_name, s.parents, s.where) for s in recipe.stages] == [
-        ("adapt", "adapt", {}, f"{tmp_path}/recipe.yaml:3"), ("sft", "sft", {"model": "adapt"}, f"{tmp_path}/recipe.yaml:4"),
-        ("check", "eval", {"model": "sft", "against": "adapt"}, f"{tmp_path}/recipe.yaml:10")]
+        ("adapt", "adapt", {}, f"{tmp_path}/recipe.yaml:3"),
+        ("sft", "sft", {"model": "adapt"}, f"{tmp_path}/recipe.yaml:4"),
+        ("check", "eval", {"model": "sft", "against": "adapt"}, f"{tmp_path}/recipe.yaml:10"),
+    ]
     adapt, sft, check = (s.settings.model_dump() for s in recipe.stages)
-    assert (adapt["replay"][0]["path"], adapt["optimiser"]["schedule"]) == ("general.jsonl", "cosine")
+    assert (adapt["replay"][0]["path"], adapt["optimiser"]["schedule"]) == (
+        "general.jsonl",
+        "cosine",
+    )
     assert [(s["path"], s["share"], s["limit"]) for s in sft["data"]["data"]] == [
-        ("train.jsonl", None, None), ("chat.jsonl", 0.1, None), ("more.jsonl", None, 5)]
-    assert (sft["optimiser"]["learning_rate"], sft["optimiser"]["groups"], sft["lora"]["rank"]) == (1e-4, {"embed": 0.0}, 16)
+        ("train.jsonl", None, None),
+        ("chat.jsonl", 0.1, None),
+        ("more.jsonl", None, 5),
+    ]
+    assert (sft["optimiser"]["learning_rate"], sft["optimiser"]["groups"], sft["lora"]["rank"]) == (
+        1e-4,
+        {"embed": 0.0},
+        16,
+    )
     assert [one["path"] for one in check["exact"]] == ["held-out.jsonl"]
 
 
-def test_rows_of_an_earlier_stage_are_named_like_its_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = read(tmp_path, """\
+def test_rows_of_an_earlier_stage_are_named_like_its_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = read(
+        tmp_path,
+        """\
 stages:
   mine: {stage: sample_pairs, model: m, data: p.jsonl, scorer: exact}
   dpo:
@@ -60,33 +76,69 @@ stages:
     data: [other.jsonl, "mine,weight=2", {path: mine, limit: 5}, ./mine]
     validation: mine
   check: {stage: eval, model: dpo, exact: dpo}
-""".replace("exact: dpo", f"exact: {tmp_path}/dpo"))
+""".replace("exact: dpo", f"exact: {tmp_path}/dpo"),
+    )
     dpo = recipe.stages[1]
-    assert (dpo.rows, dpo.feeds, dpo.parents) == ({"data": ("mine",), "validation": ("mine",)}, ("mine",), {})
+    assert (dpo.rows, dpo.feeds, dpo.parents) == (
+        {"data": ("mine",), "validation": ("mine",)},
+        ("mine",),
+        {},
+    )
     assert dpo.lineage == {"data": "mine", "validation": "mine"}
     placed: Any = moved(dpo.settings, {"mine": Path("artifacts/pairs.jsonl")})
     assert [(one.path, one.weight, one.limit) for one in placed.data.data] == [
-        ("other.jsonl", None, None), ("artifacts/pairs.jsonl", 2.0, None), ("artifacts/pairs.jsonl", None, 5),
-        ("./mine", None, None)]
-    assert placed.data.validation[0].path == "artifacts/pairs.jsonl" and placed.model_copy(
-        update={"data": dpo.settings.data}) == dpo.settings  # type: ignore[attr-defined]
+        ("other.jsonl", None, None),
+        ("artifacts/pairs.jsonl", 2.0, None),
+        ("artifacts/pairs.jsonl", None, 5),
+        ("./mine", None, None),
+    ]
+    assert (
+        placed.data.validation[0].path == "artifacts/pairs.jsonl"
+        and placed.model_copy(update={"data": dpo.settings.data}) == dpo.settings
+    )  # type: ignore[attr-defined]
     # a file that happens to have the name of a stage that makes no rows
     monkeypatch.chdir(tmp_path)
     (tmp_path / "check").write_text("")
-    assert read(tmp_path, "stages:\n  check: {stage: eval, model: m, exact: check}\n").stages[0].feeds == ()
+    assert (
+        read(tmp_path, "stages:\n  check: {stage: eval, model: m, exact: check}\n").stages[0].feeds
+        == ()
+    )
 
 
 def test_a_mapping_is_the_recipe_that_a_file_would_be(tmp_path: Path) -> None:
-    from_file, from_mapping = read(tmp_path, GOOD), load(yaml.safe_load(GOOD.replace("1e-4", "0.0001")))
+    from_file, from_mapping = (
+        read(tmp_path, GOOD),
+        load(yaml.safe_load(GOOD.replace("1e-4", "0.0001"))),
+    )
     assert [s.settings for s in from_file.stages] == [s.settings for s in from_mapping.stages]
     assert read(tmp_path, GOOD.replace("name: support\n", "")).name == "recipe"
 
 
-@pytest.mark.parametrize(("text", "value"), [
-    ("1e-4", 1e-4), ("1E+2", 100.0), ("-2.5e3", -2500.0), (".5", 0.5), ("3.", 3.0), ("7", 7), ("true", True), ("False", False),
-    ("on", "on"), ("off", "off"), ("yes", "yes"), ("No", "No"), ("e-4", "e-4"), ("1e", "1e"), ("v1.2", "v1.2"),
-    ("'1e-4'", "1e-4"), ("null", None), ("a,weight=2", "a,weight=2"), ("{a: 1e-3}", {"a": 1e-3}), ("[1e5, no]", [1e5, "no"]),
-])
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-4", 1e-4),
+        ("1E+2", 100.0),
+        ("-2.5e3", -2500.0),
+        (".5", 0.5),
+        ("3.", 3.0),
+        ("7", 7),
+        ("true", True),
+        ("False", False),
+        ("on", "on"),
+        ("off", "off"),
+        ("yes", "yes"),
+        ("No", "No"),
+        ("e-4", "e-4"),
+        ("1e", "1e"),
+        ("v1.2", "v1.2"),
+        ("'1e-4'", "1e-4"),
+        ("null", None),
+        ("a,weight=2", "a,weight=2"),
+        ("{a: 1e-3}", {"a": 1e-3}),
+        ("[1e5, no]", [1e5, "no"]),
+    ],
+)
 def test_values_are_yaml_as_people_mean_it(tmp_path: Path, text: str, value: Any) -> None:
     from posttrain.pipeline import recipe
 
@@ -96,51 +148,156 @@ def test_values_are_yaml_as_people_mean_it(tmp_path: Path, text: str, value: Any
 
 # every text, the line that is named, what is said and the cure
 WRONG = [
-    ("stages:\n  sft:\n    model: m\n    data: d\n    learning_rat: 1\n", 5, "sft has no option 'learning_rat'",
-     "did you mean 'learning_rate'?"),
-    ("stages:\n  sft:\n    model: m\n    data: d\n    out: o\n", 5, "sft has no option 'out'", None),
-    ("stages:\n  stf: {model: m}\n", 2, "there is no stage 'stf'", f"write stage: with one of {', '.join(KINDS)}"),
+    (
+        "stages:\n  sft:\n    model: m\n    data: d\n    learning_rat: 1\n",
+        5,
+        "sft has no option 'learning_rat'",
+        "did you mean 'learning_rate'?",
+    ),
+    (
+        "stages:\n  sft:\n    model: m\n    data: d\n    out: o\n",
+        5,
+        "sft has no option 'out'",
+        None,
+    ),
+    (
+        "stages:\n  stf: {model: m}\n",
+        2,
+        "there is no stage 'stf'",
+        f"write stage: with one of {', '.join(KINDS)}",
+    ),
     ("stages:\n  a:\n    model: m\n    stage: evl\n", 4, "there is no stage 'evl'", None),
     ("nam: x\nstages: {}\n", 1, "unknown key 'nam'", "did you mean 'name'?"),
     ("name: x\nname: y\n", 2, "not YAML: the key 'name' stands twice", "correct the line"),
-    ("stages:\n  sft:\n    model: m\n    model: n\n", 4, "not YAML: the key 'model' stands twice", None),
-    ("stages:\n  sft:\n\tmodel: m\n", 3, "not YAML: found character '\\t' that cannot start any token", None),
+    (
+        "stages:\n  sft:\n    model: m\n    model: n\n",
+        4,
+        "not YAML: the key 'model' stands twice",
+        None,
+    ),
+    (
+        "stages:\n  sft:\n\tmodel: m\n",
+        3,
+        "not YAML: found character '\\t' that cannot start any token",
+        None,
+    ),
     ("stages:\n  {{x}}: 1\n", 2, "not YAML: a key is text", None),
     ("stages:\n  sft: {model: [m\n", 3, "not YAML: ", None),
-    ("- a\n- b\n", None, "a recipe is a mapping with name and stages", None), ("", None, "a recipe is a mapping", None),
-    ("name: x\n", None, "the recipe has no stages", None), ("stages: {}\n", None, "the recipe has no stages", None),
-    ("stages: [sft]\n", None, "the recipe has no stages", None), ("name: a b\n", None, "name = 'a b': letters, digits", None),
+    ("- a\n- b\n", None, "a recipe is a mapping with name and stages", None),
+    ("", None, "a recipe is a mapping", None),
+    ("name: x\n", None, "the recipe has no stages", None),
+    ("stages: {}\n", None, "the recipe has no stages", None),
+    ("stages: [sft]\n", None, "the recipe has no stages", None),
+    ("name: a b\n", None, "name = 'a b': letters, digits", None),
     ("stages:\n  sft: m\n", 2, "the stage 'sft' has no options", None),
     ("stages:\n  s/t: {stage: sft}\n", 2, "a stage cannot be named 's/t'", None),
     ("stages:\n  1: {stage: sft}\n", 2, "a stage cannot be named 1", None),
-    ("stages:\n  sft:\n    model: ${NOT_THERE}/m\n", 3, "the environment has no variable NOT_THERE", "export NOT_THERE=…"),
-    ("stages:\n  sft:\n    data:\n      - {path: '${NOT_THERE}'}\n", 3, "the environment has no variable NOT_THERE", None),
-    ("stages:\n  sft:\n    model: m\n    data: d\n    epochs: many\n", 5, "epochs = 'many': Input should be a valid", None),
-    ("stages:\n  sft:\n    data: d\n    epochs: -1\n    model: m\n", 4, "epochs = -1: Input should be greater than 0", None),
-    ("stages:\n  sft:\n    model: [m]\n    data: d\n", 3, "model = ['m']: Input should be a valid string", None),
-    ("stages:\n  sft:\n    model: m\n    data: d\n    lora: yes\n", 5, "lora = 'yes': it is True or False", None),
-    ("stages:\n  adapt:\n    model: m\n    data: d\n    replay: 'r,weight=2'\n", 2, "has a share, weight or epochs", None),
-    ("stages:\n  sft:\n    model: m\n    data: [a.jsonl, 'b.jsonl,limit=0']\n", 4,
-     "'b.jsonl,limit=0': limit = '0': Input should be greater than or equal to 1", "rows at most: the first ones"),
-    ("stages:\n  sft:\n    model: m\n    data: {path: a.jsonl, limt: 2}\n", 4, "'a.jsonl': unknown setting 'limt'",
-     "did you mean 'limit'?"),
+    (
+        "stages:\n  sft:\n    model: ${NOT_THERE}/m\n",
+        3,
+        "the environment has no variable NOT_THERE",
+        "export NOT_THERE=…",
+    ),
+    (
+        "stages:\n  sft:\n    data:\n      - {path: '${NOT_THERE}'}\n",
+        3,
+        "the environment has no variable NOT_THERE",
+        None,
+    ),
+    (
+        "stages:\n  sft:\n    model: m\n    data: d\n    epochs: many\n",
+        5,
+        "epochs = 'many': Input should be a valid",
+        None,
+    ),
+    (
+        "stages:\n  sft:\n    data: d\n    epochs: -1\n    model: m\n",
+        4,
+        "epochs = -1: Input should be greater than 0",
+        None,
+    ),
+    (
+        "stages:\n  sft:\n    model: [m]\n    data: d\n",
+        3,
+        "model = ['m']: Input should be a valid string",
+        None,
+    ),
+    (
+        "stages:\n  sft:\n    model: m\n    data: d\n    lora: yes\n",
+        5,
+        "lora = 'yes': it is True or False",
+        None,
+    ),
+    (
+        "stages:\n  adapt:\n    model: m\n    data: d\n    replay: 'r,weight=2'\n",
+        2,
+        "has a share, weight or epochs",
+        None,
+    ),
+    (
+        "stages:\n  sft:\n    model: m\n    data: [a.jsonl, 'b.jsonl,limit=0']\n",
+        4,
+        "'b.jsonl,limit=0': limit = '0': Input should be greater than or equal to 1",
+        "rows at most: the first ones",
+    ),
+    (
+        "stages:\n  sft:\n    model: m\n    data: {path: a.jsonl, limt: 2}\n",
+        4,
+        "'a.jsonl': unknown setting 'limt'",
+        "did you mean 'limit'?",
+    ),
     ("stages:\n\n  sft:\n    model: m\n", 3, "data is missing", None),
     ("stages:\n  sft:\n    data: d\n", 2, "model is missing", None),
-    ("stages:\n  sft:\n    model: adapt\n    data: d\n  adapt: {model: m, data: d}\n", 3,
-     "sft starts from the stage 'adapt', which does not come before it", None),
-    ("stages:\n  sft: {model: sft, data: d}\n", None, "sft starts from the stage 'sft', which does not come before it", None),
-    ("stages:\n  eval: {model: m, exact: e}\n  sft:\n    model: eval\n    data: d\n", 4, "the stage 'eval' makes no model", None),
-    ("stages:\n  eval: {model: m, exact: e}\n  sft:\n    model: m\n    data: [d, 'eval,limit=3']\n", 5,
-     "the stage 'eval' makes no rows", "name one of sample_pairs, or a file"),
-    ("stages:\n  sft:\n    model: m\n    data: d\n    validation: mine\n  mine: {stage: sample_pairs, model: sft, data: p}\n", 5,
-     "sft reads the rows of the stage 'mine', which does not come before it",
-     "put that stage first; a file of that name is ./NAME"),
+    (
+        "stages:\n  sft:\n    model: adapt\n    data: d\n  adapt: {model: m, data: d}\n",
+        3,
+        "sft starts from the stage 'adapt', which does not come before it",
+        None,
+    ),
+    (
+        "stages:\n  sft: {model: sft, data: d}\n",
+        None,
+        "sft starts from the stage 'sft', which does not come before it",
+        None,
+    ),
+    (
+        "stages:\n  eval: {model: m, exact: e}\n  sft:\n    model: eval\n    data: d\n",
+        4,
+        "the stage 'eval' makes no model",
+        None,
+    ),
+    (
+        (
+            "stages:\n  eval: {model: m, exact: e}\n  sft:\n    model: m\n    data: [d,"
+            " 'eval,limit=3']\n"
+        ),
+        5,
+        "the stage 'eval' makes no rows",
+        "name one of sample_pairs, or a file",
+    ),
+    (
+        (
+            "stages:\n  sft:\n    model: m\n    data: d\n    validation: mine\n  mine: {stage:"
+            " sample_pairs, model: sft, data: p}\n"
+        ),
+        5,
+        "sft reads the rows of the stage 'mine', which does not come before it",
+        "put that stage first; a file of that name is ./NAME",
+    ),
 ]
 
 
-@pytest.mark.parametrize(("text", "line", "what", "cure"), WRONG, ids=lambda v: v[:40] if isinstance(v, str) else None)
-def test_what_is_wrong_is_said_with_file_line_and_cure(tmp_path: Path, text: str, line: int | None, what: str, cure: str | None,
-                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("text", "line", "what", "cure"), WRONG, ids=lambda v: v[:40] if isinstance(v, str) else None
+)
+def test_what_is_wrong_is_said_with_file_line_and_cure(
+    tmp_path: Path,
+    text: str,
+    line: int | None,
+    what: str,
+    cure: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.delenv("NOT_THERE", raising=False)
     with pytest.raises(ConfigError) as caught:
         read(tmp_path, text)
@@ -161,48 +318,85 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         load(tmp_path / "control.yaml")
 
 
-def test_variables_are_expanded_at_any_depth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variables_are_expanded_at_any_depth(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PLACE", "/data")
-    recipe = read(tmp_path, "stages:\n  sft:\n    model: ${PLACE}/${PLACE}\n    data: [{path: '${PLACE}/a'}]\n"
-                  "    prompt_template: '$PLACE {prompt}'\n")
+    recipe = read(
+        tmp_path,
+        "stages:\n  sft:\n    model: ${PLACE}/${PLACE}\n    data: [{path: '${PLACE}/a'}]\n"
+        "    prompt_template: '$PLACE {prompt}'\n",
+    )
     found: Any = recipe.stages[0].settings
-    assert (found.model, found.data.data[0].path, found.data.prompt_template) == ("/data//data", "/data/a", "$PLACE {prompt}")
+    assert (found.model, found.data.data[0].path, found.data.prompt_template) == (
+        "/data//data",
+        "/data/a",
+        "$PLACE {prompt}",
+    )
 
 
 def test_options_are_changed_by_set(tmp_path: Path) -> None:
-    recipe = read(tmp_path, GOOD, "sft.learning_rate=2e-5", "sft.data=[b.jsonl]", "check.match=contains", "adapt.seed=7")
+    recipe = read(
+        tmp_path,
+        GOOD,
+        "sft.learning_rate=2e-5",
+        "sft.data=[b.jsonl]",
+        "check.match=contains",
+        "adapt.seed=7",
+    )
     adapt, sft, check = (s.settings for s in recipe.stages)
     found: Any = sft
     assert found.optimiser.learning_rate == 2e-5
-    assert [one.path for one in found.data.data] == ["b.jsonl"] and isinstance(found.data.data[0], Source)
+    assert [one.path for one in found.data.data] == ["b.jsonl"] and isinstance(
+        found.data.data[0], Source
+    )
     assert (adapt.model_dump()["seed"], check.model_dump()["match"]) == (7, "contains")
 
 
-@pytest.mark.parametrize(("change", "what", "cure"), [
-    ("sft.learning_rate", "is not STAGE.OPTION=VALUE", None), ("seed=1", "is not STAGE.OPTION=VALUE", None),
-    ("stf.seed=1", "there is no stage 'stf'", "did you mean 'sft'?"),
-    ("sft.sed=1", "sft has no option 'sed'", "did you mean 'seed'?"),
-    ("sft.seed=x", "seed = 'x'", None), ("sft.seed=[", "the value is not YAML", None),
-    ("sft.model=check", "which does not come before it", None)])
+@pytest.mark.parametrize(
+    ("change", "what", "cure"),
+    [
+        ("sft.learning_rate", "is not STAGE.OPTION=VALUE", None),
+        ("seed=1", "is not STAGE.OPTION=VALUE", None),
+        ("stf.seed=1", "there is no stage 'stf'", "did you mean 'sft'?"),
+        ("sft.sed=1", "sft has no option 'sed'", "did you mean 'seed'?"),
+        ("sft.seed=x", "seed = 'x'", None),
+        ("sft.seed=[", "the value is not YAML", None),
+        ("sft.model=check", "which does not come before it", None),
+    ],
+)
 def test_changes_that_cannot_be(tmp_path: Path, change: str, what: str, cure: str | None) -> None:
     with pytest.raises(ConfigError) as caught:
         read(tmp_path, GOOD, change)
     assert what in caught.value.what and cure in (None, caught.value.cure)
 
 
-# ---------------------------------------------------------------------------------------------- the schema
+# --------------------------------------------------------------------------------------- the schema
+
 
 def fits(value: Any, rule: Any) -> bool:
     """Whether a value fits a JSON schema, of which this knows what ours has."""
     if "anyOf" in rule:
         return any(fits(value, one) for one in rule["anyOf"])
-    if ("const" in rule and value != rule["const"]) or ("enum" in rule and value not in rule["enum"]):
+    if ("const" in rule and value != rule["const"]) or (
+        "enum" in rule and value not in rule["enum"]
+    ):
         return False
-    kinds = {"object": dict, "array": list, "string": str, "boolean": bool, "null": type(None), "integer": int,
-             "number": (int, float)}
+    kinds = {
+        "object": dict,
+        "array": list,
+        "string": str,
+        "boolean": bool,
+        "null": type(None),
+        "integer": int,
+        "number": (int, float),
+    }
     wanted = rule.get("type", [])
     wanted = [wanted] if isinstance(wanted, str) else wanted
-    if wanted and not any(isinstance(value, kinds[k]) and (k == "boolean" or not isinstance(value, bool)) for k in wanted):
+    if wanted and not any(
+        isinstance(value, kinds[k]) and (k == "boolean" or not isinstance(value, bool))
+        for k in wanted
+    ):
         return False
     if isinstance(value, str) and "pattern" in rule and not re.search(rule["pattern"], value):
         return False
@@ -210,45 +404,112 @@ def fits(value: Any, rule: Any) -> bool:
         return all(fits(one, rule.get("items", {})) for one in value)
     if isinstance(value, dict):
         own, others = rule.get("properties", {}), rule.get("additionalProperties", {})
-        return set(rule.get("required", ())) <= value.keys() and len(value) >= rule.get("minProperties", 0) and all(
-            fits(one, own[k]) if k in own else others is not False and fits(one, {} if others is True else others)
-            for k, one in value.items())
+        return (
+            set(rule.get("required", ())) <= value.keys()
+            and len(value) >= rule.get("minProperties", 0)
+            and all(
+                (
+                    fits(one, own[k])
+                    if k in own
+                    else others is not False and fits(one, {} if others is True else others)
+                )
+                for k, one in value.items()
+            )
+        )
     return True
 
 
 def test_the_schema_takes_good_recipes_and_no_bad_ones() -> None:
-    rule, good = schema(), {"name": "x", "stages": {
-        "adapt": {"model": "m", "data": "a.txt", "replay": ["b.txt,limit=2"], "learning_rate": 1e-4},
-        "sft": {"model": "adapt", "data": [{"path": "a"}, "b"], "lora": True, "lora_rank": 4, "groups": {"embed": 0},
-                "steps": None},
-        "check": {"stage": "eval", "model": "sft", "against": None, "exact": {"path": "e"}, "match": "contains"}}}
+    rule, good = (
+        schema(),
+        {
+            "name": "x",
+            "stages": {
+                "adapt": {
+                    "model": "m",
+                    "data": "a.txt",
+                    "replay": ["b.txt,limit=2"],
+                    "learning_rate": 1e-4,
+                },
+                "sft": {
+                    "model": "adapt",
+                    "data": [{"path": "a"}, "b"],
+                    "lora": True,
+                    "lora_rank": 4,
+                    "groups": {"embed": 0},
+                    "steps": None,
+                },
+                "check": {
+                    "stage": "eval",
+                    "model": "sft",
+                    "against": None,
+                    "exact": {"path": "e"},
+                    "match": "contains",
+                },
+            },
+        },
+    )
     text = json.dumps(rule)
-    assert "$ref" not in text and "allOf" not in text and "oneOf" not in text  # or `fits` would not see them
+    assert (
+        "$ref" not in text and "allOf" not in text and "oneOf" not in text
+    )  # or `fits` would not see them
     assert fits(good, rule)
     assert [s.kind_name for s in load(good).stages] == ["adapt", "sft", "eval"]
     for stage, option, value in [
-            ("sft", "learning_rat", 1), ("sft", "epochs", "many"), ("sft", "lora", "yes"), ("sft", "model", 3),
-            ("sft", "out", "o"), ("sft", "method", "nl"), ("sft", "betas", "x"), ("sft", "stage", "stf"),
-            ("check", "match", "fuzzy"), ("adapt", "replay", 1)]:
-        bad = {**good, "stages": {**good["stages"], stage: {**good["stages"][stage], option: value}}}
+        ("sft", "learning_rat", 1),
+        ("sft", "epochs", "many"),
+        ("sft", "lora", "yes"),
+        ("sft", "model", 3),
+        ("sft", "out", "o"),
+        ("sft", "method", "nl"),
+        ("sft", "betas", "x"),
+        ("sft", "stage", "stf"),
+        ("check", "match", "fuzzy"),
+        ("adapt", "replay", 1),
+    ]:
+        bad = {
+            **good,
+            "stages": {**good["stages"], stage: {**good["stages"][stage], option: value}},
+        }
         assert not fits(bad, rule), (stage, option)
         with pytest.raises(PosttrainError):
             load(bad)
-    for bad in ({"stages": {}, "nam": 1}, {"name": "x"}, {"name": "a b", **good, "stages": {"sft": {"model": "m"}}}, [],
-                {**good, "name": "a b"}, {"stages": {}}):
+    for bad in (
+        {"stages": {}, "nam": 1},
+        {"name": "x"},
+        {"name": "a b", **good, "stages": {"sft": {"model": "m"}}},
+        [],
+        {**good, "name": "a b"},
+        {"stages": {}},
+    ):
         assert not fits(bad, rule), bad
 
 
-def test_the_command_prints_the_schema_and_every_option_is_described(capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_the_schema_and_every_option_is_described(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
     assert main(["schema"]) == 0
     rule = json.loads(capfd.readouterr().out)
     stages = rule["properties"]["stages"]["properties"]
     assert list(stages) == list(KINDS)
     assert rule == json.loads(json.dumps(schema()))
-    assert stages["sft"]["required"] == ["model", "data"] and stages["eval"]["required"] == ["model"]
-    assert all(one["description"] for kind in stages.values() for name, one in kind["properties"].items()
-               if name not in ("stage", "lora"))
+    assert stages["sft"]["required"] == ["model", "data"] and stages["eval"]["required"] == [
+        "model"
+    ]
+    assert all(
+        one["description"]
+        for kind in stages.values()
+        for name, one in kind["properties"].items()
+        if name not in ("stage", "lora")
+    )
     sft = stages["sft"]["properties"]
-    assert (sft["warmup"]["minimum"], sft["warmup"]["exclusiveMaximum"], sft["warmup"]["default"]) == (0, 1, 0.03)
-    assert sft["steps"]["anyOf"][0] == {"minimum": 1, "type": "integer"} and "default" not in sft["steps"]
+    assert (
+        sft["warmup"]["minimum"],
+        sft["warmup"]["exclusiveMaximum"],
+        sft["warmup"]["default"],
+    ) == (0, 1, 0.03)
+    assert (
+        sft["steps"]["anyOf"][0] == {"minimum": 1, "type": "integer"}
+        and "default" not in sft["steps"]
+    )
     assert not any("out" in kind["properties"] for kind in stages.values())

@@ -67,27 +67,51 @@ def test_what_a_run_leaves(ready: tuple[Path, Path]) -> None:
     recipe, run = ready
     summary = json.loads((run / "summary.json").read_text())
     assert sorted(p.name for p in run.iterdir()) == [
-        ".lock", "adapt", "artifacts", "check", "recipe.json", "sft", "summary.json"]
+        ".lock",
+        "adapt",
+        "artifacts",
+        "check",
+        "recipe.json",
+        "sft",
+        "summary.json",
+    ]
     assert (summary["recipe"], list(summary["stages"])) == ("small", ["adapt", "sft", "check"])
     for name, stage in summary["stages"].items():
         folder = run / "artifacts" / f"{name}-{stage['digest'][:12]}"
         about = json.loads((folder / "artifact.json").read_text())
         assert (run / name).is_symlink() and (run / name).resolve() == folder.resolve()
         assert not (run / name).readlink().is_absolute()  # the folder can be moved
-        assert (stage["folder"], about["digest"], about["stage"]) == (str(folder), stage["digest"], name)
+        assert (stage["folder"], about["digest"], about["stage"]) == (
+            str(folder),
+            stage["digest"],
+            name,
+        )
         assert stage["result"] == json.loads((folder / "summary.json").read_text())
-        assert (stage["parents"], stage["seconds"]) == (about["parents"], about["seconds"]) and 0 < stage["seconds"] < 60
+        assert (stage["parents"], stage["seconds"]) == (
+            about["parents"],
+            about["seconds"],
+        ) and 0 < stage["seconds"] < 60
     stages = summary["stages"]
     assert stages["check"]["parents"] == {"model": "sft", "against": "adapt"}
     made = json.loads((run / "check" / "artifact.json").read_text())["inputs"]
-    assert made["models"] == {"model": stages["sft"]["digest"], "against": stages["adapt"]["digest"]}
-    assert made["data"] == {str(recipe.parent / "questions.jsonl"): sha256_file(recipe.parent / "questions.jsonl")}
+    assert made["models"] == {
+        "model": stages["sft"]["digest"],
+        "against": stages["adapt"]["digest"],
+    }
+    assert made["data"] == {
+        str(recipe.parent / "questions.jsonl"): sha256_file(recipe.parent / "questions.jsonl")
+    }
     # each stage began with what the one before had made
     base = json.loads((run / "sft" / "run.json").read_text())["identity"]
-    assert base["model_sha256"] == digest(run / "artifacts" / f"adapt-{stages['adapt']['digest'][:12]}" / "model")
+    assert base["model_sha256"] == digest(
+        run / "artifacts" / f"adapt-{stages['adapt']['digest'][:12]}" / "model"
+    )
     told = json.loads((run / "recipe.json").read_text())
     assert {name: (one["stage"], one["model"]) for name, one in told.items()} == {
-        "adapt": ("adapt", str(recipe.parent / "base")), "sft": ("sft", "adapt"), "check": ("eval", "sft")}
+        "adapt": ("adapt", str(recipe.parent / "base")),
+        "sft": ("sft", "adapt"),
+        "check": ("eval", "sft"),
+    }
     assert (told["check"]["against"], told["sft"]["optimiser"]["learning_rate"]) == ("adapt", 0.01)
 
 
@@ -98,19 +122,32 @@ def test_the_second_run_makes_nothing(bench: Bench, monkeypatch: pytest.MonkeyPa
     code, out, err = bench.run()
     assert code == 0
     assert [line.split(":")[0].strip() for line in err.splitlines()] == [
-        "1/3 adapt made before", "2/3 sft   made before", "3/3 check made before", "done      3 stages, 0 s"]
+        "1/3 adapt made before",
+        "2/3 sft   made before",
+        "3/3 check made before",
+        "done      3 stages, 0 s",
+    ]
     assert "+0.000" in out and f"summary  {bench.out / 'summary.json'}\n" in out
-    assert {p: p.stat().st_mtime_ns for p in (bench.out / "artifacts").rglob("*") if p.is_file()} == before
+    assert {
+        p: p.stat().st_mtime_ns for p in (bench.out / "artifacts").rglob("*") if p.is_file()
+    } == before
     assert bench.states() == [("made", "")] * 3
 
 
-def test_a_changed_stage_is_made_again_with_its_children(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_changed_stage_is_made_again_with_its_children(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(adapt, "run", small.boom)
     before = json.loads((bench.out / "summary.json").read_text())["stages"]
     change = ("--set", "sft.learning_rate=2e-2", "sft.seed=5")
     reasons = ["optimiser.learning_rate was 0.01, is 0.02", "seed was 0, is 5"]
     (adapted, _), (trained, why), checked = bench.states(*change)
-    assert (adapted, trained, sorted(why.split("; ")), checked) == ("made", "new", reasons, ("new", "sft changed"))
+    assert (adapted, trained, sorted(why.split("; ")), checked) == (
+        "made",
+        "new",
+        reasons,
+        ("new", "sft changed"),
+    )
     code, _, err = bench.run(*change)
     assert code == 0
     assert f"2/3 sft   sft, {why}" in err and "3/3 check eval, sft changed" in err
@@ -125,8 +162,9 @@ def test_a_changed_stage_is_made_again_with_its_children(bench: Bench, monkeypat
     assert (bench.out / "sft").resolve().name == f"sft-{before['sft']['digest'][:12]}"
 
 
-def test_changed_rows_and_code_are_named_as_the_reason(ready: tuple[Path, Path], bench: Bench, tmp_path: Path,
-                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+def test_changed_rows_and_code_are_named_as_the_reason(
+    ready: tuple[Path, Path], bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from posttrain.pipeline import code
 
     data = ready[0].parent / "questions.jsonl"
@@ -137,11 +175,15 @@ def test_changed_rows_and_code_are_named_as_the_reason(ready: tuple[Path, Path],
     finally:
         making.write(data, small.QUESTIONS)
     source = code._source
-    monkeypatch.setattr(code, "_source", lambda one: source(one) + b"#" * (one == "posttrain.evals.stats"))
+    monkeypatch.setattr(
+        code, "_source", lambda one: source(one) + b"#" * (one == "posttrain.evals.stats")
+    )
     assert bench.states() == [("made", ""), ("made", ""), ("new", "posttrain's own code changed")]
 
 
-def test_an_interrupted_stage_goes_on_to_the_same_weights(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_stage_goes_on_to_the_same_weights(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = weights(bench.out / "sft")
     killed = Bench(bench.recipe, tmp_path / "killed", bench.capfd)
     step, taken = loop._step, []
@@ -168,7 +210,9 @@ def test_an_interrupted_stage_goes_on_to_the_same_weights(bench: Bench, tmp_path
     assert weights(killed.out / "sft") == whole
 
 
-def test_a_model_that_was_removed_is_exported_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_was_removed_is_exported_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = weights(bench.out / "sft")
     shutil.rmtree(bench.out / "sft" / "model")
     # the copy lies elsewhere than the model that its stages began with
@@ -192,20 +236,26 @@ def test_a_link_replaces_no_folder_of_the_users(bench: Bench) -> None:
     (bench.out / "sft").mkdir()
     (bench.out / "sft" / "mine").write_text("mine")
     assert bench.run()[0] == 0
-    assert (bench.out / "sft" / "mine").read_text() == "mine" and not (bench.out / "sft").is_symlink()
+    assert (bench.out / "sft" / "mine").read_text() == "mine" and not (
+        bench.out / "sft"
+    ).is_symlink()
 
 
 def test_a_mapping_runs_from_python(bench: Bench, ready: tuple[Path, Path]) -> None:
     import yaml
 
-    content = yaml.safe_load(bench.recipe.read_text().replace("1e-3", "0.001").replace("1e-2", "0.01"))
+    content = yaml.safe_load(
+        bench.recipe.read_text().replace("1e-3", "0.001").replace("1e-2", "0.01")
+    )
     result = run_recipe(content, out=bench.out)
     assert {name: path.name for name, path in result.artifacts.items()} == {
-        name: (ready[1] / name).readlink().name for name in ("adapt", "sft", "check")}
+        name: (ready[1] / name).readlink().name for name in ("adapt", "sft", "check")
+    }
     assert result.summary == json.loads((bench.out / "summary.json").read_text())
 
 
-# ---------------------------------------------------------------------------------------------- commands
+# ----------------------------------------------------------------------------------------- commands
+
 
 def test_json_lines_are_all_of_standard_output_and_end_with_everything(bench: Bench) -> None:
     code, out, err = bench.run("--json", "--set", "sft.seed=1")
@@ -215,9 +265,15 @@ def test_json_lines_are_all_of_standard_output_and_end_with_everything(bench: Be
     assert [one["time"] for one in events] == sorted(one["time"] for one in events)
     assert [one["step"] for one in events if one["event"] == "record"] == [1, 2, 3, 4, 5, 6]
     assert [one["label"] for one in events if one["event"] == "note" and "/3 " in one["label"]] == [
-        "1/3 adapt", "2/3 sft", "3/3 check"]
+        "1/3 adapt",
+        "2/3 sft",
+        "3/3 check",
+    ]
     last = {name: value for name, value in events[-1].items() if name not in ("event", "time")}
-    assert (events[-1]["event"], last) == ("summary", json.loads((bench.out / "summary.json").read_text()))
+    assert (events[-1]["event"], last) == (
+        "summary",
+        json.loads((bench.out / "summary.json").read_text()),
+    )
 
 
 def test_plan_writes_nothing(bench: Bench, tmp_path: Path) -> None:
@@ -225,14 +281,21 @@ def test_plan_writes_nothing(bench: Bench, tmp_path: Path) -> None:
     assert new.states() == [("new", "not made yet")] * 3
     code, out, err = new.run(command="plan")
     assert (code, err) == (0, "")
-    assert f"small → {new.out}" in out.replace("\n", "") and "estimates, within a factor of two" in out
+    assert (
+        f"small → {new.out}" in out.replace("\n", "") and "estimates, within a factor of two" in out
+    )
     assert not new.out.exists()
     made = bench.run("--json", command="plan")[1]
     assert all("tokens" not in one for one in json.loads(made))  # nothing is left to estimate
     planned = json.loads(new.run("--json", command="plan")[1])
     assert [(one["stage"], one["kind"], one["parents"]) for one in planned] == [
-        ("adapt", "adapt", {}), ("sft", "sft", {"model": "adapt"}), ("check", "eval", {"model": "sft", "against": "adapt"})]
-    assert all(one["tokens"] > 0 and one["seconds"] > 0 and 0.5 <= one["memory"] < 0.6 for one in planned)
+        ("adapt", "adapt", {}),
+        ("sft", "sft", {"model": "adapt"}),
+        ("check", "eval", {"model": "sft", "against": "adapt"}),
+    ]
+    assert all(
+        one["tokens"] > 0 and one["seconds"] > 0 and 0.5 <= one["memory"] < 0.6 for one in planned
+    )
 
 
 def test_runs_lists_what_is_there(bench: Bench, tmp_path: Path) -> None:
@@ -240,7 +303,12 @@ def test_runs_lists_what_is_there(bench: Bench, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     code, out, _ = bench.call("runs", tmp_path)
     text = "".join(out.split())
-    assert code == 0 and "adapt,sft,check│finished" in text and "–│notfinished" in text and text.count("finished") == 2
+    assert (
+        code == 0
+        and "adapt,sft,check│finished" in text
+        and "–│notfinished" in text
+        and text.count("finished") == 2
+    )
     code, out, err = bench.call("runs", tmp_path / "other")
     assert (code, out) == (2, "") and f"there are no runs in {tmp_path / 'other'}" in err
 
@@ -250,17 +318,31 @@ def test_show_shows_runs_and_artifacts(bench: Bench, tmp_path: Path) -> None:
     assert code == 0 and all(text in out for text in ("check\n", "correct", "artifacts", "sft"))
     code, out, _ = bench.call("show", bench.out / "sft")
     about = json.loads((bench.out / "sft" / "artifact.json").read_text())
-    assert code == 0 and about["digest"] in "".join(out.split()) and "(adapt)" in out and '"model_sha256"' in out
+    assert (
+        code == 0
+        and about["digest"] in "".join(out.split())
+        and "(adapt)" in out
+        and '"model_sha256"' in out
+    )
     code, out, err = bench.call("show", tmp_path)
     assert (code, out) == (2, "") and "is no finished run and no artifact" in err
 
 
-@pytest.mark.parametrize(("argv", "said"), [
-    (["run"], "the following arguments are required: recipe"), (["run", "none.yaml"], "cannot read the recipe none.yaml"),
-    (["plan", "RECIPE", "--jsn"], "unknown option --jsn"), (["run", "RECIPE", "--set", "sft.sed=1"], "sft has no option 'sed'"),
-    (["schema", "x"], "unknown option x"), (["show"], "the following arguments are required: folder"),
-], ids=str)
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["run"], "the following arguments are required: recipe"),
+        (["run", "none.yaml"], "cannot read the recipe none.yaml"),
+        (["plan", "RECIPE", "--jsn"], "unknown option --jsn"),
+        (["run", "RECIPE", "--set", "sft.sed=1"], "sft has no option 'sed'"),
+        (["schema", "x"], "unknown option x"),
+        (["show"], "the following arguments are required: folder"),
+    ],
+    ids=str,
+)
 def test_wrong_input_ends_with_code_2(bench: Bench, argv: list[str], said: str) -> None:
-    code, out, err = bench.call(argv[0], *(str(bench.recipe) if a == "RECIPE" else a for a in argv[1:]))
+    code, out, err = bench.call(
+        argv[0], *(str(bench.recipe) if a == "RECIPE" else a for a in argv[1:])
+    )
     assert (code, out) == (2, "")
     assert said in err and "cure:" in err

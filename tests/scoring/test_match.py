@@ -7,16 +7,33 @@ import pytest
 from posttrain.scoring.match import MATCHES
 
 
-@pytest.mark.parametrize(("match", "answer", "wanted", "right"), [
-    ("exact", " Paris\n", "Paris", True), ("exact", "new  york", "new york", True), ("exact", "paris", "Paris", False),
-    ("exact", "Paris.", "Paris", False), ("exact", "", "Paris", False),
-    ("contains", "It is paris, I think", "Paris", True), ("contains", "It is\n New   York.", "new york", True),
-    ("contains", "Parisian", "Paris", False), ("contains", "a+b (x)", "(x)", True), ("contains", "142", "42", False),
-    ("number", "6 times 7 is 42.", "42", True), ("number", "42, not 43", "42", False), ("number", "1,234.50", "1234.5", True),
-    ("number", "it is -3", "-3", True), ("number", "it is -3", "3", False), ("number", "from 3-5", "5", True),
-    ("number", "2, 3,5", "5", True), ("number", "1,2,3", "3", True), ("number", "so 5-3=2", "2", True),
-    ("number", ".5", "0.5", True),
-    ("number", "9007199254740993", "9007199254740992", False), ("number", "none", "3", False), ("number", "none", "none", False),
-])
+@pytest.mark.parametrize(
+    ("match", "answer", "wanted", "right"),
+    [
+        ("exact", " Paris\n", "Paris", True),
+        ("exact", "new  york", "new york", True),
+        ("exact", "paris", "Paris", False),
+        ("exact", "Paris.", "Paris", False),
+        ("exact", "", "Paris", False),
+        ("contains", "It is paris, I think", "Paris", True),
+        ("contains", "It is\n New   York.", "new york", True),
+        ("contains", "Parisian", "Paris", False),
+        ("contains", "a+b (x)", "(x)", True),
+        ("contains", "142", "42", False),
+        ("number", "6 times 7 is 42.", "42", True),
+        ("number", "42, not 43", "42", False),
+        ("number", "1,234.50", "1234.5", True),
+        ("number", "it is -3", "-3", True),
+        ("number", "it is -3", "3", False),
+        ("number", "from 3-5", "5", True),
+        ("number", "2, 3,5", "5", True),
+        ("number", "1,2,3", "3", True),
+        ("number", "so 5-3=2", "2", True),
+        ("number", ".5", "0.5", True),
+        ("number", "9007199254740993", "9007199254740992", False),
+        ("number", "none", "3", False),
+        ("number", "none", "none", False),
+    ],
+)
 def test_matches(match: str, answer: str, wanted: str, right: bool) -> None:
     assert MATCHES[match](answer, wanted) is right

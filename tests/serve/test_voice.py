@@ -1,4 +1,6 @@
-"""A model in a conversation: prompted as trained, heard in whole characters, stopped without loss."""
+"""A model in a conversation: prompted as trained, heard in whole characters, stopped
+without loss.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +19,11 @@ from posttrain.serve.voice import Stream, Voice, model_folder
 from tests import making
 
 HELLO = ({"role": "user", "content": "Hello?"},)
-LONG = ({"role": "system", "content": "Be kind."}, *(
-    {"role": role, "content": f"{role} {i}"} for i in range(8) for role in ("user", "assistant")), *HELLO)
+LONG = (
+    {"role": "system", "content": "Be kind."},
+    *({"role": role, "content": f"{role} {i}"} for i in range(8) for role in ("user", "assistant")),
+    *HELLO,
+)
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +36,8 @@ def voice(base: Path) -> Voice:
     return Voice.load(str(base), device="cpu")
 
 
-# ---------------------------------------------------------------------------------------------- text
+# --------------------------------------------------------------------------------------------- text
+
 
 def test_a_character_of_several_tokens_is_told_when_it_is_whole() -> None:
     """é is two byte tokens, € three, 😀 four; the end of half a character is no text."""
@@ -40,48 +46,87 @@ def test_a_character_of_several_tokens_is_told_when_it_is_whole() -> None:
     tokens = words(text)["input_ids"]
     stream = Stream(words, frozenset({0}))
     assert [stream.take(token) for token in [*tokens, 0, *words("€")["input_ids"][:2]]] == [
-        "", "é", "", "", "€", "", "", "", "😀", " ", "a", "", "", ""]
+        "",
+        "é",
+        "",
+        "",
+        "€",
+        "",
+        "",
+        "",
+        "😀",
+        " ",
+        "a",
+        "",
+        "",
+        "",
+    ]
     assert stream.text == text
 
 
 def test_bytes_that_are_no_character_are_told_with_the_next_one() -> None:
     words = making.tokenizer()
     stream = Stream(words, frozenset(), "<think>")
-    assert [stream.take(t) for t in (words("é")["input_ids"][0], words("b")["input_ids"][0])] == ["", "\ufffdb"]
+    assert [stream.take(t) for t in (words("é")["input_ids"][0], words("b")["input_ids"][0])] == [
+        "",
+        "\ufffdb",
+    ]
     assert stream.text == "<think>\ufffdb"
 
 
-# ---------------------------------------------------------------------------------------------- answers
+# ------------------------------------------------------------------------------------------ answers
 
-@pytest.mark.parametrize("params", [Sampling(60, temperature=0), Sampling(60, temperature=1.0, seed=3)], ids=["greedy", "drawn"])
-def test_what_is_heard_is_what_is_sampled_without_hearing(base: Path, voice: Voice, params: Sampling) -> None:
-    """The prompt is the default template's; the answer, piece by piece, is plain decoding of the same draws."""
+
+@pytest.mark.parametrize(
+    "params",
+    [Sampling(60, temperature=0), Sampling(60, temperature=1.0, seed=3)],
+    ids=["greedy", "drawn"],
+)
+def test_what_is_heard_is_what_is_sampled_without_hearing(
+    base: Path, voice: Voice, params: Sampling
+) -> None:
+    """The prompt is the default template's; the answer, piece by piece, is plain decoding of the
+    same draws.
+    """
     pieces: list[str] = []
     answer = voice.answer(HELLO, params, pieces.append)
     policy = Policy.load(base, device="cpu")
-    prompt = policy.tokenizer("### User:\nHello?\n\n### Assistant:\n", add_special_tokens=False)["input_ids"]
+    prompt = policy.tokenizer("### User:\nHello?\n\n### Assistant:\n", add_special_tokens=False)[
+        "input_ids"
+    ]
     (plain,) = policy.sample([prompt], params)
     text = policy.tokenizer.decode(plain.tokens, skip_special_tokens=True).rstrip("\ufffd")
     assert "".join(pieces) == answer.text == text and len(pieces) > 5
-    assert (answer.tokens, answer.finished, answer.interrupted) == (len(plain.tokens), plain.finished, False)
+    assert (answer.tokens, answer.finished, answer.interrupted) == (
+        len(plain.tokens),
+        plain.finished,
+        False,
+    )
 
 
 def test_history_is_what_the_template_renders(base: Path, voice: Voice) -> None:
     words = Policy.load(base, device="cpu").tokenizer
     chat = Chat(words)
     ids, text, forgotten = voice.prompt(LONG[:4], 8)
-    expected = ("### System:\nBe kind.\n\n### User:\nuser 0\n\n### Assistant:\nassistant 0<|end|>\n\n"
-                "### User:\nuser 1\n\n### Assistant:\n")
+    expected = (
+        "### System:\nBe kind.\n\n### User:\nuser 0\n\n### Assistant:\nassistant 0<|end|>\n\n"
+        "### User:\nuser 1\n\n### Assistant:\n"
+    )
     assert text == expected == chat.prompt(Example("", LONG[:4]))[0]
     assert ids == Encoder(words).prompts([expected], [False])[0] and forgotten == 0
     # and the prompt's tokens are those that a trained conversation begins with
-    (trained,) = Encoder(words).encode([chat.turns(Example("", LONG[:4]), ({"role": "assistant", "content": "x"},))])
-    assert not isinstance(trained, DataError) and trained[-1].ids[:len(ids)] == ids
+    (trained,) = Encoder(words).encode(
+        [chat.turns(Example("", LONG[:4]), ({"role": "assistant", "content": "x"},))]
+    )
+    assert not isinstance(trained, DataError) and trained[-1].ids[: len(ids)] == ids
 
 
 def test_the_end_token_is_not_shown(voice: Voice, monkeypatch: pytest.MonkeyPatch) -> None:
     words = voice.policy.tokenizer
-    script = [*words("ok", add_special_tokens=False)["input_ids"], words.convert_tokens_to_ids(making.END)]
+    script = [
+        *words("ok", add_special_tokens=False)["input_ids"],
+        words.convert_tokens_to_ids(making.END),
+    ]
 
     def scripted(_model: Any, prompts: Any, params: Sampling, told: Any) -> Any:
         assert params.stop == voice.policy.stops and script[-1] in voice.policy.stops
@@ -111,8 +156,10 @@ def test_thinking_that_the_prompt_begins_is_part_of_the_answer(base: Path) -> No
     """So that the template finds it, and drops it, when the answer has become history."""
     policy = Policy.load(base, device="cpu")
     policy.tokenizer.chat_template = (
-        "{% for m in messages %}{{ m.role }}: {{ m.content.split('</think>')[-1] }}<|end|>\n{% endfor %}"
-        "{% if add_generation_prompt %}assistant: {% if think | default(true) %}<think>\n{% endif %}{% endif %}")
+        "{% for m in messages %}{{ m.role }}: {{ m.content.split('</think>')[-1] }}<|end|>\n{%"
+        " endfor %}{% if add_generation_prompt %}assistant: {% if think | default(true)"
+        " %}<think>\n{% endif %}{% endif %}"
+    )
     heard: list[str] = []
     thinking = Voice("it", policy, {}).answer(HELLO, Sampling(5, seed=1), heard.append)
     assert heard[0] == "<think>\n" and thinking.text.startswith("<think>\n")
@@ -121,14 +168,20 @@ def test_thinking_that_the_prompt_begins_is_part_of_the_answer(base: Path) -> No
     assert direct.notes == []
 
 
-# ---------------------------------------------------------------------------------------------- positions
+# ---------------------------------------------------------------------------------------- positions
+
 
 def test_the_oldest_turns_go_where_there_is_no_room(voice: Voice) -> None:
-    """A quarter of the 256 positions is left for the answer; the system prompt stays, and so does the last question."""
+    """A quarter of the 256 positions is left for the answer; the system prompt stays, and so does
+    the last question.
+    """
     ids, text, forgotten = voice.prompt(LONG, 512)
     assert len(ids) <= 256 - 64 and 0 < forgotten < 8
-    assert text.startswith(f"### System:\nBe kind.\n\n### User:\nuser {forgotten}\n\n") and "Hello?" in text
-    more = voice.chat.prompt(Example("", (LONG[0], *LONG[2 * forgotten - 1:])))[0]
+    assert (
+        text.startswith(f"### System:\nBe kind.\n\n### User:\nuser {forgotten}\n\n")
+        and "Hello?" in text
+    )
+    more = voice.chat.prompt(Example("", (LONG[0], *LONG[2 * forgotten - 1 :])))[0]
     assert len(voice.encoder.prompts([more], [False])[0]) > 256 - 64  # one turn more would not fit
     answer = voice.answer(LONG, Sampling(512, seed=2), lambda _: None)
     assert answer.forgotten == forgotten and (answer.finished or answer.tokens == 256 - len(ids))
@@ -136,11 +189,15 @@ def test_the_oldest_turns_go_where_there_is_no_room(voice: Voice) -> None:
 
 
 def test_a_question_that_is_too_long_is_an_error(voice: Voice) -> None:
-    with pytest.raises(DataError, match=r"the question alone has 326 tokens in the chat template, and .* only 256 positions"):
+    with pytest.raises(
+        DataError,
+        match=r"the question alone has 326 tokens in the chat template, and .* only 256 positions",
+    ):
         voice.prompt(({"role": "user", "content": "x" * 299},), 8)
 
 
-# ---------------------------------------------------------------------------------------------- folders
+# ------------------------------------------------------------------------------------------ folders
+
 
 def test_the_folder_of_a_run_stands_for_its_model(base: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"

@@ -1,11 +1,23 @@
-"""The skills with numbers. Each draws a `Problem` of one level, 1 (easy) … 5 (hard); `wordings` says it in English."""
+"""The skills with numbers. Each draws a `Problem` of one level, 1 (easy) … 5 (hard); `wordings`
+says it in English.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from posttrain.assets.words import CONTAINERS, DAYS, FIRST, MONTHS, THINGS, WORDS, Draw, commas, listed
+from posttrain.assets.words import (
+    CONTAINERS,
+    DAYS,
+    FIRST,
+    MONTHS,
+    THINGS,
+    WORDS,
+    Draw,
+    commas,
+    listed,
+)
 
 
 class Problem(NamedTuple):
@@ -13,8 +25,8 @@ class Problem(NamedTuple):
 
     Attributes:
         kind: which wordings fit (see `wordings`).
-        key: what identifies the question among its kind, in words that stand in every wording: a key that said more would put
-            one question into two splits.
+        key: what identifies the question among its kind, in words that stand in every wording: a
+            key that said more would put one question into two splits.
         slots: what the wordings name in braces.
         answer, solution: as in `Item`.
     """
@@ -51,10 +63,20 @@ def _sum(a: int, b: int) -> str:
 def plus(d: Draw, level: int) -> Problem:
     if level == 5 and d.chance(0.5):
         a, b, c = (d.between(11, 99) for _ in range(3))
-        return Problem("plus3", f"{sorted((a, b, c))}", {"a": a, "b": b, "c": c}, str(a + b + c),
-                       f"{a} plus {b} is {a + b}, {a + b} plus {c} is {a + b + c}.")
-    (low, high), (least, most) = (((1, 20), (1, 20)), ((10, 99), (2, 9)), ((10, 99), (10, 99)), ((100, 999), (10, 99)),
-                                  ((100, 999), (100, 999)))[level - 1]
+        return Problem(
+            "plus3",
+            f"{sorted((a, b, c))}",
+            {"a": a, "b": b, "c": c},
+            str(a + b + c),
+            f"{a} plus {b} is {a + b}, {a + b} plus {c} is {a + b + c}.",
+        )
+    (low, high), (least, most) = (
+        ((1, 20), (1, 20)),
+        ((10, 99), (2, 9)),
+        ((10, 99), (10, 99)),
+        ((100, 999), (10, 99)),
+        ((100, 999), (100, 999)),
+    )[level - 1]
     a, b = d.between(low, high), d.between(least, most)
     if d.chance(0.5):
         a, b = b, a
@@ -62,8 +84,13 @@ def plus(d: Draw, level: int) -> Problem:
 
 
 def minus(d: Draw, level: int) -> Problem:
-    (low, high), (least, most) = (((3, 20), (1, 20)), ((10, 99), (2, 9)), ((30, 99), (10, 99)), ((100, 999), (10, 99)),
-                                  ((200, 999), (100, 999)))[level - 1]
+    (low, high), (least, most) = (
+        ((3, 20), (1, 20)),
+        ((10, 99), (2, 9)),
+        ((30, 99), (10, 99)),
+        ((100, 999), (10, 99)),
+        ((200, 999), (100, 999)),
+    )[level - 1]
     a = d.between(low, high)
     b = d.between(least, min(most, a - 1))
     left, steps = a, []
@@ -74,8 +101,13 @@ def minus(d: Draw, level: int) -> Problem:
 
 
 def times(d: Draw, level: int) -> Problem:
-    (low, high), (least, most) = (((2, 10), (2, 10)), ((2, 12), (11, 30)), ((11, 99), (3, 9)), ((100, 999), (2, 9)),
-                                  ((11, 99), (11, 99)))[level - 1]
+    (low, high), (least, most) = (
+        ((2, 10), (2, 10)),
+        ((2, 12), (11, 30)),
+        ((11, 99), (3, 9)),
+        ((100, 999), (2, 9)),
+        ((11, 99), (11, 99)),
+    )[level - 1]
     a, b = d.between(low, high), d.between(least, most)
     big, small = max(a, b), min(a, b)
     pieces = [(part, part * small) for part in parts(big)]
@@ -90,10 +122,19 @@ def times(d: Draw, level: int) -> Problem:
 def compare(d: Draw, level: int) -> Problem:
     count, high = ((2, 99), (3, 99), (4, 999), (4, 99), (4, 99))[level - 1]
     values = d.different(count, 1 if level < 3 else 10, high)
-    kind = d.pick(("largest", "smallest") if level < 4 else ("second-largest", "second-smallest") if level == 4 else ("range",))
+    kind = d.pick(
+        ("largest", "smallest")
+        if level < 4
+        else ("second-largest", "second-smallest")
+        if level == 4
+        else ("range",)
+    )
     order = sorted(values, reverse="largest" in kind)
     if kind == "range":
-        answer, solution = order[-1] - order[0], f"The largest is {order[-1]}, the smallest is {order[0]}."
+        answer, solution = (
+            order[-1] - order[0],
+            f"The largest is {order[-1]}, the smallest is {order[0]}.",
+        )
     else:
         answer = order[1 if "second" in kind else 0]
         solution = f"In order: {commas(order)}." if count > 2 else ""
@@ -104,11 +145,18 @@ def sort(d: Draw, level: int) -> Problem:
     count, high = ((3, 99), (4, 99), (5, 99), (5, 999), (7, 999))[level - 1]
     values = d.different(count, 1, high)
     kind = "sort-up" if level == 1 or d.chance(0.5) else "sort-down"
-    return Problem(kind, f"{sorted(values)}", {"list": commas(values)}, commas(sorted(values, reverse=kind == "sort-down")))
+    return Problem(
+        kind,
+        f"{sorted(values)}",
+        {"list": commas(values)},
+        commas(sorted(values, reverse=kind == "sort-down")),
+    )
 
 
 def sequence(d: Draw, level: int) -> Problem:
-    """Next in an even row; from level 3 downwards, too; at 4 with a gap inside; at 5 by doubling or by growing steps."""
+    """Next in an even row; from level 3 downwards, too; at 4 with a gap inside; at 5 by doubling or
+    by growing steps.
+    """
     step = d.pick((1, 2, 5, 10)) if level == 1 else d.between(2, 9 if level < 3 else 15)
     row = [d.between(1, (99, 150, 200, 200, 200)[level - 1]) + (step * 5 if level > 2 else 0)]
     shrink = level > 2 and d.chance(0.5)
@@ -117,7 +165,10 @@ def sequence(d: Draw, level: int) -> Problem:
     if level == 5:
         start, grow = d.between(1, 99), d.between(1, 12)
         if d.chance(0.25):
-            row, solution = [start * 2**i for i in range(5)], "Each number is twice the one before it."
+            row, solution = (
+                [start * 2**i for i in range(5)],
+                "Each number is twice the one before it.",
+            )
         else:
             row = [start + grow * i + i * (i - 1) // 2 for i in range(5)]
             steps = [row[i + 1] - row[i] for i in range(4)]
@@ -131,7 +182,12 @@ def sequence(d: Draw, level: int) -> Problem:
 def story(d: Draw, level: int) -> Problem:
     """Word problems: one step (1 and 2), multiplication (3), two steps (4), three steps (5)."""
     p, q = d.some(FIRST, 2)
-    slots: dict[str, object] = {"p": p, "q": q, "things": d.pick(THINGS), "boxes": d.pick(CONTAINERS)}
+    slots: dict[str, object] = {
+        "p": p,
+        "q": q,
+        "things": d.pick(THINGS),
+        "boxes": d.pick(CONTAINERS),
+    }
     high = 12 if level < 3 else 9
     a, b, c = d.between(3, high * 3), d.between(2, high), d.between(2, 20)
     if level < 3:
@@ -144,13 +200,23 @@ def story(d: Draw, level: int) -> Problem:
         kind, answer, solution = "story-times", a * b, f"{a} times {b} is {a * b}."
     elif level == 4 and d.chance(0.5):
         c = d.between(2, a + b - 1)
-        kind, answer, solution = "story-twice", a + b - c, f"{a} plus {b} is {a + b}, {a + b} minus {c} is {a + b - c}."
+        kind, answer, solution = (
+            "story-twice",
+            a + b - c,
+            f"{a} plus {b} is {a + b}, {a + b} minus {c} is {a + b - c}.",
+        )
     elif level == 4:
-        kind, answer, solution = "story-times-more", a * b + c, f"{a} times {b} is {a * b}, {a * b} plus {c} is {a * b + c}."
+        kind, answer, solution = (
+            "story-times-more",
+            a * b + c,
+            f"{a} times {b} is {a * b}, {a * b} plus {c} is {a * b + c}.",
+        )
     else:
         e, made = d.between(2, 5), a * b + c
         kind, answer = "story-three", made - e
-        solution = f"{a} times {b} is {a * b}, {a * b} plus {c} is {made}, {made} minus {e} is {answer}."
+        solution = (
+            f"{a} times {b} is {a * b}, {a * b} plus {c} is {made}, {made} minus {e} is {answer}."
+        )
         slots["e"] = e
     slots |= {"a": a, "b": b, "c": c}
     numbers = f"{a} {b} {c if level > 3 else ''} {slots.get('e', '')}"
@@ -163,14 +229,21 @@ def calendar(d: Draw, level: int) -> Problem:
     if level == 1:
         a, b = d.between(1, 12), d.between(1, 11)
         hour = (a + (-b if back else b) - 1) % 12 + 1
-        return Problem("hour-before" if back else "hour-after", f"{a} {b}", {"a": a, "b": b}, str(hour))
+        return Problem(
+            "hour-before" if back else "hour-after", f"{a} {b}", {"a": a, "b": b}, str(hour)
+        )
     cycle, name = (MONTHS, "month") if level == 3 else (DAYS, "day")
     start = d.below(len(cycle))
     if level == 5:
         a, b = d.between(5, 40), d.between(2, 20)
         middle, end = DAYS[(start + a) % 7], DAYS[(start + a - b) % 7]
-        return Problem("day-both", f"{DAYS[start]} {a} {b}", {"from": DAYS[start], "a": a, "b": b}, end,
-                       f"{a} days after {DAYS[start]} is {middle}. {b} days before {middle} is {end}.")
+        return Problem(
+            "day-both",
+            f"{DAYS[start]} {a} {b}",
+            {"from": DAYS[start], "a": a, "b": b},
+            end,
+            f"{a} days after {DAYS[start]} is {middle}. {b} days before {middle} is {end}.",
+        )
     n = d.between(2, 30) if level != 4 else d.between(20, 200)
     end = cycle[(start + (-n if back else n)) % len(cycle)]
     rest = n % len(cycle)
@@ -179,28 +252,60 @@ def calendar(d: Draw, level: int) -> Problem:
     return Problem(kind, f"{cycle[start]} {n}", {"from": cycle[start], "n": n}, end, solution)
 
 
-_UNITS = (("week", "days", 7), ("minute", "seconds", 60), ("hour", "minutes", 60), ("day", "hours", 24),
-          ("metre", "centimetres", 100), ("kilometre", "metres", 1000), ("kilogram", "grams", 1000), ("dozen", "pieces", 12),
-          ("year", "months", 12), ("yard", "inches", 36))
+_UNITS = (
+    ("week", "days", 7),
+    ("minute", "seconds", 60),
+    ("hour", "minutes", 60),
+    ("day", "hours", 24),
+    ("metre", "centimetres", 100),
+    ("kilometre", "metres", 1000),
+    ("kilogram", "grams", 1000),
+    ("dozen", "pieces", 12),
+    ("year", "months", 12),
+    ("yard", "inches", 36),
+)
 
 
 def convert(d: Draw, level: int) -> Problem:
-    """Into the small unit (1, 2), into the large one (3), of a mixed amount (4), into a mixed amount (5)."""
+    """Into the small unit (1, 2), into the large one (3), of a mixed amount (4), into a mixed
+    amount (5).
+    """
     one, small, size = d.pick([u for u in _UNITS if level > 1 or u[2] in (7, 12, 100, 1000)])
     big = one + "s"
     a, b = d.between(2, 20 if level < 2 else 60), d.between(1, size - 1)
     slots: dict[str, object] = {"big": big, "small": small, "a": a, "b": b, "total": a * size + b}
     rule = f"There are {size} {small} in one {one}"
     if level < 3:
-        return Problem("convert-down", f"{big} {small} {a}", slots, f"{a * size}", f"{rule}: {a} times {size} is {a * size}.")
+        return Problem(
+            "convert-down",
+            f"{big} {small} {a}",
+            slots,
+            f"{a * size}",
+            f"{rule}: {a} times {size} is {a * size}.",
+        )
     if level == 3:
-        return Problem("convert-up", f"{big} {small} {a * size}", slots | {"total": a * size}, f"{a}",
-                       f"{rule}: {a * size} is {a} times {size}.")
+        return Problem(
+            "convert-up",
+            f"{big} {small} {a * size}",
+            slots | {"total": a * size},
+            f"{a}",
+            f"{rule}: {a * size} is {a} times {size}.",
+        )
     if level == 4:
-        return Problem("convert-mixed", f"{big} {small} {a} {b}", slots, f"{a * size + b}",
-                       f"{rule}: {a} times {size} is {a * size}, plus {b} is {a * size + b}.")
-    return Problem("convert-split", f"{big} {small} {a * size + b}", slots, f"{a} {big} and {b} {small}",
-                   f"{rule}: {a} times {size} is {a * size}, and {b} are left.")
+        return Problem(
+            "convert-mixed",
+            f"{big} {small} {a} {b}",
+            slots,
+            f"{a * size + b}",
+            f"{rule}: {a} times {size} is {a * size}, plus {b} is {a * size + b}.",
+        )
+    return Problem(
+        "convert-split",
+        f"{big} {small} {a * size + b}",
+        slots,
+        f"{a} {big} and {b} {small}",
+        f"{rule}: {a} times {size} is {a * size}, and {b} are left.",
+    )
 
 
 def code(d: Draw, level: int) -> Problem:
@@ -210,20 +315,33 @@ def code(d: Draw, level: int) -> Problem:
     if level < 3:
         op = d.pick("+-" if level == 1 else "+-*")
         a, b = (max(a, b), min(a, b)) if op == "-" else (a, b % 9 + 1) if op == "*" else (a, b)
-        text = f"{x} = {a}\nprint({x} {op} {b})" if level == 1 else f"{x} = {a}\n{y} = {b}\nprint({x} {op} {y})"
+        text = (
+            f"{x} = {a}\nprint({x} {op} {b})"
+            if level == 1
+            else f"{x} = {a}\n{y} = {b}\nprint({x} {op} {y})"
+        )
         answer = a + b if op == "+" else a - b if op == "-" else a * b
     elif level == 3:
         text, answer = _call(d, x)
     elif level == 4:
         text, answer = f"{x} = {a}\n{y} = {x} + {b}\n{x} = {y} * {n}\nprint({x})", (a + b) * n
     else:
-        text, answer = f"{x} = {a}\nfor {y} in range({n}):\n    {x} = {x} + {b}\nprint({x})", a + n * b
+        text, answer = (
+            f"{x} = {a}\nfor {y} in range({n}):\n    {x} = {x} + {b}\nprint({x})",
+            a + n * b,
+        )
     return Problem("code", text, {"code": text}, str(answer))
 
 
 def _call(d: Draw, x: str) -> tuple[str, object]:
     numbers: Sequence[int] = d.different(4, 1, 60)
     word, i = d.pick(WORDS), d.below(4)
-    return d.pick(((f"{x} = {numbers}\nprint(max({x}))", max(numbers)), (f"{x} = {numbers}\nprint(min({x}))", min(numbers)),
-                   (f"{x} = {numbers}\nprint({x}[{i}])", numbers[i]), (f"{x} = {numbers}\nprint(sum({x}))", sum(numbers)),
-                   (f'{x} = "{word}"\nprint({x}.upper() + "{i}")', f"{word.upper()}{i}")))
+    return d.pick(
+        (
+            (f"{x} = {numbers}\nprint(max({x}))", max(numbers)),
+            (f"{x} = {numbers}\nprint(min({x}))", min(numbers)),
+            (f"{x} = {numbers}\nprint({x}[{i}])", numbers[i]),
+            (f"{x} = {numbers}\nprint(sum({x}))", sum(numbers)),
+            (f'{x} = "{word}"\nprint({x}.upper() + "{i}")', f"{word.upper()}{i}"),
+        )
+    )

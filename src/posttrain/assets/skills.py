@@ -1,22 +1,28 @@
 """Sixteen instruction skills whose answers can be checked, in five levels.
 
-    skill       1                   2                 3                 4                  5
-    plus        up to 20            2 + 1 digits      2 + 2 digits      3 + 2 digits       3 + 3 digits, three numbers
-    minus       up to 20            2 − 1 digits      2 − 2 digits      3 − 2 digits       3 − 3 digits
-    times       up to 10 x 10       up to 12 x 30     2 x 1 digits      3 x 1 digits       2 x 2 digits
-    compare     2 numbers           3                 4 of 3 digits     second of 4        largest − smallest
-    sort        3 numbers           4, also down      5                 5 of 3 digits      7
-    sequence    steps 1, 2, 5, 10   2 … 9             also falling      a gap              doubling, growing steps
-    story       one step            larger numbers    a product         two steps          three steps
-    calendar    hours               days              months            20 … 200 days      forth and back
-    convert     into small units    more units        into large ones   mixed amounts      split amounts
-    code        one variable        two               a call            updates            a loop
-    alphabet    3 words             4                 a shared letter   5, also backwards  6
-    reverse     3 words             4                 5                 letters of a word  of a longer word
-    count       words               one word          letters           of two words       one letter
-    edit        capitals, ends      the n-th          replace, append   remove, swap       two of them
-    form        separator           numbers, quotes   first n, repeat   capitals           sorted, lengths
-    passage     2 people            3                 6 facts           who of four        over a friend
+skill       1                   2                 3                 4                  5
+plus        up to 20            2 + 1 digits      2 + 2 digits      3 + 2 digits       3 + 3 digits,
+            three numbers
+minus       up to 20            2 − 1 digits      2 − 2 digits      3 − 2 digits       3 − 3 digits
+times       up to 10 x 10       up to 12 x 30     2 x 1 digits      3 x 1 digits       2 x 2 digits
+compare     2 numbers           3                 4 of 3 digits     second of 4        largest −
+            smallest
+sort        3 numbers           4, also down      5                 5 of 3 digits      7
+sequence    steps 1, 2, 5, 10   2 … 9             also falling      a gap              doubling,
+            growing steps
+story       one step            larger numbers    a product         two steps          three steps
+calendar    hours               days              months            20 … 200 days      forth and
+            back
+convert     into small units    more units        into large ones   mixed amounts      split amounts
+code        one variable        two               a call            updates            a loop
+alphabet    3 words             4                 a shared letter   5, also backwards  6
+reverse     3 words             4                 5                 letters of a word  of a longer
+            word
+count       words               one word          letters           of two words       one letter
+edit        capitals, ends      the n-th          replace, append   remove, swap       two of them
+form        separator           numbers, quotes   first n, repeat   capitals           sorted,
+            lengths
+passage     2 people            3                 6 facts           who of four        over a friend
 """
 
 from __future__ import annotations
@@ -49,13 +55,39 @@ from posttrain.assets.words import (
 from posttrain.core.errors import ConfigError, nearest
 
 SKILLS: Final[dict[str, Callable[[Draw, int], Problem]]] = {
-    "plus": numeracy.plus, "minus": numeracy.minus, "times": numeracy.times, "compare": numeracy.compare, "sort": numeracy.sort,
-    "sequence": numeracy.sequence, "story": numeracy.story, "calendar": numeracy.calendar, "convert": numeracy.convert,
-    "code": numeracy.code, "alphabet": literacy.alphabet, "reverse": literacy.reverse, "count": literacy.count,
-    "edit": literacy.edit, "form": literacy.form, "passage": literacy.passage}
+    "plus": numeracy.plus,
+    "minus": numeracy.minus,
+    "times": numeracy.times,
+    "compare": numeracy.compare,
+    "sort": numeracy.sort,
+    "sequence": numeracy.sequence,
+    "story": numeracy.story,
+    "calendar": numeracy.calendar,
+    "convert": numeracy.convert,
+    "code": numeracy.code,
+    "alphabet": literacy.alphabet,
+    "reverse": literacy.reverse,
+    "count": literacy.count,
+    "edit": literacy.edit,
+    "form": literacy.form,
+    "passage": literacy.passage,
+}
 
-POOLS: Final = (DAYS, MONTHS, FIRST, FAMILY, TOWNS, JOBS, ANIMALS, FOODS, COLOURS, LANDS, RIVERS, WORDS,
-                tuple(map(str.upper, WORDS)))
+POOLS: Final = (
+    DAYS,
+    MONTHS,
+    FIRST,
+    FAMILY,
+    TOWNS,
+    JOBS,
+    ANIMALS,
+    FOODS,
+    COLOURS,
+    LANDS,
+    RIVERS,
+    WORDS,
+    tuple(map(str.upper, WORDS)),
+)
 
 
 def problem(d: Draw, split: Split, skill: str, level: int) -> Problem:
@@ -74,16 +106,28 @@ def item(d: Draw, split: Split, skill: str, level: int) -> Item:
     """
     found = problem(d, split, skill, level)
     question = d.pick(WORDINGS[found.kind].instructions).format(**found.slots)
-    return Item(skill=skill, level=level, key=f"{found.kind} {found.key}", question=question, answer=found.answer,
-                solution=found.solution)
+    return Item(
+        skill=skill,
+        level=level,
+        key=f"{found.kind} {found.key}",
+        question=question,
+        answer=found.answer,
+        solution=found.solution,
+    )
 
 
 def exercise(d: Draw, skill: str, level: int) -> tuple[str, str, str, str]:
-    """(question, answer, solution, statement) in the wordings of pretraining, of the train split."""
+    """(question, answer, solution, statement) in the wordings of pretraining, of the train
+    split.
+    """
     found = problem(d, "train", skill, level)
     wording = WORDINGS[found.kind]
-    return (d.pick(wording.exercises).format(**found.slots), found.answer, found.solution,
-            d.pick(wording.statements).format(**found.slots, answer=found.answer))
+    return (
+        d.pick(wording.exercises).format(**found.slots),
+        found.answer,
+        found.solution,
+        d.pick(wording.statements).format(**found.slots, answer=found.answer),
+    )
 
 
 def chosen_skills(names: Sequence[str] = ()) -> tuple[str, ...]:
@@ -99,9 +143,15 @@ def chosen_skills(names: Sequence[str] = ()) -> tuple[str, ...]:
 
 
 def mistakes(d: Draw, question: str, answer: str) -> Iterator[str]:
-    """Wrong answers that look right, endless, with repeats: a number nearly hit, another order, another word of the kind."""
+    """Wrong answers that look right, endless, with repeats: a number nearly hit, another order,
+    another word of the kind.
+    """
     kind = next((pool for pool in POOLS if answer in pool), ())
-    pool = [w for w in kind if f" {w}" in question] * 3 + d.some(kind, 4) if kind else [answer[1:], answer[:-1], answer * 2]
+    pool = (
+        [w for w in kind if f" {w}" in question] * 3 + d.some(kind, 4)
+        if kind
+        else [answer[1:], answer[:-1], answer * 2]
+    )
     while True:
         guess = _mistake(d, answer.split(), pool)
         if normalise(guess) not in ("", normalise(answer)):
@@ -113,14 +163,19 @@ def _mistake(d: Draw, words: list[str], pool: Sequence[str]) -> str:
     bare = [word.rstrip(",;") for word in words]
     if numbers and len(words) < 6 and bare == words:  # one number, or '3 hours and 20 minutes'
         i = d.pick(numbers)
-        words[i] = str(abs(int(words[i]) + d.pick((-10, -2, -1, 1, 2, 10) if int(words[i]) > 12 else (-1, 1, 2, 3))))
+        words[i] = str(
+            abs(
+                int(words[i])
+                + d.pick((-10, -2, -1, 1, 2, 10) if int(words[i]) > 12 else (-1, 1, 2, 3))
+            )
+        )
     elif len(words) == 1:
         return d.pick(pool)
     elif len(set(bare)) < 3:  # one word, repeated
-        words = (words * 4)[:d.between(1, 7)]
+        words = (words * 4)[: d.between(1, 7)]
     else:
         i, j = d.some(range(len(words)), 2)
-        tails = [word[len(short):] for word, short in zip(words, bare, strict=True)]
+        tails = [word[len(short) :] for word, short in zip(words, bare, strict=True)]
         bare[i], bare[j] = bare[j], bare[i]
         words = [short + tail for short, tail in zip(bare, tails, strict=True)]
     return " ".join(words)

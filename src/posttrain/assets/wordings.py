@@ -1,7 +1,9 @@
-"""How every kind of problem is said: as an instruction, as a textbook exercise, as a plain statement.
+"""How every kind of problem is said: as an instruction, as a textbook exercise, as a plain
+statement.
 
-The three lines under a kind are its instructions (fine-tuning and evaluation), its exercises and its statements (pretraining),
-separated by bars. No instruction is also an exercise: the base model meets the task, never the instruction.
+The three lines under a kind are its instructions (fine-tuning and evaluation), its exercises and
+its statements (pretraining), separated by bars. No instruction is also an exercise: the base model
+meets the task, never the instruction.
 """
 
 from __future__ import annotations
@@ -379,9 +381,13 @@ passage-friend-colour
 
 
 def _parse(text: str) -> dict[str, Wording]:
-    lines = text.strip().replace("\n| ", " | ").split("\n")  # a line that begins with a bar goes on with the one before
-    rows = [tuple(part.strip().replace("\\n", "\n") for part in line.split(" | ")) for line in lines]
-    return {rows[i][0]: Wording(*rows[i + 1:i + 4]) for i in range(0, len(rows), 4)}
+    lines = (
+        text.strip().replace("\n| ", " | ").split("\n")
+    )  # a line that begins with a bar goes on with the one before
+    rows = [
+        tuple(part.strip().replace("\\n", "\n") for part in line.split(" | ")) for line in lines
+    ]
+    return {rows[i][0]: Wording(*rows[i + 1 : i + 4]) for i in range(0, len(rows), 4)}
 
 
 WORDINGS: Final = _parse(_TEXT)

@@ -1,6 +1,8 @@
-"""What the curriculum is made of: draws that depend on names alone, splits by content, word lists, invented names.
+"""What the curriculum is made of: draws that depend on names alone, splits by content, word lists,
+invented names.
 
-A draw reads raw Philox words, not numpy's distributions, whose streams may change between numpy versions.
+A draw reads raw Philox words, not numpy's distributions, whose streams may change between numpy
+versions.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ LEVELS: Final = (1, 2, 3, 4, 5)
 class Item(TypedDict):
     """A question with one right answer.
 
-    `key` is what is asked, in any wording: two items with one key are the same question, and stand in the same split.
+    `key` is what is asked, in any wording: two items with one key are the same question, and stand
+        in the same split.
     `solution` is reasoning that ends before the answer; empty where there is nothing to work out.
     """
 
@@ -90,7 +93,8 @@ def _split(bucket: int) -> Split:
 
 
 def split_of(key: str) -> Split:
-    """Where a question belongs: 80 % train, 10 % validation, 10 % test, by the hash of its content and by nothing else.
+    """Where a question belongs: 80 % train, 10 % validation, 10 % test, by the hash of its content
+    and by nothing else.
 
     Any seed and any wording gives the same split, so what one seed trains on another never tests.
     """
@@ -121,48 +125,81 @@ def chosen(seed: int, name: str, values: Sequence[T], k: int) -> tuple[T, ...]:
     return tuple(Draw(seed, "words", name).shuffled(values)[:k])
 
 
-# ---------------------------------------------------------------------------------------------- word lists
+# --------------------------------------------------------------------------------------- word lists
+
 
 def _words(text: str) -> tuple[str, ...]:
     return tuple(text.split())
 
 
 WORDS: Final = _words(
-    "cat dog cow hen fox owl bee ant pig rat sun sky sea ice oil egg jam cup box key pen map hat bed toy bus car "
-    "bag net moon star tree leaf rock sand snow rain wind fire wave hill lake road farm barn gate door wall roof "
-    "room desk lamp book page ring rope bell drum coin shoe coat boot ball kite boat ship cart milk rice salt corn "
-    "bean pear plum nuts soup cake bird fish frog goat wolf bear duck deer lion crab king hand foot face nose hair "
-    "hope game song word time year stone river cloud storm grass plant bread honey apple lemon peach grape sugar "
-    "water table chair clock plate spoon knife glass paper brush shirt scarf glove horse sheep mouse tiger snake "
-    "eagle whale house tower field beach shore night light sound train wheel truck plane green white black brown "
-    "seven eight three north south dream smile piano garden forest island valley bridge castle market school window "
-    "carpet mirror candle basket bottle hammer ladder needle button ribbon jacket pencil letter orange banana "
-    "carrot potato tomato butter cheese pepper rabbit monkey turtle spider kitten donkey doctor farmer singer "
-    "winter summer spring autumn silver copper flower village station teacher kitchen blanket morning evening "
-    "thunder rainbow feather chicken dolphin penguin biscuit cabbage mountain elephant umbrella hospital sandwich "
-    "notebook")
+    "cat dog cow hen fox owl bee ant pig rat sun sky sea ice oil egg jam cup box key pen map hat"
+    " bed toy bus car bag net moon star tree leaf rock sand snow rain wind fire wave hill lake road"
+    " farm barn gate door wall roof room desk lamp book page ring rope bell drum coin shoe coat"
+    " boot ball kite boat ship cart milk rice salt corn bean pear plum nuts soup cake bird fish"
+    " frog goat wolf bear duck deer lion crab king hand foot face nose hair hope game song word"
+    " time year stone river cloud storm grass plant bread honey apple lemon peach grape sugar water"
+    " table chair clock plate spoon knife glass paper brush shirt scarf glove horse sheep mouse"
+    " tiger snake eagle whale house tower field beach shore night light sound train wheel truck"
+    " plane green white black brown seven eight three north south dream smile piano garden forest"
+    " island valley bridge castle market school window carpet mirror candle basket bottle hammer"
+    " ladder needle button ribbon jacket pencil letter orange banana carrot potato tomato butter"
+    " cheese pepper rabbit monkey turtle spider kitten donkey doctor farmer singer winter summer"
+    " spring autumn silver copper flower village station teacher kitchen blanket morning evening"
+    " thunder rainbow feather chicken dolphin penguin biscuit cabbage mountain elephant umbrella"
+    " hospital sandwich notebook"
+)
 THINGS: Final = _words(
-    "apples pears plums eggs coins stones shells books cups stamps nuts pens marbles buttons candles cards beads "
-    "lemons ribbons bells")
+    "apples pears plums eggs coins stones shells books cups stamps nuts pens marbles buttons"
+    " candles cards beads lemons ribbons bells"
+)
 CONTAINERS: Final = _words("boxes bags baskets jars crates sacks trays chests")
 COLOURS: Final = _words("red blue green yellow brown white black grey orange purple pink golden")
-ANIMALS: Final = _words("goat cat dog horse hen duck sheep rabbit donkey parrot turtle pig goose mouse pony crow")
+ANIMALS: Final = _words(
+    "goat cat dog horse hen duck sheep rabbit donkey parrot turtle pig goose mouse pony crow"
+)
 JOBS: Final = _words(
-    "baker miller smith weaver farmer tailor painter sailor teacher doctor hunter fisher singer potter carpenter "
-    "gardener shepherd cook guard clerk")
-FOODS: Final = _words("bread cheese soup honey rice fish plums cake beans corn apples porridge nuts figs mushrooms eggs")
+    "baker miller smith weaver farmer tailor painter sailor teacher doctor hunter fisher singer"
+    " potter carpenter gardener shepherd cook guard clerk"
+)
+FOODS: Final = _words(
+    "bread cheese soup honey rice fish plums cake beans corn apples porridge nuts figs mushrooms"
+    " eggs"
+)
 DAYS: Final = _words("Monday Tuesday Wednesday Thursday Friday Saturday Sunday")
-MONTHS: Final = _words("January February March April May June July August September October November December")
+MONTHS: Final = _words(
+    "January February March April May June July August September October November December"
+)
 
 # invented names; every list has its own endings, so that a name tells what kind of thing it names
-_FIRST = [a + b for a in _words("Bel Dar Fen Gor Hal Jor Kel Lin Mar Nor Pel Ros Sel Tam Tol Ul Var Wen Yar Zim Brim Cor Des El")
-          for b in _words("a o in ek ira una is ola an eth")]
-_FAMILY = [a + b for a in _words("Ash Birch Crow Dun Elm Fair Gold Hare Iron Kirk Lamb Moss Nettle Oak Pine Quill")
-           for b in _words("well ley man by wright ston")]
-_TOWN = [a + b for a in _words("Alder Bram Cold Dray Ember Frost Glen Hazel Kings Long Mill North Otter Plum Raven Stone")
-         for b in _words("ford mouth wick haven bury gate")]
+_FIRST = [
+    a + b
+    for a in _words(
+        "Bel Dar Fen Gor Hal Jor Kel Lin Mar Nor Pel Ros Sel Tam Tol Ul Var Wen Yar Zim Brim Cor"
+        " Des El"
+    )
+    for b in _words("a o in ek ira una is ola an eth")
+]
+_FAMILY = [
+    a + b
+    for a in _words(
+        "Ash Birch Crow Dun Elm Fair Gold Hare Iron Kirk Lamb Moss Nettle Oak Pine Quill"
+    )
+    for b in _words("well ley man by wright ston")
+]
+_TOWN = [
+    a + b
+    for a in _words(
+        "Alder Bram Cold Dray Ember Frost Glen Hazel Kings Long Mill North Otter Plum Raven Stone"
+    )
+    for b in _words("ford mouth wick haven bury gate")
+]
 _LAND = _words("Ostravia Velmora Tarquia Isendell Quorland Marovia Dorrany Fennmark")
-_RIVER = [a + b for a in _words("Ar Bel Dor Esk Lin Mer Nar Tav Ul Wyn") for b in _words("ena isk ora une")]
+_RIVER = [
+    a + b
+    for a in _words("Ar Bel Dor Esk Lin Mer Nar Tav Ul Wyn")
+    for b in _words("ena isk ora une")
+]
 
 FIRST: Final = chosen(0, "first names", _FIRST, 200)
 FAMILY: Final = chosen(0, "family names", _FAMILY, 80)

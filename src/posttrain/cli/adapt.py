@@ -9,9 +9,12 @@ from posttrain.stages.adapt import AdaptSettings, run
 
 def main(argv: list[str]) -> int:
     settings, observer = read(
-        "adapt", "Adapt a model to the text of a domain, with replay against forgetting. Killed at any moment, the same "
-        "command goes on where it was.",
-        AdaptSettings, argv)
+        "adapt",
+        "Adapt a model to the text of a domain, with replay against forgetting. Killed at any"
+        " moment, the same command goes on where it was.",
+        AdaptSettings,
+        argv,
+    )
     outcome = run(settings, observer)
     show(outcome)
     return 0

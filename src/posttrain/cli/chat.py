@@ -1,4 +1,6 @@
-"""`posttrain chat`: talk to a model, or to two side by side. Answers go to standard output, everything else to standard error.
+"""`posttrain chat`: talk to a model, or to two side by side.
+
+Answers go to standard output, everything else to standard error.
 
 Left out: messages of several lines, and files in messages.
 """
@@ -32,19 +34,27 @@ if TYPE_CHECKING:
 
 WIDE = 100  # characters of a terminal that has room for two columns
 # what a terminal would obey, as signs that stand for it: a model's answer must not move the cursor
-HARMLESS = {i: 0x2400 + i for i in range(32) if chr(i) not in "\n\t"} | {127: 0x2421, **dict.fromkeys(range(128, 160), 0xFFFD)}
+HARMLESS = {i: 0x2400 + i for i in range(32) if chr(i) not in "\n\t"} | {
+    127: 0x2421,
+    **dict.fromkeys(range(128, 160), 0xFFFD),
+}
 
 
 def main(argv: list[str]) -> int:
     settings, observer = read(
-        "chat", "Talk to a model, or to two side by side. Where standard input is no terminal, every line of it is a message. "
-        "In the conversation /help lists what else can be done.",
-        ChatSettings, argv)
+        "chat",
+        "Talk to a model, or to two side by side. Where standard input is no terminal, every line"
+        " of it is a message. In the conversation /help lists what else can be done.",
+        ChatSettings,
+        argv,
+    )
     talk = begin(settings, observer)
     if settings.prompt is not None:
         talk.ask(settings.prompt)
     elif sys.stdin.isatty():
-        talk.observer.note("chat", "/help lists the commands, Ctrl-C stops an answer, Ctrl-D ends the conversation")
+        talk.observer.note(
+            "chat", "/help lists the commands, Ctrl-C stops an answer, Ctrl-D ends the conversation"
+        )
         converse(talk)
         return 0
     for line in [] if settings.prompt is not None else lines():
@@ -61,8 +71,11 @@ def begin(settings: ChatSettings, observer: ConsoleObserver) -> Talk:
     from posttrain.engine.sampler import Sampling
     from posttrain.serve.voice import Voice
 
-    voices = [Voice.load(path, device=settings.device, kwargs=settings.template_kwargs)
-              for path in (settings.model, settings.vs) if path]
+    voices = [
+        Voice.load(path, device=settings.device, kwargs=settings.template_kwargs)
+        for path in (settings.model, settings.vs)
+        if path
+    ]
     for note in dict.fromkeys(note for voice in voices for note in voice.notes):
         observer.message(note)
     params = Sampling(settings.max_tokens, settings.temperature, settings.top_k, settings.top_p)
@@ -77,7 +90,10 @@ def lines() -> Iterator[str]:
 
 
 def converse(talk: Talk) -> None:
-    """Read messages from a terminal, until its user has enough. What goes wrong is told, and the conversation goes on."""
+    """Read messages from a terminal, until its user has enough.
+
+    What goes wrong is told, and the conversation goes on.
+    """
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  # input() then has a history
     if isinstance(sys.stdin, io.TextIOWrapper):
@@ -115,26 +131,39 @@ class Talk:
     interrupted: bool = False
 
     def take(self, line: str) -> None:
-        """One line from the user: a command, or a message; `//` begins a message that begins with a slash."""
+        """One line from the user: a command, or a message; `//` begins a message that begins with a
+        slash.
+        """
         if line.startswith("/") and not line.startswith("//"):
             name, _, rest = line[1:].strip().partition(" ")
             if name not in COMMANDS:
-                raise ConfigError(f"there is no command /{name}", cure=f"{nearest(name, COMMANDS)}; /help lists them, and // "
-                                  "begins a message with a slash")
+                raise ConfigError(
+                    f"there is no command /{name}",
+                    cure=(
+                        f"{nearest(name, COMMANDS)}; /help lists them, and // "
+                        "begins a message with a slash"
+                    ),
+                )
             COMMANDS[name][0](self, rest.strip())
         elif line.strip():
-            self.ask(line[line.startswith("//"):])
+            self.ask(line[line.startswith("//") :])
 
     def ask(self, question: str) -> None:
         """Let every model answer."""
         self._answer(Turn(question), [])
 
     def _answer(self, turn: Turn, before: list[Turn]) -> None:
-        """Answer a turn. If that fails, or is stopped before a word was written, what was there before takes its place."""
+        """Answer a turn. If that fails, or is stopped before a word was written, what was there
+        before takes its place.
+        """
         turns, kept = self.conversation.turns, False
         turns.append(turn)
         try:
-            (self._beside if len(self.voices) > 1 and self.out.is_terminal and self.out.width >= WIDE else self._below)()
+            (
+                self._beside
+                if len(self.voices) > 1 and self.out.is_terminal and self.out.width >= WIDE
+                else self._below
+            )()
             self.interrupted = any(answer.interrupted for answer in turn.answers)
             kept = not self.interrupted or any(answer.text for answer in turn.answers)
         finally:
@@ -145,7 +174,9 @@ class Talk:
         """Model k's answer to the last question."""
         turns = self.conversation.turns
         seed = derive(self.seed, "chat", len(turns), turns[-1].attempt)
-        answer = self.voices[k].answer(self.conversation.messages(k), replace(self.params, seed=seed), heard)
+        answer = self.voices[k].answer(
+            self.conversation.messages(k), replace(self.params, seed=seed), heard
+        )
         turns[-1].answers.append(answer)
         return answer
 
@@ -173,6 +204,7 @@ class Talk:
             grid.add_column(escape(voice.name), ratio=1, overflow="fold")
         grid.add_row(*texts)
         with Live(grid, console=self.out, auto_refresh=False) as live:
+
             def heard(piece: str) -> None:
                 texts[len(self.conversation.turns[-1].answers)].append(piece.translate(HARMLESS))
                 live.refresh()
@@ -185,11 +217,16 @@ class Talk:
         """How an answer came about."""
         voice, ends = self.voices[k], "" if answer.finished else ", cut off at the limit"
         whose = f"{escape(voice.name)}: " if len(self.voices) > 1 else ""
-        self._say(f"[dim]{whose}{answer.tokens:,} tokens, {answer.tokens / max(answer.seconds, 1e-9):,.0f} tokens/s"
-                  f"{', stopped' if answer.interrupted else ends}[/dim]")
+        self._say(
+            f"[dim]{whose}{answer.tokens:,} tokens,"
+            f" {answer.tokens / max(answer.seconds, 1e-9):,.0f}"
+            f" tokens/s{', stopped' if answer.interrupted else ends}[/dim]"
+        )
         if answer.forgotten:
-            self.observer.message(f"{voice.name} has {voice.positions:,} positions; the oldest {answer.forgotten} of "
-                                  f"{len(self.conversation.turns)} turns were not shown to it")
+            self.observer.message(
+                f"{voice.name} has {voice.positions:,} positions; the oldest {answer.forgotten} of "
+                f"{len(self.conversation.turns)} turns were not shown to it"
+            )
 
     def _say(self, text: str) -> None:
         if not self.observer.quiet:
@@ -199,7 +236,9 @@ class Talk:
 
     def help(self, _text: str) -> None:
         for name, (_, argument, what) in COMMANDS.items():
-            self.observer.console.print(f"{f'/{name} {argument}':<15} {what}", markup=False, soft_wrap=True)
+            self.observer.console.print(
+                f"{f'/{name} {argument}':<15} {what}", markup=False, soft_wrap=True
+            )
 
     def set_system(self, text: str) -> None:
         self.conversation.system = text
@@ -223,12 +262,16 @@ class Talk:
         try:
             self.params = replace(self.params, temperature=float(text))
         except ValueError:
-            raise ConfigError(f"temperature {text!r} is no number", cure="for example /temperature 0.7") from None
+            raise ConfigError(
+                f"temperature {text!r} is no number", cure="for example /temperature 0.7"
+            ) from None
         self._say(f"temperature {self.params.temperature:g}")
 
     def save(self, text: str) -> None:
         if not text:
-            raise ConfigError("/save needs the name of a file", cure="for example /save chats.jsonl")
+            raise ConfigError(
+                "/save needs the name of a file", cure="for example /save chats.jsonl"
+            )
         rows = self.conversation.save(Path(text).expanduser())
         self._say(f"{rows} row{'s' * (rows > 1)} added to {escape(text)}")
 

@@ -22,20 +22,28 @@ WIDTH = 160  # of tables, where the output is no terminal
 STRETCH = 400  # tokens of one kind in a row that are shown; the page shows all
 # two shades each, by turns, so that the borders of tokens show
 STYLES: dict[str, tuple[str, str]] = {
-    "trained": ("black on #9ddca5", "black on #c3ecc7"), "end": ("bold white on #1a7f37", "bold white on #1a7f37"),
-    "given": ("black on #dcdcdc", "black on #f0f0f0"), "template": ("#3b4f72 on #cfdcf2", "#3b4f72 on #e3ebf8"),
-    "special": ("#5b2a86 on #dcc6ee", "#5b2a86 on #dcc6ee"), "first": ("black on #f7e3a1", "black on #f7e3a1"),
-    "cut": ("strike #9a5b5b on #f5dada", "strike #9a5b5b on #fae9e9"), "gap": ("italic", "italic")}
+    "trained": ("black on #9ddca5", "black on #c3ecc7"),
+    "end": ("bold white on #1a7f37", "bold white on #1a7f37"),
+    "given": ("black on #dcdcdc", "black on #f0f0f0"),
+    "template": ("#3b4f72 on #cfdcf2", "#3b4f72 on #e3ebf8"),
+    "special": ("#5b2a86 on #dcc6ee", "#5b2a86 on #dcc6ee"),
+    "first": ("black on #f7e3a1", "black on #f7e3a1"),
+    "cut": ("strike #9a5b5b on #f5dada", "strike #9a5b5b on #fae9e9"),
+    "gap": ("italic", "italic"),
+}
 MARKS = {"trained": ("⟦", "⟧"), "cut": ("✂⟨", "⟩")}  # where there are no colours
 SEPARATOR = "│"
 
 
 def main(argv: list[str]) -> int:
     settings, observer = read(
-        "data inspect", "See what a model would be trained on: rows token by token, what is trained in them and why, what "
-        "becomes of every row, how long sequences are and how batches fill. Of the model only its tokenizer and configuration "
-        "are read.",
-        InspectSettings, argv)
+        "data inspect",
+        "See what a model would be trained on: rows token by token, what is trained in them and"
+        " why, what becomes of every row, how long sequences are and how batches fill. Of the model"
+        " only its tokenizer and configuration are read.",
+        InspectSettings,
+        argv,
+    )
     report = run(settings, observer)
     out = console()
     if not out.is_terminal:
@@ -57,10 +65,18 @@ def show(report: Report, out: Console) -> None:
     for example in report.examples:
         show_example(example, out, coloured)
     if report.missing:
-        out.print(f"not shown: rows {', '.join(map(str, report.missing))}: there is no such row, or it was rejected\n")
+        out.print(
+            f"not shown: rows {', '.join(map(str, report.missing))}: there is no such row, or it"
+            " was rejected\n"
+        )
     if report.examples:
-        out.print(legend({piece.kind for one in report.examples for p in one.passages for piece in p.pieces}, coloured),
-                  soft_wrap=True)
+        out.print(
+            legend(
+                {piece.kind for one in report.examples for p in one.passages for piece in p.pieces},
+                coloured,
+            ),
+            soft_wrap=True,
+        )
     out.print(counts(report))
     if len(report.parts) > 1:
         out.print(by_source(report))
@@ -70,7 +86,8 @@ def show(report: Report, out: Console) -> None:
         out.print(f"rejected  {report.rejects}", soft_wrap=True, markup=False)
 
 
-# ---------------------------------------------------------------------------------------------- tokens
+# ------------------------------------------------------------------------------------------- tokens
+
 
 def show_example(example: Anatomy, out: Console, coloured: bool) -> None:
     """A row: what becomes of each of its messages, and its tokens."""
@@ -97,7 +114,9 @@ def in_colour(pieces: tuple[Piece, ...]) -> Text:
 
 
 def in_marks(pieces: tuple[Piece, ...]) -> str:
-    """Text in which trained tokens stand between ⟦ ⟧, cut ones between ✂⟨ ⟩, and │ stands between tokens."""
+    """Text in which trained tokens stand between ⟦ ⟧, cut ones between ✂⟨ ⟩, and │ stands between
+    tokens.
+    """
     from posttrain.data.anatomy import visible
 
     family = {"trained": "trained", "end": "trained", "cut": "cut"}
@@ -121,14 +140,19 @@ def legend(kinds: set[str], coloured: bool) -> Text:
     text = Text()
     if not coloured:
         cut = ", ✂⟨cut off⟩" if "cut" in kinds else ""
-        return Text(f"⟦trained⟧, given{cut}; {SEPARATOR} stands between tokens, ⏎ is a line break\n")
+        return Text(
+            f"⟦trained⟧, given{cut}; {SEPARATOR} stands between tokens, ⏎ is a line break\n"
+        )
     for kind, what in LEGEND.items():
         if kind in kinds and kind != "gap":
-            text.append(f" {kind} ", STYLES[kind][0]).append(f" {what.partition(': ')[2] or what}\n")
+            text.append(f" {kind} ", STYLES[kind][0]).append(
+                f" {what.partition(': ')[2] or what}\n"
+            )
     return text.append("⏎ is a line break\n")
 
 
-# ---------------------------------------------------------------------------------------------- numbers
+# ------------------------------------------------------------------------------------------ numbers
+
 
 def counts(report: Report) -> Table:
     """What became of the rows of all training sources."""
@@ -151,7 +175,14 @@ def by_source(report: Report) -> Table:
         out.add_column(name, justify="right", no_wrap=True)
     for part in report.parts:
         account = part.account
-        numbers = (account.read, account.used, account.tokens, account.targets, sum(account.dropped.values()), account.rejected)
+        numbers = (
+            account.read,
+            account.used,
+            account.tokens,
+            account.targets,
+            sum(account.dropped.values()),
+            account.rejected,
+        )
         out.add_row(Text(part.name), account.format, *(f"{n:,}" for n in numbers))
     return out
 
@@ -164,7 +195,10 @@ def histogram(report: Report, width: int = 40) -> list[str]:
     bins, over = lengths.bins(report.max_length), lengths.over(report.max_length)
     names = [f"{low:,}" if low == high else f"{low:,}–{high:,}" for low, high, _ in bins]
     margin, most = max(map(len, names)), max(count for _, _, count in bins)
-    limit = f"{'':>{margin}} ┄┄ --max-length {report.max_length:,}: {over:,} longer ({over / lengths.n:.1%})"
+    limit = (
+        f"{'':>{margin}} ┄┄ --max-length {report.max_length:,}: {over:,} longer"
+        f" ({over / lengths.n:.1%})"
+    )
     lines = ["", f"tokens a sequence, before the length limit (n = {lengths.n:,})"]
     marked = False
     for name, (low, _, count) in zip(names, bins, strict=True):
@@ -174,8 +208,10 @@ def histogram(report: Report, width: int = 40) -> list[str]:
         lines.append(f"{name:>{margin}} {_bar(count / most * width):<{width}} {count:,}")
     if not marked:
         lines.append(limit)
-    quantiles = ", ".join(f"{name} {lengths.quantile(share):,}" for name, share in (
-        ("median", 0.5), ("90 %", 0.9), ("99 %", 0.99), ("longest", 1.0)))
+    quantiles = ", ".join(
+        f"{name} {lengths.quantile(share):,}"
+        for name, share in (("median", 0.5), ("90 %", 0.9), ("99 %", 0.99), ("longest", 1.0))
+    )
     return [*lines, quantiles, ""]
 
 
@@ -189,8 +225,15 @@ def packing(found: Packing | None) -> list[str]:
     if found is None:
         return []
     sample = f" (a sample of {found.rows:,} rows)" if found.rows >= 100_000 else ""
-    return [f"a step of {found.batch_size} rows: {found.tokens:,.0f} tokens in {found.passes:.2f} forward passes of at most "
-            f"{found.budget:,}{sample}",
-            f"packed: {found.filled:.1%} of the budget filled, nothing padded",
-            f"padded to the longest row instead: {found.padded:.1%} of the computed tokens would be data, "
-            f"{1 / found.padded:.2f} times the work", ""]
+    return [
+        (
+            f"a step of {found.batch_size} rows: {found.tokens:,.0f} tokens in {found.passes:.2f}"
+            f" forward passes of at most {found.budget:,}{sample}"
+        ),
+        f"packed: {found.filled:.1%} of the budget filled, nothing padded",
+        (
+            f"padded to the longest row instead: {found.padded:.1%} of the computed tokens would be"
+            f" data, {1 / found.padded:.2f} times the work"
+        ),
+        "",
+    ]

@@ -19,10 +19,13 @@ NOUNS = {"pairs": "pairs", "labels": "labelled answers"}
 
 def main(argv: list[str]) -> int:
     settings, observer = read(
-        "data pairs", "Care for preferences before training on them: ties, repeats, contradictions and cycles are removed, "
-        "each row with its reason; how well length and markdown alone tell the chosen side is measured; pairs become labelled "
-        "answers, or labelled answers pairs.",
-        PairsSettings, argv)
+        "data pairs",
+        "Care for preferences before training on them: ties, repeats, contradictions and cycles are"
+        " removed, each row with its reason; how well length and markdown alone tell the chosen"
+        " side is measured; pairs become labelled answers, or labelled answers pairs.",
+        PairsSettings,
+        argv,
+    )
     show(run(settings, observer), settings.out)
     return 0
 
@@ -35,24 +38,49 @@ def show(summary: dict[str, Any], written: Path) -> None:
     out.print(_rows(summary))
     if summary["bias"]:
         out.print(_bias(summary["bias"], summary["bias_before_balance"]))
-    stays = {name: n for name, n in summary["findings"].items() if n and summary["removed"].get(name) != n}
+    stays = {
+        name: n
+        for name, n in summary["findings"].items()
+        if n and summary["removed"].get(name) != n
+    }
     for name, count in stays.items():
         out.print(f"found     {name}: {count:,}, not removed", soft_wrap=True, markup=False)
     for one in summary["cycles"]["first"][:3]:
-        out.print(f"cycle {one['cycle']:<3} {one['answers']} answers, {one['rows']} rows: {', '.join(one['first'][:4])}",
-                  soft_wrap=True, markup=False)
+        out.print(
+            f"cycle {one['cycle']:<3} {one['answers']} answers, {one['rows']} rows:"
+            f" {', '.join(one['first'][:4])}",
+            soft_wrap=True,
+            markup=False,
+        )
     if summary["cycles"]["components"] > 3:
-        out.print(f"          {summary['cycles']['components']:,} such components, {summary['cycles']['rows']:,} rows")
+        out.print(
+            f"          {summary['cycles']['components']:,} such components,"
+            f" {summary['cycles']['rows']:,} rows"
+        )
     if found := summary.get("margin"):
-        out.print(f"margin    mean {number(found['mean'])}, {found['least']:g} to {found['most']:g}", soft_wrap=True,
-                  markup=False)
+        out.print(
+            f"margin    mean {number(found['mean'])}, {found['least']:g} to {found['most']:g}",
+            soft_wrap=True,
+            markup=False,
+        )
     if found := summary.get("votes"):
-        out.print(f"votes     agree {number(found['agreement'])}; unanimous {number(found['unanimous'])}", soft_wrap=True,
-                  markup=False)
+        out.print(
+            f"votes     agree {number(found['agreement'])}; unanimous {number(found['unanimous'])}",
+            soft_wrap=True,
+            markup=False,
+        )
     for warning in summary["warnings"]:
         out.print(f"[yellow]{escape(warning)}[/yellow]", soft_wrap=True)
-    out.print(f"written   {summary['written']:,} {NOUNS[summary['to']]}, {written}", soft_wrap=True, markup=False)
-    out.print(f"summary   {written.with_name(written.stem + '.summary.json')}", soft_wrap=True, markup=False)
+    out.print(
+        f"written   {summary['written']:,} {NOUNS[summary['to']]}, {written}",
+        soft_wrap=True,
+        markup=False,
+    )
+    out.print(
+        f"summary   {written.with_name(written.stem + '.summary.json')}",
+        soft_wrap=True,
+        markup=False,
+    )
 
 
 def _rows(summary: dict[str, Any]) -> Table:
@@ -61,8 +89,11 @@ def _rows(summary: dict[str, Any]) -> Table:
     table.add_column("", footer="read")
     table.add_column("n", justify="right", footer=f"{summary['rows']:,}")
     same = summary["kind"] == summary["to"]
-    for name, count in (("written" if same else "used", summary["used"]), *summary["removed"].items(),
-                        ("rejected", summary["rejected"])):
+    for name, count in (
+        ("written" if same else "used", summary["used"]),
+        *summary["removed"].items(),
+        ("rejected", summary["rejected"]),
+    ):
         table.add_row(Text(name), f"{count:,}")
     if summary["kind"] == "pairs" and not same:
         table.add_section()
@@ -80,13 +111,20 @@ def _bias(after: dict[str, Any], before: dict[str, Any] | None) -> Table:
     """How the chosen sides look, beside the rejected ones."""
     table = Table(title="the chosen side, of pairs that differ", title_justify="left")
     table.add_column("")
-    for name in (("before", "balanced") if before else ("",)):
+    for name in ("before", "balanced") if before else ("",):
         table.add_column(name, no_wrap=True)
         table.add_column("n", justify="right")
 
     def row(name: str, group: str, key: str = "") -> None:
         found = [one[group][key] if key else one[group] for one in (before, after) if one]
-        table.add_row(name, *(cell for one in found for cell in (number(one, n=False), f"{one['n']:,}" if one else "0")))
+        table.add_row(
+            name,
+            *(
+                cell
+                for one in found
+                for cell in (number(one, n=False), f"{one['n']:,}" if one else "0")
+            ),
+        )
 
     for unit in after["longer"]:
         row(f"longer, {unit}", "longer", unit)

@@ -14,9 +14,12 @@ from posttrain.data.curate.split import SplitSettings, run
 
 def main(argv: list[str]) -> int:
     settings, observer = read(
-        "data split", "Split rows into parts without leaks: near-duplicates, and rows with the same prompt, stand on one "
-        "side. Rows keep their order and their bytes.",
-        SplitSettings, argv)
+        "data split",
+        "Split rows into parts without leaks: near-duplicates, and rows with the same prompt, stand"
+        " on one side. Rows keep their order and their bytes.",
+        SplitSettings,
+        argv,
+    )
     show(run(settings, observer), settings.out)
     return 0
 
@@ -31,11 +34,20 @@ def show(summary: dict[str, Any], folder: Path) -> None:
     table.add_column("asked", justify="right")
     total = sum(summary["parts"].values())
     for name, count in summary["parts"].items():
-        table.add_row(name, f"{count:,}", f"{count / total:.4f}", f"{summary['identity']['settings']['parts'][name]:g}")
+        table.add_row(
+            name,
+            f"{count:,}",
+            f"{count / total:.4f}",
+            f"{summary['identity']['settings']['parts'][name]:g}",
+        )
     for name, count in (*summary["left_out"].items(), ("rejected", summary["rejected"])):
         table.add_row(name, f"{count:,}")
     out.print(table)
     largest = summary["largest_cluster"]
-    out.print(f"clusters  {summary['clusters']:,}; the largest has {largest['rows']:,} rows, in {largest['part']}: "
-              f"{', '.join(one['where'] for one in largest['first'])}", soft_wrap=True, markup=False)
+    out.print(
+        f"clusters  {summary['clusters']:,}; the largest has {largest['rows']:,} rows, in"
+        f" {largest['part']}: {', '.join(one['where'] for one in largest['first'])}",
+        soft_wrap=True,
+        markup=False,
+    )
     out.print(f"summary   {folder / 'split.json'}", soft_wrap=True, markup=False)

@@ -10,15 +10,28 @@ from posttrain.cli.options import read
 from posttrain.core.console import console
 from posttrain.stages.evaluate import EvaluateSettings, run
 
-METRICS = {"nats_per_token": "nats a token", "bits_per_byte": "bits a byte", "correct": "correct",
-           "correct_per_byte": "correct, per byte", "preferred": "chosen likelier", "preferred_per_token": "likelier a token",
-           "rewarded": "chosen gained more", "score": "score", "tokens": "tokens an answer", "win_rate": "wins"}
+METRICS = {
+    "nats_per_token": "nats a token",
+    "bits_per_byte": "bits a byte",
+    "correct": "correct",
+    "correct_per_byte": "correct, per byte",
+    "preferred": "chosen likelier",
+    "preferred_per_token": "likelier a token",
+    "rewarded": "chosen gained more",
+    "score": "score",
+    "tokens": "tokens an answer",
+    "win_rate": "wins",
+}
 
 
 def main(argv: list[str]) -> int:
     settings, observer = read(
-        "eval", "Evaluate a model on held-out text, questions and choices; with --against, item by item against another.",
-        EvaluateSettings, argv)
+        "eval",
+        "Evaluate a model on held-out text, questions and choices; with --against, item by item"
+        " against another.",
+        EvaluateSettings,
+        argv,
+    )
     show(run(settings, observer))
     console().print(f"summary  {settings.out / 'summary.json'}", soft_wrap=True, markup=False)
     return 0
@@ -28,7 +41,12 @@ def show(summary: dict[str, Any]) -> None:
     """Every metric with its interval, and paired differences."""
     compared = summary["against"] is not None
     table = Table(title="95 % intervals", title_justify="left")
-    columns = ("task", "metric", "n", *(("before", "after", "difference, paired") if compared else ("value",)))
+    columns = (
+        "task",
+        "metric",
+        "n",
+        *(("before", "after", "difference, paired") if compared else ("value",)),
+    )
     for i, column in enumerate(columns):
         table.add_column(column, justify="left" if i < 2 else "right", overflow="fold")
     for name, one in summary["tasks"].items():
@@ -37,7 +55,11 @@ def show(summary: dict[str, Any]) -> None:
             cells, label = [label, METRICS[metric], f"{value['n']:,}"], ""
             if compared:
                 difference = one["difference"].get(metric)
-                cells += [_cell(one["against"][metric]), _cell(value), _cell(difference, sign=True) if difference else "–"]
+                cells += [
+                    _cell(one["against"][metric]),
+                    _cell(value),
+                    _cell(difference, sign=True) if difference else "–",
+                ]
             else:
                 cells.append(_cell(value))
             table.add_row(*cells)
@@ -49,5 +71,9 @@ def show(summary: dict[str, Any]) -> None:
 
 def _cell(estimate: dict[str, Any], *, sign: bool = False) -> str:
     number = "+.3f" if sign else ".3f"
-    interval = "" if estimate["low"] is None else f" [{estimate['low']:{number}}, {estimate['high']:{number}}]"
+    interval = (
+        ""
+        if estimate["low"] is None
+        else f" [{estimate['low']:{number}}, {estimate['high']:{number}}]"
+    )
     return f"{estimate['mean']:{number}}{interval}"

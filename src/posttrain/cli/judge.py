@@ -14,9 +14,13 @@ from posttrain.stages.judge import JudgeSettings, run
 
 def main(argv: list[str]) -> int:
     settings, observer = read(
-        "judge", "Put a reward model, or another scorer, on trial: how often it gives the better answer of a pair the higher "
-        "score, by category and beside scorers that read nothing; with --against, pair by pair beside another.",
-        JudgeSettings, argv)
+        "judge",
+        "Put a reward model, or another scorer, on trial: how often it gives the better answer of a"
+        " pair the higher score, by category and beside scorers that read nothing; with --against,"
+        " pair by pair beside another.",
+        JudgeSettings,
+        argv,
+    )
     show(run(settings, observer))
     console().print(f"summary  {settings.out / 'summary.json'}", soft_wrap=True, markup=False)
     return 0
@@ -30,21 +34,35 @@ def show(summary: dict[str, Any]) -> None:
         for column in ("", "n", "accuracy", "the scorer's less this, paired"):
             table.add_column(column, justify="left" if not column else "right", overflow="fold")
         table.add_row(summary["scorer"], f"{one['judged']:,}", estimate(one["accuracy"]), "")
-        others = {**({summary["against"]: one["against"]} if "against" in one else {}), **one["baselines"]}
+        others = {
+            **({summary["against"]: one["against"]} if "against" in one else {}),
+            **one["baselines"],
+        }
         for other, value in others.items():
-            table.add_row(other, f"{value['n']:,}", estimate(value), estimate(value["difference"], "+.3f"))
+            table.add_row(
+                other, f"{value['n']:,}", estimate(value), estimate(value["difference"], "+.3f")
+            )
         out.print(table)
         if "categories" in one:
             table = Table(title=f"{name}: accuracy by category", title_justify="left")
             for column in ("category", "n", "accuracy"):
-                table.add_column(column, justify="left" if column == "category" else "right", overflow="fold")
+                table.add_column(
+                    column, justify="left" if column == "category" else "right", overflow="fold"
+                )
             for category, value in one["categories"].items():
                 table.add_row(category or "(none)", f"{value['n']:,}", estimate(value))
-            table.add_row("mean over categories", f"{one['mean_over_categories']['n']:,}", estimate(one["mean_over_categories"]))
+            table.add_row(
+                "mean over categories",
+                f"{one['mean_over_categories']['n']:,}",
+                estimate(one["mean_over_categories"]),
+            )
             out.print(table)
         sides(one)
         if unjudged := one["pairs"] - one["judged"]:
-            out.print(f"without a score: {unjudged:,} of {one['pairs']:,} pairs; they are not counted", soft_wrap=True)
+            out.print(
+                f"without a score: {unjudged:,} of {one['pairs']:,} pairs; they are not counted",
+                soft_wrap=True,
+            )
         if "calibration" in one:
             out.print(calibrated(one["calibration"]), soft_wrap=True)
         if one["warning"]:

@@ -40,7 +40,9 @@ def parser(command: str, description: str, model: type[Settings]) -> Parser:
     return out
 
 
-def read(command: str, description: str, model: type[S], argv: list[str]) -> tuple[S, ConsoleObserver]:
+def read(
+    command: str, description: str, model: type[S], argv: list[str]
+) -> tuple[S, ConsoleObserver]:
     """A command's settings from its arguments, and the observer it shows itself to."""
     arguments = parser(command, description, model).parse(argv)
     return assemble(model, flat(arguments, model)), ConsoleObserver(quiet=arguments.quiet)
@@ -64,17 +66,23 @@ def _add(group: Any, leaf: Leaf) -> None:
         text += " (required)"
     common: dict[str, Any] = {"default": None, "dest": leaf.name, "help": text}
     if leaf.switch or bool in kinds:
-        group.add_argument(option, action="store_true" if leaf.switch else argparse.BooleanOptionalAction, **common)
+        group.add_argument(
+            option, action="store_true" if leaf.switch else argparse.BooleanOptionalAction, **common
+        )
     elif dict in kinds:
         group.add_argument(option, nargs="+", action=_Pairs, metavar="KEY=VALUE", **common)
     elif tuple in kinds:
-        group.add_argument(option, nargs="+", action="extend", metavar=_metavar(kinds, leaf), **common)
+        group.add_argument(
+            option, nargs="+", action="extend", metavar=_metavar(kinds, leaf), **common
+        )
     else:
         group.add_argument(option, metavar=_metavar(kinds, leaf), **common)
 
 
 def _kinds(annotation: Any) -> set[Any]:
-    options: tuple[Any, ...] = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+    options: tuple[Any, ...] = (
+        typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+    )
     return {typing.get_origin(o) or o for o in options}
 
 
@@ -84,17 +92,30 @@ def _metavar(kinds: set[Any], leaf: Leaf) -> str:
         return "{" + ",".join(str(c) for c in typing.get_args(annotation) if c) + "}"
     if tuple in kinds:
         inner = typing.get_args(annotation)[0]
-        kinds = {typing.get_args(inner)[0] if typing.get_origin(inner) is typing.Annotated else inner}
-    return next((text for kind, text in ((Path, "PATH"), (int, "N"), (float, "X")) if kind in kinds), "TEXT")
+        kinds = {
+            typing.get_args(inner)[0] if typing.get_origin(inner) is typing.Annotated else inner
+        }
+    return next(
+        (text for kind, text in ((Path, "PATH"), (int, "N"), (float, "X")) if kind in kinds), "TEXT"
+    )
 
 
 class _Pairs(argparse.Action):
     """KEY=VALUE … → a dict."""
 
-    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any,
-                 option_string: str | None = None) -> None:
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
         pairs = [v.partition("=") for v in values]
-        if bad := next((v for v, (_, sign, _) in zip(values, pairs, strict=True) if not sign), None):
-            raise ConfigError(f"{option_string} {bad!r} is not KEY=VALUE", cure=f"write {option_string} key=value")
+        if bad := next(
+            (v for v, (_, sign, _) in zip(values, pairs, strict=True) if not sign), None
+        ):
+            raise ConfigError(
+                f"{option_string} {bad!r} is not KEY=VALUE", cure=f"write {option_string} key=value"
+            )
         before = getattr(namespace, self.dest) or {}  # an option given twice adds to itself
         setattr(namespace, self.dest, {**before, **{key: value for key, _, value in pairs}})

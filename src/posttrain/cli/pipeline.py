@@ -23,8 +23,15 @@ def _parser(command: str, text: str) -> Parser:
 
 def _recipe_options(parser: Parser) -> None:
     parser.add_argument("recipe", type=Path, help="YAML file")
-    parser.add_argument("--set", dest="changes", nargs="+", action="extend", default=[], metavar="STAGE.OPTION=VALUE",
-                        help="change an option of a stage")
+    parser.add_argument(
+        "--set",
+        dest="changes",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="STAGE.OPTION=VALUE",
+        help="change an option of a stage",
+    )
     parser.add_argument("--out", type=Path, metavar="PATH", help="the run's folder [runs/NAME]")
 
 
@@ -34,10 +41,18 @@ def _read(arguments: Any) -> tuple[Recipe, Path]:
 
 
 def run(argv: list[str]) -> int:
-    parser = _parser("run", "Run a recipe. What is unchanged is not run again; killed at any moment, the same command goes on.")
+    parser = _parser(
+        "run",
+        "Run a recipe. What is unchanged is not run again; killed at any moment, the same command"
+        " goes on.",
+    )
     _recipe_options(parser)
-    parser.add_argument("--quiet", action="store_true", help="show nothing but trouble and the result")
-    parser.add_argument("--json", action="store_true", help="progress as JSON lines on standard output")
+    parser.add_argument(
+        "--quiet", action="store_true", help="show nothing but trouble and the result"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="progress as JSON lines on standard output"
+    )
     arguments = parser.parse(argv)
     recipe, folder = _read(arguments)
     from posttrain.pipeline.run import execute
@@ -64,14 +79,20 @@ def results(summary: dict[str, Any]) -> None:
             shows[stage["kind"]](stage["result"])
     table = Table(title="artifacts", title_justify="left", box=None)
     for column in ("stage", "seconds", "folder"):
-        table.add_column(column, justify="right" if column == "seconds" else "left", overflow="fold")
+        table.add_column(
+            column, justify="right" if column == "seconds" else "left", overflow="fold"
+        )
     for name, stage in summary["stages"].items():
         table.add_row(name, f"{stage['seconds']:.0f}", escape(stage["folder"]))
     console().print(table)
 
 
 def show_plan(argv: list[str]) -> int:
-    parser = _parser("plan", "Show what running a recipe would do: what is made, what will run and why, and about what it takes.")
+    parser = _parser(
+        "plan",
+        "Show what running a recipe would do: what is made, what will run and why, and about what"
+        " it takes.",
+    )
     _recipe_options(parser)
     parser.add_argument("--json", action="store_true", help="as JSON")
     arguments = parser.parse(argv)
@@ -81,19 +102,41 @@ def show_plan(argv: list[str]) -> int:
 
     about = estimates(stages)
     if arguments.json:
-        print(json.dumps([{"stage": one.stage.name, "kind": one.stage.kind_name, "state": one.state, "why": one.why,
-                           "digest": one.digest, "parents": one.stage.lineage, "folder": str(one.folder),
-                           **(vars(about[one.stage.name]) if one.stage.name in about else {})} for one in stages], indent=1))
+        print(
+            json.dumps(
+                [
+                    {
+                        "stage": one.stage.name,
+                        "kind": one.stage.kind_name,
+                        "state": one.state,
+                        "why": one.why,
+                        "digest": one.digest,
+                        "parents": one.stage.lineage,
+                        "folder": str(one.folder),
+                        **(vars(about[one.stage.name]) if one.stage.name in about else {}),
+                    }
+                    for one in stages
+                ],
+                indent=1,
+            )
+        )
         return 0
     table = Table(title=f"{recipe.name} → {folder}", title_justify="left")
     for column in ("stage", "kind", "from", "state", "tokens", "time", "memory"):
-        table.add_column(column, justify="right" if column in ("tokens", "time", "memory") else "left")
+        table.add_column(
+            column, justify="right" if column in ("tokens", "time", "memory") else "left"
+        )
     for one in stages:
         estimate = about.get(one.stage.name)
-        costs = ("", "", "") if estimate is None else (
-            "?" if estimate.tokens is None else f"{estimate.tokens / 1e6:,.1f} M",
-            "?" if estimate.seconds is None else _time(estimate.seconds),
-            "?" if estimate.memory is None else f"{estimate.memory:.1f} GiB")
+        costs = (
+            ("", "", "")
+            if estimate is None
+            else (
+                "?" if estimate.tokens is None else f"{estimate.tokens / 1e6:,.1f} M",
+                "?" if estimate.seconds is None else _time(estimate.seconds),
+                "?" if estimate.memory is None else f"{estimate.memory:.1f} GiB",
+            )
+        )
         table.add_row(one.stage.name, one.stage.kind_name, _from(one), _state(one), *costs)
     console().print(table)
     console().print("estimates, within a factor of two", style="dim")
@@ -101,25 +144,48 @@ def show_plan(argv: list[str]) -> int:
 
 
 def _from(one: Planned) -> str:
-    models = [one.stage.parents.get(name) or Path(str(getattr(one.settings, name))).name
-              for name in one.stage.kind.models if getattr(one.settings, name) is not None]
+    models = [
+        one.stage.parents.get(name) or Path(str(getattr(one.settings, name))).name
+        for name in one.stage.kind.models
+        if getattr(one.settings, name) is not None
+    ]
     return ", ".join(dict.fromkeys([*models, *one.stage.feeds]))
 
 
 def _state(one: Planned) -> str:
-    return {"made": "made", "interrupted": "goes on where it was", "new": escape(f"will run: {one.why}")}[one.state]
+    return {
+        "made": "made",
+        "interrupted": "goes on where it was",
+        "new": escape(f"will run: {one.why}"),
+    }[one.state]
 
 
 def _time(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 100
+        else f"{seconds / 60:.0f} min"
+        if seconds < 6000
+        else f"{seconds / 3600:.1f} h"
+    )
 
 
 def runs(argv: list[str]) -> int:
     parser = _parser("runs", "List runs.")
-    parser.add_argument("folder", type=Path, nargs="?", default=Path("runs"), help="where to look [runs]")
+    parser.add_argument(
+        "folder", type=Path, nargs="?", default=Path("runs"), help="where to look [runs]"
+    )
     folder = parser.parse(argv).folder
-    found = sorted((path for path in folder.glob("*") if (path / "summary.json").is_file() or (path / "run.json").is_file()
-                    or (path / "artifacts").is_dir()), key=lambda path: path.stat().st_mtime)
+    found = sorted(
+        (
+            path
+            for path in folder.glob("*")
+            if (path / "summary.json").is_file()
+            or (path / "run.json").is_file()
+            or (path / "artifacts").is_dir()
+        ),
+        key=lambda path: path.stat().st_mtime,
+    )
     if not found:
         raise ConfigError(f"there are no runs in {folder}", cure="posttrain run RECIPE makes one")
     table = Table()
@@ -142,7 +208,9 @@ def show(argv: list[str]) -> int:
     elif summary := _summary(folder):
         results(summary) if "stages" in summary else console().print_json(json.dumps(summary))
     else:
-        raise ConfigError(f"{folder} is no finished run and no artifact", cure="posttrain runs lists them")
+        raise ConfigError(
+            f"{folder} is no finished run and no artifact", cure="posttrain runs lists them"
+        )
     return 0
 
 

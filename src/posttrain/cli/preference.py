@@ -13,16 +13,22 @@ from posttrain.stages.training import Outcome
 
 def main(argv: list[str]) -> int:
     settings, observer = read(
-        "preference", "Let a model learn which of two answers is better (DPO and its family), or that an answer is good or bad "
-        "(KTO, BCO). Killed at any moment, the same command goes on where it was and ends with the same weights.",
-        PreferenceSettings, argv)
+        "preference",
+        "Let a model learn which of two answers is better (DPO and its family), or that an answer"
+        " is good or bad (KTO, BCO). Killed at any moment, the same command goes on where it was"
+        " and ends with the same weights.",
+        PreferenceSettings,
+        argv,
+    )
     outcome = run(settings, observer)
     show(outcome)
     return 0
 
 
 def show(outcome: Outcome) -> None:
-    """The result: rewards on held-out rows before and after, what the last steps were like, alarms, and where everything is."""
+    """The result: rewards on held-out rows before and after, what the last steps were like, alarms,
+    and where everything is.
+    """
     out = console()
     summary = outcome.summary
     before, after = summary["held_out_before"], summary["held_out"]
@@ -32,8 +38,13 @@ def show(outcome: Outcome) -> None:
             table.add_column(column, justify="left" if not column else "right")
         for name, held in (("before", before), (f"step {after['step']}", after)):
             margin = held.get("rewards/margins")
-            table.add_row(name, loss(held), f"{held['accuracy']:.3f} [{held['accuracy_low']:.3f}, {held['accuracy_high']:.3f}]",
-                          "–" if margin is None else f"{margin:+.3f}", f"{held['sequences']:,}")
+            table.add_row(
+                name,
+                loss(held),
+                f"{held['accuracy']:.3f} [{held['accuracy_low']:.3f}, {held['accuracy_high']:.3f}]",
+                "–" if margin is None else f"{margin:+.3f}",
+                f"{held['sequences']:,}",
+            )
         out.print(table)
     said = ", ".join(f"{name} {value:.3f}" for name, value in summary["last_steps"].items())
     out.print(f"last steps: {said}", soft_wrap=True)

@@ -17,22 +17,45 @@ SAMPLES = 6
 
 
 def main(argv: list[str]) -> int:
-    parser = Parser(prog="posttrain quickstart", allow_abbrev=False, description="From the embedded base model to an instruct "
-                    "model that has learned from comparisons: adapt, fine-tune, evaluate, train a reward model, optimise "
-                    "preferences, compare. Offline, on a processor. The same command goes on.")
-    parser.add_argument("--out", type=Path, default=Path("runs/quickstart"), metavar="PATH", help="folder [runs/quickstart]")
-    parser.add_argument("--quiet", action="store_true", help="show nothing but trouble and the result")
+    parser = Parser(
+        prog="posttrain quickstart",
+        allow_abbrev=False,
+        description=(
+            "From the embedded base model to an instruct model that has learned from comparisons:"
+            " adapt, fine-tune, evaluate, train a reward model, optimise preferences, compare."
+            " Offline, on a processor. The same command goes on."
+        ),
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("runs/quickstart"),
+        metavar="PATH",
+        help="folder [runs/quickstart]",
+    )
+    parser.add_argument(
+        "--quiet", action="store_true", help="show nothing but trouble and the result"
+    )
     arguments = parser.parse(argv)
     from posttrain.pipeline.quickstart import quickstart
 
     result = quickstart(arguments.out, ConsoleObserver(quiet=arguments.quiet))
     data = result.folder / "data"
     samples(result.artifacts["check"], data / "questions.jsonl", "exact-questions", "base", "sft")
-    samples(result.artifacts["compare"], data / "polite-asked.jsonl", "exact-polite-asked", "sft", "preference")
+    samples(
+        result.artifacts["compare"],
+        data / "polite-asked.jsonl",
+        "exact-polite-asked",
+        "sft",
+        "preference",
+    )
     results(result.summary)
     out = console()
-    for label, path in (("model", result.artifacts["preference"] / "model"), ("summary", result.folder / "summary.json"),
-                        ("data", data)):
+    for label, path in (
+        ("model", result.artifacts["preference"] / "model"),
+        ("summary", result.folder / "summary.json"),
+        ("data", data),
+    ):
         out.print(f"{label:<8} {path}", soft_wrap=True, markup=False)
     after, before = result.folder / "preference", result.folder / "sft"
     out.print(f"[bold]next[/bold]     posttrain chat --model {after} --vs {before}", soft_wrap=True)
@@ -46,7 +69,10 @@ def samples(folder: Path, questions: Path, task: str, before: str, after: str) -
         folder: of the evaluation. questions: what was asked. task: the evaluation's name for it.
         before, after: what the two models are called.
     """
-    asked, old, new = (_lines(path) for path in (questions, folder / f"{task}.against.jsonl", folder / f"{task}.jsonl"))
+    asked, old, new = (
+        _lines(path)
+        for path in (questions, folder / f"{task}.against.jsonl", folder / f"{task}.jsonl")
+    )
     table = Table(title="held-out questions", title_justify="left")
     for column, width in (("question", 36), ("wanted", 14), (before, 24), (after, 24)):
         table.add_column(column, overflow="fold", max_width=width)
@@ -57,8 +83,14 @@ def samples(folder: Path, questions: Path, task: str, before: str, after: str) -
         if skill in seen or "\n" in question:
             continue
         seen.add(skill)
-        table.add_row(Text(question), Text(answers[0]["wanted"]), *(
-            Text(_short(one["answer"]), style="green" if one["correct"] else "red") for one in answers))
+        table.add_row(
+            Text(question),
+            Text(answers[0]["wanted"]),
+            *(
+                Text(_short(one["answer"]), style="green" if one["correct"] else "red")
+                for one in answers
+            ),
+        )
         if len(seen) == SAMPLES:
             break
     console().print(table)

@@ -15,15 +15,21 @@ from posttrain.stages.training import Outcome
 
 def main(argv: list[str]) -> int:
     settings, observer = read(
-        "reward-model", "Train a model that says what an answer is worth, from pairs of answers (Bradley–Terry) or from labels "
-        "of steps. Killed at any moment, the same command goes on where it was and ends with the same weights.",
-        RewardModelSettings, argv)
+        "reward-model",
+        "Train a model that says what an answer is worth, from pairs of answers (Bradley–Terry) or"
+        " from labels of steps. Killed at any moment, the same command goes on where it was and"
+        " ends with the same weights.",
+        RewardModelSettings,
+        argv,
+    )
     show(run(settings, observer))
     return 0
 
 
 def show(outcome: Outcome) -> None:
-    """The result: accuracy on held-out rows beside judges that read nothing, calibration, alarms, and where everything is."""
+    """The result: accuracy on held-out rows beside judges that read nothing, calibration, alarms,
+    and where everything is.
+    """
     out = console()
     summary = outcome.summary
     beside(summary)
@@ -38,11 +44,16 @@ def sides(found: dict[str, Any]) -> None:
     """Accuracy where the chosen answer is the longer, and where it is the shorter."""
     for side in ("longer", "shorter"):
         if value := found.get(f"where_{side}_chosen"):
-            console().print(f"where the chosen answer is the {side}: {estimate(value)}, n = {value['n']:,}", soft_wrap=True)
+            console().print(
+                f"where the chosen answer is the {side}: {estimate(value)}, n = {value['n']:,}",
+                soft_wrap=True,
+            )
 
 
 def beside(summary: dict[str, Any]) -> None:
-    """Accuracy on held-out rows beside judges that read nothing, and how far its confidence can be believed."""
+    """Accuracy on held-out rows beside judges that read nothing, and how far its confidence can be
+    believed.
+    """
     out = console()
     before, after = summary["held_out_before"], summary["held_out"]
     if before and after:
@@ -50,10 +61,16 @@ def beside(summary: dict[str, Any]) -> None:
         for column in ("", "loss", "accuracy", "n", "the model's less this, paired"):
             table.add_column(column, justify="left" if not column else "right", overflow="fold")
         for name, held in (("before", before), (f"step {after['step']}", after)):
-            mine = {"mean": held["accuracy"], "low": held["accuracy_low"], "high": held["accuracy_high"]}
+            mine = {
+                "mean": held["accuracy"],
+                "low": held["accuracy_low"],
+                "high": held["accuracy_high"],
+            }
             table.add_row(name, f"{held['loss']:.4f}", estimate(mine), f"{held['judged']:,}", "")
         for name, one in after["baselines"].items():
-            table.add_row(name, "", estimate(one), f"{one['n']:,}", estimate(one["difference"], "+.3f"))
+            table.add_row(
+                name, "", estimate(one), f"{one['n']:,}", estimate(one["difference"], "+.3f")
+            )
         out.print(table)
         sides(after)
         out.print(calibrated(after["calibration"]), soft_wrap=True)
@@ -67,6 +84,14 @@ def estimate(value: dict[str, Any], form: str = ".3f") -> str:
 
 def calibrated(found: dict[str, Any]) -> str:
     """How far its confidence can be believed, in a sentence."""
-    mended = "" if found["temperature"] is None else (
-        f"; {found['error_calibrated']:.3f} with rewards divided by {found['temperature']:.2f}")
-    return f"calibration: expected error of the probability {found['error']:.3f}, n = {found['n']:,}{mended}"
+    mended = (
+        ""
+        if found["temperature"] is None
+        else (
+            f"; {found['error_calibrated']:.3f} with rewards divided by {found['temperature']:.2f}"
+        )
+    )
+    return (
+        f"calibration: expected error of the probability {found['error']:.3f}, n ="
+        f" {found['n']:,}{mended}"
+    )

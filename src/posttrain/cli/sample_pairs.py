@@ -16,9 +16,13 @@ from posttrain.stages.sample_pairs import Outcome, SamplePairsSettings, run
 
 def main(argv: list[str]) -> int:
     settings, observer = read(
-        "sample-pairs", "Sample several answers to every prompt, score them, and write preference pairs: the better answer "
-        "chosen, the worse rejected. Killed at any moment, the same command goes on where it was and ends with the same files.",
-        SamplePairsSettings, argv)
+        "sample-pairs",
+        "Sample several answers to every prompt, score them, and write preference pairs: the better"
+        " answer chosen, the worse rejected. Killed at any moment, the same command goes on where"
+        " it was and ends with the same files.",
+        SamplePairsSettings,
+        argv,
+    )
     show(run(settings, observer))
     return 0
 
@@ -34,20 +38,36 @@ def show(outcome: Outcome) -> None:
         out.print(f"[yellow]{escape(warning)}[/yellow]", soft_wrap=True)
     out.print(f"pairs     {summary['pairs']:,}, {outcome.pairs}", soft_wrap=True, markup=False)
     if best := summary["best"]:
-        out.print(f"best      {best['rows']:,} answers of {best['at_least']:g} or more, {outcome.folder / 'best.jsonl'}",
-                  soft_wrap=True, markup=False)
+        out.print(
+            f"best      {best['rows']:,} answers of {best['at_least']:g} or more,"
+            f" {outcome.folder / 'best.jsonl'}",
+            soft_wrap=True,
+            markup=False,
+        )
     out.print(f"summary   {outcome.folder / 'summary.json'}", soft_wrap=True, markup=False)
 
 
 def _account(summary: dict[str, Any]) -> Table:
     """Prompts, answers, and all twos of a prompt's answers, by what became of them."""
-    table = Table(title=f"{summary['n']} answers a prompt, scored by {summary['scorer']}", title_justify="left")
+    table = Table(
+        title=f"{summary['n']} answers a prompt, scored by {summary['scorer']}",
+        title_justify="left",
+    )
     table.add_column("")
     table.add_column("n", justify="right")
     parts = (
-        (("prompts", summary["prompts"]), ("with a pair", summary["prompts_with_pairs"]), summary["prompts_without"]),
+        (
+            ("prompts", summary["prompts"]),
+            ("with a pair", summary["prompts_with_pairs"]),
+            summary["prompts_without"],
+        ),
         (("answers", summary["answers"]), ("can be used", summary["usable"]), summary["left_out"]),
-        (("twos of a prompt's usable answers", summary["possible_pairs"]), ("pairs", summary["pairs"]), summary["not_pairs"]))
+        (
+            ("twos of a prompt's usable answers", summary["possible_pairs"]),
+            ("pairs", summary["pairs"]),
+            summary["not_pairs"],
+        ),
+    )
     for (title, count), (good, many), others in parts:
         table.add_row(title, f"{count:,}")
         table.add_row(f"  {good}", f"{many:,}")
@@ -67,13 +87,25 @@ def _numbers(summary: dict[str, Any]) -> Table:
     best = summary["best_of_n"]
     rows = [("score", summary["mean_score"])]
     if best:
-        rows.append((f"score of the best of {best['n']}, at most {best['kl_bound']:.2f} nats away", best["score"]))
+        rows.append(
+            (
+                f"score of the best of {best['n']}, at most {best['kl_bound']:.2f} nats away",
+                best["score"],
+            )
+        )
     rows += [(f"pass@{k}", found) for k, found in (summary["pass_at"] or {}).items()]
-    rows += [("different answers a prompt", summary["distinct_answers"]), ("tokens an answer", summary["tokens"])]
+    rows += [
+        ("different answers a prompt", summary["distinct_answers"]),
+        ("tokens an answer", summary["tokens"]),
+    ]
     if bias := summary["bias"]:
-        rows += [("margin", summary["margin"]), ("tokens of the chosen", summary["chosen_tokens"]),
-                 ("tokens of the rejected", summary["rejected_tokens"]), ("difference", summary["tokens_difference"]),
-                 ("longer chosen, characters", bias["longer"]["characters"])]
+        rows += [
+            ("margin", summary["margin"]),
+            ("tokens of the chosen", summary["chosen_tokens"]),
+            ("tokens of the rejected", summary["rejected_tokens"]),
+            ("difference", summary["tokens_difference"]),
+            ("longer chosen, characters", bias["longer"]["characters"]),
+        ]
     for name, found in rows:
         table.add_row(name, number(found, n=False), f"{found['n']:,}" if found else "0")
     return table

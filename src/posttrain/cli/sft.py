@@ -12,9 +12,12 @@ from posttrain.stages.training import Outcome
 
 def main(argv: list[str]) -> int:
     settings, observer = read(
-        "sft", "Fine-tune a model on demonstrations. Killed at any moment, the same command goes on where it was and ends "
-        "with the same weights.",
-        SftSettings, argv)
+        "sft",
+        "Fine-tune a model on demonstrations. Killed at any moment, the same command goes on where"
+        " it was and ends with the same weights.",
+        SftSettings,
+        argv,
+    )
     outcome = run(settings, observer)
     show(outcome)
     return 0
@@ -30,8 +33,13 @@ def show(outcome: Outcome) -> None:
         for column in ("", "loss", "accuracy", "entropy", "n"):
             table.add_column(column, justify="left" if not column else "right")
         for name, held in (("before", before), (f"step {after['step']}", after)):
-            table.add_row(name, loss(held), f"{held['accuracy']:.3f}",
-                          f"{held['entropy']:.3f}", f"{held['sequences']:,}")
+            table.add_row(
+                name,
+                loss(held),
+                f"{held['accuracy']:.3f}",
+                f"{held['entropy']:.3f}",
+                f"{held['sequences']:,}",
+            )
         out.print(table)
     where(outcome)
 
@@ -39,7 +47,9 @@ def show(outcome: Outcome) -> None:
 def where(outcome: Outcome) -> None:
     """How much was trained, how fast, and where it lies."""
     out, summary = console(), outcome.summary
-    out.print(f"{summary['steps']:,} steps, {summary['tokens']:,} tokens in {summary['seconds']:.0f} s "
-                  f"({summary['tokens_per_second']:,.0f} tokens/s)")
+    out.print(
+        f"{summary['steps']:,} steps, {summary['tokens']:,} tokens in {summary['seconds']:.0f} s "
+        f"({summary['tokens_per_second']:,.0f} tokens/s)"
+    )
     out.print(f"model    {outcome.model}", soft_wrap=True, markup=False)
     out.print(f"summary  {outcome.folder / 'summary.json'}", soft_wrap=True, markup=False)

@@ -1,1 +1,4 @@
-"""The ground floor: errors, seeds, files, optional imports, shared types. Imports nothing else of posttrain."""
+"""The ground floor: errors, seeds, files, optional imports, shared types.
+
+Imports nothing else of posttrain.
+"""

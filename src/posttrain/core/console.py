@@ -1,4 +1,6 @@
-"""What a person sees of a run: rich progress in a terminal, plain lines elsewhere, nothing where quiet is asked for."""
+"""What a person sees of a run: rich progress in a terminal, plain lines elsewhere, nothing where
+quiet is asked for.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,14 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from posttrain.core.curve import draw
@@ -45,7 +54,9 @@ class _Lasting:
 
 
 def console(*, stderr: bool = False) -> Console:
-    """Where everything is printed: no emoji in the place of `:100:`, no end of the run at the end of a pipe."""
+    """Where everything is printed: no emoji in the place of `:100:`, no end of the run at the end
+    of a pipe.
+    """
     stream: Any = _Lasting(sys.stderr if stderr else sys.stdout)
     return Console(file=stream, highlight=False, emoji=False)
 
@@ -54,7 +65,8 @@ class ConsoleObserver:
     """Shows a training run as it goes.
 
     Args:
-        to: where to write; standard error by default, so that standard output stays free for results.
+        to: where to write; standard error by default, so that standard output stays free for
+            results.
         quiet: only messages about trouble.
     """
 
@@ -85,16 +97,24 @@ class ConsoleObserver:
             self.console.print(f"[bold]{label:<9}[/bold] {text}", soft_wrap=True)
 
     def message(self, text: str) -> None:
-        self.console.print(f"[yellow]{escape(text)}[/yellow]", soft_wrap=not self.console.is_terminal)
+        self.console.print(
+            f"[yellow]{escape(text)}[/yellow]", soft_wrap=not self.console.is_terminal
+        )
 
     def progress(self, label: str, done: int, total: int) -> None:
         """How far something is that does not take long enough for a line of its own."""
         if self.quiet or not self.console.is_terminal:
             return
         if self._scoring is None:
-            self._scoring = Progress(TextColumn("[bold]{task.description:<9}[/bold]"), BarColumn(bar_width=None),
-                                     TaskProgressColumn(), TextColumn("ETA"), TimeRemainingColumn(), console=self.console,
-                                     transient=True)
+            self._scoring = Progress(
+                TextColumn("[bold]{task.description:<9}[/bold]"),
+                BarColumn(bar_width=None),
+                TaskProgressColumn(),
+                TextColumn("ETA"),
+                TimeRemainingColumn(),
+                console=self.console,
+                transient=True,
+            )
             self._scoring.start()
             self._scoring.add_task(escape(label), total=total)
         self._scoring.update(self._scoring.task_ids[0], completed=done)
@@ -104,7 +124,9 @@ class ConsoleObserver:
 
     @contextmanager
     def working(self, label: str, total: int) -> Iterator[Callable[[int], None]]:
-        """Show work that may take long: a bar in a terminal, elsewhere a line now and then. Yields what to tell the progress.
+        """Show work that may take long: a bar in a terminal, elsewhere a line now and then.
+
+        Yields what to tell the progress.
 
         Args:
             total: what the last number told will be.
@@ -120,7 +142,10 @@ class ConsoleObserver:
                     self.progress(label, done, total)
             elif now - told > LINE_SECONDS and done:
                 told = now
-                self.note(label, f"{done / total:.0%}  ETA {_clock((now - began) / done * (total - done))}")
+                self.note(
+                    label,
+                    f"{done / total:.0%}  ETA {_clock((now - began) / done * (total - done))}",
+                )
 
         try:
             yield tell
@@ -138,10 +163,19 @@ class ConsoleObserver:
         if self.quiet or not self.console.is_terminal:
             return
         self._progress = Progress(
-            TextColumn("[bold]train    [/bold]"), BarColumn(bar_width=None), MofNCompleteColumn(),
-            TextColumn("loss [cyan]{task.fields[loss]}[/cyan]"), TextColumn("{task.fields[rate]} tokens/s"),
-            TextColumn("{task.fields[memory]} GiB"), TextColumn("ETA"), TimeRemainingColumn(), console=self.console)
-        self._bar = self._progress.add_task("", total=steps, completed=step, loss="–", rate="–", memory="–")
+            TextColumn("[bold]train    [/bold]"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("loss [cyan]{task.fields[loss]}[/cyan]"),
+            TextColumn("{task.fields[rate]} tokens/s"),
+            TextColumn("{task.fields[memory]} GiB"),
+            TextColumn("ETA"),
+            TimeRemainingColumn(),
+            console=self.console,
+        )
+        self._bar = self._progress.add_task(
+            "", total=steps, completed=step, loss="–", rate="–", memory="–"
+        )
         self._progress.start()
 
     def record(self, record: dict[str, Any]) -> None:
@@ -152,20 +186,33 @@ class ConsoleObserver:
         self._rate = rate if not self._rate else 0.9 * self._rate + 0.1 * rate
         step = record["step"]
         if self._progress:
-            self._progress.update(self._bar, completed=step, loss=_figures(record), rate=f"{self._rate:,.0f}",
-                                  memory=f"{record['memory_gib']:.2f}")
-        elif not self.quiet and (time.monotonic() - self._told > LINE_SECONDS or step == self._steps):
+            self._progress.update(
+                self._bar,
+                completed=step,
+                loss=_figures(record),
+                rate=f"{self._rate:,.0f}",
+                memory=f"{record['memory_gib']:.2f}",
+            )
+        elif not self.quiet and (
+            time.monotonic() - self._told > LINE_SECONDS or step == self._steps
+        ):
             self._told = time.monotonic()
             left = (self._told - self._began) / max(1, step - self._first) * (self._steps - step)
-            self.console.print(f"step {step}/{self._steps}  loss {_figures(record)}  {self._rate:,.0f} tokens/s  "
-                               f"{record['memory_gib']:.2f} GiB  ETA {_clock(left)}", soft_wrap=True)
+            self.console.print(
+                f"step {step}/{self._steps}  loss {_figures(record)}  {self._rate:,.0f} tokens/s  "
+                f"{record['memory_gib']:.2f} GiB  ETA {_clock(left)}",
+                soft_wrap=True,
+            )
 
     def _say_held(self, step: int, held: dict[str, Any]) -> None:
         if not self.quiet:
             entropy = f", entropy {held['entropy']:.3f}" if "entropy" in held else ""
             unit = "rows" if "rewards/accuracies" in held else "sequences"
-            self._line("held out", f"step {step}: loss {loss(held)}, accuracy {held['accuracy']:.3f}{entropy} "
-                       f"(n = {held['sequences']:,} {unit})")
+            self._line(
+                "held out",
+                f"step {step}: loss {loss(held)}, accuracy {held['accuracy']:.3f}{entropy} "
+                f"(n = {held['sequences']:,} {unit})",
+            )
 
     def stop(self) -> None:
         self._close(self._progress)
@@ -178,7 +225,9 @@ class ConsoleObserver:
         held = [(r["step"], r["validation"]["loss"]) for r in records if "validation" in r]
         if not self.quiet:
             lines = [("training loss", points), *([("held-out loss", held)] if held else [])]
-            self.console.print(draw(lines, width=min(self.console.width, 90)), markup=False, soft_wrap=True)
+            self.console.print(
+                draw(lines, width=min(self.console.width, 90)), markup=False, soft_wrap=True
+            )
 
 
 def _figures(record: dict[str, Any]) -> str:
@@ -192,8 +241,12 @@ def _figures(record: dict[str, Any]) -> str:
 
 
 def loss(held: dict[str, Any]) -> str:
-    """A held-out loss, and its interval where there is one: a single sequence has none, nor have methods that couple rows."""
-    return f"{held['loss']:.4f}" + ("" if held["interval"] is None else f" ± {held['interval']:.4f}")
+    """A held-out loss, and its interval where there is one: a single sequence has none, nor have
+    methods that couple rows.
+    """
+    return f"{held['loss']:.4f}" + (
+        "" if held["interval"] is None else f" ± {held['interval']:.4f}"
+    )
 
 
 def _clock(seconds: float) -> str:

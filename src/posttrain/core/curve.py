@@ -1,4 +1,6 @@
-"""A line chart in text: eight dots a character (braille), so that a loss curve fits under a finished run."""
+"""A line chart in text: eight dots a character (braille), so that a loss curve fits under a
+finished run.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,8 @@ def draw(lines: Sequence[tuple[str, Sequence[Point]]], *, width: int = 80, heigh
     Args:
         lines: (label, points) each; the first is drawn through, of the others each point is marked.
         width, height: characters, axes included.
-    Returns: the chart, lines joined by newlines; empty without two finite points in the first curve.
+    Returns: the chart, lines joined by newlines; empty without two finite points in the first
+        curve.
     """
     points = [p for p in lines[0][1] if math.isfinite(p[1])]
     curve = _binned(points, 2 * width)
@@ -26,7 +29,9 @@ def draw(lines: Sequence[tuple[str, Sequence[Point]]], *, width: int = 80, heigh
     if len(curve) < 2:
         return ""
     low, high = min(y for _, y in everything), max(y for _, y in everything)
-    steps = [x for x, _ in (*points, *everything)]  # the axis has the true ends, not the middles of the bins
+    steps = [
+        x for x, _ in (*points, *everything)
+    ]  # the axis has the true ends, not the middles of the bins
     left, right = min(steps), max(steps)
     names = [f"{high - (high - low) * row / (height - 1):.3f}" for row in range(height)]
     margin = max(map(len, names))
@@ -51,7 +56,10 @@ def draw(lines: Sequence[tuple[str, Sequence[Point]]], *, width: int = 80, heigh
         legend.append(f"{symbol} {label}")
         for x, y in map(place, others):
             text[y // 4][x // 2] = symbol
-    rows = [f"{names[i] if i % 3 == 0 or i == height - 1 else '':>{margin}} ┤{''.join(row)}" for i, row in enumerate(text)]
+    rows = [
+        f"{names[i] if i % 3 == 0 or i == height - 1 else '':>{margin}} ┤{''.join(row)}"
+        for i, row in enumerate(text)
+    ]
     ends = f"{left:g}".ljust(columns - len(f"{right:g}")) + f"{right:g}"
     return "\n".join([" " * (margin + 2) + "   ".join(legend), *rows, " " * (margin + 2) + ends])
 
@@ -59,5 +67,5 @@ def draw(lines: Sequence[tuple[str, Sequence[Point]]], *, width: int = 80, heigh
 def _binned(points: Sequence[Point], bins: int) -> list[Point]:
     """Means over at most `bins` stretches of equal size."""
     size = max(1, -(-len(points) // bins))
-    parts = [points[i:i + size] for i in range(0, len(points), size)]
+    parts = [points[i : i + size] for i in range(0, len(points), size)]
     return [(sum(x for x, _ in p) / len(p), sum(y for _, y in p) / len(p)) for p in parts]

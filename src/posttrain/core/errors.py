@@ -7,7 +7,9 @@ from collections.abc import Iterable
 
 
 class PosttrainError(Exception):
-    """What went wrong, where, and what to do about it. The command line prints it and exits with code 2.
+    """What went wrong, where, and what to do about it.
+
+    The command line prints it and exits with code 2.
 
     Args:
         what: one sentence, the fact.
@@ -43,7 +45,9 @@ class CheckpointError(PosttrainError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """`did you mean 'x'?` for the known name closest to `name`, or the whole list where none is close."""
+    """`did you mean 'x'?` for the known name closest to `name`, or the whole list where none is
+    close.
+    """
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"

@@ -14,7 +14,8 @@ EVERY = 1.0  # seconds between two progress events
 
 
 class JsonObserver(ConsoleObserver):
-    """What `ConsoleObserver` shows, as one JSON object a line: `event`, `time` (seconds since 1970) and what belongs to it.
+    """What `ConsoleObserver` shows, as one JSON object a line: `event`, `time` (seconds since 1970)
+    and what belongs to it.
 
     Args:
         to: where to write; standard output by default.
@@ -26,7 +27,12 @@ class JsonObserver(ConsoleObserver):
         self._last = 0.0
 
     def _write(self, event: str, **fields: Any) -> None:
-        self._to.write(json.dumps({"event": event, "time": round(time.time(), 3), **fields}, ensure_ascii=False) + "\n")
+        self._to.write(
+            json.dumps(
+                {"event": event, "time": round(time.time(), 3), **fields}, ensure_ascii=False
+            )
+            + "\n"
+        )
         self._to.flush()
 
     def note(self, label: str, text: str) -> None:

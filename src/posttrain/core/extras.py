@@ -1,4 +1,6 @@
-"""Optional packages: imported when first needed, with a sentence and the one command that installs them."""
+"""Optional packages: imported when first needed, with a sentence and the one command that installs
+them.
+"""
 
 from __future__ import annotations
 
@@ -15,5 +17,7 @@ def require(module: str, *, extra: str, purpose: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] != module.split(".")[0]:
             raise
-        raise PosttrainError(f"{purpose} needs the package {module!r}, which is not installed",
-                             cure=f"pip install 'posttrain[{extra}]'") from None
+        raise PosttrainError(
+            f"{purpose} needs the package {module!r}, which is not installed",
+            cure=f"pip install 'posttrain[{extra}]'",
+        ) from None

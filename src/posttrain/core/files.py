@@ -15,7 +15,9 @@ from typing import Any
 
 from posttrain.core.errors import CheckpointError, PosttrainError
 
-PARTIAL = ".partial-"  # prefix of what is being written; anything that still has it was never finished
+PARTIAL = (  # prefix of what is being written; anything that still has it was never finished
+    ".partial-"
+)
 
 
 def fsync(path: Path) -> None:
@@ -46,7 +48,8 @@ def write_json(path: Path, value: Any) -> None:
 
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Fill a folder under another name; it appears as `path` only when everything in it is on the disk.
+    """Fill a folder under another name; it appears as `path` only when everything in it is on the
+    disk.
 
     An existing `path` is replaced. On an error the partial folder is removed and the error goes on.
     """
@@ -94,13 +97,18 @@ def sha256_json(value: Any) -> str:
 
 
 def sha256_folder(folder: Path, keep: Callable[[Path], bool] = lambda path: True) -> str:
-    """Digest over the names and contents of the files directly in `folder` for which `keep` holds."""
-    return sha256_json({p.name: sha256_file(p) for p in sorted(folder.iterdir()) if p.is_file() and keep(p)})
+    """Digest over the names and contents of the files directly in `folder` for which `keep`
+    holds.
+    """
+    return sha256_json(
+        {p.name: sha256_file(p) for p in sorted(folder.iterdir()) if p.is_file() and keep(p)}
+    )
 
 
 @contextlib.contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """Hold `folder` for this process. The system drops the lock when the process ends, however it ends.
+    """Hold `folder` for this process. The system drops the lock when the process ends, however it
+    ends.
 
     Raises:
         PosttrainError: another process holds it; the message names its process id.
@@ -116,15 +124,19 @@ def lock(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            raise PosttrainError(f"another run (process {file.read().strip() or 'unknown'}) is writing to {folder}",
-                                 cure="wait for it, stop it, or choose another --out") from None
+            raise PosttrainError(
+                f"another run (process {file.read().strip() or 'unknown'}) is writing to {folder}",
+                cure="wait for it, stop it, or choose another --out",
+            ) from None
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
         try:
             yield
         except BaseException:
-            if [p.name for p in folder.iterdir()] == [path.name]:  # nothing was written: leave nothing behind
+            if [p.name for p in folder.iterdir()] == [
+                path.name
+            ]:  # nothing was written: leave nothing behind
                 path.unlink()
                 folder.rmdir()
             raise
@@ -133,15 +145,24 @@ def lock(folder: Path) -> Iterator[None]:
 _REASONS = {
     errno.ENOSPC: ("the disk is full", "free some space and run the same command again"),
     errno.EDQUOT: ("the disk quota is used up", "free some space and run the same command again"),
-    errno.EFBIG: ("the file would be larger than this process may write", "raise the limit (ulimit -f)"),
+    errno.EFBIG: (
+        "the file would be larger than this process may write",
+        "raise the limit (ulimit -f)",
+    ),
     errno.EROFS: ("the file system is read-only", "make it writable, or choose another --out"),
-    errno.EACCES: ("no permission to write", "change the folder's permissions, or choose another --out"),
+    errno.EACCES: (
+        "no permission to write",
+        "change the folder's permissions, or choose another --out",
+    ),
 }
 
 
 def write_error(error: OSError, path: Path, kept: str = "") -> CheckpointError:
     """The message for a write that failed; `kept` says what is still good."""
-    why, cure = _REASONS.get(error.errno or 0, (error.strerror or str(error), "see the reason; then run the same command again"))
+    why, cure = _REASONS.get(
+        error.errno or 0,
+        (error.strerror or str(error), "see the reason; then run the same command again"),
+    )
     return CheckpointError(f"cannot write {path}: {why}{'. ' + kept if kept else ''}", cure=cure)
 
 

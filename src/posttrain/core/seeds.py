@@ -1,6 +1,8 @@
-"""Randomness as a function of names: every draw comes from (run seed, what for, which step), never from hidden state.
+"""Randomness as a function of names: every draw comes from (run seed, what for, which step), never
+from hidden state.
 
-A run that resumes at step 7 draws what it would have drawn at step 7 anyway, so no generator needs to be saved.
+A run that resumes at step 7 draws what it would have drawn at step 7 anyway, so no generator needs
+to be saved.
 """
 
 from __future__ import annotations
@@ -11,7 +13,8 @@ import numpy as np
 
 
 def derive(seed: int, *names: str | int) -> int:
-    """A 63-bit seed for one purpose: the first eight bytes of SHA-256 over the run seed and the names.
+    """A 63-bit seed for one purpose: the first eight bytes of SHA-256 over the run seed and the
+    names.
 
     Independent of PYTHONHASHSEED, platform and library versions.
     """

@@ -1,11 +1,12 @@
-"""Prompts to ask a model: rows of any format as what it is shown, and what is known of the wanted answer.
+"""Prompts to ask a model: rows of any format as what it is shown, and what is known of the wanted
+answer.
 
-    prompt              the prompt
-    prompt-completion   the prompt; the completion is the wanted answer
-    messages            the conversation up to its last answer, which is the wanted one
-    preference          the prompt of both answers
-    label               the prompt; an answer labelled good is the wanted one
-    steps               the prompt
+prompt              the prompt
+prompt-completion   the prompt; the completion is the wanted answer
+messages            the conversation up to its last answer, which is the wanted one
+preference          the prompt of both answers
+label               the prompt; an answer labelled good is the wanted one
+steps               the prompt
 """
 
 from __future__ import annotations
@@ -45,8 +46,14 @@ class Asked:
     around: dict[str, Any]
 
 
-def asked(sources: Many[Source], chat: Chat, rejects: Rejects, *, format: FormatName = "",
-          longest: int | None = None) -> list[Asked]:
+def asked(
+    sources: Many[Source],
+    chat: Chat,
+    rejects: Rejects,
+    *,
+    format: FormatName = "",
+    longest: int | None = None,
+) -> list[Asked]:
     """Every prompt of some sources, in order.
 
     Args:
@@ -67,17 +74,42 @@ def asked(sources: Many[Source], chat: Chat, rejects: Rejects, *, format: Format
                 rejects.add(error, row)
             else:
                 rest = {key: value for key, value in row.fields.items() if key != "completion"}
-                found.append((row, example, text, plain, rest if wanted is None else {**rest, "completion": wanted}))
+                found.append(
+                    (
+                        row,
+                        example,
+                        text,
+                        plain,
+                        rest if wanted is None else {**rest, "completion": wanted},
+                    )
+                )
     out = []
     encoded = Encoder(chat.tokenizer).prompts([one[2] for one in found], [one[3] for one in found])
     for ids, (row, example, _, _, known) in zip(encoded, found, strict=True):
         if longest is not None and len(ids) > longest:
-            rejects.add(DataError(f"the prompt has {len(ids):,} tokens, and beside --max-tokens {max(0, longest):,} fit into "
-                                  "what the model can address", where=row.where,
-                                  cure="shorten or remove the row, or give a lower --max-tokens"), row)
+            rejects.add(
+                DataError(
+                    f"the prompt has {len(ids):,} tokens, and beside --max-tokens"
+                    f" {max(0, longest):,} fit into what the model can address",
+                    where=row.where,
+                    cure="shorten or remove the row, or give a lower --max-tokens",
+                ),
+                row,
+            )
             continue
-        around = {"tools": list(example.tools) if example.tools else None, "chat_template_kwargs": example.kwargs or None}
-        out.append(Asked(row.where, example.prompt, ids, known, {key: value for key, value in around.items() if value}))
+        around = {
+            "tools": list(example.tools) if example.tools else None,
+            "chat_template_kwargs": example.kwargs or None,
+        }
+        out.append(
+            Asked(
+                row.where,
+                example.prompt,
+                ids,
+                known,
+                {key: value for key, value in around.items() if value},
+            )
+        )
     return out
 
 
@@ -91,11 +123,20 @@ def _asked(example: Example) -> tuple[Example, str | None]:
             wanted = answer
         else:
             if answer[-1]["role"] != "assistant":
-                raise DataError("the conversation does not end with an answer", where=example.where,
-                                cure="remove what follows it, or give prompts alone: a column prompt with the messages")
+                raise DataError(
+                    "the conversation does not end with an answer",
+                    where=example.where,
+                    cure=(
+                        "remove what follows it, or give prompts alone: a column prompt with the"
+                        " messages"
+                    ),
+                )
             wanted = answer[-1]["content"]
             prompt = (*(() if isinstance(prompt, str) else prompt), *answer[:-1])
     if not prompt or (isinstance(prompt, str) and not prompt.strip()):
-        raise DataError("the row has no prompt to answer", where=example.where,
-                        cure="say which column it is: --data FILE,prompt=COLUMN")
+        raise DataError(
+            "the row has no prompt to answer",
+            where=example.where,
+            cure="say which column it is: --data FILE,prompt=COLUMN",
+        )
     return Example(example.where, prompt, (), None, example.tools, example.kwargs), wanted

@@ -1,9 +1,11 @@
 """The token forest: the one batch type of every method.
 
-Sequences that begin alike share what they share: a tree. Trees laid end to end, without padding, are a forest. A packed
-document is a tree of one sequence; a preference pair is a prompt with two answers; a group of samples is a prompt with G.
+Sequences that begin alike share what they share: a tree. Trees laid end to end, without padding,
+are a forest. A packed document is a tree of one sequence; a preference pair is a prompt with two
+answers; a group of samples is a prompt with G.
 
-The law, tested as a property: scoring a forest gives the log-probabilities and gradients of scoring every sequence alone.
+The law, tested as a property: scoring a forest gives the log-probabilities and gradients of scoring
+    every sequence alone.
 """
 
 from __future__ import annotations
@@ -43,14 +45,17 @@ Tree = tuple[Sequence, ...]  # sequences that are scored together and share thei
 
 @dataclass(frozen=True)
 class TokenForest:
-    """Trees laid out flat, depth first, parents before children. No padding; no prefix is computed twice.
+    """Trees laid out flat, depth first, parents before children. No padding; no prefix is computed
+    twice.
 
-    T tokens, N targets, L sequences, P the lengths of all sequences added up (P = T where nothing is shared).
+    T tokens, N targets, L sequences, P the lengths of all sequences added up (P = T where nothing
+    is shared).
 
     Attributes:
         tokens: [T] token ids.
         positions: [T] position of each token in its sequence.
-        subtree_end: [T] end (exclusive) of the token's subtree: q sees k iff `k <= q < subtree_end[k]`.
+        subtree_end: [T] end (exclusive) of the token's subtree: q sees k iff `k <= q <
+            subtree_end[k]`.
         predictor: [N] index into T of the token whose hidden state predicts each target.
         target: [N] token id of each target. A token trained in two sequences is two targets.
         leaf: [N] sequence of each target.
@@ -85,9 +90,14 @@ class TokenForest:
 
     @cached_property
     def shared(self) -> tuple[bool, ...]:
-        """For each tree, whether it branches; where it does not, plain causal attention is the same."""
+        """For each tree, whether it branches; where it does not, plain causal attention is the
+        same.
+        """
         ends = self.subtree_end.tolist()
-        return tuple(any(end != b for end in ends[a:b]) for a, b in zip(self.trees, self.trees[1:], strict=False))
+        return tuple(
+            any(end != b for end in ends[a:b])
+            for a, b in zip(self.trees, self.trees[1:], strict=False)
+        )
 
     @cached_property
     def token_lengths(self) -> Tensor:
@@ -104,7 +114,9 @@ class TokenForest:
 
 @dataclass(frozen=True)
 class _Layout:
-    """A tree laid out: flat tokens, positions and subtree ends, and where each sequence's tokens lie."""
+    """A tree laid out: flat tokens, positions and subtree ends, and where each sequence's tokens
+    lie.
+    """
 
     tokens: np.ndarray
     positions: np.ndarray
@@ -115,7 +127,8 @@ class _Layout:
 def _lay_out(tree: Tree) -> _Layout:
     """Share the common prefixes of a tree's sequences.
 
-    In sorted order, sequences that share a prefix are neighbours: each adds only what its neighbour before it lacks.
+    In sorted order, sequences that share a prefix are neighbours: each adds only what its neighbour
+    before it lacks.
     """
     if len(tree) == 1:
         n = len(tree[0].tokens)
@@ -133,7 +146,9 @@ def _lay_out(tree: Tree) -> _Layout:
         differ = np.flatnonzero(before[:m] != now[:m])
         common = int(differ[0]) if len(differ) else m
         ends[open_path[common:]] = total  # what the new sequence does not share ends here
-        open_path = np.concatenate([open_path[:common], np.arange(total, total + len(now) - common)])
+        open_path = np.concatenate(
+            [open_path[:common], np.arange(total, total + len(now) - common)]
+        )
         tokens.append(now[common:])
         positions.append(np.arange(common, len(now)))
         total += len(now) - common
@@ -143,7 +158,9 @@ def _lay_out(tree: Tree) -> _Layout:
 
 
 def size(tree: Tree, *, shared: bool = True) -> int:
-    """Tokens a tree takes in a forest, or the lengths of its sequences added up where nothing can be shared."""
+    """Tokens a tree takes in a forest, or the lengths of its sequences added up where nothing can
+    be shared.
+    """
     if len(tree) == 1 or not shared:
         return sum(len(s.tokens) for s in tree)
     return len(_lay_out(tree).tokens)
@@ -174,15 +191,23 @@ def plant(trees: Many[Tree], numbers: Many[Many[int]] | None = None) -> TokenFor
         starts.append(starts[-1] + len(layout.tokens))
 
     def flat_tensor(arrays: list[np.ndarray]) -> Tensor:
-        return torch.from_numpy(np.concatenate(arrays).astype(np.int64)) if arrays else torch.empty(0, dtype=torch.int64)
+        return (
+            torch.from_numpy(np.concatenate(arrays).astype(np.int64))
+            if arrays
+            else torch.empty(0, dtype=torch.int64)
+        )
 
     return TokenForest(
         tokens=flat_tensor([x.tokens for x in layouts]),
         positions=flat_tensor([x.positions for x in layouts]),
         subtree_end=flat_tensor([x.ends + a for x, a in zip(layouts, starts, strict=False)]),
-        predictor=flat_tensor(predictor), target=flat_tensor(target), leaf=flat_tensor(leaf),
-        sequence=torch.tensor(sequence, dtype=torch.int64), path=flat_tensor(path),
-        lengths=torch.tensor(lengths, dtype=torch.int64), trees=tuple(starts),
+        predictor=flat_tensor(predictor),
+        target=flat_tensor(target),
+        leaf=flat_tensor(leaf),
+        sequence=torch.tensor(sequence, dtype=torch.int64),
+        path=flat_tensor(path),
+        lengths=torch.tensor(lengths, dtype=torch.int64),
+        trees=tuple(starts),
     )
 
 
@@ -195,7 +220,9 @@ def pack(sizes: Many[int], budget: int) -> list[list[int]]:
     Returns: item numbers of each bin, ascending; the same input always gives the same bins.
     """
     bins: list[list[int]] = []
-    room: list[tuple[int, int]] = []  # (tokens left, bin), ascending: the first that fits is the fullest
+    room: list[
+        tuple[int, int]
+    ] = []  # (tokens left, bin), ascending: the first that fits is the fullest
     for i in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
         at = bisect.bisect_left(room, (sizes[i], -1))
         if at == len(room):
@@ -225,8 +252,11 @@ def split(tree: Tree, budget: int, *, together: int = 1, shared: bool = True) ->
     for unit in units:
         need = size(tuple(tree[i] for i in unit), shared=shared)
         if need > budget:
-            raise DataError(f"a sequence of {need} tokens does not fit the budget of {budget} tokens a forward pass",
-                            cure=f"lower --max-length to {budget // together}, or raise --budget to {need}")
+            raise DataError(
+                f"a sequence of {need} tokens does not fit the budget of {budget} tokens a forward"
+                " pass",
+                cure=f"lower --max-length to {budget // together}, or raise --budget to {need}",
+            )
         joined = [*parts[-1], *unit] if parts else unit
         if parts and size(tuple(tree[i] for i in joined), shared=shared) <= budget:
             parts[-1] = joined
@@ -235,14 +265,18 @@ def split(tree: Tree, budget: int, *, together: int = 1, shared: bool = True) ->
     return parts
 
 
-def forests(trees: Many[Tree], budget: int, *, together: int = 1, shared: bool = True) -> list[TokenForest]:
-    """Pack the trees of one global batch into forests of at most `budget` tokens: the micro-batches of one step.
+def forests(
+    trees: Many[Tree], budget: int, *, together: int = 1, shared: bool = True
+) -> list[TokenForest]:
+    """Pack the trees of one global batch into forests of at most `budget` tokens: the micro-batches
+    of one step.
 
     Args:
         trees: the global batch. Its sequences are numbered from 0 in the order given.
         budget: tokens a forest may hold, which bounds the memory of one forward and backward pass.
         together: see `split`.
-        shared: False where the model runs every path alone, so that the budget counts repeated prefixes.
+        shared: False where the model runs every path alone, so that the budget counts repeated
+            prefixes.
     """
     pieces: list[Tree] = []
     numbers: list[list[int]] = []

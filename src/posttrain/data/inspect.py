@@ -1,9 +1,12 @@
-"""What a model would be trained on: an account of every row, a few rows token by token, lengths, and how batches would fill.
+"""What a model would be trained on: an account of every row, a few rows token by token, lengths,
+and how batches would fill.
 
-Rows are read once and go by. What stays: the rows to show, one count for each length that occurs, and the sizes of a sample of
+Rows are read once and go by. What stays: the rows to show, one count for each length that occurs,
+    and the sizes of a sample of
 at most 100,000 rows, from which packing is measured.
 
-Left out: the sources' weights and epochs, which say how often rows are taken; duplicates of rows in another source.
+Left out: the sources' weights and epochs, which say how often rows are taken; duplicates of rows in
+    another source.
 """
 
 from __future__ import annotations
@@ -77,33 +80,46 @@ class Lengths:
 
     def over(self, limit: int) -> int:
         """How many are longer."""
-        return sum(count for value, count in zip(self.values, self.counts, strict=True) if value > limit)
+        return sum(
+            count for value, count in zip(self.values, self.counts, strict=True) if value > limit
+        )
 
     def bins(self, limit: int) -> list[tuple[int, int, int]]:
-        """(shortest, longest, how many) of about equal steps on a log scale; one ends at the limit where some are longer."""
-        steps = [1, *(x for k in range(1, 32) for x in (2 ** k, 3 * 2 ** (k - 1)))]
+        """(shortest, longest, how many) of about equal steps on a log scale; one ends at the limit
+        where some are longer.
+        """
+        steps = [1, *(x for k in range(1, 32) for x in (2**k, 3 * 2 ** (k - 1)))]
         low, high = self.values[0], self.values[-1]
         edges = [max(s for s in steps if s <= low), *(s for s in steps if low < s <= high)]
         while len(edges) > BINS:
-            edges = [edges[0], *(e for e in edges[1:] if not e & (e - 1))] if any(e & (e - 1) for e in edges[1:]) else edges[::2]
+            edges = (
+                [edges[0], *(e for e in edges[1:] if not e & (e - 1))]
+                if any(e & (e - 1) for e in edges[1:])
+                else edges[::2]
+            )
         if edges[0] <= limit < high:
             inner = [e for e in edges[1:] if abs(e - limit - 1) * 5 > e]  # no slivers beside it
             edges = sorted({edges[0], *inner, limit + 1})
         ends = [*(e - 1 for e in edges[1:]), high]
-        inside = [sum(c for v, c in zip(self.values, self.counts, strict=True) if a <= v <= b)
-                  for a, b in zip(edges, ends, strict=True)]
+        inside = [
+            sum(c for v, c in zip(self.values, self.counts, strict=True) if a <= v <= b)
+            for a, b in zip(edges, ends, strict=True)
+        ]
         return list(zip(edges, ends, inside, strict=True))
 
 
 @dataclass(frozen=True)
 class Packing:
-    """How the forward passes of steps would fill, in the order in which `sft` with seed 0 takes the rows.
+    """How the forward passes of steps would fill, in the order in which `sft` with seed 0 takes the
+    rows.
 
     Attributes:
-        budget: tokens a forward pass may hold. batch_size: rows a step. rows: from how many rows this is measured.
+        budget: tokens a forward pass may hold. batch_size: rows a step. rows: from how many rows
+            this is measured.
         passes: forward passes a step. tokens: tokens a step; both are means.
         filled: share of the budget that is filled.
-        padded: share of the computed tokens that would be data, were each step's rows padded to its longest.
+        padded: share of the computed tokens that would be data, were each step's rows padded to its
+            longest.
     """
 
     budget: int
@@ -134,7 +150,8 @@ class Report:
 
     Attributes:
         parts: the sources, those that are held out last.
-        examples: rows from inside. missing: numbers of rows that were asked for and are not among them.
+        examples: rows from inside. missing: numbers of rows that were asked for and are not among
+            them.
         lengths: of the training sources' sequences before the limit.
         packing: None where nothing is trained.
         max_length: tokens of a sequence at most.
@@ -170,7 +187,8 @@ class Report:
         """Refuse what training would refuse.
 
         Raises:
-            DataError: a source without rows, or of which nothing trainable is left of more than half of the rows.
+            DataError: a source without rows, or of which nothing trainable is left of more than
+                half of the rows.
         """
         for part in self.parts:
             check(part.account, part.source)
@@ -202,9 +220,18 @@ def _number(where: str) -> int:
     return int(found[1]) if found else 0
 
 
-def inspect(settings: DataSettings, chat: Chat, *, max_length: int, examples: int = 3, rows: tuple[str, ...] = ("first",),
-            batch_size: int = 8, budget: int | None = None, rejects: Path | None = None,
-            observer: ConsoleObserver | None = None) -> Report:
+def inspect(
+    settings: DataSettings,
+    chat: Chat,
+    *,
+    max_length: int,
+    examples: int = 3,
+    rows: tuple[str, ...] = ("first",),
+    batch_size: int = 8,
+    budget: int | None = None,
+    rejects: Path | None = None,
+    observer: ConsoleObserver | None = None,
+) -> Report:
     """Read the sources as training would, and say what it would train on.
 
     Args:
@@ -212,8 +239,10 @@ def inspect(settings: DataSettings, chat: Chat, *, max_length: int, examples: in
         chat: renders them; it brings the tokenizer.
         max_length: tokens of a sequence at most.
         examples: how many rows of each source to take apart.
-        rows: which: ("first",), ("spread",) for a random sample that is always the same, or the numbers of lines.
-        batch_size, budget: rows a step, tokens a forward pass; unset: 4096, or the longest row where that is more.
+        rows: which: ("first",), ("spread",) for a random sample that is always the same, or the
+            numbers of lines.
+        batch_size, budget: rows a step, tokens a forward pass; unset: 4096, or the longest row
+            where that is more.
         rejects: a file for the rows that `on_bad_row="reject"` sets aside; None keeps none.
         observer: hears of the progress; None shows none.
     Raises:
@@ -221,26 +250,49 @@ def inspect(settings: DataSettings, chat: Chat, *, max_length: int, examples: in
         ConfigError: a budget less than the longest sequence.
     """
     observer = observer or ConsoleObserver(quiet=True)
-    encoder, sizes, lengths = Encoder(chat.tokenizer), Reservoir[tuple[int, int, int]](SAMPLE, "packing"), Counter[int]()
+    encoder, sizes, lengths = (
+        Encoder(chat.tokenizer),
+        Reservoir[tuple[int, int, int]](SAMPLE, "packing"),
+        Counter[int](),
+    )
     parts, shown, found = [], [], set[int]()
-    sources = [*((source, False) for source in settings.data), *((source, True) for source in settings.validation)]
+    sources = [
+        *((source, False) for source in settings.data),
+        *((source, True) for source in settings.validation),
+    ]
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
-        aside = Rejects((rejects or scratch / "rejects") if settings.on_bad_row == "reject" else None)
+        aside = Rejects(
+            (rejects or scratch / "rejects") if settings.on_bad_row == "reject" else None
+        )
         try:
             for source, held_out in sources:
                 account, choice = Account(), _Choice(rows, examples, source.path)
-                with observer.working(f"read {Path(source.path).name}", max(1, bytes_of(source))) as told:
-                    for one, trees, why in accounted(source, chat, encoder, scratch, account, max_length=max_length,
-                                                     truncate=settings.truncate, form=settings.format, rejects=aside, told=told):
+                with observer.working(
+                    f"read {Path(source.path).name}", max(1, bytes_of(source))
+                ) as told:
+                    for one, trees, why in accounted(
+                        source,
+                        chat,
+                        encoder,
+                        scratch,
+                        account,
+                        max_length=max_length,
+                        truncate=settings.truncate,
+                        form=settings.format,
+                        rejects=aside,
+                        told=told,
+                    ):
                         choice.add(one, why)
                         if not held_out:
                             lengths.update(len(encoded.ids) for encoded in one.encoded)
                             for tree in trees:
                                 sizes.add((size(tree), max(len(s.tokens) for s in tree), len(tree)))
                 parts.append(Part(source, account, held_out))
-                shown += [anatomy(one, why, chat, max_length=max_length, truncate=settings.truncate)
-                          for one, why in choice.items]
+                shown += [
+                    anatomy(one, why, chat, max_length=max_length, truncate=settings.truncate)
+                    for one, why in choice.items
+                ]
                 found |= {_number(one.row.where) for one, _ in choice.items}
             aside.close()
         except BaseException:
@@ -249,18 +301,30 @@ def inspect(settings: DataSettings, chat: Chat, *, max_length: int, examples: in
             raise
     asked = {int(row) for row in rows if row.isdecimal()}
     written = rejects if rejects is not None and aside.count else None
-    return Report(tuple(parts), tuple(shown), tuple(sorted(asked - found)), Lengths(*zip(*sorted(lengths.items()), strict=True)),
-                  _packing(sizes.items, batch_size, budget), max_length, _template(chat), written)
+    return Report(
+        tuple(parts),
+        tuple(shown),
+        tuple(sorted(asked - found)),
+        Lengths(*zip(*sorted(lengths.items()), strict=True)),
+        _packing(sizes.items, batch_size, budget),
+        max_length,
+        _template(chat),
+        written,
+    )
 
 
 def _template(chat: Chat) -> str:
     if not chat.used:
         return ""
-    origin = {"given": "the one given", "default": "a default, as the model has none"}.get(chat.origin, chat.origin)
+    origin = {"given": "the one given", "default": "a default, as the model has none"}.get(
+        chat.origin, chat.origin
+    )
     return f"{origin}; answers end with {chat.stop}"
 
 
-def _packing(sizes: list[tuple[int, int, int]], batch_size: int, budget: int | None) -> Packing | None:
+def _packing(
+    sizes: list[tuple[int, int, int]], batch_size: int, budget: int | None
+) -> Packing | None:
     """Measure the batches of one epoch.
 
     Args:
@@ -270,37 +334,58 @@ def _packing(sizes: list[tuple[int, int, int]], batch_size: int, budget: int | N
         return None
     longest = max(one for _, one, _ in sizes)
     if budget is not None and budget < longest:
-        raise ConfigError(f"--budget {budget} is less than the {longest} tokens of the longest sequence",
-                          cure=f"give --budget {longest} or more, or --max-length {budget} or less")
+        raise ConfigError(
+            f"--budget {budget} is less than the {longest} tokens of the longest sequence",
+            cure=f"give --budget {longest} or more, or --max-length {budget} or less",
+        )
     budget = budget or max(BUDGET, longest)
     plan = Plan(len(sizes), batch_size, seed=0)
     steps = plan.steps_per_epoch
     passes = tokens = padded = 0
     for _ in range(steps):
         batch = [sizes[i] for i in plan.next()]
-        # a row of branches that is larger than the budget is cut between them; the prefix that repeats then is not counted
+        # a row of branches that is larger than the budget is cut between them; the prefix that
+        # repeats then is not counted
         pieces = [min(budget, whole - a) for whole, _, _ in batch for a in range(0, whole, budget)]
         passes += len(pack(pieces, budget))
         tokens += sum(pieces)
         padded += max(one for _, one, _ in batch) * sum(paths for _, _, paths in batch)
-    return Packing(budget, batch_size, len(sizes), passes / steps, tokens / steps, tokens / (passes * budget), tokens / padded)
+    return Packing(
+        budget,
+        batch_size,
+        len(sizes),
+        passes / steps,
+        tokens / steps,
+        tokens / (passes * budget),
+        tokens / padded,
+    )
 
 
 def table(report: Report) -> list[tuple[str, str]]:
-    """The counts of the training sources as (name, value); of what did not happen only the main ones."""
+    """The counts of the training sources as (name, value); of what did not happen only the main
+    ones.
+    """
+
     def share(n: int, of: int) -> str:
         return f"{n:,} ({n / of:.1%})" if of else f"{n:,}"
 
     read, total = report.total("read"), report.total
     formats = ", ".join(dict.fromkeys(account.format for account in report.training))
     rows = [("rows", f"{read:,}"), ("format", formats), ("used", share(total("used"), read))]
-    rows += [(f"dropped: {why}", share(n, read)) for why, n in report.reasons("dropped")] or [("dropped", "0")]
-    rows += [(f"rejected: {why}", share(n, read)) for why, n in report.reasons("reasons")] or [("rejected", "0")]
-    rows += [("sequences", f"{total('sequences'):,}"), ("tokens", f"{total('tokens'):,}"),
-             ("trained tokens", share(total("targets"), total("tokens"))),
-             (f"cut to {report.max_length:,} tokens", share(total("truncated"), read)),
-             ("divided into several", share(total("divided"), read)),
-             ("duplicates of another row", share(total("duplicates"), read)),
-             ("in branches", share(total("branched"), read)),
-             ("special tokens in the text", share(total("special"), read))]
+    rows += [(f"dropped: {why}", share(n, read)) for why, n in report.reasons("dropped")] or [
+        ("dropped", "0")
+    ]
+    rows += [(f"rejected: {why}", share(n, read)) for why, n in report.reasons("reasons")] or [
+        ("rejected", "0")
+    ]
+    rows += [
+        ("sequences", f"{total('sequences'):,}"),
+        ("tokens", f"{total('tokens'):,}"),
+        ("trained tokens", share(total("targets"), total("tokens"))),
+        (f"cut to {report.max_length:,} tokens", share(total("truncated"), read)),
+        ("divided into several", share(total("divided"), read)),
+        ("duplicates of another row", share(total("duplicates"), read)),
+        ("in branches", share(total("branched"), read)),
+        ("special tokens in the text", share(total("special"), read)),
+    ]
     return [*rows, *([("chat template", report.template)] if report.template else [])]

@@ -1,4 +1,6 @@
-"""Messages: conversations as files have them, and the one shape in which they go on. Left out: images and audio."""
+"""Messages: conversations as files have them, and the one shape in which they go on. Left out:
+images and audio.
+"""
 
 from __future__ import annotations
 
@@ -14,64 +16,119 @@ Text = str | tuple[Message, ...]  # plain text, or part of a conversation
 
 DEEPEST = 100  # brackets within brackets of what a template prints as JSON
 
-ROLES = {"system": "system", "developer": "developer", "user": "user", "human": "user", "assistant": "assistant",
-         "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard": "assistant", "model": "assistant",
-         "tool": "tool", "function": "tool", "tool_response": "tool", "function_response": "tool", "observation": "tool",
-         "ipython": "tool", "tool_call": "call", "function_call": "call"}
+ROLES = {
+    "system": "system",
+    "developer": "developer",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
+    "model": "assistant",
+    "tool": "tool",
+    "function": "tool",
+    "tool_response": "tool",
+    "function_response": "tool",
+    "observation": "tool",
+    "ipython": "tool",
+    "tool_call": "call",
+    "function_call": "call",
+}
 
 
 def messages(value: Any, name: str, where: str) -> tuple[Message, ...]:
-    """A conversation with our role names, tool calls as the chat templates expect them, and nothing that is null.
+    """A conversation with our role names, tool calls as the chat templates expect them, and nothing
+    that is null.
 
     Args:
         value: a list of messages, or that list as JSON text.
         name: the column, for errors.
         where: the row, for errors.
     Raises:
-        DataError: it is no list of messages, or one of them lacks a role or content, or has an unknown role.
+        DataError: it is no list of messages, or one of them lacks a role or content, or has an
+            unknown role.
     """
     value = decoded(value, name, where)
     if not isinstance(value, (list, tuple)) or not value:
-        raise DataError(f"{name} holds {'an empty list' if value == [] else kind(value)}, not a list of messages", where=where,
-                        cure='write [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]')
+        raise DataError(
+            f"{name} holds {'an empty list' if value == [] else kind(value)}, not a list of"
+            " messages",
+            where=where,
+            cure='write [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]',
+        )
     return tuple(_message(one, f"message {i + 1} of {name}", where) for i, one in enumerate(value))
 
 
-_READ = ("role", "from", "content", "value", "tool_calls", "function_call")  # of a message; all else goes on as it is
+_READ = (
+    "role",
+    "from",
+    "content",
+    "value",
+    "tool_calls",
+    "function_call",
+)  # of a message; all else goes on as it is
 
 
 def _message(value: Any, name: str, where: str) -> Message:
     if not isinstance(value, dict):
-        raise DataError(f"{name} is {kind(value)}, not an object", where=where, cure="give role and content")
+        raise DataError(
+            f"{name} is {kind(value)}, not an object", where=where, cure="give role and content"
+        )
     given = _first(value, "role", "from")
     if given is None:
-        raise DataError(f"{name} has no role", where=where, cure="one of system, user, assistant, tool")
+        raise DataError(
+            f"{name} has no role", where=where, cure="one of system, user, assistant, tool"
+        )
     given = text(given, f"the role of {name}", where)
     role = ROLES.get(given.strip().lower())
     if role is None:
-        raise DataError(f"{name} has the unknown role {given[:40]!r}", where=where, cure=nearest(given[:40], ROLES))
+        raise DataError(
+            f"{name} has the unknown role {given[:40]!r}",
+            where=where,
+            cure=nearest(given[:40], ROLES),
+        )
     content = _content(_first(value, "content", "value"), name, where)
     calls = _first(value, "tool_calls", "function_call")
     calls = decoded(None if calls == "" else calls, f"the tool call of {name}", where)
     if role == "call":  # the call itself is the content, as JSON
-        role, content, calls = "assistant", "", calls or decoded(content, f"the tool call of {name}", where) or {}
+        role, content, calls = (
+            "assistant",
+            "",
+            calls or decoded(content, f"the tool call of {name}", where) or {},
+        )
     if content is None and calls in (None, []):
-        raise DataError(f"{name} ({role}) has no content", where=where, cure="fill it in, or remove the message")
-    out = {"role": role, "content": content or "", **{k: v for k, v in value.items() if v is not None and k not in _READ}}
+        raise DataError(
+            f"{name} ({role}) has no content", where=where, cure="fill it in, or remove the message"
+        )
+    out = {
+        "role": role,
+        "content": content or "",
+        **{k: v for k, v in value.items() if v is not None and k not in _READ},
+    }
     for key, held in out.items():
         if isinstance(held, str):
             text(held, f"{key} of {name}", where)
     if "weight" in out and out["weight"] not in (0, 1):
-        raise DataError(f"{name} has a weight that is not 0 or 1", where=where, cure="1 is learned, 0 is not")
+        raise DataError(
+            f"{name} has a weight that is not 0 or 1", where=where, cure="1 is learned, 0 is not"
+        )
     if calls not in (None, []):
         out["tool_calls"] = _calls(calls, name, where)
     if trained(out) and empty(out):
-        raise DataError(f"{name} (assistant) is empty", where=where, cure="fill it in, remove it, or give it weight 0")
+        raise DataError(
+            f"{name} (assistant) is empty",
+            where=where,
+            cure="fill it in, remove it, or give it weight 0",
+        )
     return out
 
 
 def _first(value: dict[str, Any], *names: str) -> Any:
-    """The first of several fields that is there; a table with one type a column fills those of other rows with nulls."""
+    """The first of several fields that is there; a table with one type a column fills those of
+    other rows with nulls.
+    """
     return next((value[name] for name in names if value.get(name) is not None), None)
 
 
@@ -79,7 +136,8 @@ def checked(value: Any, name: str, where: str) -> Any:
     """A value that a template may print as JSON.
 
     Raises:
-        DataError: it holds text that UTF-8 cannot write, what JSON has no word for, or brackets too deep for any template.
+        DataError: it holds text that UTF-8 cannot write, what JSON has no word for, or brackets too
+            deep for any template.
     """
     level, depth = [value], 0
     while level:
@@ -91,11 +149,23 @@ def checked(value: Any, name: str, where: str) -> Any:
                 inside += (*one, *one.values())
             elif isinstance(one, (list, tuple)):
                 inside += one
-            elif not isinstance(one, (bool, int, float, NoneType)) or one in (inf, -inf) or one != one:
-                raise DataError(f"{name} holds {kind(one)}, which JSON cannot write", where=where, cure="write it as text")
+            elif (
+                not isinstance(one, (bool, int, float, NoneType))
+                or one in (inf, -inf)
+                or one != one
+            ):
+                raise DataError(
+                    f"{name} holds {kind(one)}, which JSON cannot write",
+                    where=where,
+                    cure="write it as text",
+                )
         level, depth = inside, depth + 1
         if depth > DEEPEST:
-            raise DataError(f"{name} is nested more than {DEEPEST} deep", where=where, cure="correct or remove the row")
+            raise DataError(
+                f"{name} is nested more than {DEEPEST} deep",
+                where=where,
+                cure="correct or remove the row",
+            )
     return value
 
 
@@ -106,11 +176,17 @@ def _content(value: Any, name: str, where: str) -> str | None:
     if isinstance(value, list):
         for part in value:
             named = part.get("type") if isinstance(part, dict) else kind(part)
-            if not isinstance(part, dict) or named not in (None, "text", "input_text", "output_text") or not isinstance(
-                    part.get("text"), str):
+            if (
+                not isinstance(part, dict)
+                or named not in (None, "text", "input_text", "output_text")
+                or not isinstance(part.get("text"), str)
+            ):
                 named = named if isinstance(named, str) else kind(named)
-                raise DataError(f"{name} has a part of type {named[:40]!r}", where=where,
-                                cure='only text can be trained: {"type": "text", "text": "…"}')
+                raise DataError(
+                    f"{name} has a part of type {named[:40]!r}",
+                    where=where,
+                    cure='only text can be trained: {"type": "text", "text": "…"}',
+                )
         value = "".join(part["text"] for part in value)
     return text(value, name, where)
 
@@ -118,35 +194,61 @@ def _content(value: Any, name: str, where: str) -> str | None:
 def empty(message: Message) -> bool:
     """Whether a message says nothing."""
     said = (message.get(key) for key in ("content", "reasoning_content", "reasoning", "thinking"))
-    return not message.get("tool_calls") and not any(isinstance(one, str) and one.strip() for one in said)
+    return not message.get("tool_calls") and not any(
+        isinstance(one, str) and one.strip() for one in said
+    )
 
 
 def _calls(value: Any, name: str, where: str) -> list[dict[str, Any]]:
-    """Tool calls as {type: function, function: {name, arguments: object}}, however they were nested."""
+    """Tool calls as {type: function, function: {name, arguments: object}}, however they were
+    nested.
+    """
     out = []
     for call in value if isinstance(value, list) else [value]:
         function = (_first(call, "function") or call) if isinstance(call, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-            raise DataError(f"the tool call of {name} has no function name", where=where,
-                            cure='write {"name": "…", "arguments": {…}}')
+            raise DataError(
+                f"the tool call of {name} has no function name",
+                where=where,
+                cure='write {"name": "…", "arguments": {…}}',
+            )
         given = _first(function, "arguments", "parameters")
-        arguments = decoded({} if given in (None, "") else given, f"the arguments of a tool call of {name}", where)
+        arguments = decoded(
+            {} if given in (None, "") else given, f"the arguments of a tool call of {name}", where
+        )
         if not isinstance(arguments, dict):
-            raise DataError(f"the arguments of a tool call of {name} are {kind(arguments)}, not an object", where=where,
-                            cure="write them as an object, or as its JSON text")
-        # a null in JSON text was meant; elsewhere it may be what a table puts where other rows' calls have an argument
+            raise DataError(
+                f"the arguments of a tool call of {name} are {kind(arguments)}, not an object",
+                where=where,
+                cure="write them as an object, or as its JSON text",
+            )
+        # a null in JSON text was meant; elsewhere it may be what a table puts where other rows'
+        # calls have an argument
         arguments = arguments if isinstance(given, str) else without_null(arguments)
-        extra = {k: v for k, v in call.items() if k not in ("type", "function", "name", "arguments", "parameters")
-                 and v is not None}
-        made = {"type": "function", "function": {"name": function["name"], "arguments": arguments}, **extra}
+        extra = {
+            k: v
+            for k, v in call.items()
+            if k not in ("type", "function", "name", "arguments", "parameters") and v is not None
+        }
+        made = {
+            "type": "function",
+            "function": {"name": function["name"], "arguments": arguments},
+            **extra,
+        }
         out.append(checked(made, f"the tool call of {name}", where))
     if not out:
-        raise DataError(f"{name} has an empty list of tool calls", where=where, cure="remove it, or name the function")
+        raise DataError(
+            f"{name} has an empty list of tool calls",
+            where=where,
+            cure="remove it, or name the function",
+        )
     return out
 
 
 def without_null(value: Any) -> Any:
-    """An object without the fields that are null, at any depth; a null in a list has a place, and stays."""
+    """An object without the fields that are null, at any depth; a null in a list has a place, and
+    stays.
+    """
     if isinstance(value, dict):
         return {k: without_null(v) for k, v in value.items() if v is not None}
     return [without_null(v) for v in value] if isinstance(value, list) else value
@@ -159,7 +261,9 @@ def decoded(value: Any, name: str, where: str) -> Any:
     try:
         return JSON.decode(value)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{name} is text, and not JSON: {error}", where=where, cure="write it as JSON") from None
+        raise DataError(
+            f"{name} is text, and not JSON: {error}", where=where, cure="write it as JSON"
+        ) from None
 
 
 def trained(message: Message) -> bool:

@@ -8,7 +8,8 @@ What a row's tree is depends on what is learned from:
     pairs            the chosen answer and the rejected one; the margin goes beside it
     triples          chosen, rejected, and one to imitate
     labels           one answer and whether it is good; a pair is one of each
-    steps            one answer, of which the last token of every step is trained; whether each step is right goes beside it
+    steps            one answer, of which the last token of every step is trained; whether each step
+                     is right goes beside it
 
 Rows read = trees' rows + dropped + rejected; it is asserted, and a run shows it.
 """
@@ -51,9 +52,11 @@ class Account:
         format: how the rows were read.
         read, used, rejected: rows.
         dropped: rows of which nothing trainable was left, by reason.
-        truncated: rows that lost tokens to the length limit. divided: rows cut into several sequences; every trained
-            token is in one of them, but an answer's later parts stand without its question.
-        duplicates: rows whose tokens another row before has, too. branched: conversations whose template rewrites history.
+        truncated: rows that lost tokens to the length limit. divided: rows cut into several
+            sequences; every trained token is in one of them, but an answer's later parts stand
+            without its question.
+        duplicates: rows whose tokens another row before has, too. branched: conversations whose
+            template rewrites history.
         special: rows with the text of a special token inside.
         sequences, tokens, targets: what is trained on. longest: tokens of the longest sequence.
         example: the first row: what is shown to the model, and what it learns to write.
@@ -77,10 +80,21 @@ class Account:
     example: tuple[str, str] = ("", "")
 
     def summary(self) -> str:
-        parts = [f"{self.read:,} rows → {self.sequences:,} sequences, {self.tokens:,} tokens, {self.targets:,} trained"]
-        parts += [f"{n:,} {what}" for n, what in (
-            (self.truncated, "cut to the length limit"), (self.divided, "divided"), (self.branched, "in branches"),
-            (self.duplicates, "duplicates"), (self.rejected, "rejected")) if n]
+        parts = [
+            f"{self.read:,} rows → {self.sequences:,} sequences, {self.tokens:,} tokens,"
+            f" {self.targets:,} trained"
+        ]
+        parts += [
+            f"{n:,} {what}"
+            for n, what in (
+                (self.truncated, "cut to the length limit"),
+                (self.divided, "divided"),
+                (self.branched, "in branches"),
+                (self.duplicates, "duplicates"),
+                (self.rejected, "rejected"),
+            )
+            if n
+        ]
         return ", ".join(parts + [f"{n:,} dropped: {why}" for why, n in self.dropped.items()])
 
     def json(self) -> dict[str, Any]:
@@ -89,7 +103,9 @@ class Account:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """One row on its way: the example and its sequences, before the length limit, and the numbers that go beside them."""
+    """One row on its way: the example and its sequences, before the length limit, and the numbers
+    that go beside them.
+    """
 
     row: Row
     example: Example
@@ -100,17 +116,27 @@ class Prepared:
 Chunk = list[tuple[Row, Example, list[list[Turn]]]]
 
 
-def encoded(rows: Iterable[Row], chat: Chat, encoder: Encoder, form: Format, rejects: Rejects,
-            learned: Learned = "demonstrations") -> Iterator[Prepared]:
-    """Read, render and tokenise rows, in order and in chunks. What cannot be used goes to `rejects`.
+def encoded(
+    rows: Iterable[Row],
+    chat: Chat,
+    encoder: Encoder,
+    form: Format,
+    rejects: Rejects,
+    learned: Learned = "demonstrations",
+) -> Iterator[Prepared]:
+    """Read, render and tokenise rows, in order and in chunks.
+
+    What cannot be used goes to `rejects`.
 
     While one chunk is tokenised, which needs no Python, the next one is rendered.
     """
     with ThreadPoolExecutor(1) as beside:
         waiting: tuple[Chunk, Future[list[list[Encoded] | DataError]]] | None = None
         for chunk in _rendered(rows, chat, form, rejects, learned):
-            begun = beside.submit(encoder.steps if learned == "steps" else encoder.encode,
-                                  [turns for _, _, answers in chunk for turns in answers])
+            begun = beside.submit(
+                encoder.steps if learned == "steps" else encoder.encode,
+                [turns for _, _, answers in chunk for turns in answers],
+            )
             if waiting:
                 yield from _tokenised(*waiting, rejects, learned)
             waiting = chunk, begun
@@ -118,14 +144,20 @@ def encoded(rows: Iterable[Row], chat: Chat, encoder: Encoder, form: Format, rej
             yield from _tokenised(*waiting, rejects, learned)
 
 
-def _rendered(rows: Iterable[Row], chat: Chat, form: Format, rejects: Rejects, learned: Learned) -> Iterator[Chunk]:
+def _rendered(
+    rows: Iterable[Row], chat: Chat, form: Format, rejects: Rejects, learned: Learned
+) -> Iterator[Chunk]:
     chunk: Chunk = []
     size = 0
     for row in rows:
         try:
             example = form.read(row)
             wanted = _answers(example, learned)
-            answers = [stepped(chat, example)] if learned == "steps" else [chat.turns(example, answer) for answer in wanted]
+            answers = (
+                [stepped(chat, example)]
+                if learned == "steps"
+                else [chat.turns(example, answer) for answer in wanted]
+            )
         except DataError as error:
             rejects.add(error, row)
             continue
@@ -138,8 +170,9 @@ def _rendered(rows: Iterable[Row], chat: Chat, form: Format, rejects: Rejects, l
         yield chunk
 
 
-def _tokenised(chunk: Chunk, begun: Future[list[list[Encoded] | DataError]], rejects: Rejects,
-               learned: Learned) -> Iterator[Prepared]:
+def _tokenised(
+    chunk: Chunk, begun: Future[list[list[Encoded] | DataError]], rejects: Rejects, learned: Learned
+) -> Iterator[Prepared]:
     every = iter(begun.result())
     for row, example, answers in chunk:
         found = [_whole(next(every), learned) for _ in answers]
@@ -147,17 +180,23 @@ def _tokenised(chunk: Chunk, begun: Future[list[list[Encoded] | DataError]], rej
             error.where = row.where
             rejects.add(error, row)
         else:
-            yield Prepared(row, example, [e for one in found if not isinstance(one, DataError) for e in one],
-                           _numbers(example, learned))
+            yield Prepared(
+                row,
+                example,
+                [e for one in found if not isinstance(one, DataError) for e in one],
+                _numbers(example, learned),
+            )
 
 
 def _whole(found: list[Encoded] | DataError, learned: Learned) -> list[Encoded] | DataError:
     """An answer's sequences. Answers that are compared must be one sequence each."""
     if learned == "demonstrations" or isinstance(found, DataError) or len(found) == 1:
         return found
-    return DataError("the chat template rewrites what was said before between the turns of this answer, so that it is no one "
-                     "sequence that could be compared",
-                     cure="compare its last turn alone: --train-on last; or use another --chat-template")
+    return DataError(
+        "the chat template rewrites what was said before between the turns of this answer, so that"
+        " it is no one sequence that could be compared",
+        cure="compare its last turn alone: --train-on last; or use another --chat-template",
+    )
 
 
 def _answers(example: Example, learned: Learned) -> tuple[Text, ...]:
@@ -168,44 +207,79 @@ def _answers(example: Example, learned: Learned) -> tuple[Text, ...]:
     """
     answers, wanted, where = example.answers, learned.removesuffix("s"), example.where
     if not answers:
-        raise DataError(f"a prompt without an answer, where a {wanted} is wanted", where=where,
-                        cure="say which column is the answer: --data FILE,completion=…")
+        raise DataError(
+            f"a prompt without an answer, where a {wanted} is wanted",
+            where=where,
+            cure="say which column is the answer: --data FILE,completion=…",
+        )
     if bool(example.steps) != (learned == "steps"):
-        raise DataError(f"steps with labels, where a {wanted} is wanted" if example.steps else "no steps with labels",
-                        where=where, cure="rows with prompt, completions and labels are for posttrain reward-model --method "
-                        "process, which reads no others")
+        raise DataError(
+            (
+                f"steps with labels, where a {wanted} is wanted"
+                if example.steps
+                else "no steps with labels"
+            ),
+            where=where,
+            cure=(
+                "rows with prompt, completions and labels are for posttrain reward-model --method "
+                "process, which reads no others"
+            ),
+        )
     if learned == "steps":
         return answers
     if learned == "demonstrations":
         if example.label is False:
-            raise DataError("an answer that is labelled bad, where a demonstration is wanted", where=where,
-                            cure="remove the row")
+            raise DataError(
+                "an answer that is labelled bad, where a demonstration is wanted",
+                where=where,
+                cure="remove the row",
+            )
         if len(answers) > 1:
-            raise DataError("a row of preferences, where a demonstration is wanted", where=where,
-                            cure="train on the chosen answers with --data FILE,completion=chosen")
+            raise DataError(
+                "a row of preferences, where a demonstration is wanted",
+                where=where,
+                cure="train on the chosen answers with --data FILE,completion=chosen",
+            )
         return answers
     if learned == "labels":
         if len(answers) == 1 and example.label is None:
-            raise DataError("an answer of which is not said whether it is good", where=where,
-                            cure="give a column label that is true or false, or rows with chosen and rejected")
+            raise DataError(
+                "an answer of which is not said whether it is good",
+                where=where,
+                cure="give a column label that is true or false, or rows with chosen and rejected",
+            )
         return answers[:2]
     if len(answers) == 1:
-        raise DataError(f"{'an answer with a label' if example.label is not None else 'a demonstration'}, where a {wanted} of "
-                        "answers is wanted", where=where, cure="give rows with chosen and rejected"
-                        + ("; or use --method kto; or make pairs with posttrain data pairs" * (example.label is not None)))
+        raise DataError(
+            f"{'an answer with a label' if example.label is not None else 'a demonstration'}, where"
+            f" a {wanted} of answers is wanted",
+            where=where,
+            cure="give rows with chosen and rejected"
+            + (
+                "; or use --method kto; or make pairs with posttrain data pairs"
+                * (example.label is not None)
+            ),
+        )
     if learned == "triples" and len(answers) < 3:
-        raise DataError("there is no answer to imitate beside chosen and rejected", where=where,
-                        cure="say which column it is: --data FILE,reference=…")
-    return answers[:3 if learned == "triples" else 2]
+        raise DataError(
+            "there is no answer to imitate beside chosen and rejected",
+            where=where,
+            cure="say which column it is: --data FILE,reference=…",
+        )
+    return answers[: 3 if learned == "triples" else 2]
 
 
 def _numbers(example: Example, learned: Learned) -> tuple[float, ...]:
-    """What goes beside a row's tree: of labels one for every sequence, of pairs the margin, of steps one for each."""
+    """What goes beside a row's tree: of labels one for every sequence, of pairs the margin, of
+    steps one for each.
+    """
     if learned == "steps":
         return tuple(label for _, label in example.steps)
     if learned == "labels":
         return (1.0, 0.0) if example.label is None else (float(example.label),)
-    return (example.margin,) if learned in ("pairs", "triples") and example.margin is not None else ()
+    return (
+        (example.margin,) if learned in ("pairs", "triples") and example.margin is not None else ()
+    )
 
 
 def fit(one: Encoded, limit: int, policy: str, begin: int | None = None) -> list[Sequence]:
@@ -214,18 +288,22 @@ def fit(one: Encoded, limit: int, policy: str, begin: int | None = None) -> list
     Args:
         one: its tokens.
         limit: tokens at most.
-        policy: `right` cuts the end, `left` the start, `split` makes several that overlap by the one token that predicts
-            the next one's first, `drop` gives none.
+        policy: `right` cuts the end, `left` the start, `split` makes several that overlap by the
+            one token that predicts the next one's first, `drop` gives none.
         begin: id of the begin token, which stays where the start is cut.
     Returns: sequences; those without a trained token are left out.
     """
     ids, mask = np.array(one.ids, np.int64), one.mask()
     # nothing predicts a first token
-    found = [Sequence(ids[at], np.append(False, mask[at][1:])) for at in kept(one, limit, policy, begin)]
+    found = [
+        Sequence(ids[at], np.append(False, mask[at][1:])) for at in kept(one, limit, policy, begin)
+    ]
     return [s for s in found if s.targets]
 
 
-def kept(one: Encoded, limit: int, policy: str, begin: int | None = None) -> list[slice | np.ndarray]:
+def kept(
+    one: Encoded, limit: int, policy: str, begin: int | None = None
+) -> list[slice | np.ndarray]:
     """Which tokens of a sequence each of those that `fit` makes of it has: their positions."""
     n = len(one.ids)
     if n <= limit:
@@ -233,15 +311,31 @@ def kept(one: Encoded, limit: int, policy: str, begin: int | None = None) -> lis
     if policy == "right":
         return [slice(0, limit)]
     if policy == "left":
-        return [np.append(0, np.arange(n - limit + 1, n)) if one.ids[0] == begin else slice(n - limit, n)]
+        return [
+            (
+                np.append(0, np.arange(n - limit + 1, n))
+                if one.ids[0] == begin
+                else slice(n - limit, n)
+            )
+        ]
     if policy == "split":
         return [slice(a, min(a + limit, n)) for a in range(0, n - 1, limit - 1)]
     return []
 
 
-def prepare(source: Source, chat: Chat, encoder: Encoder, folder: Path, *, max_length: int, truncate: str = "",
-            form: str = "", learned: Learned = "demonstrations", rejects: Rejects | None = None,
-            told: Told = lambda read: None) -> Account:
+def prepare(
+    source: Source,
+    chat: Chat,
+    encoder: Encoder,
+    folder: Path,
+    *,
+    max_length: int,
+    truncate: str = "",
+    form: str = "",
+    learned: Learned = "demonstrations",
+    rejects: Rejects | None = None,
+    told: Told = lambda read: None,
+) -> Account:
     """Write a source's trees into a folder, and beside them the numbers that belong to them.
 
     Args:
@@ -255,27 +349,57 @@ def prepare(source: Source, chat: Chat, encoder: Encoder, folder: Path, *, max_l
         rejects: takes bad rows; None stops at the first.
         told: hears how many bytes have been read.
     Raises:
-        DataError: a row cannot be used, there is no row, or nothing trainable is left of more than half of them.
+        DataError: a row cannot be used, there is no row, or nothing trainable is left of more than
+            half of them.
     """
     account = Account()
-    with TreeWriter(folder) as out, NumberWriter(folder) if learned != "demonstrations" else nullcontext() as numbers:
-        for one, trees, _ in accounted(source, chat, encoder, folder, account, max_length=max_length, truncate=truncate,
-                                       form=form, learned=learned, rejects=rejects or Rejects(), told=told):
+    with (
+        TreeWriter(folder) as out,
+        NumberWriter(folder) if learned != "demonstrations" else nullcontext() as numbers,
+    ):
+        for one, trees, _ in accounted(
+            source,
+            chat,
+            encoder,
+            folder,
+            account,
+            max_length=max_length,
+            truncate=truncate,
+            form=form,
+            learned=learned,
+            rejects=rejects or Rejects(),
+            told=told,
+        ):
             for tree in trees:
                 out.add(tree)
                 if numbers:
-                    numbers.add(one.numbers[:tree[0].targets] if learned == "steps" else one.numbers)  # steps may be cut off
+                    numbers.add(
+                        one.numbers[: tree[0].targets] if learned == "steps" else one.numbers
+                    )  # steps may be cut off
     check(account, source)
     return account
 
 
-def accounted(source: Source, chat: Chat, encoder: Encoder, scratch: Path, account: Account, *, max_length: int,
-              truncate: str, form: str, rejects: Rejects, told: Told,
-              learned: Learned = "demonstrations") -> Iterator[tuple[Prepared, list[Tree], str]]:
-    """Every row of a source that can be read, its trees, and why there are none; the account is filled on the way.
+def accounted(
+    source: Source,
+    chat: Chat,
+    encoder: Encoder,
+    scratch: Path,
+    account: Account,
+    *,
+    max_length: int,
+    truncate: str,
+    form: str,
+    rejects: Rejects,
+    told: Told,
+    learned: Learned = "demonstrations",
+) -> Iterator[tuple[Prepared, list[Tree], str]]:
+    """Every row of a source that can be read, its trees, and why there are none; the account is
+    filled on the way.
 
     Args:
-        scratch: a folder for a file of hashes, which is removed at the end; the others are those of `prepare`.
+        scratch: a folder for a file of hashes, which is removed at the end; the others are those of
+            `prepare`.
     """
     shape, dropped = Format(form), Counter[str]()
     read_before, rejected_before = rejects.read, rejects.count
@@ -286,7 +410,9 @@ def accounted(source: Source, chat: Chat, encoder: Encoder, scratch: Path, accou
                 account.example = shown(one, chat, encoder)
             account.special += chat.holds_special(one.example)
             account.branched += learned == "demonstrations" and len(one.encoded) > 1
-            trees, why, cut = _trees(one, max_length, truncate, encoder.tokenizer.bos_token_id, learned)
+            trees, why, cut = _trees(
+                one, max_length, truncate, encoder.tokenizer.bos_token_id, learned
+            )
             if why:
                 dropped[why] += 1
             else:
@@ -317,16 +443,22 @@ def check(account: Account, source: Source) -> None:
     if not account.read:
         raise DataError(f"there are no rows in {source}", cure="check the file")
     if account.used < account.read / 2:
-        raise DataError(f"more than half of the rows of {source} cannot be trained on: {account.summary()}",
-                        cure="raise --max-length, or look at the data and its columns")
+        raise DataError(
+            f"more than half of the rows of {source} cannot be trained on: {account.summary()}",
+            cure="raise --max-length, or look at the data and its columns",
+        )
 
 
 def policy_for(example: Example, asked: str) -> str:
     """What becomes of a row over the length limit; see `fit`."""
-    return asked or ("split" if isinstance(example.answers[0], str) and not example.prompt else "right")
+    return asked or (
+        "split" if isinstance(example.answers[0], str) and not example.prompt else "right"
+    )
 
 
-def _trees(one: Prepared, limit: int, asked: str, begin: int | None, learned: Learned) -> tuple[list[Tree], str, bool]:
+def _trees(
+    one: Prepared, limit: int, asked: str, begin: int | None, learned: Learned
+) -> tuple[list[Tree], str, bool]:
     """A row's trees within the limit; why there are none; whether tokens were lost."""
     policy = policy_for(one.example, asked)
     over = max(len(e.ids) for e in one.encoded) > limit
@@ -346,13 +478,17 @@ def _trees(one: Prepared, limit: int, asked: str, begin: int | None, learned: Le
     return [], f"the prompt alone fills {limit} tokens", False
 
 
-def _compared(one: Prepared, limit: int, policy: str, begin: int | None, learned: Learned) -> tuple[list[Tree], str]:
+def _compared(
+    one: Prepared, limit: int, policy: str, begin: int | None, learned: Learned
+) -> tuple[list[Tree], str]:
     """The tree of answers that are compared, all of them within the limit, and why there is none.
 
     Where the start is cut, all lose as many tokens, so that they still go on from one prompt.
     """
     if policy == "left" and (lost := max(len(e.ids) for e in one.encoded) - limit) > 0:
-        parts = [fit(e, len(e.ids) - lost, policy, begin) for e in one.encoded if len(e.ids) > lost + 1]
+        parts = [
+            fit(e, len(e.ids) - lost, policy, begin) for e in one.encoded if len(e.ids) > lost + 1
+        ]
     else:
         parts = [fit(e, limit, policy, begin) for e in one.encoded]
     found = tuple(s for some in parts for s in some)
@@ -360,7 +496,14 @@ def _compared(one: Prepared, limit: int, policy: str, begin: int | None, learned
         return [], f"the prompt alone fills {limit} tokens"
     if learned not in ("labels", "steps") and np.array_equal(found[0].tokens, found[1].tokens):
         same = one.encoded[0].ids == one.encoded[1].ids
-        return [], "chosen and rejected are the same" if same else f"chosen and rejected are the same in the first {limit} tokens"
+        return (
+            [],
+            (
+                "chosen and rejected are the same"
+                if same
+                else f"chosen and rejected are the same in the first {limit} tokens"
+            ),
+        )
     return [found], ""
 
 
@@ -369,7 +512,7 @@ def shown(one: Prepared, chat: Chat, encoder: Encoder) -> tuple[str, str]:
     first = one.encoded[0]
     span = first.spans[0]
     decode = encoder.tokenizer.decode
-    return decode(first.ids[:span.start]), decode(first.ids[span.start:span.end])
+    return decode(first.ids[: span.start]), decode(first.ids[span.start : span.end])
 
 
 def _hash(trees: list[Tree]) -> bytes:
@@ -381,10 +524,16 @@ def _hash(trees: list[Tree]) -> bytes:
 
 
 def _duplicates(path: Path) -> int:
-    """How many hashes stand there again. They are spread evenly, so a part at a time is compared."""
+    """How many hashes stand there again. They are spread evenly, so a part at a time is
+    compared.
+    """
     if not path.stat().st_size:
         return 0
     hashes = np.memmap(path, np.uint64, "r")
     parts = -(-len(hashes) // FOUND)
-    unique = sum(len(np.unique(hashes[hashes % parts == k])) for k in range(parts)) if parts > 1 else len(np.unique(hashes))
+    unique = (
+        sum(len(np.unique(hashes[hashes % parts == k])) for k in range(parts))
+        if parts > 1
+        else len(np.unique(hashes))
+    )
     return len(hashes) - unique

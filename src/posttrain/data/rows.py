@@ -1,6 +1,7 @@
 """Rows, each knowing where it came from, and what becomes of those that cannot be used.
 
-Rows in = rows out + rejected: whoever reads rows counts them in a `Rejects`, and nothing leaves without being counted.
+Rows in = rows out + rejected: whoever reads rows counts them in a `Rejects`, and nothing leaves
+without being counted.
 """
 
 from __future__ import annotations
@@ -36,11 +37,18 @@ class Row:
         """The string in `column`.
 
         Raises:
-            DataError: there is no such column, or its value is not a string, or one that no text should hold.
+            DataError: there is no such column, or its value is not a string, or one that no text
+                should hold.
         """
         if column not in self.fields:
-            raise DataError(f"there is no column {column!r}; {nearest(column, self.fields)}", where=self.where,
-                            cure="say which of the file's columns is meant: --data FILE,prompt=question,completion=answer")
+            raise DataError(
+                f"there is no column {column!r}; {nearest(column, self.fields)}",
+                where=self.where,
+                cure=(
+                    "say which of the file's columns is meant: --data"
+                    " FILE,prompt=question,completion=answer"
+                ),
+            )
         return text(self.fields[column], f"column {column!r}", self.where)
 
 
@@ -48,18 +56,29 @@ def text(value: Any, name: str, where: str) -> str:
     """A value that must be text.
 
     Raises:
-        DataError: another type, half a surrogate pair, which UTF-8 cannot write, or a NUL, which is a sign of binary data.
+        DataError: another type, half a surrogate pair, which UTF-8 cannot write, or a NUL, which is
+            a sign of binary data.
     """
     if not isinstance(value, str):
-        raise DataError(f"{name} holds {kind(value)}, not text", where=where, cure="convert it to a string, or remove the row")
+        raise DataError(
+            f"{name} holds {kind(value)}, not text",
+            where=where,
+            cure="convert it to a string, or remove the row",
+        )
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise DataError(f"{name} holds half a character, \\u{ord(value[error.start]):04x}", where=where,
-                        cure="write both halves of the surrogate pair, or remove it") from None
+        raise DataError(
+            f"{name} holds half a character, \\u{ord(value[error.start]):04x}",
+            where=where,
+            cure="write both halves of the surrogate pair, or remove it",
+        ) from None
     if "\0" in value:
-        raise DataError(f"{name} holds a NUL character (character {value.index(chr(0)) + 1})", where=where,
-                        cure="the file is binary or damaged there; remove the character or the row")
+        raise DataError(
+            f"{name} holds a NUL character (character {value.index(chr(0)) + 1})",
+            where=where,
+            cure="the file is binary or damaged there; remove the character or the row",
+        )
     return value
 
 
@@ -67,8 +86,16 @@ def kind(value: Any) -> str:
     """What a value is, in JSON's words."""
     if isinstance(value, float) and value != value:
         return "NaN"
-    words = {type(None): "null", bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "an object",
-             str: "text", bytes: "bytes"}
+    words = {
+        type(None): "null",
+        bool: "true or false",
+        int: "a number",
+        float: "a number",
+        list: "a list",
+        dict: "an object",
+        str: "text",
+        bytes: "bytes",
+    }
     return words.get(type(value), type(value).__name__)
 
 
@@ -85,10 +112,13 @@ JSON = json.JSONDecoder(object_pairs_hook=_object)
 
 
 class Rejects:
-    """Rows that cannot be used: the first one stops the work, or all are written to a file with the reasons.
+    """Rows that cannot be used: the first one stops the work, or all are written to a file with the
+    reasons.
 
-    The file is JSON lines: `where`, `what` and `cure`, and the row: `raw`, the line as it was (`raw_base64` where it is not
-    UTF-8), or `fields` where the source has no lines. It appears when the work is done; without rejects there is no file.
+    The file is JSON lines: `where`, `what` and `cure`, and the row: `raw`, the line as it was
+        (`raw_base64` where it is not
+    UTF-8), or `fields` where the source has no lines. It appears when the work is done; without
+    rejects there is no file.
 
     Args:
         path: where to write rejected rows; None stops at the first.
@@ -117,7 +147,9 @@ class Rejects:
             self._file = open(self._partial, "w", encoding="utf-8")  # noqa: SIM115 - closed by `close`
         entry = {"where": error.where, "what": error.what, "cure": error.cure, **_kept(row)}
         line = json.dumps(entry, ensure_ascii=False, default=plain)
-        self._file.write(line.encode("utf-8", "backslashreplace").decode() + "\n")  # half surrogates as their escapes
+        self._file.write(
+            line.encode("utf-8", "backslashreplace").decode() + "\n"
+        )  # half surrogates as their escapes
 
     @property
     def _partial(self) -> Path:
@@ -135,7 +167,9 @@ class Rejects:
 
     def balance(self, used: int) -> None:
         """Check that every row that was read was used or refused."""
-        assert self.read == used + self.count, f"{self.read} rows read, {used} used and {self.count} rejected: {self.path}"
+        assert self.read == used + self.count, (
+            f"{self.read} rows read, {used} used and {self.count} rejected: {self.path}"
+        )
 
 
 def _kept(row: Row | bytes) -> dict[str, Any]:
@@ -155,7 +189,13 @@ def plain(value: Any) -> Any:
     """What JSON cannot write, as something it can."""
     if isinstance(value, bytes):
         return {"base64": base64.b64encode(value).decode()}
-    return value.tolist() if hasattr(value, "tolist") else dict(value) if isinstance(value, Mapping) else str(value)
+    return (
+        value.tolist()
+        if hasattr(value, "tolist")
+        else dict(value)
+        if isinstance(value, Mapping)
+        else str(value)
+    )
 
 
 def _general(what: str) -> str:

@@ -1,8 +1,10 @@
 """Trees on the disk: token ids and masks of a whole data set, read where they are needed.
 
-Three files of little-endian integers: `tokens` (uint32: id · 2 + trained), `sequences` (uint64: where each ends in `tokens`)
-and `trees` (uint64: where each ends in `sequences`). Beside trees may lie numbers, of which every tree has as many as it likes
-(labels, margins, log-probabilities): `numbers` (float32) and `ends` (uint64). Memory holds nothing but what is being read.
+Three files of little-endian integers: `tokens` (uint32: id · 2 + trained), `sequences` (uint64:
+    where each ends in `tokens`)
+and `trees` (uint64: where each ends in `sequences`). Beside trees may lie numbers, of which every
+tree has as many as it likes (labels, margins, log-probabilities): `numbers` (float32) and `ends`
+(uint64). Memory holds nothing but what is being read.
 """
 
 from __future__ import annotations
@@ -53,12 +55,19 @@ class TreeWriter:
     def __enter__(self) -> TreeWriter:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.close()
 
 
 class NumberWriter:
-    """Writes the numbers of trees into a folder, one tree after another, beginning with tree `start`."""
+    """Writes the numbers of trees into a folder, one tree after another, beginning with tree
+    `start`.
+    """
 
     def __init__(self, folder: Path, start: int = 0) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -78,7 +87,10 @@ class NumberWriter:
         self._ends.write(np.asarray(self.total, "<u8").tobytes())
 
     def flush(self) -> None:
-        for file in (self._numbers, self._ends):  # the ends last: one without its numbers would be believed
+        for file in (
+            self._numbers,
+            self._ends,
+        ):  # the ends last: one without its numbers would be believed
             file.flush()
             os.fsync(file.fileno())
 
@@ -89,7 +101,12 @@ class NumberWriter:
     def __enter__(self) -> NumberWriter:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.close()
 
 
@@ -102,7 +119,10 @@ class Numbers(Many[np.ndarray]):
     """The numbers of one or more folders that `NumberWriter` wrote, by tree, numbered through."""
 
     def __init__(self, *folders: Path) -> None:
-        self._parts = [(_map(folder / "numbers", np.dtype("<f4")), _map(folder / "ends", np.dtype("<u8"))) for folder in folders]
+        self._parts = [
+            (_map(folder / "numbers", np.dtype("<f4")), _map(folder / "ends", np.dtype("<u8")))
+            for folder in folders
+        ]
         self._starts = [0]
         for _, ends in self._parts:
             self._starts.append(self._starts[-1] + len(ends))
@@ -115,14 +135,17 @@ class Numbers(Many[np.ndarray]):
             raise IndexError(i)
         p = bisect.bisect_right(self._starts, i) - 1
         (numbers, ends), k = self._parts[p], i - self._starts[p]
-        return np.array(numbers[int(ends[k - 1]) if k else 0:int(ends[k])])
+        return np.array(numbers[int(ends[k - 1]) if k else 0 : int(ends[k])])
 
 
 class Trees(Many[Tree]):
     """The trees of one or more folders that `TreeWriter` wrote, numbered through."""
 
     def __init__(self, *folders: Path) -> None:
-        self._parts = [{name: _map(folder / name, dtype) for name, dtype in FILES.items()} for folder in folders]
+        self._parts = [
+            {name: _map(folder / name, dtype) for name, dtype in FILES.items()}
+            for folder in folders
+        ]
         self._starts = [0]
         for part in self._parts:
             self._starts.append(self._starts[-1] + len(part["trees"]))
@@ -136,7 +159,7 @@ class Trees(Many[Tree]):
         p = bisect.bisect_right(self._starts, i) - 1
         part, k = self._parts[p], i - self._starts[p]
         first, last = (int(part["trees"][k - 1]) if k else 0), int(part["trees"][k])
-        ends = part["sequences"][max(0, first - 1):last].tolist()
+        ends = part["sequences"][max(0, first - 1) : last].tolist()
         begins = ends[:-1] if first else [0, *ends[:-1]]
         ends = ends[1:] if first else ends
         return tuple(_sequence(part["tokens"][a:b]) for a, b in zip(begins, ends, strict=True))
@@ -157,7 +180,9 @@ class Trees(Many[Tree]):
 
     def lengths(self) -> np.ndarray:
         """Tokens of every sequence."""
-        return np.concatenate([np.diff(part["sequences"].astype(np.int64), prepend=0) for part in self._parts])
+        return np.concatenate(
+            [np.diff(part["sequences"].astype(np.int64), prepend=0) for part in self._parts]
+        )
 
 
 def _sequence(packed: np.ndarray) -> Sequence:

@@ -1,7 +1,10 @@
-"""The default chat template, for a model that has none. It never rewrites history, and it is saved with the model.
+"""The default chat template, for a model that has none.
 
-It uses the turn tokens that the tokenizer already has, so that no embedding has to be added: ChatML's, or one token a role;
-otherwise headings in plain text and the end-of-sequence token after every answer.
+It never rewrites history, and it is saved with the model.
+
+It uses the turn tokens that the tokenizer already has, so that no embedding has to be added:
+ChatML's, or one token a role; otherwise headings in plain text and the end-of-sequence token after
+every answer.
 """
 
 from __future__ import annotations
@@ -53,8 +56,8 @@ To call one, write <tool_call>{"name": …, "arguments": {…}}</tool_call>.
 """
 
 
-# Some templates print today's date. A run that goes on tomorrow must see what it saw today; a row can say another one, in
-# chat_template_kwargs, where its template allows that.
+# Some templates print today's date. A run that goes on tomorrow must see what it saw today; a row
+# can say another one, in chat_template_kwargs, where its template allows that.
 TODAY = date(2026, 1, 1)
 _NOW = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)")
 
@@ -65,7 +68,9 @@ def pinned(template: str) -> str:
 
 
 def default_template(tokenizer: Any) -> str:
-    """A Jinja chat template for a tokenizer without one: system, user, assistant and tool turns, tools, and reasoning."""
+    """A Jinja chat template for a tokenizer without one: system, user, assistant and tool turns,
+    tools, and reasoning.
+    """
     known = {t.content for t in tokenizer.added_tokens_decoder.values()}
     if {"<|im_start|>", "<|im_end|>"} <= known:
         opening, end = "<|im_start|>{role}\n", "<|im_end|>\n"
@@ -80,10 +85,18 @@ def default_template(tokenizer: Any) -> str:
     for role in ("system", "user", "assistant"):
         shown = "user" if opening.startswith("<|{role}|>") and f"<|{role}|>" not in known else role
         values[f"OPEN_{role.upper()}"] = opening.format(role=shown, title=role.title())
-    return re.sub(r"\b(OPEN_[A-Z]+|END(_ASSISTANT)?|BOS)\b", lambda m: json.dumps(values[m[0]], ensure_ascii=False), _TEMPLATE)
+    return re.sub(
+        r"\b(OPEN_[A-Z]+|END(_ASSISTANT)?|BOS)\b",
+        lambda m: json.dumps(values[m[0]], ensure_ascii=False),
+        _TEMPLATE,
+    )
 
 
 def _begin(tokenizer: Any) -> str:
     """The begin token, where the tokenizer puts it before every text."""
     begin = tokenizer.bos_token_id
-    return tokenizer.bos_token if begin is not None and tokenizer("a")["input_ids"][:1] == [begin] else ""
+    return (
+        tokenizer.bos_token
+        if begin is not None and tokenizer("a")["input_ids"][:1] == [begin]
+        else ""
+    )

@@ -5,22 +5,40 @@ from __future__ import annotations
 import re
 from typing import Any
 
-_OPEN = r"<(?:think|thinking|reasoning|thought|seed:think)>|\[THINK\]|<\|START_THINKING\|>|<\|channel>thought"
-_CLOSE = r"</(?:think|thinking|reasoning|thought|seed:think)>|\[/THINK\]|<\|END_THINKING\|>|<channel\|>"
+_OPEN = (
+    r"<(?:think|thinking|reasoning|thought|seed:think)>|\[THINK\]"
+    r"|<\|START_THINKING\|>|<\|channel>thought"
+)
+_CLOSE = (
+    r"</(?:think|thinking|reasoning|thought|seed:think)>|\[/THINK\]|<\|END_THINKING\|>|<channel\|>"
+)
 TAGS = re.compile(f"{_OPEN}|{_CLOSE}")
-PROMPTED = re.compile(rf"(?:({_OPEN})\s*)?((?:{_CLOSE})\s*)?\Z")  # thinking that a prompt begins, or says is over
-EMPTY = re.compile(rf"\s*({_OPEN})?(\s*)({_CLOSE})")  # what history shows of an answer without reasoning
+PROMPTED = re.compile(
+    rf"(?:({_OPEN})\s*)?((?:{_CLOSE})\s*)?\Z"
+)  # thinking that a prompt begins, or says is over
+EMPTY = re.compile(
+    rf"\s*({_OPEN})?(\s*)({_CLOSE})"
+)  # what history shows of an answer without reasoning
 TWICE = re.compile(rf"\s*(?:{_OPEN})?\s*(?:{_CLOSE})\s*(?:{_OPEN}|{_CLOSE})")
 _INLINE = re.compile(rf"\s*(?:{_OPEN})(.*?)(?:{_CLOSE})(\s*)(.*)", re.DOTALL)
 
 
 def reasoning(message: dict[str, Any]) -> str:
     """The reasoning that a message has as a field of its own."""
-    return next((message[k] for k in ("reasoning_content", "reasoning", "thinking") if isinstance(message.get(k), str)), "")
+    return next(
+        (
+            message[k]
+            for k in ("reasoning_content", "reasoning", "thinking")
+            if isinstance(message.get(k), str)
+        ),
+        "",
+    )
 
 
 def thought(message: dict[str, Any]) -> tuple[str | None, str, str]:
-    """The reasoning of an answer, what stands between it and the rest, and the rest; None and all of it where it has none."""
+    """The reasoning of an answer, what stands between it and the rest, and the rest; None and all
+    of it where it has none.
+    """
     if own := reasoning(message):
         return own.strip() + "\n", "\n\n", message["content"]
     if inline := _INLINE.match(message["content"]):

@@ -1,4 +1,6 @@
-"""From rows to a global batch: the forests of their trees, and beside each forest the facts that the method knows."""
+"""From rows to a global batch: the forests of their trees, and beside each forest the facts that
+the method knows.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ from posttrain.core.types import Facts
 from posttrain.data.forest import Sequence, TokenForest, Tree, forests
 
 Told = Callable[[int, int], None]  # hears how many of how many are done
-LogProbs = Callable[[Many[TokenForest]], "list[torch.Tensor]"]  # forests → log-probabilities [N] of each
+LogProbs = Callable[
+    [Many[TokenForest]], "list[torch.Tensor]"
+]  # forests → log-probabilities [N] of each
 
 
 @dataclass(frozen=True)
@@ -27,9 +31,11 @@ class Batch:
 
 
 class Mismatched(Many[Tree]):
-    """For every tree, its prompts with the answers of another tree: what KTO measures its distance from the reference on.
+    """For every tree, its prompts with the answers of another tree: what KTO measures its distance
+    from the reference on.
 
-    The other tree is the next one in an order drawn by the seed. Sequences stay within the longest of the trees.
+    The other tree is the next one in an order drawn by the seed. Sequences stay within the longest
+    of the trees.
 
     Args:
         trees: sequences whose answer begins with their first trained token.
@@ -48,12 +54,14 @@ class Mismatched(Many[Tree]):
 
     def __getitem__(self, i: int) -> Tree:  # type: ignore[override] - no slices
         other = self.trees[int(self._other[i])]
-        return tuple(self._joined(one, other[k % len(other)]) for k, one in enumerate(self.trees[i]))
+        return tuple(
+            self._joined(one, other[k % len(other)]) for k, one in enumerate(self.trees[i])
+        )
 
     def _joined(self, one: Sequence, other: Sequence) -> Sequence:
         begin, after = _answer(one), _answer(other)
-        tokens = np.concatenate([one.tokens[:begin], other.tokens[after:]])[:self.longest]
-        trained = np.concatenate([one.trained[:begin], other.trained[after:]])[:self.longest]
+        tokens = np.concatenate([one.tokens[:begin], other.tokens[after:]])[: self.longest]
+        trained = np.concatenate([one.trained[:begin], other.trained[after:]])[: self.longest]
         return Sequence(tokens, trained)
 
 
@@ -68,11 +76,13 @@ class Rows:
 
     Attributes:
         trees: a tree for each row.
-        together: sequences of a tree that are compared: 2 of pairs, 3 of triples, 1 where they stand for themselves.
+        together: sequences of a tree that are compared: 2 of pairs, 3 of triples, 1 where they
+            stand for themselves.
         numbers: beside each tree: its label for every sequence, or the margin of a pair.
-        labelled: whether the numbers are labels. stepped: whether they are labels of steps, each a target.
-        reference: the reference's log-probabilities of each tree's targets, sequence after sequence; or a function that
-            scores forests; None for methods without one.
+        labelled: whether the numbers are labels. stepped: whether they are labels of steps, each a
+            target.
+        reference: the reference's log-probabilities of each tree's targets, sequence after
+            sequence; or a function that scores forests; None for methods without one.
         probes: see `Mismatched`; probe_reference: as `reference`, of the probes.
     """
 
@@ -90,14 +100,15 @@ class Rows:
 
     def prompts(self) -> list[Hashable]:
         """The tokens of every row's prompt: rows with the same one are not independent."""
-        return [tree[0].tokens[:_answer(tree[0])].tobytes() for tree in self.trees]
+        return [tree[0].tokens[: _answer(tree[0])].tobytes() for tree in self.trees]
 
     def batch(self, rows: Many[int], budget: int, *, shared: bool) -> Batch:
         """Some rows as a global batch.
 
         Args:
             rows: which.
-            budget: tokens a forest may hold. shared: whether prefixes are shared; see `posttrain.data.forest.forests`.
+            budget: tokens a forest may hold. shared: whether prefixes are shared; see
+                `posttrain.data.forest.forests`.
         """
         trees = [self.trees[i] for i in rows]
         found = forests(trees, budget, together=self.together, shared=shared)
@@ -116,14 +127,19 @@ class Rows:
         number = forest.sequence
         if self.together > 1:
             order = number.argsort()
-            sides = {name: order[number[order] % self.together == k] for k, name in enumerate(("chosen", "rejected", "gold"))
-                     if k < self.together}
+            sides = {
+                name: order[number[order] % self.together == k]
+                for k, name in enumerate(("chosen", "rejected", "gold"))
+                if k < self.together
+            }
             pair = number[sides["chosen"]] // self.together
             facts: Facts = {**sides, "number": pair}
             if self.numbers is not None:
                 margins = [self.numbers[rows[i]] for i in pair.tolist()]
                 if any(len(one) for one in margins):
-                    facts["margin"] = torch.tensor([float(one[0]) if len(one) else 0.0 for one in margins])
+                    facts["margin"] = torch.tensor(
+                        [float(one[0]) if len(one) else 0.0 for one in margins]
+                    )
             return facts
         if self.labelled:
             assert self.numbers is not None
@@ -132,18 +148,28 @@ class Rows:
         if self.stepped:
             assert self.numbers is not None
             parts = _by_sequence([self.numbers[i] for i in rows], trees)
-            return {"step_label": torch.from_numpy(np.concatenate([parts[k] for k in number.tolist()]))}
+            return {
+                "step_label": torch.from_numpy(np.concatenate([parts[k] for k in number.tolist()]))
+            }
         return {}
 
 
 def _by_sequence(values: Many[np.ndarray], trees: Many[Tree]) -> list[np.ndarray]:
     """Values of the targets of trees, cut into those of each sequence."""
-    return [part for value, tree in zip(values, trees, strict=True)
-            for part in np.split(value, np.cumsum([one.targets for one in tree])[:-1])]
+    return [
+        part
+        for value, tree in zip(values, trees, strict=True)
+        for part in np.split(value, np.cumsum([one.targets for one in tree])[:-1])
+    ]
 
 
-def _refer(found: Many[TokenForest], facts: Many[Facts], reference: Many[np.ndarray] | LogProbs | None, rows: Many[int],
-           trees: list[Tree]) -> None:
+def _refer(
+    found: Many[TokenForest],
+    facts: Many[Facts],
+    reference: Many[np.ndarray] | LogProbs | None,
+    rows: Many[int],
+    trees: list[Tree],
+) -> None:
     """Put the reference's log-probabilities among the facts of each forest."""
     if reference is None:
         return
@@ -154,10 +180,14 @@ def _refer(found: Many[TokenForest], facts: Many[Facts], reference: Many[np.ndar
     every = _by_sequence([reference[i] for i in rows], trees)
     for forest, fact in zip(found, facts, strict=True):
         parts = [every[k] for k in forest.sequence.tolist()]
-        fact["reference"] = torch.from_numpy(np.concatenate(parts) if parts else np.empty(0, np.float32))
+        fact["reference"] = torch.from_numpy(
+            np.concatenate(parts) if parts else np.empty(0, np.float32)
+        )
 
 
-def by_tree(found: Many[TokenForest], values: Many[torch.Tensor], trees: Many[Tree]) -> list[np.ndarray]:
+def by_tree(
+    found: Many[TokenForest], values: Many[torch.Tensor], trees: Many[Tree]
+) -> list[np.ndarray]:
     """Values of targets, by tree: the inverse of laying trees out as forests.
 
     Args:
@@ -167,7 +197,9 @@ def by_tree(found: Many[TokenForest], values: Many[torch.Tensor], trees: Many[Tr
     by_sequence: dict[int, np.ndarray] = {}
     for forest, value in zip(found, values, strict=True):
         counts = torch.bincount(forest.leaf, minlength=forest.L).tolist()
-        for number, part in zip(forest.sequence.tolist(), value.float().cpu().split(counts), strict=True):
+        for number, part in zip(
+            forest.sequence.tolist(), value.float().cpu().split(counts), strict=True
+        ):
             by_sequence[number] = part.numpy()
     out, first = [], 0
     for tree in trees:

@@ -1,8 +1,10 @@
 """Checkpoints: whole or absent, without pickle, and verified before they are believed.
 
-A checkpoint is a folder `step-00000120`: one safetensors file for each group of tensors, `state.json` for the rest, and
-`manifest.json` with the SHA-256 of them all. It is written under another name, flushed, and renamed; what was interrupted is
-swept away at the next start. A damaged checkpoint is named and passed over for the one before it.
+A checkpoint is a folder `step-00000120`: one safetensors file for each group of tensors,
+    `state.json` for the rest, and
+`manifest.json` with the SHA-256 of them all. It is written under another name, flushed, and
+renamed; what was interrupted is swept away at the next start. A damaged checkpoint is named and
+passed over for the one before it.
 """
 
 from __future__ import annotations
@@ -32,7 +34,11 @@ def system_errors() -> Iterator[None]:
     try:
         yield
     except SafetensorError as error:
-        code = int(match[1]) if (match := re.search(r"(?:code: |os error )(\d+)", str(error))) else errno.EIO
+        code = (
+            int(match[1])
+            if (match := re.search(r"(?:code: |os error )(\d+)", str(error)))
+            else errno.EIO
+        )
         raise OSError(code, os.strerror(code)) from error
 
 
@@ -88,19 +94,24 @@ class Store:
                 raise self._explained(again, checkpoint.step) from again
         steps = self.steps()
         for step in steps:
-            if step not in steps[-self.keep:] and step != best:
+            if step not in steps[-self.keep :] and step != best:
                 shutil.rmtree(self.path(step))
 
     def _explained(self, error: OSError, step: int) -> CheckpointError:
         steps = self.steps()
-        kept = f"The checkpoint of step {steps[-1]} is good" if steps else "There is no checkpoint yet"
+        kept = (
+            f"The checkpoint of step {steps[-1]} is good" if steps else "There is no checkpoint yet"
+        )
         return write_error(error, self.path(step), kept)
 
     def _write(self, checkpoint: Checkpoint) -> None:
         with atomic_folder(self.path(checkpoint.step)) as folder:
             for group, tensors in checkpoint.tensors.items():
                 with system_errors():
-                    save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, folder / f"{group}.safetensors")
+                    save_file(
+                        {k: v.detach().cpu().contiguous() for k, v in tensors.items()},
+                        folder / f"{group}.safetensors",
+                    )
             write_json(folder / "state.json", checkpoint.state)
             files = {p.name: sha256_file(p) for p in sorted(folder.iterdir())}
             write_json(folder / "manifest.json", {"step": checkpoint.step, "files": files})
@@ -120,11 +131,15 @@ class Store:
             tensors = {p.stem: load_file(p) for p in sorted(folder.glob("*.safetensors"))}
             return Checkpoint(step, tensors, json.loads((folder / "state.json").read_text()))
         except (OSError, ValueError, KeyError, SafetensorError) as error:
-            raise CheckpointError(f"the checkpoint {folder} cannot be used: {error}",
-                                  cure="delete that folder; the one before it will be used") from error
+            raise CheckpointError(
+                f"the checkpoint {folder} cannot be used: {error}",
+                cure="delete that folder; the one before it will be used",
+            ) from error
 
     def latest(self) -> Checkpoint | None:
-        """The newest checkpoint that is whole; says which ones are not. None where none was ever written.
+        """The newest checkpoint that is whole; says which ones are not.
+
+        None where none was ever written.
 
         Raises:
             CheckpointError: there are checkpoints, and all are damaged.
@@ -140,11 +155,15 @@ class Store:
                 self.report(f"{error.what}; trying the one before it")
                 damaged.append(self.path(step))
                 continue
-            for path in damaged:  # out of the way, or retention would count them and delete good ones
+            for (
+                path
+            ) in damaged:  # out of the way, or retention would count them and delete good ones
                 shutil.rmtree(path.with_name(f"damaged-{path.name}"), ignore_errors=True)
                 path.rename(path.with_name(f"damaged-{path.name}"))
             return found
         if steps:
-            raise CheckpointError(f"none of the checkpoints in {self.folder} can be used (steps {steps})",
-                                  cure="restore the folder from a backup, or delete it to start again from step 0")
+            raise CheckpointError(
+                f"none of the checkpoints in {self.folder} can be used (steps {steps})",
+                cure="restore the folder from a backup, or delete it to start again from step 0",
+            )
         return None

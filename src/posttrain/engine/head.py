@@ -1,6 +1,7 @@
 """The head: from hidden states to log-probabilities without the [N, V] matrix.
 
-Logits exist for one chunk of targets at a time and are computed again in the backward pass. A loss that is additive over
+Logits exist for one chunk of targets at a time and are computed again in the backward pass. A loss
+that is additive over
 targets needs no second time: each chunk's gradient is taken while its logits are still there.
 """
 
@@ -22,7 +23,8 @@ class Head:
 
     Attributes:
         weight: [V, d]. bias: [V] or None.
-        scale: factor on the logits (Granite divides by `logits_scaling`, Cohere multiplies by `logit_scale`).
+        scale: factor on the logits (Granite divides by `logits_scaling`, Cohere multiplies by
+            `logit_scale`).
         softcap: the cap (Gemma-2), or None.
         elements: numbers a [chunk, V] block may hold; 0 takes what suits the device.
     """
@@ -51,19 +53,25 @@ class Head:
             z = self.softcap * torch.tanh(z / self.softcap)
         return z
 
-    def backward(self, grad: Tensor, factor: Tensor, z: Tensor, hidden: Tensor, into: list[Tensor | None]) -> Tensor:
-        """Gradient of the logits → gradient of the hidden states; adds to the gradients of weight and bias.
+    def backward(
+        self, grad: Tensor, factor: Tensor, z: Tensor, hidden: Tensor, into: list[Tensor | None]
+    ) -> Tensor:
+        """Gradient of the logits → gradient of the hidden states; adds to the gradients of weight
+        and bias.
 
         Args:
             grad: [n, V] gradient of the loss by `z`, but for the row's factor; overwritten.
-            factor: [n] what each row of `grad` is multiplied with: cheaper on the [n, d] side than here.
+            factor: [n] what each row of `grad` is multiplied with: cheaper on the [n, d] side than
+                here.
             z: [n, V] the logits; read only where there is a soft cap.
             hidden: [n, d].
             into: running gradients of weight and bias, None for one that needs none.
         Returns: [n, d].
         """
         if self.softcap is not None:
-            grad.addcmul_(grad, (z / self.softcap).square_(), value=-1)  # d cap·tanh(x/cap) = 1 − tanh²
+            grad.addcmul_(
+                grad, (z / self.softcap).square_(), value=-1
+            )  # d cap·tanh(x/cap) = 1 − tanh²
         column = (factor * self.scale)[:, None]
         weight_grad, bias_grad = into
         low = grad.to(hidden.dtype)
@@ -79,9 +87,14 @@ class Head:
 
     def new_gradients(self) -> list[Tensor | None]:
         """Zeros for `backward` to add to, in float32 or better."""
-        return [None if p is None or not p.requires_grad else
-                torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32))
-                for p in (self.weight, self.bias)]
+        return [
+            (
+                None
+                if p is None or not p.requires_grad
+                else torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32))
+            )
+            for p in (self.weight, self.bias)
+        ]
 
     def cast(self, gradients: list[Tensor | None]) -> list[Tensor | None]:
         """Gradients of weight and bias in the parameters' own types."""
@@ -89,12 +102,14 @@ class Head:
         return [None if g is None or p is None else g.to(p.dtype) for g, p in pairs]
 
 
-def logprobs(head: Head, hidden: Tensor, target: Tensor, *, temperature: float = 1.0,
-             entropy: bool = False) -> tuple[Tensor, Tensor | None]:
+def logprobs(
+    head: Head, hidden: Tensor, target: Tensor, *, temperature: float = 1.0, entropy: bool = False
+) -> tuple[Tensor, Tensor | None]:
     """Log-probability of each target, and if asked the entropy of each row.
 
     Args:
-        hidden: [N, d] hidden states that predict the targets; gradients flow into them and into the head.
+        hidden: [N, d] hidden states that predict the targets; gradients flow into them and into the
+            head.
         target: [N] token ids.
         temperature: the logits are divided by it first.
         entropy: also return −Σ p log p, with gradients.
@@ -104,24 +119,43 @@ def logprobs(head: Head, hidden: Tensor, target: Tensor, *, temperature: float =
     return out[0], (out[1] if entropy else None)
 
 
-def detailed(head: Head, hidden: Tensor, target: Tensor, needs: frozenset[str], *,
-             temperature: float = 1.0) -> tuple[Tensor, dict[str, Tensor]]:
-    """Log-probability of each target, with gradients, and what else is asked of each row in the same pass, without.
+def detailed(
+    head: Head, hidden: Tensor, target: Tensor, needs: frozenset[str], *, temperature: float = 1.0
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Log-probability of each target, with gradients, and what else is asked of each row in the
+    same pass, without.
 
     Args:
         hidden: [N, d]; target: [N].
         needs: "entropy", −Σ p log p; "collision", log Σ p².
     Returns: [N] log-probabilities, and [N] of each detail; nats.
     """
-    details = {name: torch.empty(len(target), dtype=torch.promote_types(hidden.dtype, torch.float32), device=hidden.device)
-               for name in sorted(needs)}
-    return _LogProbs.apply(hidden, head.weight, head.bias, head, target, temperature, False, details)[0], details
+    details = {
+        name: torch.empty(
+            len(target),
+            dtype=torch.promote_types(hidden.dtype, torch.float32),
+            device=hidden.device,
+        )
+        for name in sorted(needs)
+    }
+    return (
+        _LogProbs.apply(hidden, head.weight, head.bias, head, target, temperature, False, details)[
+            0
+        ],
+        details,
+    )
 
 
 @torch.no_grad()
-def assess(head: Head, hidden: Tensor, target: Tensor, *, temperature: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-probability and entropy of each target, nats, and whether it is the most likely token: [N] each, no gradients."""
-    logprob = torch.empty(len(target), dtype=torch.promote_types(hidden.dtype, torch.float32), device=hidden.device)
+def assess(
+    head: Head, hidden: Tensor, target: Tensor, *, temperature: float = 1.0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probability and entropy of each target, nats, and whether it is the most likely token:
+    [N] each, no gradients.
+    """
+    logprob = torch.empty(
+        len(target), dtype=torch.promote_types(hidden.dtype, torch.float32), device=hidden.device
+    )
     entropy, correct = torch.empty_like(logprob), torch.empty_like(target, dtype=torch.bool)
     for i in range(0, len(target), head.chunk):
         part = slice(i, i + head.chunk)
@@ -145,8 +179,17 @@ class _LogProbs(torch.autograd.Function):
     """d log p_y = (1_y − p)·dz;  d entropy = −p·(log p + entropy)·dz."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, head: Head, target: Tensor,
-                temperature: float, entropy: bool, details: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        head: Head,
+        target: Tensor,
+        temperature: float,
+        entropy: bool,
+        details: dict[str, Tensor],
+    ) -> tuple[Tensor, Tensor]:
         real = torch.promote_types(hidden.dtype, torch.float32)
         logprob = torch.empty(len(target), dtype=real, device=hidden.device)
         entropies = torch.empty_like(logprob if entropy else logprob[:0])
@@ -175,7 +218,11 @@ class _LogProbs(torch.autograd.Function):
             by_logprob = grads[0][part]
             if ctx.entropy:
                 p = logp.exp()
-                grad = p.mul_(logp.add_(entropies[part, None]).mul_(grads[1][part, None]).add_(by_logprob[:, None])).neg_()
+                grad = p.mul_(
+                    logp.add_(entropies[part, None])
+                    .mul_(grads[1][part, None])
+                    .add_(by_logprob[:, None])
+                ).neg_()
                 grad.scatter_add_(1, target[part, None], by_logprob[:, None])
                 factor = torch.ones_like(by_logprob)
             else:
@@ -192,12 +239,16 @@ def _fill(details: dict[str, Tensor], part: slice, logp: Tensor) -> None:
         details["entropy"][part] = -torch.linalg.vecdot(logp.exp(), logp)
 
 
-def additive(head: Head, hidden: Tensor, target: Tensor, loss: Callable[[Tensor, slice], Tensor]) -> tuple[Tensor, Tensor]:
-    """A loss that is additive over targets, its gradient taken in the same pass over the vocabulary.
+def additive(
+    head: Head, hidden: Tensor, target: Tensor, loss: Callable[[Tensor, slice], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """A loss that is additive over targets, its gradient taken in the same pass over the
+    vocabulary.
 
     Args:
         hidden: [N, d]; target: [N].
-        loss: `(log-probabilities of a chunk [c], which targets) -> scalar`; the chunks' values add up.
+        loss: `(log-probabilities of a chunk [c], which targets) -> scalar`; the chunks' values add
+            up.
     Returns: the loss (scalar, with gradients) and the log-probabilities [N] (without).
     """
     return _Additive.apply(hidden, head.weight, head.bias, head, target, loss)  # type: ignore[return-value]
@@ -205,8 +256,15 @@ def additive(head: Head, hidden: Tensor, target: Tensor, loss: Callable[[Tensor,
 
 class _Additive(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, head: Head, target: Tensor,
-                loss: Callable[[Tensor, slice], Tensor]) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        head: Head,
+        target: Tensor,
+        loss: Callable[[Tensor, slice], Tensor],
+    ) -> tuple[Tensor, Tensor]:
         real = torch.promote_types(hidden.dtype, torch.float32)
         value = torch.zeros((), dtype=torch.float64, device=hidden.device)
         logprob = torch.empty(len(target), dtype=real, device=hidden.device)
@@ -245,8 +303,8 @@ def rows(head: Head, hidden: Tensor, target: Tensor, function: RowFunction) -> T
 
     Args:
         hidden: [N, d]; target: [N].
-        function: `(logits [c, V], targets [c], which targets) -> [c]`, differentiable by the logits. What else it reads
-            (a teacher's rows, say) it takes by the slice.
+        function: `(logits [c, V], targets [c], which targets) -> [c]`, differentiable by the
+            logits. What else it reads (a teacher's rows, say) it takes by the slice.
     Returns: [N], with gradients into the hidden states and the head.
     """
     return _Rows.apply(hidden, head.weight, head.bias, head, target, function)  # type: ignore[return-value]
@@ -254,8 +312,15 @@ def rows(head: Head, hidden: Tensor, target: Tensor, function: RowFunction) -> T
 
 class _Rows(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, head: Head, target: Tensor,
-                function: RowFunction) -> Tensor:
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        head: Head,
+        target: Tensor,
+        function: RowFunction,
+    ) -> Tensor:
         ctx.save_for_backward(hidden, target)
         ctx.head, ctx.function = head, function
         parts = [slice(i, i + head.chunk) for i in range(0, len(target), head.chunk)]

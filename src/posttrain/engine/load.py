@@ -1,4 +1,6 @@
-"""Models as they lie on the disk: where a name leads, what its files are, and the network and tokenizer in them."""
+"""Models as they lie on the disk: where a name leads, what its files are, and the network and
+tokenizer in them.
+"""
 
 from __future__ import annotations
 
@@ -17,34 +19,53 @@ EMBEDDED = Path(__file__).resolve().parents[1] / "assets" / "base"  # `--model e
 
 
 def resolve(path: str) -> Path:
-    """The local folder of a model: the folder itself, the snapshot of a hub id, or the base model that the package holds."""
+    """The local folder of a model: the folder itself, the snapshot of a hub id, or the base model
+    that the package holds.
+    """
     folder = EMBEDDED if path == "embedded" else Path(path)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            raise ModelError(f"{folder} has no config.json", cure="point --model at a Hugging Face model folder")
+            raise ModelError(
+                f"{folder} has no config.json", cure="point --model at a Hugging Face model folder"
+            )
         return folder
     if folder.exists() or path.startswith(("/", ".", "~")):
-        raise ModelError(f"{path} is not a model folder", cure="point --model at a Hugging Face model folder or a hub id")
+        raise ModelError(
+            f"{path} is not a model folder",
+            cure="point --model at a Hugging Face model folder or a hub id",
+        )
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(path, allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]))
+        return Path(
+            snapshot_download(
+                path, allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
+            )
+        )
     except Exception as error:
-        raise ModelError(f"no folder {path!r} here, and the hub did not give it: {type(error).__name__}",
-                         cure="check the name and the connection, or download the model and give its folder") from error
+        raise ModelError(
+            f"no folder {path!r} here, and the hub did not give it: {type(error).__name__}",
+            cure="check the name and the connection, or download the model and give its folder",
+        ) from error
 
 
 def digest(folder: Path) -> str:
     """SHA-256 over the files that make a model what it is: weights, config, tokenizer."""
-    return sha256_folder(folder, lambda p: p.suffix in (".safetensors", ".json", ".model", ".jinja", ".txt"))
+    return sha256_folder(
+        folder, lambda p: p.suffix in (".safetensors", ".json", ".model", ".jinja", ".txt")
+    )
 
 
 def longest_position(folder: Path) -> int | None:
-    """How many tokens a sequence of the model in `folder` may have; None where its config does not say."""
+    """How many tokens a sequence of the model in `folder` may have; None where its config does not
+    say.
+    """
     try:
         config = AutoConfig.from_pretrained(folder)
     except Exception as error:
-        raise ModelError(f"cannot read {folder}/config.json: {error}", cure="get the complete model") from error
+        raise ModelError(
+            f"cannot read {folder}/config.json: {error}", cure="get the complete model"
+        ) from error
     return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
@@ -60,44 +81,75 @@ def load_tokenizer(folder: Path) -> Any:
     try:
         return AutoTokenizer.from_pretrained(folder)
     except Exception as error:
-        raise ModelError(f"cannot load the tokenizer of {folder}: {error}",
-                         cure="the folder needs tokenizer.json and tokenizer_config.json") from error
+        raise ModelError(
+            f"cannot load the tokenizer of {folder}: {error}",
+            cure="the folder needs tokenizer.json and tokenizer_config.json",
+        ) from error
 
 
-def load_network(folder: Path, device: str, dtype: torch.dtype = torch.float32, *, kind: Any = AutoModelForCausalLM,
-                 fresh: str = "", **changes: Any) -> tuple[Any, tuple[str, ...]]:
+def load_network(
+    folder: Path,
+    device: str,
+    dtype: torch.dtype = torch.float32,
+    *,
+    kind: Any = AutoModelForCausalLM,
+    fresh: str = "",
+    **changes: Any,
+) -> tuple[Any, tuple[str, ...]]:
     """Read a model's weights: those of a causal language model, or of another kind.
 
     Args:
         kind: the transformers class that loads it.
-        fresh: name of a module that the folder need not have, since its first weights are drawn; the language model's head is
+        fresh: name of a module that the folder need not have, since its first weights are drawn;
+            the language model's head is
             then not missed either. changes: to the config.
     Returns: the network, and what the user should know of it.
     Raises:
-        ModelError: no such device, unreadable files, or weights that are missing and would be made up at random.
+        ModelError: no such device, unreadable files, or weights that are missing and would be made
+            up at random.
     """
     if device == "cuda" and not torch.cuda.is_available():
-        raise ModelError("there is no GPU here that torch can use", cure="leave --device out, or install torch with CUDA")
+        raise ModelError(
+            "there is no GPU here that torch can use",
+            cure="leave --device out, or install torch with CUDA",
+        )
     try:
         with quiet():
-            loaded: Any = kind.from_pretrained(folder, dtype=dtype, output_loading_info=True, use_safetensors=True, **changes)
+            loaded: Any = kind.from_pretrained(
+                folder, dtype=dtype, output_loading_info=True, use_safetensors=True, **changes
+            )
     except Exception as error:
-        raise ModelError(f"cannot load {folder}: {type(error).__name__}: {error}",
-                         cure="check that the folder is complete and its config.json names a causal language model") from error
+        raise ModelError(
+            f"cannot load {folder}: {type(error).__name__}: {error}",
+            cure=(
+                "check that the folder is complete and its config.json names a causal language"
+                " model"
+            ),
+        ) from error
     network, info = loaded
-    if missing := sorted(key for key in info["missing_keys"] if not fresh or key.split(".")[0] != fresh):
-        raise ModelError(f"{folder} lacks the weights {missing[:3]}{' and more' if len(missing) > 3 else ''}",
-                         cure="they would be random; get the complete model")
-    extra = sorted(key for key in info["unexpected_keys"] if not fresh or key.split(".")[0] != "lm_head")
+    if missing := sorted(
+        key for key in info["missing_keys"] if not fresh or key.split(".")[0] != fresh
+    ):
+        raise ModelError(
+            f"{folder} lacks the weights {missing[:3]}{' and more' if len(missing) > 3 else ''}",
+            cure="they would be random; get the complete model",
+        )
+    extra = sorted(
+        key for key in info["unexpected_keys"] if not fresh or key.split(".")[0] != "lm_head"
+    )
     more = " and more" if len(extra) > 3 else ""
-    note = f"{folder} has weights that its config.json does not use, and that the result will lack: {extra[:3]}{more}"
+    note = (
+        f"{folder} has weights that its config.json does not use, and that the result will lack:"
+        f" {extra[:3]}{more}"
+    )
     return network.to(device), (note,) if extra else ()
 
 
 def to_bfloat16(network: Any) -> None:
     """Round the parameters, in place, as loading them in bfloat16 would.
 
-    Buffers stay as they are: position frequencies in bfloat16 are wrong by half a turn after a thousand positions. So do
+    Buffers stay as they are: position frequencies in bfloat16 are wrong by half a turn after a
+        thousand positions. So do
     the parameters that a model keeps in float32.
     """
     keep = {*(network._keep_in_fp32_modules or ()), *(network._keep_in_fp32_modules_strict or ())}

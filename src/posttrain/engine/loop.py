@@ -1,6 +1,8 @@
-"""The loop of every offline method: take a batch, forward and backward, step, and now and then validate and save.
+"""The loop of every offline method: take a batch, forward and backward, step, and now and then
+validate and save.
 
-It knows neither the method nor the model. Everything a resumed run needs is in `STATE`, one line an item.
+It knows neither the method nor the model. Everything a resumed run needs is in `STATE`, one line an
+item.
 """
 
 from __future__ import annotations
@@ -51,8 +53,11 @@ class Interrupted(PosttrainError):
     """The user or the system asked the run to stop; a checkpoint was written first."""
 
     def __init__(self, signum: int, step: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(signum).name} after step {step}; everything up to there is saved",
-                         cure="run the same command to go on")
+        super().__init__(
+            f"stopped by {signal.Signals(signum).name} after step {step}; everything up to there is"
+            " saved",
+            cure="run the same command to go on",
+        )
         self.exit_code = 128 + signum
 
 
@@ -61,7 +66,8 @@ class Held:
     """Held-out loss: nats per target, over all targets, and how sure that is.
 
     Attributes:
-        loss: mean over targets. interval: half width of its 95 % interval, sequences being the units; None for one sequence.
+        loss: mean over targets. interval: half width of its 95 % interval, sequences being the
+            units; None for one sequence.
         accuracy: share of targets that are the most likely token. entropy: mean, nats.
         sequences, targets: how many.
     """
@@ -74,8 +80,12 @@ class Held:
     targets: int
 
 
-HeldOut = Callable[[Callable[[int, int], None]], dict[str, Any]]  # told how far it is → the numbers, `loss` among them
-Watch = Callable[[dict[str, Any]], Many[str]]  # a record of the log → what is alarming about it; hears every record in order
+HeldOut = Callable[
+    [Callable[[int, int], None]], dict[str, Any]
+]  # told how far it is → the numbers, `loss` among them
+Watch = Callable[
+    [dict[str, Any]], Many[str]
+]  # a record of the log → what is alarming about it; hears every record in order
 
 
 @dataclass
@@ -98,7 +108,9 @@ class Run:
     watch: Watch | None = None
     # where it stands
     step: int = 0
-    totals: dict[str, float] = field(default_factory=lambda: {"tokens": 0, "targets": 0, "seconds": 0.0})
+    totals: dict[str, float] = field(
+        default_factory=lambda: {"tokens": 0, "targets": 0, "seconds": 0.0}
+    )
     best: dict[str, Any] = field(default_factory=lambda: {"step": None})
     stale: int = 0
     first_held: dict[str, Any] | None = None
@@ -106,7 +118,9 @@ class Run:
     def __post_init__(self) -> None:
         assert self.policy.optimiser is not None, "call policy.train_with first"
         self.optimiser = self.policy.optimiser
-        self.store = Store(self.folder / "checkpoints", self.checkpoints.checkpoint_keep, self.observer.message)
+        self.store = Store(
+            self.folder / "checkpoints", self.checkpoints.checkpoint_keep, self.observer.message
+        )
         self.log = MetricsLog(self.folder / "metrics.jsonl")
 
 
@@ -126,7 +140,11 @@ class Item:
 
 
 def _moments(which: str) -> Item:
-    return Item(lambda run: run.optimiser.moments(which), lambda run, saved: run.optimiser.load_moments(which, saved), True)
+    return Item(
+        lambda run: run.optimiser.moments(which),
+        lambda run, saved: run.optimiser.load_moments(which, saved),
+        True,
+    )
 
 
 def _attribute(name: str) -> Item:
@@ -135,7 +153,11 @@ def _attribute(name: str) -> Item:
 
 # Everything that a step reads and an earlier step wrote. What is not here would be lost by a crash.
 STATE: dict[str, Item] = {
-    "weights": Item(lambda run: run.optimiser.weights(), lambda run, saved: run.optimiser.load_weights(saved), tensors=True),
+    "weights": Item(
+        lambda run: run.optimiser.weights(),
+        lambda run, saved: run.optimiser.load_weights(saved),
+        tensors=True,
+    ),
     "exp_avg": _moments("exp_avg"),
     "exp_avg_sq": _moments("exp_avg_sq"),
     "adam_step": _moments("step"),
@@ -153,25 +175,37 @@ def checkpoint(run: Run) -> Checkpoint:
     """The run as it stands."""
     state = {name: item.save(run) for name, item in STATE.items() if not item.tensors}
     state["environment"] = environment(run.policy.model.device)
-    return Checkpoint(run.step, {name: item.save(run) for name, item in STATE.items() if item.tensors}, state)
+    return Checkpoint(
+        run.step, {name: item.save(run) for name, item in STATE.items() if item.tensors}, state
+    )
 
 
 def restore(run: Run, saved: Checkpoint) -> None:
     """Put a run where a checkpoint left it, and warn where bit-identity cannot be promised."""
     now = environment(run.policy.model.device)
-    changed = [f"{k} {v} → {now.get(k)}" for k, v in saved.state["environment"].items() if now.get(k) != v]
+    changed = [
+        f"{k} {v} → {now.get(k)}" for k, v in saved.state["environment"].items() if now.get(k) != v
+    ]
     if changed:
-        run.observer.message(f"this is not the machine or software the run began with ({', '.join(changed)}): "
-                             "it goes on, but the last bits may differ from an undisturbed run")
+        run.observer.message(
+            f"this is not the machine or software the run began with ({', '.join(changed)}): "
+            "it goes on, but the last bits may differ from an undisturbed run"
+        )
     for name, item in STATE.items():
         item.restore(run, (saved.tensors if item.tensors else saved.state)[name])
 
 
-def validate(policy: Policy, trees: Many[Tree], budget: int, told: Callable[[int, int], None] = lambda done, total: None) -> Held:
+def validate(
+    policy: Policy,
+    trees: Many[Tree],
+    budget: int,
+    told: Callable[[int, int], None] = lambda done, total: None,
+) -> Held:
     """Held-out loss with a 95 % interval; `told` hears how many sequences of how many are scored.
 
-    The mean over targets is a ratio of sums over sequences, so its standard error is the delta method's:
-    √(n/(n−1)·Σ_i (S_i − loss·N_i)²)/ΣN, S_i the summed loss and N_i the targets of sequence i.
+    The mean over targets is a ratio of sums over sequences, so its standard error is the delta
+    method's: √(n/(n−1)·Σ_i (S_i − loss·N_i)²)/ΣN, S_i the summed loss and N_i the targets of
+    sequence i.
     """
     sums: list[Tensor] = []
     counts: list[Tensor] = []
@@ -192,12 +226,16 @@ def validate(policy: Policy, trees: Many[Tree], budget: int, told: Callable[[int
     targets, loss = float(n.sum()), float(s.sum() / n.sum())
     interval = None
     if len(s) > 1:
-        interval = 1.96 * math.sqrt(float(((s - loss * n) ** 2).sum()) * len(s) / (len(s) - 1)) / targets
+        interval = (
+            1.96 * math.sqrt(float(((s - loss * n) ** 2).sum()) * len(s) / (len(s) - 1)) / targets
+        )
     return Held(loss, interval, correct / targets, entropy / targets, len(s), int(targets))
 
 
 def train(run: Run) -> int:
-    """Run to the end, from the newest good checkpoint if there is one. Afterwards the policy holds the chosen weights.
+    """Run to the end, from the newest good checkpoint if there is one.
+
+    Afterwards the policy holds the chosen weights.
 
     Returns: the step they are from.
     Raises:
@@ -226,9 +264,15 @@ def train(run: Run) -> int:
                 if run.held_out and (run.step % every == 0 or run.step == run.steps):
                     better = _compare(run, _validate(run)) and run.validation.keep_best
                 by_step = run.checkpoints.checkpoint_every
-                due = run.step % by_step == 0 if by_step else time.monotonic() - last_save > CHECKPOINT_SECONDS
+                due = (
+                    run.step % by_step == 0
+                    if by_step
+                    else time.monotonic() - last_save > CHECKPOINT_SECONDS
+                )
                 if better or due or asked or run.step == run.steps or _exhausted(run):
-                    run.store.save(checkpoint(run), run.best["step"] if run.validation.keep_best else None)
+                    run.store.save(
+                        checkpoint(run), run.best["step"] if run.validation.keep_best else None
+                    )
                     last_save = time.monotonic()
                 if asked:
                     raise Interrupted(asked[0], run.step)
@@ -241,11 +285,19 @@ def _step(run: Run) -> None:
     begin = time.perf_counter()
     made = run.rows.batch(run.plan.next(), run.budget, shared=run.policy.model.mode == "forest")
     batch = made.forests
-    found = run.policy.forward_backward(batch, run.loss, made.facts, probes=made.probes, noise=run.noise,
-                                        seed=derive(run.seed, "step", run.step))
+    found = run.policy.forward_backward(
+        batch,
+        run.loss,
+        made.facts,
+        probes=made.probes,
+        noise=run.noise,
+        seed=derive(run.seed, "step", run.step),
+    )
     if not math.isfinite(loss := found.loss):
         raise _not_finite(run, f"the loss is {loss}")
-    factor = rate(run.optimiser.settings.schedule, run.step, run.steps, run.optimiser.settings.warmup)
+    factor = rate(
+        run.optimiser.settings.schedule, run.step, run.steps, run.optimiser.settings.warmup
+    )
     norm = run.policy.step(factor)
     if not math.isfinite(norm):
         raise _not_finite(run, f"the gradient norm is {norm}")
@@ -256,16 +308,30 @@ def _step(run: Run) -> None:
     run.totals["targets"] += targets
     run.totals["seconds"] += seconds
     assert run.optimiser.settings.learning_rate is not None
-    _log(run, {
-        "step": run.step, "epoch": round(run.step / run.plan.steps_per_epoch, 4), "loss": loss,
-        "learning_rate": run.optimiser.settings.learning_rate * factor, "grad_norm": norm, "tokens": tokens,
-        "targets": targets, "sequences": sum(f.L for f in batch), "seconds": seconds,
-        "tokens_per_second": tokens / seconds, "memory_gib": peak_memory(run.policy.model.device), **found.means()})
+    _log(
+        run,
+        {
+            "step": run.step,
+            "epoch": round(run.step / run.plan.steps_per_epoch, 4),
+            "loss": loss,
+            "learning_rate": run.optimiser.settings.learning_rate * factor,
+            "grad_norm": norm,
+            "tokens": tokens,
+            "targets": targets,
+            "sequences": sum(f.L for f in batch),
+            "seconds": seconds,
+            "tokens_per_second": tokens / seconds,
+            "memory_gib": peak_memory(run.policy.model.device),
+            **found.means(),
+        },
+    )
 
 
 def _not_finite(run: Run, what: str) -> PosttrainError:
-    return PosttrainError(f"step {run.step + 1}: {what}; this step did not change the weights",
-                          cure="lower --learning-rate, or look for broken rows in the data")
+    return PosttrainError(
+        f"step {run.step + 1}: {what}; this step did not change the weights",
+        cure="lower --learning-rate, or look for broken rows in the data",
+    )
 
 
 def _log(run: Run, record: dict[str, Any]) -> None:
@@ -279,8 +345,10 @@ def _validate(run: Run) -> dict[str, Any]:
     assert run.held_out is not None
     held = run.held_out(partial(run.observer.progress, "held out"))
     if not math.isfinite(held["loss"]):
-        raise PosttrainError(f"after step {run.step} the held-out loss is {held['loss']}",
-                             cure="lower --learning-rate, or look for broken rows in the held-out data")
+        raise PosttrainError(
+            f"after step {run.step} the held-out loss is {held['loss']}",
+            cure="lower --learning-rate, or look for broken rows in the held-out data",
+        )
     _log(run, {"step": run.step, "validation": held})
     return held
 
@@ -300,19 +368,27 @@ def _exhausted(run: Run) -> bool:
 
 
 def _choose(run: Run) -> int:
-    """Leave the policy with the weights to export, the best by held-out loss where that was asked for; returns their step."""
+    """Leave the policy with the weights to export, the best by held-out loss where that was asked
+    for; returns their step.
+    """
     best = run.best["step"]
     if run.step < run.steps:
         run.observer.message(f"stopped early: {run.stale} validations without a better one")
     if run.first_held and best is not None and run.best["loss"] > run.first_held["loss"]:
-        run.observer.message(f"held-out loss never fell below the start's: {run.first_held['loss']:.4f} before training, "
-                             f"{run.best['loss']:.4f} at best. Lower --learning-rate or train on other data")
+        run.observer.message(
+            f"held-out loss never fell below the start's: {run.first_held['loss']:.4f} before"
+            f" training, {run.best['loss']:.4f} at best. Lower --learning-rate or train on other"
+            " data"
+        )
     if best is None or best == run.step or not run.validation.keep_best:
         return run.step
     try:
         weights = run.store.load(best).tensors["weights"]
     except CheckpointError as error:
-        run.observer.message(f"{error.what}. It was the best by held-out loss; exporting step {run.step}, the last, instead")
+        run.observer.message(
+            f"{error.what}. It was the best by held-out loss; exporting step {run.step}, the last,"
+            " instead"
+        )
         return run.step
     run.optimiser.load_weights(weights)
     run.observer.message(f"exporting step {best}, the best by held-out loss")
@@ -321,7 +397,10 @@ def _choose(run: Run) -> int:
 
 @contextmanager
 def _signals() -> Iterator[list[int]]:
-    """Collect SIGINT, SIGTERM and SIGHUP instead of dying in the middle of a step. A second one is obeyed at once."""
+    """Collect SIGINT, SIGTERM and SIGHUP instead of dying in the middle of a step.
+
+    A second one is obeyed at once.
+    """
     asked: list[int] = []
 
     def note(signum: int, frame: Any) -> None:

@@ -18,49 +18,82 @@ from posttrain.core.seeds import derive
 from posttrain.engine.settings import LoraSettings
 
 
-def attach(network: PreTrainedModel, settings: LoraSettings, seed: int, task: str = "CAUSAL_LM") -> Any:
-    """Add adapters to a network in place and freeze everything else. At first they change nothing (B = 0).
+def attach(
+    network: PreTrainedModel, settings: LoraSettings, seed: int, task: str = "CAUSAL_LM"
+) -> Any:
+    """Add adapters to a network in place and freeze everything else.
+
+    At first they change nothing (B = 0).
 
     Args:
         settings: rank and targets. seed: of the first weights.
         task: peft's name of what the network is for. With SEQ_CLS its head is trained in full.
     Returns: the PeftModel around the network.
     Raises:
-        ConfigError: a target names no module of the network, or one that adapters cannot be merged into.
+        ConfigError: a target names no module of the network, or one that adapters cannot be merged
+            into.
     """
     peft = require("peft", extra="lora", purpose="--lora")
-    transposed = any(isinstance(module, Conv1D) for module in network.modules())  # GPT-2 keeps its matrices so
-    config = peft.LoraConfig(r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout, fan_in_fan_out=transposed,
-                             target_modules=list(settings.targets) or "all-linear", task_type=task)
+    transposed = any(
+        isinstance(module, Conv1D) for module in network.modules()
+    )  # GPT-2 keeps its matrices so
+    config = peft.LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        fan_in_fan_out=transposed,
+        target_modules=list(settings.targets) or "all-linear",
+        task_type=task,
+    )
     devices = [network.device] if network.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by a name that transformers deprecates
+        warnings.simplefilter(
+            "ignore", FutureWarning
+        )  # peft asks transformers by a name that transformers deprecates
         warnings.simplefilter("ignore", RuntimeWarning)  # and speaks of patterns that it set itself
         torch.manual_seed(derive(seed, "lora"))
         try:
             adapter = peft.get_peft_model(network, config)
         except (ValueError, AttributeError, TypeError) as error:
             what = f"--lora-targets {' '.join(settings.targets)}" if settings.targets else "--lora"
-            raise ConfigError(f"{what}: {error}", cure="name modules as the model does, for example q_proj v_proj") from error
+            raise ConfigError(
+                f"{what}: {error}", cure="name modules as the model does, for example q_proj v_proj"
+            ) from error
     for name, layer in _layers(network).items():
-        tied = network.config.get_text_config().tie_word_embeddings and layer is network.get_input_embeddings()
+        tied = (
+            network.config.get_text_config().tie_word_embeddings
+            and layer is network.get_input_embeddings()
+        )
         if tied or layer is network.get_output_embeddings():
-            raise ConfigError(f"--lora-targets: {name} is the model's output head, which adapters would not reach",
-                              cure="leave it out; to train it, train all weights")
+            raise ConfigError(
+                f"--lora-targets: {name} is the model's output head, which adapters would not"
+                " reach",
+                cure="leave it out; to train it, train all weights",
+            )
         if getattr(getattr(layer.get_base_layer(), "weight", None), "ndim", 0) != 2:
-            raise ConfigError(f"{name} is not one matrix (experts of a mixture are many in one); its adapters cannot be merged",
-                              cure="adapt the attention alone: --lora-targets q_proj k_proj v_proj o_proj")
+            raise ConfigError(
+                f"{name} is not one matrix (experts of a mixture are many in one); its adapters"
+                " cannot be merged",
+                cure="adapt the attention alone: --lora-targets q_proj k_proj v_proj o_proj",
+            )
     return adapter
 
 
 def _layers(network: PreTrainedModel) -> dict[str, Any]:
     """The adapted layers by name."""
     lora = require("peft.tuners.lora", extra="lora", purpose="LoRA")
-    return {name: module for name, module in network.named_modules() if isinstance(module, lora.LoraLayer)}
+    return {
+        name: module
+        for name, module in network.named_modules()
+        if isinstance(module, lora.LoraLayer)
+    }
 
 
 def merged(network: PreTrainedModel) -> dict[str, Tensor]:
-    """The state dict of the network as if it had been trained without adapters: W + (α/r)·B·A. Leaves the network alone."""
+    """The state dict of the network as if it had been trained without adapters: W + (α/r)·B·A.
+
+    Leaves the network alone.
+    """
     layers = _layers(network)
     state: dict[str, Tensor] = {}
     for name, tensor in network.state_dict().items():
@@ -74,7 +107,9 @@ def merged(network: PreTrainedModel) -> dict[str, Tensor]:
 
 
 def save_adapter(adapter: Any, folder: Path, base: str, base_digest: str) -> None:
-    """Write the adapter in peft's format, and `base.json`: which model it belongs to, by name and digest."""
+    """Write the adapter in peft's format, and `base.json`: which model it belongs to, by name and
+    digest.
+    """
     adapter.peft_config["default"].base_model_name_or_path = base
     adapter.save_pretrained(folder, save_embedding_layers=False)  # they are the base's
     write_json(folder / "base.json", {"base": base, "base_sha256": base_digest})

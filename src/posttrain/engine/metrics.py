@@ -1,4 +1,7 @@
-"""The run's own record: one JSON object a line. A resumed run continues it as if it had never stopped."""
+"""The run's own record: one JSON object a line.
+
+A resumed run continues it as if it had never stopped.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,10 @@
-"""A Hugging Face causal model behind one function: hidden states of a forest's targets, or of its sequences' ends.
+"""A Hugging Face causal model behind one function: hidden states of a forest's targets, or of its
+sequences' ends.
 
-A model is admitted by a probe, not by hope. transformers accepts a custom attention function on models that do not go
-through it, without an error; so at load a small random forest is scored and compared with its paths run alone through the
-model's own eager attention. A model that fails runs every path alone, and says so, or is refused with the reason.
+A model is admitted by a probe, not by hope. transformers accepts a custom attention function on
+models that do not go through it, without an error; so at load a small random forest is scored and
+compared with its paths run alone through the model's own eager attention. A model that fails runs
+every path alone, and says so, or is refused with the reason.
 """
 
 from __future__ import annotations
@@ -33,11 +35,15 @@ MODES: dict[Mode, str] = {
     "padded": "every path alone, in batches of similar length",
     "equal": "every path alone, in batches of exactly equal length",
 }
-TOLERANCE = 1e-3  # nats; models that agree do so within 1e-5, models that do not are off by 0.1 and more
+TOLERANCE = (
+    1e-3  # nats; models that agree do so within 1e-5, models that do not are off by 0.1 and more
+)
 LONGEST_PROBE = 1024  # tokens; a threshold beyond this is not probed
 
 Read = Literal["before", "targets", "ends"]
-Noise = Callable[[Tensor, Tensor], Tensor]  # (embeddings [..., T, d], sequence lengths [..., T]) -> embeddings
+Noise = Callable[
+    [Tensor, Tensor], Tensor
+]  # (embeddings [..., T, d], sequence lengths [..., T]) -> embeddings
 
 
 @dataclass(frozen=True)
@@ -47,7 +53,8 @@ class Admission:
     Attributes:
         mode: see MODES.
         deviation: largest difference of a log-probability from the path alone, nats.
-        reasons: what ruled the better modes out, and what else the user should know; one sentence each.
+        reasons: what ruled the better modes out, and what else the user should know; one sentence
+            each.
     """
 
     mode: Mode
@@ -82,7 +89,9 @@ class Model:
 
     @property
     def head(self) -> Head:
-        """Of a language model. A network without one is looked at through its input embeddings, for the probe."""
+        """Of a language model. A network without one is looked at through its input embeddings, for
+        the probe.
+        """
         layer = self.network.get_output_embeddings()
         if layer is None:
             return Head(self.network.get_input_embeddings().weight)
@@ -113,14 +122,16 @@ class Model:
         finally:
             self.mode = self._mode
 
-    def hidden(self, forest: TokenForest, noise: Noise | None = None, at: Read = "before") -> Tensor:
+    def hidden(
+        self, forest: TokenForest, noise: Noise | None = None, at: Read = "before"
+    ) -> Tensor:
         """Hidden states of a forest.
 
         Args:
             forest: on the model's device.
             noise: applied to the input embeddings (NEFTune).
-            at: which: `before`, those that predict the targets; `targets`, those of the targets themselves; `ends`, those of
-                the last token of every sequence.
+            at: which: `before`, those that predict the targets; `targets`, those of the targets
+                themselves; `ends`, those of the last token of every sequence.
         Returns: [N, d], for `ends` [L, d].
         """
         decoder = _decoder(self.network)
@@ -131,16 +142,27 @@ class Model:
             leaf, step = forest.leaf, forest.positions[forest.predictor] + (at == "targets")
         if self.mode == "forest":
             with self._noise(noise, forest.token_lengths):
-                out = decoder(input_ids=forest.tokens[None], position_ids=forest.positions[None], use_cache=False,
-                              forest=ForestMask(forest)).last_hidden_state[0]
-            # not out[...]: its backward adds the gradients of one token from several threads, in any order
-            return out.index_select(0, forest.predictor if at == "before" else forest.path[starts[leaf] + step])
+                out = decoder(
+                    input_ids=forest.tokens[None],
+                    position_ids=forest.positions[None],
+                    use_cache=False,
+                    forest=ForestMask(forest),
+                ).last_hidden_state[0]
+            # not out[...]: its backward adds the gradients of one token from several threads, in
+            # any order
+            return out.index_select(
+                0, forest.predictor if at == "before" else forest.path[starts[leaf] + step]
+            )
         found, order = [], []
         for group in _length_groups(forest.lengths.tolist(), equal=self.mode == "equal"):
             longest = int(forest.lengths[group].max())
             inside = torch.arange(longest, device=self.device) < forest.lengths[group][:, None]
-            index = (starts[group][:, None] + torch.arange(longest, device=self.device)).clamp_(max=len(forest.path) - 1)
-            ids = torch.where(inside, forest.tokens[forest.path[index]], 0)  # causal: padding on the right is never seen
+            index = (starts[group][:, None] + torch.arange(longest, device=self.device)).clamp_(
+                max=len(forest.path) - 1
+            )
+            ids = torch.where(
+                inside, forest.tokens[forest.path[index]], 0
+            )  # causal: padding on the right is never seen
             with self._noise(noise, forest.lengths[group][:, None].expand(-1, longest)):
                 out = decoder(input_ids=ids, use_cache=False).last_hidden_state
             row = torch.full((forest.L,), -1, device=self.device)
@@ -155,7 +177,9 @@ class Model:
         if noise is None:
             yield
             return
-        hook = self.network.get_input_embeddings().register_forward_hook(lambda _m, _i, out: noise(out, lengths))
+        hook = self.network.get_input_embeddings().register_forward_hook(
+            lambda _m, _i, out: noise(out, lengths)
+        )
         try:
             yield
         finally:
@@ -163,7 +187,9 @@ class Model:
 
 
 def _length_groups(lengths: list[int], *, equal: bool, tokens: int = 4096) -> Iterator[list[int]]:
-    """Sequence numbers in batches: of equal length, or of similar length and at most `tokens` padded tokens."""
+    """Sequence numbers in batches: of equal length, or of similar length and at most `tokens`
+    padded tokens.
+    """
     group: list[int] = []
     for i in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
         new = lengths[i] != lengths[group[0]] if equal and group else False
@@ -176,56 +202,84 @@ def _length_groups(lengths: list[int], *, equal: bool, tokens: int = 4096) -> It
 
 
 def _head_constants(network: PreTrainedModel) -> tuple[float, float | None]:
-    """Logit scale and soft cap, by the names configs give them; the probe proves them right or refuses the model."""
+    """Logit scale and soft cap, by the names configs give them; the probe proves them right or
+    refuses the model.
+    """
     config = network.config.get_text_config()
-    scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
+    scale = float(getattr(config, "logit_scale", None) or 1.0) / float(
+        getattr(config, "logits_scaling", None) or 1.0
+    )
     return scale, getattr(config, "final_logit_softcapping", None)
 
 
-# ---------------------------------------------------------------------------------------------- admission
+# ---------------------------------------------------------------------------------------- admission
+
 
 def _thresholds(config: Any) -> tuple[list[int], list[str]]:
-    """Lengths beyond which a model behaves differently: those a probe can reach, and reasons for those it cannot."""
+    """Lengths beyond which a model behaves differently: those a probe can reach, and reasons for
+    those it cannot.
+    """
     config = config.get_text_config()
     reach: list[int] = []
     beyond: list[str] = []
     window = getattr(config, "sliding_window", None)
     if window and window <= LONGEST_PROBE:
-        reach.append(window)  # longer windows follow the same rule; nothing about them is particular to the model
+        reach.append(
+            window
+        )  # longer windows follow the same rule; nothing about them is particular to the model
     chunk = getattr(config, "attention_chunk_size", None)
     if chunk:
-        reach.append(chunk) if chunk <= LONGEST_PROBE else beyond.append(f"its attention is chunked ({chunk} tokens)")
+        (
+            reach.append(chunk)
+            if chunk <= LONGEST_PROBE
+            else beyond.append(f"its attention is chunked ({chunk} tokens)")
+        )
     for one in _ropes(config):
         if one.get("rope_type") == "longrope":
-            limit = one.get("original_max_position_embeddings") or getattr(
-                config, "original_max_position_embeddings", None) or config.max_position_embeddings
+            limit = (
+                one.get("original_max_position_embeddings")
+                or getattr(config, "original_max_position_embeddings", None)
+                or config.max_position_embeddings
+            )
             if limit <= LONGEST_PROBE:
                 reach.append(limit)
             else:
-                beyond.append("its longrope position frequencies depend on the longest sequence beside it")
+                beyond.append(
+                    "its longrope position frequencies depend on the longest sequence beside it"
+                )
     return reach, beyond
 
 
 def _ropes(config: Any) -> list[dict[str, Any]]:
-    """The position-frequency settings of a config: one for all layers, and one a layer type where it has them."""
+    """The position-frequency settings of a config: one for all layers, and one a layer type where
+    it has them.
+    """
     rope = getattr(config, "rope_parameters", None) or {}
     return [rope, *(v for v in rope.values() if isinstance(v, dict))]
 
 
 def probe_forest(vocabulary: int, longest: int = 0) -> TokenForest:
-    """A small random forest: a tree three levels deep with five leaves, a plain document, and one of `longest` tokens."""
+    """A small random forest: a tree three levels deep with five leaves, a plain document, and one
+    of `longest` tokens.
+    """
     rng = generator(0, "probe")
     draw = lambda n: rng.integers(0, vocabulary, n)  # noqa: E731
     root = draw(7)
     left, right = np.concatenate([root, draw(5)]), np.concatenate([root, draw(9)])
-    tree = [np.concatenate([stem, draw(n)]) for stem, n in ((left, 4), (left, 11), (right, 6), (right, 3), (root, 8))]
-    documents = [tree, [draw(13)]] + ([[draw(longest)], [np.concatenate([root, draw(longest)])]] if longest else [])
+    tree = [
+        np.concatenate([stem, draw(n)])
+        for stem, n in ((left, 4), (left, 11), (right, 6), (right, 3), (root, 8))
+    ]
+    documents = [tree, [draw(13)]] + (
+        [[draw(longest)], [np.concatenate([root, draw(longest)])]] if longest else []
+    )
     return plant([tuple(Sequence(t, np.ones(len(t), bool)) for t in one) for one in documents])
 
 
 @torch.no_grad()
 def admit(model: Model) -> Admission:
-    """Score a random forest in every mode, best first, and take the first that agrees with every path run alone.
+    """Score a random forest in every mode, best first, and take the first that agrees with every
+    path run alone.
 
     Raises:
         ModelError: no mode agrees, or the head is not h·Wᵀ with a known scale, bias and soft cap.
@@ -244,16 +298,25 @@ def _admit(model: Model) -> Admission:
     network = model.network
     name = type(network).__name__
     if any(one.get("rope_type") == "dynamic" for one in _ropes(network.config.get_text_config())):
-        # what they are after a long sequence depends on the sequences before it, and a probe sees only one order
-        raise ModelError(f"{name} is refused: its dynamic position frequencies depend on what ran before",
-                         cure='set rope_type to "default" in its config.json; up to max_position_embeddings tokens the model '
-                              "is the same")
+        # what they are after a long sequence depends on the sequences before it, and a probe sees
+        # only one order
+        raise ModelError(
+            f"{name} is refused: its dynamic position frequencies depend on what ran before",
+            cure=(
+                'set rope_type to "default" in its config.json; up to max_position_embeddings'
+                " tokens the model is the same"
+            ),
+        )
     reach, beyond = _thresholds(network.config)
-    forest = probe_forest(network.get_input_embeddings().weight.shape[0], max(reach) + 8 if reach else 0).to(model.device)
+    forest = probe_forest(
+        network.get_input_embeddings().weight.shape[0], max(reach) + 8 if reach else 0
+    ).to(model.device)
 
     def deviation() -> float:
         """Of the log-probabilities from the truth, as the model is set now, nats."""
-        return float((logprobs(model.head, model.hidden(forest), forest.target)[0] - truth).abs().max())
+        return float(
+            (logprobs(model.head, model.hidden(forest), forest.target)[0] - truth).abs().max()
+        )
 
     own, model._stock = model._stock, "eager"
     try:
@@ -261,26 +324,41 @@ def _admit(model: Model) -> Admission:
         truth = _paths_alone(model, forest)
         off = deviation()
     except Exception as error:
-        raise ModelError(f"{name} cannot be run as a causal language model: {type(error).__name__}: {error}",
-                         cure="use a decoder-only language model with one output head") from error
+        raise ModelError(
+            f"{name} cannot be run as a causal language model: {type(error).__name__}: {error}",
+            cure="use a decoder-only language model with one output head",
+        ) from error
     if not off < TOLERANCE:
         changed = float((_paths_alone(model, forest, backwards=True) - truth).abs().max())
         raise ModelError(
-            f"{name} is refused: " + (f"its answers depend on what ran before, by {changed:.2g} nats (stateful position "
-            "frequencies, or dropout outside training)" if changed > TOLERANCE else "its output head is not a matrix with "
-            f"a known bias, scale and soft cap (log-probabilities off by {off:.2g} nats)"),
-            cure="use another model of its family")
+            f"{name} is refused: "
+            + (
+                f"its answers depend on what ran before, by {changed:.2g} nats (stateful position "
+                "frequencies, or dropout outside training)"
+                if changed > TOLERANCE
+                else (
+                    "its output head is not a matrix with "
+                    f"a known bias, scale and soft cap (log-probabilities off by {off:.2g} nats)"
+                )
+            ),
+            cure="use another model of its family",
+        )
     reasons = [f"{name}: {reason}" for reason in beyond]
-    # transformers' faster attention, for sampling, if it agrees: some versions drop a soft cap without an error
+    # transformers' faster attention, for sampling, if it agrees: some versions drop a soft cap
+    # without an error
     model._stock, model.mode = own, "equal"
     try:
         off = deviation()
     except Exception:
         off = math.inf
     if not off < TOLERANCE:
-        reasons.append(f"{name}: transformers' {own} attention is off by {off:.2g} nats; sampling uses eager")
+        reasons.append(
+            f"{name}: transformers' {own} attention is off by {off:.2g} nats; sampling uses eager"
+        )
         model._stock = "eager"
-    modes: list[Mode] = ["equal"] if any("frequencies" in r for r in beyond) else ["padded", "equal"]
+    modes: list[Mode] = (
+        ["equal"] if any("frequencies" in r for r in beyond) else ["padded", "equal"]
+    )
     if not beyond:
         modes.insert(0, "forest")
     for mode in modes:
@@ -292,11 +370,14 @@ def _admit(model: Model) -> Admission:
         except Exception as error:
             first = str(error).splitlines()[0] if str(error) else ""
             reasons.append(f"{name} {MODES[mode]}: {type(error).__name__}: {first}")
-    raise ModelError(f"{name} is refused: " + "; ".join(reasons), cure="use another model, or report this one")
+    raise ModelError(
+        f"{name} is refused: " + "; ".join(reasons), cure="use another model, or report this one"
+    )
 
 
 def _paths_alone(model: Model, forest: TokenForest, *, backwards: bool = False) -> Tensor:
-    """[N] log-probabilities from `network(...).logits`, one sequence at a time: the truth the probe compares with.
+    """[N] log-probabilities from `network(...).logits`, one sequence at a time: the truth the probe
+    compares with.
 
     Of a network that is no language model, its decoder's hidden states through the model's head.
     """
@@ -307,7 +388,9 @@ def _paths_alone(model: Model, forest: TokenForest, *, backwards: bool = False) 
         if speaks:
             logits = model.network(input_ids=ids[None], use_cache=False).logits[0, :-1]
         else:
-            logits = model.head.logits(decoder(input_ids=ids[None], use_cache=False).last_hidden_state[0, :-1])
+            logits = model.head.logits(
+                decoder(input_ids=ids[None], use_cache=False).last_hidden_state[0, :-1]
+            )
         out.append(logits.log_softmax(-1).gather(1, ids[1:, None])[:, 0])
     return torch.cat(out[::order])
 
@@ -322,8 +405,13 @@ def _decoder(network: PreTrainedModel) -> torch.nn.Module:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """transformers' warnings and bars off: the probe tries what may not work, and says what came of it."""
-    before, bars = transformers.logging.get_verbosity(), transformers.logging.is_progress_bar_enabled()
+    """transformers' warnings and bars off: the probe tries what may not work, and says what came of
+    it.
+    """
+    before, bars = (
+        transformers.logging.get_verbosity(),
+        transformers.logging.is_progress_bar_enabled(),
+    )
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     try:
@@ -341,6 +429,11 @@ def without_dropout(network: torch.nn.Module) -> None:
             continue
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-        for attribute in ("attention_dropout", "dropout", "attn_dropout", "dropout_prob"):  # handed to functions
+        for attribute in (
+            "attention_dropout",
+            "dropout",
+            "attn_dropout",
+            "dropout_prob",
+        ):  # handed to functions
             if isinstance(getattr(module, attribute, None), float):
                 setattr(module, attribute, 0.0)

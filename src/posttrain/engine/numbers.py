@@ -1,6 +1,7 @@
 """Numbers people compare, defined once.
 
-tokens/s: real tokens (no padding; a shared prefix counts once) over wall time, everything in a step included.
+tokens/s: real tokens (no padding; a shared prefix counts once) over wall time, everything in a step
+    included.
 memory: the most the process, or the GPU's allocator, has held so far, GiB.
 """
 
@@ -28,8 +29,10 @@ def peak_memory(device: torch.device) -> float:
 def environment(device: torch.device) -> dict[str, Any]:
     """What bit-identity of a resumed run depends on, besides the run itself."""
     return {
-        "machine": platform.machine(), "python": platform.python_version(),
-        "posttrain": __version__, **{name: version(name) for name in ("torch", "transformers", "tokenizers", "numpy")},
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+        "posttrain": __version__,
+        **{name: version(name) for name in ("torch", "transformers", "tokenizers", "numpy")},
         "threads": torch.get_num_threads(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",

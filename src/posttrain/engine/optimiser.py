@@ -1,4 +1,6 @@
-"""AdamW with a schedule, clipping and parameter groups; float32 master weights where the parameters are smaller."""
+"""AdamW with a schedule, clipping and parameter groups; float32 master weights where the parameters
+are smaller.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +18,13 @@ from posttrain.engine.settings import OptimiserSettings
 def rate(schedule: str, step: int, steps: int, warmup: float) -> float:
     """Factor on the peak learning rate for step `step` of `steps` (0-based).
 
-    Rises linearly over the first ⌈warmup·steps⌉ steps. Then linear: to 0; cosine: ½(1 + cos πx) to 0; wsd: 1, falling to 0
-    over the last fifth (1 − √x, Hägele et al. 2024, arXiv 2405.18392); constant: 1.
+    Rises linearly over the first ⌈warmup·steps⌉ steps. Then linear: to 0; cosine: ½(1 + cos πx) to
+    0; wsd: 1, falling to 0 over the last fifth (1 − √x, Hägele et al. 2024, arXiv 2405.18392);
+    constant: 1.
     """
-    rise = math.ceil(warmup * steps - 1e-9)  # 0.07 · 100 is 7, and 7.000000000000001 in floating point
+    rise = math.ceil(
+        warmup * steps - 1e-9
+    )  # 0.07 · 100 is 7, and 7.000000000000001 in floating point
     if step < rise:
         return (step + 1) / (rise + 1)
     x = (step - rise) / max(1, steps - rise)
@@ -38,8 +43,9 @@ def rate(schedule: str, step: int, steps: int, warmup: float) -> float:
 class Optimiser:
     """Updates the trainable parameters from the gradients that backward passes have added up.
 
-    Parameters in float32 or better are updated in place. Smaller ones (bfloat16) have a float32 master, which is the truth:
-    their gradients are added up in float32 as backward makes them, the master is updated, and the parameter is its rounding.
+    Parameters in float32 or better are updated in place. Smaller ones (bfloat16) have a float32
+    master, which is the truth: their gradients are added up in float32 as backward makes them, the
+        master is updated, and the parameter is its rounding.
 
     Args:
         named: names and parameters; those that need no gradient are left alone.
@@ -48,7 +54,9 @@ class Optimiser:
         ConfigError: a group's pattern matches no parameter, or nothing is left to train.
     """
 
-    def __init__(self, named: Iterable[tuple[str, nn.Parameter]], settings: OptimiserSettings) -> None:
+    def __init__(
+        self, named: Iterable[tuple[str, nn.Parameter]], settings: OptimiserSettings
+    ) -> None:
         assert settings.learning_rate is not None
         self.settings = settings
         self.parameters: dict[str, nn.Parameter] = {}
@@ -72,15 +80,26 @@ class Optimiser:
             decay = settings.weight_decay if parameter.ndim >= 2 else 0.0
             groups.setdefault((factor, decay), []).append(master)
         if unmatched:
-            raise ConfigError(f"--groups: {sorted(unmatched)[0]!r} matches no parameter",
-                              cure="use part of a parameter's name, for example 'embed' or 'layers.0.'")
+            raise ConfigError(
+                f"--groups: {sorted(unmatched)[0]!r} matches no parameter",
+                cure="use part of a parameter's name, for example 'embed' or 'layers.0.'",
+            )
         if not groups:
-            raise ConfigError("there is no parameter left to train", cure="remove a group whose factor is 0")
+            raise ConfigError(
+                "there is no parameter left to train", cure="remove a group whose factor is 0"
+            )
         self._factors = [factor for factor, _ in groups]
-        # A tensor, so that a GPU reads the rate without waiting; torch's fused kernel is one pass over memory on both.
+        # A tensor, so that a GPU reads the rate without waiting; torch's fused kernel is one pass
+        # over memory on both.
         self._adamw = torch.optim.AdamW(
-            [{"params": list(params), "weight_decay": decay, "lr": 0.0} for (_, decay), params in groups.items()],
-            betas=settings.betas, eps=1e-8, fused=True)
+            [
+                {"params": list(params), "weight_decay": decay, "lr": 0.0}
+                for (_, decay), params in groups.items()
+            ],
+            betas=settings.betas,
+            eps=1e-8,
+            fused=True,
+        )
 
     def _master(self, parameter: nn.Parameter) -> Tensor:
         if torch.finfo(parameter.dtype).bits >= 32:
@@ -107,7 +126,9 @@ class Optimiser:
             nn.utils.clip_grads_with_norm_(masters, self.settings.clip, norm)
         for group, scale in zip(self._adamw.param_groups, self._factors, strict=True):
             group["lr"] = self.settings.learning_rate * factor * scale
-        if math.isfinite(float(norm)):  # otherwise the caller stops the run, and the weights must still be good
+        if math.isfinite(
+            float(norm)
+        ):  # otherwise the caller stops the run, and the weights must still be good
             self._adamw.step()
             self._copy_masters()
         self.zero_grad()

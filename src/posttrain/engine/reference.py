@@ -1,7 +1,8 @@
 """Reference log-probabilities, computed once and kept on the disk.
 
-They are a function of the reference model and the rows, so that a run with another β finds them. They are written in blocks of
-rows; what was interrupted goes on after the last whole block. Runs that share a cache wait for each other.
+They are a function of the reference model and the rows, so that a run with another β finds them.
+They are written in blocks of rows; what was interrupted goes on after the last whole block. Runs
+that share a cache wait for each other.
 """
 
 from __future__ import annotations
@@ -40,8 +41,16 @@ class Stored(Many[np.ndarray]):
         return self._numbers[at]
 
 
-def store(reference: LogProbs, trees: Many[Tree], rows: Many[int], folder: Path, budget: int, *, shared: bool,
-          told: Told = lambda done, total: None) -> Stored:
+def store(
+    reference: LogProbs,
+    trees: Many[Tree],
+    rows: Many[int],
+    folder: Path,
+    budget: int,
+    *,
+    shared: bool,
+    told: Told = lambda done, total: None,
+) -> Stored:
     """Score rows and keep what was found, or find it where that was done before.
 
     Args:
@@ -62,7 +71,7 @@ def store(reference: LogProbs, trees: Many[Tree], rows: Many[int], folder: Path,
         with NumberWriter(folder, ready) as writer:
             for first in range(ready, len(rows), BLOCK):
                 told(first, len(rows))
-                block = [trees[i] for i in rows[first:first + BLOCK]]
+                block = [trees[i] for i in rows[first : first + BLOCK]]
                 found = forests(block, budget, shared=shared)
                 for numbers in by_tree(found, reference(found), block):
                     writer.add(numbers)
@@ -74,7 +83,10 @@ def store(reference: LogProbs, trees: Many[Tree], rows: Many[int], folder: Path,
 
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Wait until no other process writes to `folder`. The system drops the lock when a process ends, however it ends."""
+    """Wait until no other process writes to `folder`.
+
+    The system drops the lock when a process ends, however it ends.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

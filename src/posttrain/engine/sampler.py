@@ -1,7 +1,8 @@
-"""Sampling with a key-value cache: the prompt is computed once and forked; finished sequences leave the batch.
+"""Sampling with a key-value cache: the prompt is computed once and forked; finished sequences leave
+the batch.
 
-Prompts of equal length run together, so there is no padding; and every sample draws from its own stream, so that its random
-numbers do not depend on what runs beside it.
+Prompts of equal length run together, so there is no padding; and every sample draws from its own
+stream, so that its random numbers do not depend on what runs beside it.
 
 Left out: paged caches and continuous batching.
 """
@@ -25,7 +26,9 @@ from posttrain.engine.model import Model
 
 ROWS = 64  # sequences that run together
 
-Told = Callable[[int, int, int], None]  # hears of every token as it is drawn: (number of the prompt, of its sample, token)
+Told = Callable[
+    [int, int, int], None
+]  # hears of every token as it is drawn: (number of the prompt, of its sample, token)
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,8 @@ class Sampling:
         top_p: keep the most likely tokens that together have this probability.
         n: completions a prompt.
         seed: of the draws.
-        stop: token ids that end a completion, and are part of it; None takes the tokenizer's end token.
+        stop: token ids that end a completion, and are part of it; None takes the tokenizer's end
+            token.
     """
 
     max_tokens: int = 256
@@ -51,11 +55,21 @@ class Sampling:
     stop: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        for name, good in (("max_tokens", self.max_tokens >= 1), ("temperature", self.temperature >= 0),
-                           ("top_k", self.top_k >= 0), ("top_p", 0 <= self.top_p <= 1), ("n", self.n >= 1)):
+        for name, good in (
+            ("max_tokens", self.max_tokens >= 1),
+            ("temperature", self.temperature >= 0),
+            ("top_k", self.top_k >= 0),
+            ("top_p", 0 <= self.top_p <= 1),
+            ("n", self.n >= 1),
+        ):
             if not good:
-                raise ConfigError(f"sampling: {name} = {getattr(self, name)} is out of range",
-                                  cure="max_tokens and n are 1 or more, temperature and top_k 0 or more, top_p in [0, 1]")
+                raise ConfigError(
+                    f"sampling: {name} = {getattr(self, name)} is out of range",
+                    cure=(
+                        "max_tokens and n are 1 or more, temperature and top_k 0 or more, top_p in"
+                        " [0, 1]"
+                    ),
+                )
 
 
 @dataclass(frozen=True)
@@ -65,8 +79,9 @@ class Completion:
     Attributes:
         prompt: the prompt's number.
         tokens: token ids, the stop token included.
-        logprobs: log-probability of each token under the distribution it was drawn from (temperature, top-k and top-p
-            applied), nats; under temperature 0, under the model's own.
+        logprobs: log-probability of each token under the distribution it was drawn from
+            (temperature, top-k and top-p applied), nats; under temperature 0, under the model's
+            own.
         finished: ended with a stop token, not at max_tokens.
     """
 
@@ -77,21 +92,31 @@ class Completion:
 
 
 @torch.no_grad()
-def sample(model: Model, prompts: Many[Many[int]], params: Sampling, told: Told | None = None,
-           seeds: Many[int] | None = None) -> list[Completion]:
+def sample(
+    model: Model,
+    prompts: Many[Many[int]],
+    params: Sampling,
+    told: Told | None = None,
+    seeds: Many[int] | None = None,
+) -> list[Completion]:
     """Draw `params.n` completions of every prompt.
 
     Args:
         prompts: token ids, at least one each.
         told: called with each token, the stop token included; what it raises ends the sampling.
-        seeds: of each prompt's draws, so that they do not depend on its number; None: `params.seed` and the number.
+        seeds: of each prompt's draws, so that they do not depend on its number; None: `params.seed`
+            and the number.
     Returns: completions ordered by prompt, n of each.
     Raises:
-        ModelError: the model takes no key-value cache; it would ignore one, and everything before the last token with it.
+        ModelError: the model takes no key-value cache; it would ignore one, and everything before
+            the last token with it.
     """
     if "past_key_values" not in inspect.signature(model.network.forward).parameters:
-        raise ModelError(f"{type(model.network).__name__} cannot be sampled: it keeps its state in a cache of its own kind",
-                         cure="use another model, or sample from the saved one with transformers' generate")
+        raise ModelError(
+            f"{type(model.network).__name__} cannot be sampled: it keeps its state in a cache of"
+            " its own kind",
+            cure="use another model, or sample from the saved one with transformers' generate",
+        )
     out: dict[tuple[int, int], Completion] = {}
     by_length: dict[int, list[int]] = {}
     for i, prompt in enumerate(prompts):
@@ -103,31 +128,50 @@ def sample(model: Model, prompts: Many[Many[int]], params: Sampling, told: Told 
             for group in by_length.values():
                 step = max(1, ROWS // params.n)
                 for i in range(0, len(group), step):
-                    _sample_group(model, prompts, group[i:i + step], params, out, told, seeds)
+                    _sample_group(model, prompts, group[i : i + step], params, out, told, seeds)
     finally:
         model.network.train(was_training)
     return [out[i, j] for i in range(len(prompts)) for j in range(params.n)]
 
 
-def _sample_group(model: Model, prompts: Many[Many[int]], group: list[int], params: Sampling,
-                  out: dict[tuple[int, int], Completion], told: Told | None, seeds: Many[int] | None) -> None:
+def _sample_group(
+    model: Model,
+    prompts: Many[Many[int]],
+    group: list[int],
+    params: Sampling,
+    out: dict[tuple[int, int], Completion],
+    told: Told | None,
+    seeds: Many[int] | None,
+) -> None:
     cache: Any = DynamicCache(config=model.config)
     ids = torch.tensor([list(prompts[i]) for i in group], device=model.device)
-    logits = model.network(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
+    logits = model.network(
+        input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1
+    ).logits[:, -1]
     alive = [(i, j) for i in group for j in range(params.n)]
     if params.n > 1:
         forked = torch.arange(len(group), device=model.device).repeat_interleave(params.n)
-        cache.reorder_cache(forked)  # of a cache's ways to choose rows, the one that linear attention has too
+        cache.reorder_cache(
+            forked
+        )  # of a cache's ways to choose rows, the one that linear attention has too
         logits = logits[forked]
-    streams = {(i, j): generator(params.seed, "sample", i, j) if seeds is None else generator(seeds[i], "sample", j)
-               for i, j in alive}
+    streams = {
+        (i, j): (
+            generator(params.seed, "sample", i, j)
+            if seeds is None
+            else generator(seeds[i], "sample", j)
+        )
+        for i, j in alive
+    }
     tokens: dict[tuple[int, int], list[int]] = {key: [] for key in alive}
     logprobs: dict[tuple[int, int], list[float]] = {key: [] for key in alive}
     for at in range(params.max_tokens):
         uniform = np.array([streams[key].random() for key in alive])
         drawn, logp = draw(logits, torch.from_numpy(uniform).to(model.device), params)
         stay = []
-        for row, (key, token, lp) in enumerate(zip(alive, drawn.tolist(), logp.tolist(), strict=True)):
+        for row, (key, token, lp) in enumerate(
+            zip(alive, drawn.tolist(), logp.tolist(), strict=True)
+        ):
             tokens[key].append(token)
             logprobs[key].append(lp)
             if told:
@@ -143,7 +187,9 @@ def _sample_group(model: Model, prompts: Many[Many[int]], group: list[int], para
             index = torch.tensor(stay, device=model.device)
             cache.reorder_cache(index)
             drawn, alive = drawn[index], [alive[row] for row in stay]
-        logits = model.network(input_ids=drawn[:, None], past_key_values=cache, use_cache=True).logits[:, -1]
+        logits = model.network(
+            input_ids=drawn[:, None], past_key_values=cache, use_cache=True
+        ).logits[:, -1]
 
 
 def draw(logits: Tensor, uniform: Tensor, params: Sampling) -> tuple[Tensor, Tensor]:
@@ -160,12 +206,14 @@ def draw(logits: Tensor, uniform: Tensor, params: Sampling) -> tuple[Tensor, Ten
         return token, logits.log_softmax(-1).gather(1, token[:, None])[:, 0]
     ordered, index = (logits / params.temperature).sort(-1, descending=True)
     if params.top_k:
-        ordered[:, params.top_k:] = -torch.inf
+        ordered[:, params.top_k :] = -torch.inf
     p = ordered.softmax(-1)
     keep = p.cumsum(-1) - p < params.top_p
     keep[:, 0] = True
     p = torch.where(keep, p, 0.0)
     p /= p.sum(-1, keepdim=True)
     place = (p.cumsum(-1) <= uniform[:, None]).sum(-1, keepdim=True)
-    place = torch.minimum(place, (p > 0).sum(-1, keepdim=True) - 1)  # rounding must not reach a token that was cut off
+    place = torch.minimum(
+        place, (p > 0).sum(-1, keepdim=True) - 1
+    )  # rounding must not reach a token that was cut off
     return index.gather(1, place)[:, 0], p.gather(1, place)[:, 0].log()

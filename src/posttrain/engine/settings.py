@@ -26,15 +26,30 @@ Pattern = Annotated[str, AfterValidator(_pattern)]
 class OptimiserSettings(Settings):
     """AdamW and its learning-rate schedule."""
 
-    learning_rate: float | None = Field(None, gt=0, description="peak learning rate; unset: 2e-5, with LoRA 2e-4")
+    learning_rate: float | None = Field(
+        None, gt=0, description="peak learning rate; unset: 2e-5, with LoRA 2e-4"
+    )
     schedule: Literal["linear", "cosine", "wsd", "constant"] = Field(
-        "linear", description="how the rate falls after warm-up; wsd stays at the peak, then falls over the last fifth")
-    warmup: float = Field(0.03, ge=0, lt=1, description="share of the steps over which the rate rises from 0")
-    weight_decay: float = Field(0.0, ge=0, description="decoupled decay of matrices; vectors are never decayed")
-    betas: tuple[Share, Share] = Field((0.9, 0.999), description="Adam's averaging of gradient and square")
+        "linear",
+        description=(
+            "how the rate falls after warm-up; wsd stays at the peak, then falls over the last"
+            " fifth"
+        ),
+    )
+    warmup: float = Field(
+        0.03, ge=0, lt=1, description="share of the steps over which the rate rises from 0"
+    )
+    weight_decay: float = Field(
+        0.0, ge=0, description="decoupled decay of matrices; vectors are never decayed"
+    )
+    betas: tuple[Share, Share] = Field(
+        (0.9, 0.999), description="Adam's averaging of gradient and square"
+    )
     clip: float = Field(1.0, ge=0, description="largest gradient norm; 0 never clips")
     groups: dict[Pattern, Annotated[float, Field(ge=0)]] = Field(
-        default_factory=dict, description="PATTERN=FACTOR on the rate of parameters whose name matches; 0 freezes them")
+        default_factory=dict,
+        description="PATTERN=FACTOR on the rate of parameters whose name matches; 0 freezes them",
+    )
 
 
 class LoraSettings(Settings):
@@ -43,20 +58,33 @@ class LoraSettings(Settings):
     rank: int = Field(16, ge=1, description="rank of the adapters")
     alpha: float = Field(32, gt=0, description="the update is scaled by alpha / rank")
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the adapters' input")
-    targets: tuple[str, ...] = Field((), description="modules to adapt; unset: every linear layer but the head")
+    targets: tuple[str, ...] = Field(
+        (), description="modules to adapt; unset: every linear layer but the head"
+    )
 
 
 class CheckpointSettings(Settings):
     """When to write a checkpoint, and how many stay."""
 
-    checkpoint_every: int | None = Field(None, ge=1, description="steps between checkpoints; unset: every 5 minutes")
-    checkpoint_keep: int = Field(2, ge=1, description="newest checkpoints that stay, besides the best")
+    checkpoint_every: int | None = Field(
+        None, ge=1, description="steps between checkpoints; unset: every 5 minutes"
+    )
+    checkpoint_keep: int = Field(
+        2, ge=1, description="newest checkpoints that stay, besides the best"
+    )
 
 
 class ValidationSettings(Settings):
     """Held-out loss during the run."""
 
-    validate_every: int | None = Field(None, ge=1, description="steps between validations; unset: once an epoch")
+    validate_every: int | None = Field(
+        None, ge=1, description="steps between validations; unset: once an epoch"
+    )
     patience: int | None = Field(
-        None, ge=1, description="stop after this many validations without a better one; unset: never")
-    keep_best: bool = Field(True, description="export the step with the lowest held-out loss, not the last")
+        None,
+        ge=1,
+        description="stop after this many validations without a better one; unset: never",
+    )
+    keep_best: bool = Field(
+        True, description="export the step with the lowest held-out loss, not the last"
+    )

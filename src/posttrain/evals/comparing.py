@@ -1,8 +1,10 @@
 """Tasks about which answer is better.
 
-    prefer   pairs: whether the model finds the chosen answer likelier than the rejected one, as a sum and a token; against
-             another model also whether it has gained more, which is the reward that preference training gives it
-    win      prompts: the score of the answer that the model writes; against another model's, how often it wins
+    prefer   pairs: whether the model finds the chosen answer likelier than the rejected one, as a
+             sum and a token; against another model also whether it has gained more, which is the
+             reward that preference training gives it
+    win      prompts: the score of the answer that the model writes; against another model's, how
+             often it wins
 
 Where prompts repeat, intervals are clustered by prompt, as in `posttrain.evals.judging`.
 """
@@ -31,8 +33,11 @@ KEPT = ("category", "subset", "rule", "skill", "level")  # columns that stay in 
 
 
 def prefer(subject: Subject, items: Many[Row]) -> list[Record]:
-    """Log-probabilities of both answers to every prompt, and their tokens. Pairs of more than `max_length` tokens are left out:
-    cut, they would be other answers to other prompts."""
+    """Log-probabilities of both answers to every prompt, and their tokens.
+
+    Pairs of more than `max_length` tokens are left out: cut, they would be other answers to other
+    prompts.
+    """
     form, trees, records = Format("preference"), list[Tree](), list[Record]()
     turns = []
     for row in items:
@@ -50,9 +55,14 @@ def prefer(subject: Subject, items: Many[Row]) -> list[Record]:
             continue
         trees.append((sides[0][0], sides[1][0]))
         prompt = form.read(row).prompt  # empty where the answers are whole conversations
-        records.append({"where": row.where, "prompt": sha256_json(prompt) if prompt else row.where,
-                        "tokens": [sides[0][0].targets, sides[1][0].targets],
-                        **{key: row.fields[key] for key in KEPT if key in row.fields}})
+        records.append(
+            {
+                "where": row.where,
+                "prompt": sha256_json(prompt) if prompt else row.where,
+                "tokens": [sides[0][0].targets, sides[1][0].targets],
+                **{key: row.fields[key] for key in KEPT if key in row.fields},
+            }
+        )
     scored = iter(subject.score(trees))
     for record in records:
         record["logprobs"] = [next(scored), next(scored)]
@@ -60,23 +70,48 @@ def prefer(subject: Subject, items: Many[Row]) -> list[Record]:
 
 
 def win(subject: Subject, source: Source, scorer: Scorer, *, max_tokens: int = 64) -> list[Record]:
-    """The answer to every prompt, always the most likely token, and its score. Prompts that leave no room for `max_tokens` are
-    left out."""
-    prompts = [one for one in asked([source], subject.chat, Rejects()) if len(one.ids) + max_tokens <= subject.max_length]
+    """The answer to every prompt, always the most likely token, and its score.
+
+    Prompts that leave no room for `max_tokens` are left out.
+    """
+    prompts = [
+        one
+        for one in asked([source], subject.chat, Rejects())
+        if len(one.ids) + max_tokens <= subject.max_length
+    ]
     drawn = []
     for a in range(0, len(prompts), 512):
-        drawn += subject.policy.sample([one.ids for one in prompts[a:a + 512]], Sampling(max_tokens=max_tokens, temperature=0))
+        drawn += subject.policy.sample(
+            [one.ids for one in prompts[a : a + 512]],
+            Sampling(max_tokens=max_tokens, temperature=0),
+        )
         subject.told(len(drawn), len(prompts))
     decode = subject.policy.tokenizer.decode
     said = [decode(one.tokens, skip_special_tokens=True) for one in drawn]
-    scores = scorer([Item(one.prompt, text, one.known, one.where) for one, text in zip(prompts, said, strict=True)])
+    scores = scorer(
+        [
+            Item(one.prompt, text, one.known, one.where)
+            for one, text in zip(prompts, said, strict=True)
+        ]
+    )
     if scores and (missing := sum(score is None for score in scores)) > len(scores) / 2:
-        raise DataError(f"the scorer can judge only {len(scores) - missing} of {len(scores)} answers", where=source.path,
-                        cure="a verifier needs the wanted answer: a column completion or answer")
-    return [{"where": one.where, "prompt": sha256_json(one.prompt), "answer": text, "score": score,
-             "tokens": len(got.tokens), "finished": got.finished,
-             **{key: one.known[key] for key in KEPT if key in one.known}}
-            for one, text, score, got in zip(prompts, said, scores, drawn, strict=True)]
+        raise DataError(
+            f"the scorer can judge only {len(scores) - missing} of {len(scores)} answers",
+            where=source.path,
+            cure="a verifier needs the wanted answer: a column completion or answer",
+        )
+    return [
+        {
+            "where": one.where,
+            "prompt": sha256_json(one.prompt),
+            "answer": text,
+            "score": score,
+            "tokens": len(got.tokens),
+            "finished": got.finished,
+            **{key: one.known[key] for key in KEPT if key in one.known},
+        }
+        for one, text, score, got in zip(prompts, said, scores, drawn, strict=True)
+    ]
 
 
 def _sign(value: float) -> float:
@@ -94,11 +129,15 @@ def metrics(task: str, records: Many[Record]) -> dict[str, Estimate]:
     """What the records come to, by metric."""
     if task == "prefer":
         gaps, of = [_each(r) for r in records], _prompts(records)
-        return {"preferred": judging.rate([_sign(a) for a, _ in gaps], of),
-                "preferred_per_token": judging.rate([_sign(b) for _, b in gaps], of)}
+        return {
+            "preferred": judging.rate([_sign(a) for a, _ in gaps], of),
+            "preferred_per_token": judging.rate([_sign(b) for _, b in gaps], of),
+        }
     some = [r for r in records if r["score"] is not None]
-    return {"score": stats.mean([r["score"] for r in some], _prompts(some)),
-            "tokens": stats.mean([float(r["tokens"]) for r in records], _prompts(records))}
+    return {
+        "score": stats.mean([r["score"] for r in some], _prompts(some)),
+        "tokens": stats.mean([float(r["tokens"]) for r in records], _prompts(records)),
+    }
 
 
 def _prompts(records: Many[Record]) -> list[Hashable]:
@@ -108,19 +147,36 @@ def _prompts(records: Many[Record]) -> list[Hashable]:
 
 def differences(task: str, after: Many[Record], before: Many[Record]) -> dict[str, Estimate]:
     """Metric by metric, after − before on the same items; and what only a comparison has."""
-    common = {r["where"] for r in after} & {r["where"] for r in before}  # what is too long may be so for one of them
+    common = {r["where"] for r in after} & {
+        r["where"] for r in before
+    }  # what is too long may be so for one of them
     after, before = ([r for r in some if r["where"] in common] for some in (after, before))
     of = _prompts(after)
     if task == "prefer":
         now, then = [_each(r) for r in after], [_each(r) for r in before]
-        found = {name: _paired([_sign(one[k]) for one in now], [_sign(one[k]) for one in then], of)
-                 for k, name in enumerate(("preferred", "preferred_per_token"))}
-        return {**found, "rewarded": judging.rate([_sign(a[0] - b[0]) for a, b in zip(now, then, strict=True)], of)}
-    both = [(a, b) for a, b in zip(after, before, strict=True) if a["score"] is not None and b["score"] is not None]
+        found = {
+            name: _paired([_sign(one[k]) for one in now], [_sign(one[k]) for one in then], of)
+            for k, name in enumerate(("preferred", "preferred_per_token"))
+        }
+        return {
+            **found,
+            "rewarded": judging.rate(
+                [_sign(a[0] - b[0]) for a, b in zip(now, then, strict=True)], of
+            ),
+        }
+    both = [
+        (a, b)
+        for a, b in zip(after, before, strict=True)
+        if a["score"] is not None and b["score"] is not None
+    ]
     some = _prompts([a for a, _ in both])
-    return {"score": _paired([a["score"] for a, _ in both], [b["score"] for _, b in both], some),
-            "tokens": _paired([float(a["tokens"]) for a in after], [float(b["tokens"]) for b in before], of),
-            "win_rate": judging.rate([_sign(a["score"] - b["score"]) for a, b in both], some)}
+    return {
+        "score": _paired([a["score"] for a, _ in both], [b["score"] for _, b in both], some),
+        "tokens": _paired(
+            [float(a["tokens"]) for a in after], [float(b["tokens"]) for b in before], of
+        ),
+        "win_rate": judging.rate([_sign(a["score"] - b["score"]) for a, b in both], some),
+    }
 
 
 def _paired(after: Many[float], before: Many[float], of: Many[Hashable]) -> Estimate:

@@ -1,8 +1,9 @@
-"""What a judge of answers is worth: how often it prefers the better one, beside judges that read nothing, and whether its
-confidence can be believed.
+"""What a judge of answers is worth: how often it prefers the better one, beside judges that read
+nothing, and whether its confidence can be believed.
 
-A pair on which both answers have the same score counts one half. Pairs of one prompt are not independent: where prompts repeat,
-intervals are the wider one of that of independent pairs and the one clustered by prompt.
+A pair on which both answers have the same score counts one half. Pairs of one prompt are not
+independent: where prompts repeat, intervals are the wider one of that of independent pairs and the
+    one clustered by prompt.
 """
 
 from __future__ import annotations
@@ -23,12 +24,16 @@ ENOUGH = 20  # items from which on a judge is held against baselines
 
 
 def hits(margins: Many[float] | np.ndarray) -> list[float]:
-    """1 where the margin, the better answer's score less the other's, is above 0, one half where it is 0, else 0."""
+    """1 where the margin, the better answer's score less the other's, is above 0, one half where it
+    is 0, else 0.
+    """
     return ((np.sign(np.asarray(margins, float)) + 1) / 2).tolist()
 
 
 def rate(right: Many[float], clusters: Many[Hashable]) -> Estimate:
-    """Share of items that are right, each 1, ½ or 0: Wilson's interval, widened where items of one cluster go together."""
+    """Share of items that are right, each 1, ½ or 0: Wilson's interval, widened where items of one
+    cluster go together.
+    """
     found = stats.share(sum(right), len(right))
     if len(set(clusters)) == len(right):
         return found
@@ -36,16 +41,29 @@ def rate(right: Many[float], clusters: Many[Hashable]) -> Estimate:
     if wide.low is None or wide.high is None:
         return wide
     assert found.low is not None and found.high is not None
-    return Estimate(found.mean, max(0.0, min(found.low, wide.low)), min(1.0, max(found.high, wide.high)), found.n)
+    return Estimate(
+        found.mean,
+        max(0.0, min(found.low, wide.low)),
+        min(1.0, max(found.high, wide.high)),
+        found.n,
+    )
 
 
-def beside(right: Many[float], others: dict[str, list[float]], clusters: Many[Hashable]) -> dict[str, Any]:
-    """Other judges on the same items: how often they are right, and the paired difference to this one.
+def beside(
+    right: Many[float], others: dict[str, list[float]], clusters: Many[Hashable]
+) -> dict[str, Any]:
+    """Other judges on the same items: how often they are right, and the paired difference to this
+    one.
 
     Returns: JSON, by name.
     """
-    return {name: {**rate(theirs, clusters).json(), "difference": _difference(right, theirs, clusters).json()}
-            for name, theirs in others.items()}
+    return {
+        name: {
+            **rate(theirs, clusters).json(),
+            "difference": _difference(right, theirs, clusters).json(),
+        }
+        for name, theirs in others.items()
+    }
 
 
 def _difference(right: Many[float], theirs: Many[float], clusters: Many[Hashable]) -> Estimate:
@@ -58,43 +76,68 @@ def content_blind(longer: Many[float] | np.ndarray) -> dict[str, list[float]]:
     return {"longest": longest, "shortest": [1 - one for one in longest]}
 
 
-def by_category(right: Many[float], categories: Many[str], clusters: Many[Hashable]) -> dict[str, Any]:
-    """Accuracy in every category, and the mean of these, which counts each category the same, as RewardBench does.
+def by_category(
+    right: Many[float], categories: Many[str], clusters: Many[Hashable]
+) -> dict[str, Any]:
+    """Accuracy in every category, and the mean of these, which counts each category the same, as
+    RewardBench does.
 
-    The mean's interval adds up the variances of the categories, each from the width of its own interval.
+    The mean's interval adds up the variances of the categories, each from the width of its own
+    interval.
     """
     which: dict[str, list[int]] = {}
     for i, name in enumerate(categories):
         which.setdefault(name, []).append(i)
-    each = {name: rate([right[i] for i in some], [clusters[i] for i in some]) for name, some in sorted(which.items())}
+    each = {
+        name: rate([right[i] for i in some], [clusters[i] for i in some])
+        for name, some in sorted(which.items())
+    }
     means = [one.mean for one in each.values()]
     middle, half = math.fsum(means) / len(means), None
     if all(one.low is not None for one in each.values()):
-        half = math.sqrt(math.fsum(((one.high or 0) - (one.low or 0)) ** 2 / 4 for one in each.values())) / len(means)
-    mean = Estimate(middle, None if half is None else max(0.0, middle - half), None if half is None else min(1.0, middle + half),
-                    len(right))
-    return {"categories": {name: one.json() for name, one in each.items()}, "mean_over_categories": mean.json()}
+        half = math.sqrt(
+            math.fsum(((one.high or 0) - (one.low or 0)) ** 2 / 4 for one in each.values())
+        ) / len(means)
+    mean = Estimate(
+        middle,
+        None if half is None else max(0.0, middle - half),
+        None if half is None else min(1.0, middle + half),
+        len(right),
+    )
+    return {
+        "categories": {name: one.json() for name, one in each.items()},
+        "mean_over_categories": mean.json(),
+    }
 
 
-def calibration(logits: Many[float] | np.ndarray, outcomes: Many[float] | np.ndarray, low: float = 0.0) -> dict[str, Any]:
-    """Whether σ(logit) is how often it is so: bins of equal width, the expected calibration error, and what would mend it.
+def calibration(
+    logits: Many[float] | np.ndarray, outcomes: Many[float] | np.ndarray, low: float = 0.0
+) -> dict[str, Any]:
+    """Whether σ(logit) is how often it is so: bins of equal width, the expected calibration error,
+    and what would mend it.
 
     error = Σ_bins n_b/n · |share that is so − mean σ|
 
-    With few items the error is above 0 even where the model is right: each bin's share is uncertain by about √(¼/n_b).
+    With few items the error is above 0 even where the model is right: each bin's share is uncertain
+    by about √(¼/n_b).
 
     Args:
         logits: [n]. outcomes: [n] 1 where it is so, 0 where not.
         low: the least probability there can be; ½ for the size of a margin.
-    Returns: JSON. `temperature` T makes the likelihood of the outcomes greatest under σ(logit / T), and `error_calibrated` is the
-        error then; None where every T or none is better than another.
+    Returns: JSON. `temperature` T makes the likelihood of the outcomes greatest under σ(logit / T),
+        and `error_calibrated` is the error then; None where every T or none is better than another.
     Source: Guo et al. 2017, arXiv 1706.04599.
     """
     z, y = np.asarray(logits, float), np.asarray(outcomes, float)
     error, bins = _bins(z, y, low)
     scale = _scale(z, y)
-    return {"n": len(z), "error": error, "bins": bins, "temperature": None if scale is None else 1 / scale,
-            "error_calibrated": None if scale is None else _bins(z * scale, y, low)[0]}
+    return {
+        "n": len(z),
+        "error": error,
+        "bins": bins,
+        "temperature": None if scale is None else 1 / scale,
+        "error_calibrated": None if scale is None else _bins(z * scale, y, low)[0],
+    }
 
 
 def of_margins(margins: Many[float] | np.ndarray) -> dict[str, Any]:
@@ -114,12 +157,17 @@ def _bins(z: np.ndarray, y: np.ndarray, low: float) -> tuple[float, list[dict[st
             found = stats.share(float(y[here].sum()), n)
             said = float(p[here].mean())
             error += n / len(z) * abs(found.mean - said)
-            bins.append({"from": float(edges[b]), "to": float(edges[b + 1]), "said": said, **found.json()})
+            bins.append(
+                {"from": float(edges[b]), "to": float(edges[b + 1]), "said": said, **found.json()}
+            )
     return error, bins
 
 
 def _scale(z: np.ndarray, y: np.ndarray) -> float | None:
-    """1/T that makes Σ log-likelihood greatest: its derivative Σ z·(y − σ(sz)) falls in s, so that halving finds its zero."""
+    """1/T that makes Σ log-likelihood greatest: its derivative Σ z·(y − σ(sz)) falls in s, so that
+    halving finds its zero.
+    """
+
     def slope(s: float) -> float:
         return float((z * (y - 1 / (1 + np.exp(-np.clip(s * z, -700, 700))))).sum())
 
@@ -137,7 +185,8 @@ def _scale(z: np.ndarray, y: np.ndarray) -> float | None:
 
 
 def by_length(right: Many[float], longer: Many[float], clusters: Many[Hashable]) -> dict[str, Any]:
-    """Accuracy on the pairs whose chosen answer is the longer, and on those whose chosen answer is the shorter. Returns: JSON.
+    """Accuracy on the pairs whose chosen answer is the longer, and on those whose chosen answer is
+    the shorter. Returns: JSON.
 
     Args:
         longer: by how much the chosen answer of each pair is longer.
@@ -146,8 +195,11 @@ def by_length(right: Many[float], longer: Many[float], clusters: Many[Hashable])
     for side, sign in (("longer", 1), ("shorter", -1)):
         some = [i for i, more in enumerate(longer) if sign * more > 0]
         where = rate([right[i] for i in some], [clusters[i] for i in some]) if some else None
-        out |= {f"{side}_chosen": len(some), f"accuracy_{side}_chosen": where.mean if where else None,
-                f"where_{side}_chosen": where.json() if where else None}
+        out |= {
+            f"{side}_chosen": len(some),
+            f"accuracy_{side}_chosen": where.mean if where else None,
+            f"where_{side}_chosen": where.json() if where else None,
+        }
     return out
 
 
@@ -160,7 +212,8 @@ def correlation(a: Many[float], b: Many[float]) -> float | None:
 
 
 def warning(accuracy: dict[str, Any], others: dict[str, Any], what: str = "pairs") -> str:
-    """A sentence where the judge is not better than the best of those that read nothing; empty where it is.
+    """A sentence where the judge is not better than the best of those that read nothing; empty
+    where it is.
 
     Args:
         accuracy: of `rate`, JSON. others: of `beside`.
@@ -171,9 +224,11 @@ def warning(accuracy: dict[str, Any], others: dict[str, Any], what: str = "pairs
     gap = others[best]["difference"]
     if gap["low"] is not None and gap["low"] > 0:
         return ""
-    return (f"not shown to be better than “{best}”, which reads nothing: right on {accuracy['mean']:.3f} and "
-            f"{others[best]['mean']:.3f} of {accuracy['n']:,} {what}, a difference of {gap['mean']:+.3f} "
-            f"[{_bound(gap['low'])}, {_bound(gap['high'])}]")
+    return (
+        f"not shown to be better than “{best}”, which reads nothing: right on"
+        f" {accuracy['mean']:.3f} and {others[best]['mean']:.3f} of {accuracy['n']:,} {what}, a"
+        f" difference of {gap['mean']:+.3f} [{_bound(gap['low'])}, {_bound(gap['high'])}]"
+    )
 
 
 def _bound(value: float | None) -> str:

@@ -1,4 +1,6 @@
-"""How chosen answers look beside rejected ones, with intervals: what a judge that reads nothing could know."""
+"""How chosen answers look beside rejected ones, with intervals: what a judge that reads nothing
+could know.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +23,16 @@ def measure(sides: Sides, prompts: np.ndarray) -> dict[str, Any]:
     Returns: JSON. Shares are of the pairs in which the two sides differ; `equal` are the others.
     """
     return {
-        "pairs": len(prompts), "prompts": len(np.unique(prompts)),
+        "pairs": len(prompts),
+        "prompts": len(np.unique(prompts)),
         "longer": {unit: share(sides.signs[unit], prompts) for unit in ("characters", "words")},
-        "log_length_ratio": stats.mean(sides.log_ratio.tolist(), prompts.tolist()).json() if len(prompts) else None,
-        "more_markdown": {name: share(sides.signs[name], prompts) for name in ("markdown", *MARKDOWN)}}
+        "log_length_ratio": (
+            stats.mean(sides.log_ratio.tolist(), prompts.tolist()).json() if len(prompts) else None
+        ),
+        "more_markdown": {
+            name: share(sides.signs[name], prompts) for name in ("markdown", *MARKDOWN)
+        },
+    }
 
 
 def share(signs: np.ndarray, prompts: np.ndarray) -> dict[str, Any]:
@@ -40,34 +48,55 @@ def share(signs: np.ndarray, prompts: np.ndarray) -> dict[str, Any]:
     found = stats.share(hits, n).json()
     if len(np.unique(prompts[differ])) < n:
         clustered = stats.mean((signs[differ] > 0).astype(float).tolist(), prompts[differ].tolist())
-        found["low"] = max(0.0, min(found["low"], found["low"] if clustered.low is None else clustered.low))
-        found["high"] = min(1.0, max(found["high"], found["high"] if clustered.high is None else clustered.high))
+        found["low"] = max(
+            0.0, min(found["low"], found["low"] if clustered.low is None else clustered.low)
+        )
+        found["high"] = min(
+            1.0, max(found["high"], found["high"] if clustered.high is None else clustered.high)
+        )
     return {**found, "equal": equal}
 
 
 def telling(measured: dict[str, Any], cure: str = "--balance-length") -> str:
-    """A sentence where length alone predicts the choice; empty where it does not. The cure takes as many of both."""
+    """A sentence where length alone predicts the choice; empty where it does not.
+
+    The cure takes as many of both.
+    """
     for unit, found in measured["longer"].items():
         if found["n"] and (found["low"] > TELLING or found["high"] < 1 - TELLING):
             longer = found["low"] > TELLING
             name = "longest" if longer else "shortest"
-            part = found if longer else {"mean": 1 - found["mean"], "low": 1 - found["high"], "high": 1 - found["low"]}
+            part = (
+                found
+                if longer
+                else {"mean": 1 - found["mean"], "low": 1 - found["high"], "high": 1 - found["low"]}
+            )
             rest = f" ({found['equal']:,} have equally many)" if found["equal"] > found["n"] else ""
-            return (f"length alone predicts the choice: the {'longer' if longer else 'shorter'} answer, in {unit}, is the chosen "
-                    f"one in {part['mean']:.3f} [{part['low']:.3f}, {part['high']:.3f}] of n = {found['n']:,} pairs{rest}. What "
-                    f"is trained on them has to beat “{name}”; {cure} takes as many of both")
+            return (
+                f"length alone predicts the choice: the {'longer' if longer else 'shorter'} answer,"
+                f" in {unit}, is the chosen one in {part['mean']:.3f} [{part['low']:.3f},"
+                f" {part['high']:.3f}] of n = {found['n']:,} pairs{rest}. What is trained on them"
+                f" has to beat “{name}”; {cure} takes as many of both"
+            )
     return ""
 
 
 def spread(margins: np.ndarray, agreement: np.ndarray, prompts: np.ndarray) -> dict[str, Any]:
-    """What is known of margins and votes, over the rows that have them; those that none has are left out."""
+    """What is known of margins and votes, over the rows that have them; those that none has are
+    left out.
+    """
     out: dict[str, Any] = {}
     if (there := ~np.isnan(margins)).any():
         some = margins[there]
-        out["margin"] = {"least": float(some.min()), "most": float(some.max()),
-                         "mean": stats.mean(some.tolist(), prompts[there].tolist()).json()}
+        out["margin"] = {
+            "least": float(some.min()),
+            "most": float(some.max()),
+            "mean": stats.mean(some.tolist(), prompts[there].tolist()).json(),
+        }
     if (there := ~np.isnan(agreement)).any():
         some = agreement[there]
-        out["votes"] = {"agreement": stats.mean(some.tolist(), prompts[there].tolist()).json(),
-                        "unanimous": share(np.where(some == 1, 1, -1), prompts[there])}
+        out["votes"] = {
+            "agreement": stats.mean(some.tolist(), prompts[there].tolist()).json(),
+            "unanimous": share(np.where(some == 1, 1, -1), prompts[there]),
+        }
     return out

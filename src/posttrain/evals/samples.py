@@ -1,9 +1,13 @@
-"""What several answers a prompt say of a model: mean score, best of n, pass@k, how much the answers differ.
+"""What several answers a prompt say of a model: mean score, best of n, pass@k, how much the answers
+differ.
 
-    pass@k      1 − C(n − c, k) / C(n, k), c of a prompt's n answers being right; unbiased for every k ≤ n
-    best of n   the mean of the highest score; its policy is at most ln n − (n − 1)/n nats from the one that was sampled
+    pass@k      1 − C(n − c, k) / C(n, k), c of a prompt's n answers being right; unbiased for every
+                k ≤ n
+    best of n   the mean of the highest score; its policy is at most ln n − (n − 1)/n nats from the
+                one that was sampled
 
-The unit of means is the prompt: answers to one prompt are not independent. Sources: Chen et al. 2021 (arXiv 2107.03374), eq. 1;
+The unit of means is the prompt: answers to one prompt are not independent. Sources: Chen et al.
+    2021 (arXiv 2107.03374), eq. 1;
 Beirami et al. 2024 (arXiv 2401.01879), theorem 1.
 """
 
@@ -19,16 +23,30 @@ import numpy as np
 
 from posttrain.data.curate.bias import LOOKS, compare, looks
 from posttrain.evals import preferences, stats
-from posttrain.scoring.ranking import BELOW, BETTER_CUT, CUT, EMPTY, NOT_TAKEN, REPEATED, TIE, UNSCORED, Ranking
+from posttrain.scoring.ranking import (
+    BELOW,
+    BETTER_CUT,
+    CUT,
+    EMPTY,
+    NOT_TAKEN,
+    REPEATED,
+    TIE,
+    UNSCORED,
+    Ranking,
+)
 
 
 def pass_at(n: int, right: int, k: int) -> float:
-    """The chance that of k of a prompt's n answers, drawn without replacement, one is right; `right` of the n are."""
+    """The chance that of k of a prompt's n answers, drawn without replacement, one is right;
+    `right` of the n are.
+    """
     return 1.0 - math.comb(n - right, k) / math.comb(n, k)
 
 
 def divergence(n: int) -> float:
-    """ln n − (n − 1)/n: how far, in nats, taking the best of n answers leads away from the policy at most."""
+    """ln n − (n − 1)/n: how far, in nats, taking the best of n answers leads away from the policy
+    at most.
+    """
     return math.log(n) - (n - 1) / n
 
 
@@ -38,15 +56,25 @@ def measure(scores: Many[Many[float]], n: int) -> dict[str, Any]:
     Args:
         scores: of every prompt its answers' scores, those that could be given.
         n: answers drawn for each prompt.
-    Returns: JSON: mean_score, best_of_n, and pass_at where every score is 0 or 1, for k = 1, 2, 4, … and n.
+    Returns: JSON: mean_score, best_of_n, and pass_at where every score is 0 or 1, for k = 1, 2, 4,
+        … and n.
     """
     some = [one for one in scores if one]
     if not some:
         return {"mean_score": None, "best_of_n": None, "pass_at": None}
     flat = [(value, number) for number, one in enumerate(some) for value in one]
-    best = {"n": n, "kl_bound": divergence(n), "score": stats.mean([max(one) for one in some]).json()}
-    found: dict[str, Any] = {"mean_score": stats.mean([value for value, _ in flat], [number for _, number in flat]).json(),
-                             "best_of_n": best, "pass_at": None}
+    best = {
+        "n": n,
+        "kl_bound": divergence(n),
+        "score": stats.mean([max(one) for one in some]).json(),
+    }
+    found: dict[str, Any] = {
+        "mean_score": (
+            stats.mean([value for value, _ in flat], [number for _, number in flat]).json()
+        ),
+        "best_of_n": best,
+        "pass_at": None,
+    }
     if {value for value, _ in flat} <= {0.0, 1.0}:
         found["pass_at"] = {}
         for k in sorted({n, *(2**i for i in range(n.bit_length()))}):
@@ -102,26 +130,48 @@ class Tally:
         """Counts, which add up, and numbers with intervals; JSON."""
         twos = self.pairs + self.unpaired.total()
         assert self.answers == self.usable + self.left_out.total(), "answers = usable + left out"
-        assert self.prompts == len(set(self._of)) + self.without.total(), "prompts = with a pair + without"
+        assert self.prompts == len(set(self._of)) + self.without.total(), (
+            "prompts = with a pair + without"
+        )
         return {
-            "prompts": self.prompts, "answers": self.answers, "finished": self.finished, "usable": self.usable,
+            "prompts": self.prompts,
+            "answers": self.answers,
+            "finished": self.finished,
+            "usable": self.usable,
             "left_out": {why: self.left_out[why] for why in (UNSCORED, EMPTY, CUT, REPEATED)},
-            "possible_pairs": twos, "pairs": self.pairs,
+            "possible_pairs": twos,
+            "pairs": self.pairs,
             "not_pairs": {why: self.unpaired[why] for why in (TIE, BELOW, BETTER_CUT, NOT_TAKEN)},
-            "prompts_with_pairs": self.prompts - self.without.total(), "prompts_without": dict(self.without.most_common()),
-            **measure(self._scores, self.n), "distinct_answers": stats.mean(self._distinct).json(),
-            "tokens": stats.mean(self._tokens).json(), **self._sided()}
+            "prompts_with_pairs": self.prompts - self.without.total(),
+            "prompts_without": dict(self.without.most_common()),
+            **measure(self._scores, self.n),
+            "distinct_answers": stats.mean(self._distinct).json(),
+            "tokens": stats.mean(self._tokens).json(),
+            **self._sided(),
+        }
 
     def _sided(self) -> dict[str, Any]:
         """How the chosen answers differ from the rejected ones."""
         if not self.pairs:
-            return {"margin": None, "chosen_tokens": None, "rejected_tokens": None, "tokens_difference": None, "bias": None,
-                    "warnings": []}
+            return {
+                "margin": None,
+                "chosen_tokens": None,
+                "rejected_tokens": None,
+                "tokens_difference": None,
+                "bias": None,
+                "warnings": [],
+            }
         of = np.array(self._of)
         chosen, rejected = ([float(pair[side]) for pair in self._lengths] for side in (0, 1))
-        bias = preferences.measure(compare(*(np.array(side).reshape(-1, LOOKS) for side in self._sides)), of)
+        bias = preferences.measure(
+            compare(*(np.array(side).reshape(-1, LOOKS) for side in self._sides)), of
+        )
         said = preferences.telling(bias, "`posttrain data pairs --balance-length`")
-        return {"margin": stats.mean(self._margins, self._of).json(), "chosen_tokens": stats.mean(chosen, self._of).json(),
-                "rejected_tokens": stats.mean(rejected, self._of).json(),
-                "tokens_difference": stats.mean([a - b for a, b in self._lengths], self._of).json(),
-                "bias": bias, "warnings": [said] if said else []}
+        return {
+            "margin": stats.mean(self._margins, self._of).json(),
+            "chosen_tokens": stats.mean(chosen, self._of).json(),
+            "rejected_tokens": stats.mean(rejected, self._of).json(),
+            "tokens_difference": stats.mean([a - b for a, b in self._lengths], self._of).json(),
+            "bias": bias,
+            "warnings": [said] if said else [],
+        }

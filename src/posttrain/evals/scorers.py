@@ -1,9 +1,10 @@
-"""Scorers by name, learned ones among them: `reward:FOLDER` is a reward model, and every other name one of
-`posttrain.scoring.scorers.SCORERS`.
+"""Scorers by name, learned ones among them: `reward:FOLDER` is a reward model, and every other name
+one of `posttrain.scoring.scorers.SCORERS`.
 
-A reward model reads an answer as it read the answers it was trained on: prompt and answer through its chat template, or through
-the prompt template that its config.json remembers. The score is the mean over its heads, of a process model also the least over
-the answer's steps (Lightman et al. 2023, arXiv 2305.20050, compare it with the product). An answer that is longer than what the
+A reward model reads an answer as it read the answers it was trained on: prompt and answer through
+its chat template, or through the prompt template that its config.json remembers. The score is the
+mean over its heads, of a process model also the least over the answer's steps (Lightman et al.
+2023, arXiv 2305.20050, compare it with the product). An answer that is longer than what the
 model can address has no score. Left out: calls of tools in the answer.
 """
 
@@ -43,8 +44,12 @@ def open_scorer(spec: str, device: str = "") -> Scorer:
     if spec in SCORERS:
         return SCORERS[spec]
     if spec.startswith(REWARD) and (path := spec.removeprefix(REWARD)):
-        return Learned(RewardModel.load(path, device=device, trained=True), longest_position(resolve(path)))
-    raise ConfigError(f"there is no scorer {spec!r}", cure=f"{nearest(spec, SCORERS)}; or reward:FOLDER")
+        return Learned(
+            RewardModel.load(path, device=device, trained=True), longest_position(resolve(path))
+        )
+    raise ConfigError(
+        f"there is no scorer {spec!r}", cure=f"{nearest(spec, SCORERS)}; or reward:FOLDER"
+    )
 
 
 class Learned:
@@ -60,7 +65,11 @@ class Learned:
         self.model, self.limit = model, limit
         self.budget = budget or (4096 if model.model.device.type == "cpu" else 16384)
         notes = model.notes
-        self.chat = Chat(model.tokenizer, kwargs=notes.get("template_kwargs"), prompt_template=notes.get("prompt_template"))
+        self.chat = Chat(
+            model.tokenizer,
+            kwargs=notes.get("template_kwargs"),
+            prompt_template=notes.get("prompt_template"),
+        )
         self.chat.separator = notes.get("separator", "\n")
         self._encoder = Encoder(model.tokenizer)
 
@@ -72,20 +81,27 @@ class Learned:
         """
         out: list[float | None] = []
         for a in range(0, len(items), CHUNK):
-            out += self._some(items[a:a + CHUNK])
+            out += self._some(items[a : a + CHUNK])
         return out
 
     def _some(self, items: Many[Item]) -> list[float | None]:
-        sequences = [self._sequence(one, item) for one, item in zip(self._encoded(items), items, strict=True)]
+        sequences = [
+            self._sequence(one, item) for one, item in zip(self._encoded(items), items, strict=True)
+        ]
         together: dict[str, list[int]] = {}
         for i, item in enumerate(items):
             if sequences[i] is not None:  # answers to one prompt share it
                 together.setdefault(json.dumps(item.prompt), []).append(i)
         order = [i for some in together.values() for i in some]
-        trees: list[Tree] = [tuple(one for i in some if (one := sequences[i]) is not None) for some in together.values()]
+        trees: list[Tree] = [
+            tuple(one for i in some if (one := sequences[i]) is not None)
+            for some in together.values()
+        ]
         longest = max((len(one.tokens) for tree in trees for one in tree), default=0)
         out: list[float | None] = [None] * len(items)
-        for forest in forests(trees, max(self.budget, longest), shared=self.model.model.mode == "forest"):
+        for forest in forests(
+            trees, max(self.budget, longest), shared=self.model.model.mode == "forest"
+        ):
             (found,) = self.model.score([forest])
             reward = found.reward.double().mean(1).cpu()
             if self.model.process:
@@ -98,9 +114,16 @@ class Learned:
     def _encoded(self, items: Many[Item]) -> list[list[Encoded] | DataError]:
         examples = [_example(item) for item in items]
         if self.model.process:
-            split = [[(step, 0.0) for step in item.answer.split(self.chat.separator) if step.strip()] for item in items]
-            return self._encoder.steps([stepped(self.chat, replace(one, steps=tuple(steps or [("", 0.0)])))
-                                        for one, steps in zip(examples, split, strict=True)])
+            split = [
+                [(step, 0.0) for step in item.answer.split(self.chat.separator) if step.strip()]
+                for item in items
+            ]
+            return self._encoder.steps(
+                [
+                    stepped(self.chat, replace(one, steps=tuple(steps or [("", 0.0)])))
+                    for one, steps in zip(examples, split, strict=True)
+                ]
+            )
         return self._encoder.encode([self.chat.turns(one, one.answers[0]) for one in examples])
 
     def _sequence(self, found: list[Encoded] | DataError, item: Item) -> Sequence | None:
@@ -121,4 +144,6 @@ class Learned:
 def _example(item: Item) -> Example:
     if isinstance(item.prompt, str):
         return Example(item.where, item.prompt, (item.answer,))
-    return Example(item.where, tuple(item.prompt), (({"role": "assistant", "content": item.answer},),))
+    return Example(
+        item.where, tuple(item.prompt), (({"role": "assistant", "content": item.answer},),)
+    )

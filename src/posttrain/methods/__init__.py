@@ -1,1 +1,4 @@
-"""Methods are arithmetic: pure functions of tensors. This floor imports torch and `core`, nothing else."""
+"""Methods are arithmetic: pure functions of tensors.
+
+This floor imports torch and `core`, nothing else.
+"""

@@ -1,6 +1,8 @@
-"""What a forest says of its answers: log-probabilities of targets, summed into answers, pairs and judged answers.
+"""What a forest says of its answers: log-probabilities of targets, summed into answers, pairs and
+judged answers.
 
-Notation: π the policy, π_ref the reference, y⁺ and y⁻ the chosen and the rejected answer, |y| its length in tokens,
+Notation: π the policy, π_ref the reference, y⁺ and y⁻ the chosen and the rejected answer, |y| its
+    length in tokens,
 r(y) = log π(y|x) − log π_ref(y|x) the log-ratio, Δ = r(y⁺) − r(y⁻).
 """
 
@@ -51,7 +53,8 @@ class Pairs:
 
     Attributes:
         chosen, rejected: P answers each.
-        coupled: [., P] what a method that couples the batch found for each pair before any gradient.
+        coupled: [., P] what a method that couples the batch found for each pair before any
+            gradient.
     """
 
     chosen: Answers
@@ -91,7 +94,8 @@ class Judged:
         return torch.where(self.good, desirable * losses, undesirable * losses)
 
 
-# ------------------------------------------------------------------------------------------------ of a forest
+# -------------------------------------------------------------------------------------- of a forest
+
 
 def totals(values: Tensor, scores: Scores) -> Tensor:
     """[L] sums over the targets of each sequence."""
@@ -110,13 +114,17 @@ def _sums(values: Tensor, sequences: Tensor, length: Tensor, until: Tensor, tail
     pair = torch.repeat_interleave(count)
     place = torch.arange(len(pair), device=pair.device) - (count.cumsum(0) - count)[pair]
     weight = torch.where(place < until[pair], 1.0, tail).to(values.dtype)
-    return values.new_zeros(len(sequences)).index_add(0, pair, values[first[sequences][pair] + place] * weight)
+    return values.new_zeros(len(sequences)).index_add(
+        0, pair, values[first[sequences][pair] + place] * weight
+    )
 
 
 def _known(scores: Scores, facts: Facts, reference: bool) -> dict[str, Tensor]:
     """[N] each."""
     found = {"logprob": scores.logprob}
-    return found | {"reference": facts["reference"].to(scores.logprob.dtype)} if reference else found
+    return (
+        found | {"reference": facts["reference"].to(scores.logprob.dtype)} if reference else found
+    )
 
 
 def pairs(scores: Scores, facts: Facts, *, reference: bool, tail: float = 1.0) -> Pairs:
@@ -132,15 +140,21 @@ def pairs(scores: Scores, facts: Facts, *, reference: bool, tail: float = 1.0) -
 
     def answers(which: Tensor) -> Answers:
         summed = {name: _sums(value, which, length, until, tail) for name, value in known.items()}
-        return Answers(summed["logprob"], summed.get("reference"), length[which].to(scores.logprob.dtype))
+        return Answers(
+            summed["logprob"], summed.get("reference"), length[which].to(scores.logprob.dtype)
+        )
 
     return Pairs(answers(facts["chosen"]), answers(facts["rejected"]))
 
 
 def judged(scores: Scores, facts: Facts, *, reference: bool = True) -> Judged:
     """The answers of a forest, and whether they are good where the facts have a `label`."""
-    summed = {name: totals(value, scores) for name, value in _known(scores, facts, reference).items()}
-    answers = Answers(summed["logprob"], summed.get("reference"), lengths(scores).to(scores.logprob.dtype))
+    summed = {
+        name: totals(value, scores) for name, value in _known(scores, facts, reference).items()
+    }
+    answers = Answers(
+        summed["logprob"], summed.get("reference"), lengths(scores).to(scores.logprob.dtype)
+    )
     return Judged(answers, facts["label"].bool() if "label" in facts else None)
 
 
@@ -149,19 +163,26 @@ def weights(scores: Scores, facts: Facts) -> Tensor:
 
     w(y⁺)·w(y⁻),  w(y) = exp(mean over tokens of (log p − log Σ_v p_v²))
 
-    Source: Zhou et al. 2024 (WPO), arXiv 2406.11827, equation 2, aligned by what a sampled token has on average.
+    Source: Zhou et al. 2024 (WPO), arXiv 2406.11827, equation 2, aligned by what a sampled token
+        has on average.
     """
     assert scores.collision is not None
-    own = totals((scores.logprob - scores.collision).detach(), scores) / lengths(scores).clamp(min=1)
+    own = totals((scores.logprob - scores.collision).detach(), scores) / lengths(scores).clamp(
+        min=1
+    )
     return own[facts["chosen"]].exp() * own[facts["rejected"]].exp()
 
 
-# ------------------------------------------------------------------------------------------------ of the whole batch
+# ------------------------------------------------------------------------------- of the whole batch
+
 
 def _cat(some: list[Answers]) -> Answers:
     reference = [a.reference for a in some if a.reference is not None]
-    return Answers(torch.cat([a.logprob for a in some]), torch.cat(reference) if reference else None,
-                   torch.cat([a.length for a in some]))
+    return Answers(
+        torch.cat([a.logprob for a in some]),
+        torch.cat(reference) if reference else None,
+        torch.cat([a.length for a in some]),
+    )
 
 
 def _ordered(answers: Answers, order: Tensor) -> Answers:
@@ -170,16 +191,23 @@ def _ordered(answers: Answers, order: Tensor) -> Answers:
 
 
 def joined(views: list[Pairs | Judged], facts: list[Facts]) -> Pairs | Judged:
-    """The whole batch: pairs by the fact `number`, their place in it; judged answers as they come."""
+    """The whole batch: pairs by the fact `number`, their place in it; judged answers as
+    they come.
+    """
     some = [v for v in views if isinstance(v, Judged)]
     if some:
         good = [v.good for v in some if v.good is not None]
         return Judged(_cat([v.answers for v in some]), torch.cat(good) if good else None)
     order = torch.cat([f["number"] for f in facts]).argsort()
     both = [v for v in views if isinstance(v, Pairs)]
-    return Pairs(_ordered(_cat([v.chosen for v in both]), order), _ordered(_cat([v.rejected for v in both]), order))
+    return Pairs(
+        _ordered(_cat([v.chosen for v in both]), order),
+        _ordered(_cat([v.rejected for v in both]), order),
+    )
 
 
 def coupled(view: Pairs | Judged, found: Tensor, facts: Facts) -> Pairs | Judged:
-    """The view of a forest with what was found in the whole batch: pairs get what is theirs, by the fact `number`."""
+    """The view of a forest with what was found in the whole batch: pairs get what is theirs, by the
+    fact `number`.
+    """
     return replace(view, coupled=found[:, facts["number"]] if isinstance(view, Pairs) else found)

@@ -1,10 +1,15 @@
-"""Losses of pairs: one answer is better than another. Each takes the pairs of a forest and gives one number a pair.
+"""Losses of pairs: one answer is better than another.
 
-Notation: π the policy, π_ref the reference, y⁺ and y⁻ the chosen and the rejected answer, |y| its length in tokens,
-r(y) = log π(y|x) − log π_ref(y|x) the log-ratio, Δ = r(y⁺) − r(y⁻), β the temperature, σ the logistic function.
+Each takes the pairs of a forest and gives one number a pair.
 
-The arguments of a function after the first are the options its method reads, with the method's defaults.
-`posttrain.methods.preference` puts them together. Left out: odds that a judge gives to a pair (SPPO and EXO with soft labels).
+Notation: π the policy, π_ref the reference, y⁺ and y⁻ the chosen and the rejected answer, |y| its
+    length in tokens,
+r(y) = log π(y|x) − log π_ref(y|x) the log-ratio, Δ = r(y⁺) − r(y⁻), β the temperature, σ the
+logistic function.
+
+The arguments of a function after the first are the options its method reads, with the method's
+defaults. `posttrain.methods.preference` puts them together. Left out: odds that a judge gives to a
+pair (SPPO and EXO with soft labels).
 """
 
 from __future__ import annotations
@@ -20,14 +25,19 @@ DIVERGENCES = ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence")
 
 
 def _divergent(pairs: Pairs, f_divergence: str, f_alpha: float) -> Tensor:
-    """[P] f′(π/π_ref)(y⁺) − f′(π/π_ref)(y⁻): Δ where the KL divergence to the reference is replaced by another.
+    """[P] f′(π/π_ref)(y⁺) − f′(π/π_ref)(y⁻): Δ where the KL divergence to the reference is replaced
+    by another.
 
-    t = π/π_ref:  reverse_kl log t,  forward_kl 1 − 1/t,  js_divergence log 2t/(1+t),  alpha_divergence (t^(α−1) − 1)/(α−1)
+    t = π/π_ref:  reverse_kl log t,  forward_kl 1 − 1/t,  js_divergence log 2t/(1+t),
+    alpha_divergence (t^(α−1) − 1)/(α−1)
 
-    Constants cancel. α is TRL's; the paper's is 1 − α, and at ½ they agree. α = 1 is reverse_kl, α = 0 forward_kl.
+    Constants cancel. α is TRL's; the paper's is 1 − α, and at ½ they agree. α = 1 is reverse_kl, α
+    = 0 forward_kl.
     Source: Wang et al. 2023 (f-DPO), arXiv 2309.16240, table 1.
     """
-    return _derivative(pairs.chosen.ratio, f_divergence, f_alpha) - _derivative(pairs.rejected.ratio, f_divergence, f_alpha)
+    return _derivative(pairs.chosen.ratio, f_divergence, f_alpha) - _derivative(
+        pairs.rejected.ratio, f_divergence, f_alpha
+    )
 
 
 def _derivative(ratio: Tensor, f_divergence: str, f_alpha: float) -> Tensor:
@@ -39,25 +49,41 @@ def _derivative(ratio: Tensor, f_divergence: str, f_alpha: float) -> Tensor:
 
 
 def _smoothed(logit: Tensor, label_smoothing: float) -> Tensor:
-    """−(1−ε)·log σ(z) − ε·log σ(−z): the cross-entropy of labels that are wrong with probability ε."""
+    """−(1−ε)·log σ(z) − ε·log σ(−z): the cross-entropy of labels that are wrong with
+    probability ε.
+    """
     return -(1 - label_smoothing) * logsigmoid(logit) - label_smoothing * logsigmoid(-logit)
 
 
-# ------------------------------------------------------------------------------------------------ with a reference
+# --------------------------------------------------------------------------------- with a reference
 
-def dpo(pairs: Pairs, *, beta: float = 0.1, label_smoothing: float = 0.0, f_divergence: str = "reverse_kl",
-        f_alpha: float = 0.5) -> Tensor:
+
+def dpo(
+    pairs: Pairs,
+    *,
+    beta: float = 0.1,
+    label_smoothing: float = 0.0,
+    f_divergence: str = "reverse_kl",
+    f_alpha: float = 0.5,
+) -> Tensor:
     """Direct preference optimisation; with label smoothing conservative DPO.
 
     −(1−ε)·log σ(βΔ) − ε·log σ(−βΔ)
 
-    Source: Rafailov et al. 2023, arXiv 2305.18290, equation 7; smoothing: its authors' note on noisy labels.
+    Source: Rafailov et al. 2023, arXiv 2305.18290, equation 7; smoothing: its authors' note on
+        noisy labels.
     """
     return _smoothed(beta * _divergent(pairs, f_divergence, f_alpha), label_smoothing)
 
 
-def robust(pairs: Pairs, *, beta: float = 0.1, label_smoothing: float = 0.1, f_divergence: str = "reverse_kl",
-           f_alpha: float = 0.5) -> Tensor:
+def robust(
+    pairs: Pairs,
+    *,
+    beta: float = 0.1,
+    label_smoothing: float = 0.1,
+    f_divergence: str = "reverse_kl",
+    f_alpha: float = 0.5,
+) -> Tensor:
     """Robust DPO: unbiased where a share ε of the labels is flipped.
 
     (−(1−ε)·log σ(βΔ) + ε·log σ(−βΔ)) / (1−2ε)
@@ -69,30 +95,42 @@ def robust(pairs: Pairs, *, beta: float = 0.1, label_smoothing: float = 0.1, f_d
     return ((1 - label_smoothing) * clean - label_smoothing * flipped) / (1 - 2 * label_smoothing)
 
 
-def hinge(pairs: Pairs, *, beta: float = 0.1, f_divergence: str = "reverse_kl", f_alpha: float = 0.5) -> Tensor:
+def hinge(
+    pairs: Pairs, *, beta: float = 0.1, f_divergence: str = "reverse_kl", f_alpha: float = 0.5
+) -> Tensor:
     """Hinge loss: pairs apart by 1/β pull no more.
 
     max(0, 1 − βΔ)
 
-    Source: Zhao et al. 2023 (SLiC), arXiv 2305.10425; with log-ratios: Liu et al. 2023 (RSO), arXiv 2309.06657.
+    Source: Zhao et al. 2023 (SLiC), arXiv 2305.10425; with log-ratios: Liu et al. 2023 (RSO), arXiv
+        2309.06657.
     """
     return (1 - beta * _divergent(pairs, f_divergence, f_alpha)).relu()
 
 
 def ipo(pairs: Pairs, *, beta: float = 0.1) -> Tensor:
-    """Identity preference optimisation: log-ratios a token should differ by 1/(2β), and not by more.
+    """Identity preference optimisation: log-ratios a token should differ by 1/(2β), and not by
+    more.
 
     (r(y⁺)/|y⁺| − r(y⁻)/|y⁻| − 1/(2β))²
 
-    The paper writes sums. Its authors' experiments average over tokens (as TRL says), which keeps β apart from length.
+    The paper writes sums. Its authors' experiments average over tokens (as TRL says), which keeps β
+    apart from length.
     Source: Azar et al. 2023, arXiv 2310.12036, equation 17.
     """
     return (pairs.chosen.mean_ratio - pairs.rejected.mean_ratio - 1 / (2 * beta)).square()
 
 
-def exo_pair(pairs: Pairs, *, beta: float = 0.1, label_smoothing: float = 1e-3, f_divergence: str = "reverse_kl",
-             f_alpha: float = 0.5) -> Tensor:
-    """Efficient exact optimisation: the reverse KL between the policy's choice and the smoothed label.
+def exo_pair(
+    pairs: Pairs,
+    *,
+    beta: float = 0.1,
+    label_smoothing: float = 1e-3,
+    f_divergence: str = "reverse_kl",
+    f_alpha: float = 0.5,
+) -> Tensor:
+    """Efficient exact optimisation: the reverse KL between the policy's choice and the smoothed
+    label.
 
     q·log(q/(1−ε)) + (1−q)·log((1−q)/ε),  q = σ(βΔ)
 
@@ -100,8 +138,9 @@ def exo_pair(pairs: Pairs, *, beta: float = 0.1, label_smoothing: float = 1e-3, 
     """
     logit = beta * _divergent(pairs, f_divergence, f_alpha)
     smoothing = logit.new_tensor(label_smoothing)
-    return (logit.sigmoid() * (logsigmoid(logit) - torch.log1p(-smoothing))
-            + (-logit).sigmoid() * (logsigmoid(-logit) - smoothing.log()))
+    return logit.sigmoid() * (logsigmoid(logit) - torch.log1p(-smoothing)) + (-logit).sigmoid() * (
+        logsigmoid(-logit) - smoothing.log()
+    )
 
 
 def nca_pair(pairs: Pairs, *, beta: float = 0.1) -> Tensor:
@@ -120,13 +159,15 @@ def bco_pair(pairs: Pairs, *, beta: float = 0.1) -> Tensor:
 
     −log σ(βr(y⁺)) − log σ(−βr(y⁻))
 
-    Source: Jung et al. 2024, arXiv 2404.04656; without the shift as in MPO, Wang et al. 2024, arXiv 2411.10442.
+    Source: Jung et al. 2024, arXiv 2404.04656; without the shift as in MPO, Wang et al. 2024, arXiv
+        2411.10442.
     """
     return -logsigmoid(beta * pairs.chosen.ratio) - logsigmoid(-beta * pairs.rejected.ratio)
 
 
 def sppo_hard(pairs: Pairs, *, beta: float = 0.1) -> Tensor:
-    """Self-play preference optimisation where the winner wins for certain: log-ratios go to ±1/(2β).
+    """Self-play preference optimisation where the winner wins for certain: log-ratios go to
+    ±1/(2β).
 
     (r(y⁺) − 1/(2β))² + (r(y⁻) + 1/(2β))²
 
@@ -136,7 +177,8 @@ def sppo_hard(pairs: Pairs, *, beta: float = 0.1) -> Tensor:
 
 
 def apo_zero(pairs: Pairs, *, beta: float = 0.1) -> Tensor:
-    """Anchored preference optimisation for chosen answers better than the model's own: chosen up, rejected down.
+    """Anchored preference optimisation for chosen answers better than the model's own: chosen up,
+    rejected down.
 
     1 − σ(βr(y⁺)) + σ(βr(y⁻))
 
@@ -146,7 +188,8 @@ def apo_zero(pairs: Pairs, *, beta: float = 0.1) -> Tensor:
 
 
 def apo_down(pairs: Pairs, *, beta: float = 0.1) -> Tensor:
-    """Anchored preference optimisation for chosen answers worse than the model's own: both down, rejected further.
+    """Anchored preference optimisation for chosen answers worse than the model's own: both down,
+    rejected further.
 
     σ(βr(y⁺)) + 1 − σ(βΔ)
 
@@ -155,9 +198,16 @@ def apo_down(pairs: Pairs, *, beta: float = 0.1) -> Tensor:
     return (beta * pairs.chosen.ratio).sigmoid() + (-beta * pairs.delta).sigmoid()
 
 
-def discopop(pairs: Pairs, *, beta: float = 0.1, tau: float = 0.05, f_divergence: str = "reverse_kl",
-             f_alpha: float = 0.5) -> Tensor:
-    """The loss a language model found: logistic where the pair is ordered wrongly, exponential where rightly.
+def discopop(
+    pairs: Pairs,
+    *,
+    beta: float = 0.1,
+    tau: float = 0.05,
+    f_divergence: str = "reverse_kl",
+    f_alpha: float = 0.5,
+) -> Tensor:
+    """The loss a language model found: logistic where the pair is ordered wrongly, exponential
+    where rightly.
 
     (1 − σ(z/τ))·(−log σ(z)) + σ(z/τ)·e^(−z),  z = βΔ
 
@@ -178,71 +228,100 @@ def sigmoid_norm(pairs: Pairs, *, beta: float = 5.0, label_smoothing: float = 0.
     return _smoothed(beta * (pairs.chosen.mean_ratio - pairs.rejected.mean_ratio), label_smoothing)
 
 
-# ------------------------------------------------------------------------------------------------ coupling the batch
+# ------------------------------------------------------------------------------- coupling the batch
+
 
 def _rank(values: Tensor) -> Tensor:
-    """[P] place of each value in ascending order; of equal ones the first in the batch comes first."""
+    """[P] place of each value in ascending order; of equal ones the first in the batch
+    comes first.
+    """
     return values.argsort(stable=True).argsort()
 
 
 def match_reference(pairs: Pairs) -> Tensor:
-    """[1, P] of the reference's margins log π_ref(y⁺) − log π_ref(y⁻), the one with the rank of each pair's own."""
-    assert pairs.chosen.reference is not None and pairs.rejected.reference is not None, "aot needs the fact `reference`"
+    """[1, P] of the reference's margins log π_ref(y⁺) − log π_ref(y⁻), the one with the rank of
+    each pair's own.
+    """
+    assert pairs.chosen.reference is not None and pairs.rejected.reference is not None, (
+        "aot needs the fact `reference`"
+    )
     reference = pairs.chosen.reference - pairs.rejected.reference
     return reference.sort().values[_rank(pairs.chosen.logprob - pairs.rejected.logprob)][None]
 
 
 def match_answers(pairs: Pairs) -> Tensor:
-    """[2, P] the rejected log-ratio with the rank of each pair's chosen one, and the chosen with the rank of its rejected."""
+    """[2, P] the rejected log-ratio with the rank of each pair's chosen one, and the chosen with
+    the rank of its rejected.
+    """
     chosen, rejected = pairs.chosen.ratio, pairs.rejected.ratio
-    return torch.stack([rejected.sort().values[_rank(chosen)], chosen.sort().values[_rank(rejected)]])
+    return torch.stack(
+        [rejected.sort().values[_rank(chosen)], chosen.sort().values[_rank(rejected)]]
+    )
 
 
 def aot(pairs: Pairs, *, beta: float = 0.1, label_smoothing: float = 0.0) -> Tensor:
-    """Alignment via optimal transport: the distribution of the policy's margins dominates that of the reference's.
+    """Alignment via optimal transport: the distribution of the policy's margins dominates that of
+    the reference's.
 
-    Σ_k −log σ(β(u_(k) − v_(k))),  u = log π(y⁺)/π(y⁻) and v = log π_ref(y⁺)/π_ref(y⁻), sorted over the global batch
+    Σ_k −log σ(β(u_(k) − v_(k))),  u = log π(y⁺)/π(y⁻) and v = log π_ref(y⁺)/π_ref(y⁻), sorted over
+    the global batch
 
-    v is constant, so each pair needs only the v of its own rank: exact whatever micro-batch it is in.
+    v is constant, so each pair needs only the v of its own rank: exact whatever micro-batch it is
+    in.
     Source: Melnyk et al. 2024, arXiv 2406.05882, paired.
     """
     assert pairs.coupled is not None
-    return _smoothed(beta * (pairs.chosen.logprob - pairs.rejected.logprob - pairs.coupled[0]), label_smoothing)
+    return _smoothed(
+        beta * (pairs.chosen.logprob - pairs.rejected.logprob - pairs.coupled[0]), label_smoothing
+    )
 
 
 def aot_unpaired(pairs: Pairs, *, beta: float = 0.1, label_smoothing: float = 0.0) -> Tensor:
-    """Alignment via optimal transport: the distribution of the chosen log-ratios dominates that of the rejected.
+    """Alignment via optimal transport: the distribution of the chosen log-ratios dominates that of
+    the rejected.
 
-    Σ_k l(c_(k) − r_(k)),  c = r(y⁺) and r = r(y⁻), each sorted over the global batch, l(x) = −log σ(βx)
+    Σ_k l(c_(k) − r_(k)),  c = r(y⁺) and r = r(y⁻), each sorted over the global batch, l(x) = −log
+    σ(βx)
 
-    c_(k) and r_(k) may lie in different micro-batches. So each pair has l(c − sg r_match) + l(sg c_match − r), whose gradients
-    are right and whose value counts everything twice; half of it is taken away again as a constant.
+    c_(k) and r_(k) may lie in different micro-batches. So each pair has l(c − sg r_match) + l(sg
+    c_match − r), whose gradients are right and whose value counts everything twice; half of it is
+    taken away again as a constant.
     Source: Melnyk et al. 2024, arXiv 2406.05882, unpaired.
     """
     assert pairs.coupled is not None
-    twice = (_smoothed(beta * (pairs.chosen.ratio - pairs.coupled[0]), label_smoothing)
-             + _smoothed(beta * (pairs.coupled[1] - pairs.rejected.ratio), label_smoothing))
+    twice = _smoothed(beta * (pairs.chosen.ratio - pairs.coupled[0]), label_smoothing) + _smoothed(
+        beta * (pairs.coupled[1] - pairs.rejected.ratio), label_smoothing
+    )
     return twice - twice.detach() / 2
 
 
-# ------------------------------------------------------------------------------------------------ without a reference
+# ------------------------------------------------------------------------------ without a reference
+
 
 def sft(pairs: Pairs) -> Tensor:
-    """The likelihood of the chosen answers and nothing else: −log π(y⁺) a token. 0 here; see `Method.imitates`.
+    """The likelihood of the chosen answers and nothing else: −log π(y⁺) a token. 0 here; see
+    `Method.imitates`.
 
-    In a mixture: {"dpo": 1, "sft": α} is iterative RPO, arXiv 2404.19733, {"dpo": .8, "bco_pair": .2, "sft": 1} MPO, 2411.10442.
+    In a mixture: {"dpo": 1, "sft": α} is iterative RPO, arXiv 2404.19733, {"dpo": .8, "bco_pair":
+        .2, "sft": 1} MPO, 2411.10442.
     """
     return torch.zeros_like(pairs.chosen.logprob)
 
 
-def simpo(pairs: Pairs, *, beta: float = 2.0, gamma: float | None = None, label_smoothing: float = 0.0) -> Tensor:
+def simpo(
+    pairs: Pairs, *, beta: float = 2.0, gamma: float | None = None, label_smoothing: float = 0.0
+) -> Tensor:
     """Simple preference optimisation: log-probabilities a token, apart by a margin.
 
-    −(1−ε)·log σ(z) − ε·log σ(−z),  z = β(log π(y⁺)/|y⁺| − log π(y⁻)/|y⁻|) − γ;  γ is β/2 unless given
+    −(1−ε)·log σ(z) − ε·log σ(−z),  z = β(log π(y⁺)/|y⁺| − log π(y⁻)/|y⁻|) − γ;  γ is β/2 unless
+    given
 
     Source: Meng et al. 2024, arXiv 2405.14734, equation 6.
     """
-    return _smoothed(beta * (pairs.chosen.mean - pairs.rejected.mean) - (beta / 2 if gamma is None else gamma), label_smoothing)
+    return _smoothed(
+        beta * (pairs.chosen.mean - pairs.rejected.mean) - (beta / 2 if gamma is None else gamma),
+        label_smoothing,
+    )
 
 
 def shaped(mean: Tensor, alpha: float) -> Tensor:
@@ -250,7 +329,14 @@ def shaped(mean: Tensor, alpha: float) -> Tensor:
     return mean if alpha == 0 else (1 - (-alpha * mean).clamp(max=LARGEST_EXPONENT).exp()) / alpha
 
 
-def alphapo(pairs: Pairs, *, beta: float = 2.5, gamma: float = 0.1, alpha: float = 0.25, label_smoothing: float = 0.0) -> Tensor:
+def alphapo(
+    pairs: Pairs,
+    *,
+    beta: float = 2.5,
+    gamma: float = 0.1,
+    alpha: float = 0.25,
+    label_smoothing: float = 0.0,
+) -> Tensor:
     """SimPO with another shape of reward, against likelihoods that fall together.
 
     −log σ(β(s(y⁺) − s(y⁻)) − γ),  s(y) = (1 − π(y)^(−α/|y|))/α
@@ -262,7 +348,8 @@ def alphapo(pairs: Pairs, *, beta: float = 2.5, gamma: float = 0.1, alpha: float
 
 
 def cpo(pairs: Pairs, *, beta: float = 0.1, label_smoothing: float = 0.0) -> Tensor:
-    """Contrastive preference optimisation: DPO with a uniform reference, and the likelihood of the chosen answers.
+    """Contrastive preference optimisation: DPO with a uniform reference, and the likelihood of the
+    chosen answers.
 
     −(1−ε)·log σ(z) − ε·log σ(−z) + nll·(−log π(y⁺) a token),  z = β(log π(y⁺) − log π(y⁻))
 
@@ -272,7 +359,8 @@ def cpo(pairs: Pairs, *, beta: float = 0.1, label_smoothing: float = 0.0) -> Ten
 
 
 def orpo(pairs: Pairs, *, beta: float = 0.1) -> Tensor:
-    """Odds ratio preference optimisation: the likelihood of the chosen answers, and β times the log-odds ratio.
+    """Odds ratio preference optimisation: the likelihood of the chosen answers, and β times the
+    log-odds ratio.
 
     nll·(−log π(y⁺) a token) − β·log σ(log(p⁺/(1−p⁺)) − log(p⁻/(1−p⁻))),  p = π(y)^(1/|y|)
 
@@ -297,8 +385,11 @@ def tpo(pairs: Pairs, *, beta: float = 0.01, label_smoothing: float = 0.0) -> Te
     return cpo(pairs, beta=beta, label_smoothing=label_smoothing)
 
 
-def tpo_l(pairs: Pairs, *, beta: float = 2.0, gamma: float | None = None, label_smoothing: float = 0.0) -> Tensor:
-    """Triple preference optimisation, length-controlled: SimPO and the likelihood of the gold answer.
+def tpo_l(
+    pairs: Pairs, *, beta: float = 2.0, gamma: float | None = None, label_smoothing: float = 0.0
+) -> Tensor:
+    """Triple preference optimisation, length-controlled: SimPO and the likelihood of the gold
+    answer.
 
     −(1−ε)·log σ(z) − ε·log σ(−z) + nll·(−log π(gold) a token),  z as in SimPO
 

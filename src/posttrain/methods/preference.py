@@ -2,8 +2,9 @@
 
     loss = preference({"dpo": 1}, Options(beta=0.05))
 
-The formulas are in `posttrain.methods.pairwise` and `posttrain.methods.unpaired`. Here: which method needs what, the sums of
-targets into answers, denominators, and what is reported. Left out: margins of pairs in the loss, which the reward models have.
+The formulas are in `posttrain.methods.pairwise` and `posttrain.methods.unpaired`. Here: which
+method needs what, the sums of targets into answers, denominators, and what is reported. Left out:
+margins of pairs in the loss, which the reward models have.
 """
 
 from __future__ import annotations
@@ -25,12 +26,17 @@ from posttrain.methods.answers import Answers, Judged, Pairs
 from posttrain.methods.pairwise import DIVERGENCES
 
 Values = Mapping[str, Any]  # a method's options by name, none missing
-ALIKE = {"pairs": 2, "triples": 3, "labels": 1}  # kinds of rows, and how many consecutive sequences one row is
+ALIKE = {
+    "pairs": 2,
+    "triples": 3,
+    "labels": 1,
+}  # kinds of rows, and how many consecutive sequences one row is
 
 
 @dataclass(frozen=True)
 class Options:
-    """What methods can be told. None is the method's own default; what no chosen method reads is an error.
+    """What methods can be told. None is the method's own default; what no chosen method reads is an
+    error.
 
     Attributes:
         beta: temperature, above 0. With a reference, how near to stay to it; ORPO's λ.
@@ -40,8 +46,10 @@ class Options:
         gamma: margin of rewards, of SimPO and its kin.
         alpha: shape of AlphaPO's reward.
         nll: weight of the likelihood, a token, of chosen answers (CPO, ORPO) or gold ones (TPO).
-        weighting: weigh pairs by how likely the policy itself would write them (WPO, arXiv 2406.11827, equation 2).
-        ld_alpha: weight of the tokens by which the longer answer of a pair is longer (LD-DPO, arXiv 2409.06411); 1 is off.
+        weighting: weigh pairs by how likely the policy itself would write them (WPO, arXiv
+            2406.11827, equation 2).
+        ld_alpha: weight of the tokens by which the longer answer of a pair is longer (LD-DPO, arXiv
+            2409.06411); 1 is off.
         desirable, undesirable: weights of good and of bad answers.
         tau: temperature of DiscoPOP's blend.
     """
@@ -61,7 +69,9 @@ class Options:
 
     def given(self) -> dict[str, Any]:
         """Those that are set."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
+        return {
+            f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None
+        }
 
 
 RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
@@ -104,7 +114,8 @@ def shaped_reward(some: Answers, values: Values) -> Tensor:
     return _beta(values) * pairwise.shaped(some.mean, values["alpha"])
 
 
-# Options beside the formula's own: of sums of log-probabilities, of losses of single pairs, of methods that imitate.
+# Options beside the formula's own: of sums of log-probabilities, of losses of single pairs, of
+# methods that imitate.
 BESIDE: dict[str, Any] = {"ld_alpha": 1.0, "weighting": False, "nll": 1.0}
 SUMS = ("ld_alpha", "weighting")
 
@@ -114,7 +125,8 @@ class Method:
     """A formula and what it needs.
 
     Attributes:
-        function: `(Pairs or Judged, **options) -> [P] or [L]`; its docstring has the formula and the paper.
+        function: `(Pairs or Judged, **options) -> [P] or [L]`; its docstring has the formula and
+            the paper.
         beside: options it reads beside those of its function; names of `BESIDE`.
         rows: "pairs", "labels" or "triples".
         reference: whether it needs a reference's log-probabilities.
@@ -135,9 +147,14 @@ class Method:
 
     @property
     def defaults(self) -> Mapping[str, Any]:
-        """Its options by name, with the values they have unless told otherwise. A `gamma` of None is β/2."""
+        """Its options by name, with the values they have unless told otherwise.
+
+        A `gamma` of None is β/2.
+        """
         own = list(inspect.signature(self.function).parameters.values())[1:]
-        return MappingProxyType({p.name: p.default for p in own} | {name: BESIDE[name] for name in self.beside})
+        return MappingProxyType(
+            {p.name: p.default for p in own} | {name: BESIDE[name] for name in self.beside}
+        )
 
     @property
     def options(self) -> frozenset[str]:
@@ -163,10 +180,23 @@ METHODS: dict[str, Method] = {
     "sft": Method(pairwise.sft, reference=False, reward=sum_reward, imitates="chosen"),
     "simpo": Method(pairwise.simpo, ("weighting",), reference=False, reward=mean_reward),
     "alphapo": Method(pairwise.alphapo, ("weighting",), reference=False, reward=shaped_reward),
-    "cpo": Method(pairwise.cpo, (*SUMS, "nll"), reference=False, reward=sum_reward, imitates="chosen"),
-    "orpo": Method(pairwise.orpo, ("weighting", "nll"), reference=False, reward=mean_reward, imitates="chosen"),
-    "tpo": Method(pairwise.tpo, (*SUMS, "nll"), "triples", reference=False, reward=sum_reward, imitates="gold"),
-    "tpo_l": Method(pairwise.tpo_l, ("weighting", "nll"), "triples", reference=False, reward=mean_reward, imitates="gold"),
+    "cpo": Method(
+        pairwise.cpo, (*SUMS, "nll"), reference=False, reward=sum_reward, imitates="chosen"
+    ),
+    "orpo": Method(
+        pairwise.orpo, ("weighting", "nll"), reference=False, reward=mean_reward, imitates="chosen"
+    ),
+    "tpo": Method(
+        pairwise.tpo, (*SUMS, "nll"), "triples", reference=False, reward=sum_reward, imitates="gold"
+    ),
+    "tpo_l": Method(
+        pairwise.tpo_l,
+        ("weighting", "nll"),
+        "triples",
+        reference=False,
+        reward=mean_reward,
+        imitates="gold",
+    ),
     "kto": Method(unpaired.kto, (), "labels", probes=True, couple=unpaired.mismatched),
     "bco": Method(unpaired.bco, (), "labels", couple=unpaired.middle),
     "apo_zero_unpaired": Method(unpaired.apo_zero_unpaired, (), "labels"),
@@ -186,19 +216,23 @@ class Part:
         """What the method sees of a forest."""
         if self.method.rows == "labels":
             return answers.judged(scores, facts, reference=self.method.reference)
-        return answers.pairs(scores, facts, reference=self.method.reference, tail=self.values.get("ld_alpha", 1.0))
+        return answers.pairs(
+            scores, facts, reference=self.method.reference, tail=self.values.get("ld_alpha", 1.0)
+        )
 
     def losses(self, seen: Pairs | Judged) -> Tensor:
         """[P] or [L] by the formula."""
-        return self.method.function(seen, **{name: v for name, v in self.values.items() if name not in self.method.beside})
+        return self.method.function(
+            seen, **{name: v for name, v in self.values.items() if name not in self.method.beside}
+        )
 
 
 def parts(mix: Mapping[str, float], options: Options) -> list[Part]:
     """Check a mixture and its options, and give each method its own.
 
     Raises:
-        ConfigError: an unknown method, rows of different kinds, a weight that is not above 0, or an option that is out of
-            range or that none of the methods reads.
+        ConfigError: an unknown method, rows of different kinds, a weight that is not above 0, or an
+            option that is out of range or that none of the methods reads.
     """
     if not mix:
         raise ConfigError("no preference method is named", cure='name one, such as "dpo"')
@@ -206,19 +240,36 @@ def parts(mix: Mapping[str, float], options: Options) -> list[Part]:
         if name not in METHODS:
             raise ConfigError(f"unknown preference method {name!r}", cure=nearest(name, METHODS))
         if not 0 < weight < math.inf:
-            raise ConfigError(f"the weight of {name} is {weight}", cure=f"give it one above 0, or leave {name} out")
+            raise ConfigError(
+                f"the weight of {name} is {weight}",
+                cure=f"give it one above 0, or leave {name} out",
+            )
     first = next(iter(mix))
     for name in mix:
         if METHODS[name].rows != METHODS[first].rows:
-            raise ConfigError(f"{first} learns from {METHODS[first].rows} and {name} from {METHODS[name].rows}",
-                              cure="mix methods of the same rows, or train one after the other")
-    if any(METHODS[n].probes for n in mix) and any(METHODS[n].couple and not METHODS[n].probes for n in mix):
-        raise ConfigError(f"{' and '.join(mix)} cannot be mixed: one is tied to probes, the other to the batch itself",
-                          cure="leave one of them out")
+            raise ConfigError(
+                f"{first} learns from {METHODS[first].rows} and {name} from {METHODS[name].rows}",
+                cure="mix methods of the same rows, or train one after the other",
+            )
+    if any(METHODS[n].probes for n in mix) and any(
+        METHODS[n].couple and not METHODS[n].probes for n in mix
+    ):
+        raise ConfigError(
+            f"{' and '.join(mix)} cannot be mixed: one is tied to probes, the other to the batch"
+            " itself",
+            cure="leave one of them out",
+        )
     given = options.given()
     _check(mix, given)
-    return [Part(name, METHODS[name], weight, {k: given.get(k, default) for k, default in METHODS[name].defaults.items()})
-            for name, weight in mix.items()]
+    return [
+        Part(
+            name,
+            METHODS[name],
+            weight,
+            {k: given.get(k, default) for k, default in METHODS[name].defaults.items()},
+        )
+        for name, weight in mix.items()
+    ]
 
 
 def _check(mix: Mapping[str, float], given: Values) -> None:
@@ -230,23 +281,33 @@ def _check(mix: Mapping[str, float], given: Values) -> None:
         readers = [name for name, method in METHODS.items() if option in method.options]
         off = (option == "weighting" and not value) or (option == "ld_alpha" and value == 1)
         if not off and not set(readers) & mix.keys():
-            raise ConfigError(f"{option} has no meaning for {' and '.join(mix)}",
-                              cure=f"leave it out; it is read by {', '.join(readers)}")
+            raise ConfigError(
+                f"{option} has no meaning for {' and '.join(mix)}",
+                cure=f"leave it out; it is read by {', '.join(readers)}",
+            )
     if "f_alpha" in given and given.get("f_divergence") != "alpha_divergence":
-        raise ConfigError("f_alpha is of the alpha_divergence alone", cure="set f_divergence to alpha_divergence")
+        raise ConfigError(
+            "f_alpha is of the alpha_divergence alone", cure="set f_divergence to alpha_divergence"
+        )
     if "exo_pair" in mix and given.get("label_smoothing") == 0:
-        raise ConfigError("exo_pair has no loss at a label_smoothing of 0", cure="leave it out, which is 0.001")
+        raise ConfigError(
+            "exo_pair has no loss at a label_smoothing of 0", cure="leave it out, which is 0.001"
+        )
 
 
-# ------------------------------------------------------------------------------------------------ the loss
+# ----------------------------------------------------------------------------------------- the loss
+
 
 def preference(mix: Mapping[str, float], options: Options = Options()) -> Loss:
     """The weighted sum of preference methods on the same rows.
 
-    loss = Σ_m w_m·(Σ_pairs l_m / pairs + nll_m·Σ −log p / targets of the imitated answers), of the global batch
+    loss = Σ_m w_m·(Σ_pairs l_m / pairs + nll_m·Σ −log p / targets of the imitated answers), of the
+    global batch
 
-    Facts: `chosen`, `rejected` [P] of pairs and triples, `gold` [P] of triples, `label` [L] of labels; `reference` [N] where a
-    method needs it; `number` [P], the pair's place in the global batch from 0 on, where a method couples pairs (AOT).
+    Facts: `chosen`, `rejected` [P] of pairs and triples, `gold` [P] of triples, `label` [L] of
+        labels; `reference` [N] where a
+    method needs it; `number` [P], the pair's place in the global batch from 0 on, where a method
+    couples pairs (AOT).
 
     Args:
         mix: weights by name of `METHODS`: {"dpo": 1}; RPO is {"dpo": 1, "sft": α}.
@@ -259,8 +320,8 @@ def preference(mix: Mapping[str, float], options: Options = Options()) -> Loss:
     >>> scores = Scores(torch.tensor([0.5, 0.25]).log(), torch.tensor([0, 1]), sequences=2)
     >>> facts = {"chosen": torch.tensor([0]), "rejected": torch.tensor([1])}
     >>> loss = preference({"simpo": 1}, Options(beta=1, gamma=0))
-    >>> round(float(loss.loss(scores, facts, None, Denominators(targets=2, sequences=2, pairs=1))), 4)  # −log σ(log 2) = log 3/2
-    0.4055
+    >>> round(float(loss.loss(scores, facts, None, Denominators(targets=2, sequences=2, pairs=1))),
+    4)  # −log σ(log 2) = log 3/2 0.4055
     """
     mixed = parts(mix, options)
     weighing = any(part.values.get("weighting") for part in mixed)
@@ -278,7 +339,9 @@ def preference(mix: Mapping[str, float], options: Options = Options()) -> Loss:
             rows = denominators.sequences if part.method.rows == "labels" else denominators.pairs
             total = total + part.weight * each.sum() / rows
             if part.method.imitates:
-                total = total + part.weight * part.values.get("nll", 1.0) * _likelihood(part, scores, facts, denominators)
+                total = total + part.weight * part.values.get("nll", 1.0) * _likelihood(
+                    part, scores, facts, denominators
+                )
         return total
 
     @torch.no_grad()
@@ -288,27 +351,38 @@ def preference(mix: Mapping[str, float], options: Options = Options()) -> Loss:
             if part.method.couple:
                 views = [part.view(s, f) for s, f in zip(scores, facts, strict=True)]
                 # none of the probes may have room for an answer
-                found[part.name] = part.method.couple(answers.joined(views, facts)) if views else torch.zeros(())
+                found[part.name] = (
+                    part.method.couple(answers.joined(views, facts)) if views else torch.zeros(())
+                )
         return found
 
     @torch.no_grad()
     def report(scores: Scores, facts: Facts, statistics: Any) -> dict[str, Tensor]:
         return _report(mixed[0], scores, facts, statistics)
 
-    return Loss(loss, prepare=prepare if any(part.method.couple for part in mixed) else None, report=report,
-                needs=frozenset({"entropy", "collision"} if weighing else {"entropy"}), together=ALIKE[mixed[0].method.rows])
+    return Loss(
+        loss,
+        prepare=prepare if any(part.method.couple for part in mixed) else None,
+        report=report,
+        needs=frozenset({"entropy", "collision"} if weighing else {"entropy"}),
+        together=ALIKE[mixed[0].method.rows],
+    )
 
 
 def _likelihood(part: Part, scores: Scores, facts: Facts, denominators: Denominators) -> Tensor:
     """Negative log-likelihood a token of the answers that a method imitates, nats."""
-    targets = denominators.gold_targets if part.method.imitates == "gold" else denominators.chosen_targets
+    targets = (
+        denominators.gold_targets if part.method.imitates == "gold" else denominators.chosen_targets
+    )
     return -answers.totals(scores.logprob, scores)[facts[part.method.imitates]].sum() / targets
 
 
 def _report(part: Part, scores: Scores, facts: Facts, statistics: Any) -> dict[str, Tensor]:
-    """Rewards, log-probabilities and lengths [P], or of the good and of the bad answers; kl and entropy [N].
+    """Rewards, log-probabilities and lengths [P], or of the good and of the bad answers; kl and
+    entropy [N].
 
-    Of labels, an answer is judged rightly where its reward is on the right side of the method's reference point.
+    Of labels, an answer is judged rightly where its reward is on the right side of the method's
+    reference point.
     """
     out: dict[str, Tensor] = {}
     seen = part.view(scores, facts)
@@ -324,16 +398,28 @@ def _report(part: Part, scores: Scores, facts: Facts, statistics: Any) -> dict[s
             out["rewards/baseline"] = _beta(part.values) * seen.coupled.expand(scores.sequences)
     else:
         which = {"chosen": facts["chosen"], "rejected": facts["rejected"]}
-        rewards = {"chosen": reward(seen.chosen, part.values), "rejected": reward(seen.rejected, part.values)}
+        rewards = {
+            "chosen": reward(seen.chosen, part.values),
+            "rejected": reward(seen.rejected, part.values),
+        }
         out["rewards/margins"] = rewards["chosen"] - rewards["rejected"]
         right = out["rewards/margins"].sign()
     out["rewards/accuracies"] = (right + 1) / 2
-    logps, length = answers.totals(scores.logprob, scores), answers.lengths(scores).to(scores.logprob.dtype)
+    logps, length = (
+        answers.totals(scores.logprob, scores),
+        answers.lengths(scores).to(scores.logprob.dtype),
+    )
     for name, index in which.items():
-        out |= {f"rewards/{name}": rewards[name], f"logps/{name}": logps[index], f"length/{name}": length[index]}
+        out |= {
+            f"rewards/{name}": rewards[name],
+            f"logps/{name}": logps[index],
+            f"length/{name}": length[index],
+        }
     if "reference" in facts:
         x = facts["reference"].to(scores.logprob.dtype) - scores.logprob
-        out["kl"] = x.square() / 2  # k2: on answers the policy would not write, k3's eˣ is without bound
+        out["kl"] = (
+            x.square() / 2
+        )  # k2: on answers the policy would not write, k3's eˣ is without bound
     if scores.entropy is not None:
         out["entropy"] = scores.entropy.detach()
     return out

@@ -15,8 +15,8 @@ def nll(scores: Scores, facts: Facts, statistics: Any, denominators: Denominator
 
     loss = Σ_n −log p_n / (targets of the global batch)
 
-    Every target weighs the same, whatever micro-batch or sequence it is in: averaging means of micro-batches instead
-    gives short answers more weight than long ones.
+    Every target weighs the same, whatever micro-batch or sequence it is in: averaging means of
+    micro-batches instead gives short answers more weight than long ones.
 
     Returns: scalar, nats per target.
 
@@ -45,14 +45,19 @@ def dft(scores: Scores, facts: Facts, statistics: Any, denominators: Denominator
 METHODS: dict[str, Loss] = {"nll": Loss(nll, per_target=True), "dft": Loss(dft, per_target=True)}
 
 
-def neftune(embeddings: Tensor, lengths: Tensor, alpha: float, generator: torch.Generator | None = None) -> Tensor:
-    """NEFTune: uniform noise on the input embeddings, so that the model does not learn the demonstrations by heart.
+def neftune(
+    embeddings: Tensor, lengths: Tensor, alpha: float, generator: torch.Generator | None = None
+) -> Tensor:
+    """NEFTune: uniform noise on the input embeddings, so that the model does not learn the
+    demonstrations by heart.
 
-    e + U(−1, 1)·α/√(n·d), n the length of the sequence the token is in, d the width of the embedding.
+    e + U(−1, 1)·α/√(n·d), n the length of the sequence the token is in, d the width of the
+    embedding.
 
     Args:
         embeddings: [..., T, d].
-        lengths: [..., T] tokens in each token's sequence (the longest one where several share the token).
+        lengths: [..., T] tokens in each token's sequence (the longest one where several share the
+            token).
         alpha: strength; the paper's values are 5, 10 and 15.
         generator: where the noise comes from.
     Returns: [..., T, d].

@@ -11,7 +11,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def digest(module: str) -> str:
-    """SHA-256 over the source of a module and of all modules of this package that it imports, at any depth."""
+    """SHA-256 over the source of a module and of all modules of this package that it imports, at
+    any depth.
+    """
     seen: set[str] = set()
     todo = [module]
     while todo:

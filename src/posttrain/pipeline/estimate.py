@@ -1,8 +1,10 @@
-"""What a stage will take, roughly, before it runs: tokens from its rows, time from a short measurement.
+"""What a stage will take, roughly, before it runs: tokens from its rows, time from a short
+measurement.
 
-Four bytes of a row are about a token. Small files are read whole; of large ones the first rows say how many there are and how
-long. A token takes 6 operations a parameter to train (forward and backward) and 2 to score; this machine's rate is measured with
-a matrix product, of which training reaches about a third. Within a factor of two where a row's columns are what is trained.
+Four bytes of a row are about a token. Small files are read whole; of large ones the first rows say
+how many there are and how long. A token takes 6 operations a parameter to train (forward and
+backward) and 2 to score; this machine's rate is measured with a matrix product, of which training
+reaches about a third. Within a factor of two where a row's columns are what is trained.
 
 Left out: validation, and the answers that an evaluation writes.
 """
@@ -53,9 +55,13 @@ def estimates(stages: list[Planned]) -> dict[str, Estimate]:
     bases: dict[str, str] = {}
     found = {}
     for one in stages:
-        name = next(name for name in one.stage.kind.models if getattr(one.stage.settings, name) is not None)
+        name = next(
+            name for name in one.stage.kind.models if getattr(one.stage.settings, name) is not None
+        )
         parent = one.stage.parents.get(name)
-        bases[one.stage.name] = base = bases[parent] if parent else getattr(one.stage.settings, name)
+        bases[one.stage.name] = base = (
+            bases[parent] if parent else getattr(one.stage.settings, name)
+        )
         if not one.made:
             found[one.stage.name] = _estimate(one, base)
     return found
@@ -80,22 +86,38 @@ def _tokens(one: Planned, base: str) -> int | None:
     data = getattr(settings, "data", None)
     if not isinstance(data, DataSettings):
         sizes = [_size(source) for source in sources(settings)]
-        drawn = getattr(settings, "n", 0) * getattr(settings, "max_tokens", 0)  # answers to every row
-        return None if None in sizes else int(sum(each.tokens + each.sequences * drawn for each in sizes if each))
+        drawn = getattr(settings, "n", 0) * getattr(
+            settings, "max_tokens", 0
+        )  # answers to every row
+        return (
+            None
+            if None in sizes
+            else int(sum(each.tokens + each.sequences * drawn for each in sizes if each))
+        )
     longest = dataset.max_length(data, longest_position(resolve(base)))
-    mixture = settings.mixture if isinstance(getattr(settings, "mixture", None), tuple) else data.data
-    known = [each for source in mixture if (each := _size(source, longest, data.truncate, data.format))]
+    mixture = (
+        settings.mixture if isinstance(getattr(settings, "mixture", None), tuple) else data.data
+    )
+    known = [
+        each for source in mixture if (each := _size(source, longest, data.truncate, data.format))
+    ]
     if len(known) < len(mixture):
         return None
     taken = shares([each.sequences for each in known], mixture)
     epoch = sum(n * each.tokens / each.sequences for n, each in zip(taken, known, strict=True))
-    epochs = settings.epochs if settings.steps is None else settings.steps / math.ceil(sum(taken) / settings.batch_size)
+    epochs = (
+        settings.epochs
+        if settings.steps is None
+        else settings.steps / math.ceil(sum(taken) / settings.batch_size)
+    )
     return int(epoch * epochs)
 
 
-def _size(source: Source, longest: int | None = None, truncate: str = "", form: str = "") -> Size | None:
-    """What a source comes to; None where that cannot be said before it is read: a hub data set, a file that an earlier stage
-    will make, or nothing that can be read.
+def _size(
+    source: Source, longest: int | None = None, truncate: str = "", form: str = ""
+) -> Size | None:
+    """What a source comes to; None where that cannot be said before it is read: a hub data set, a
+    file that an earlier stage will make, or nothing that can be read.
 
     Args:
         longest: tokens of a sequence at most. truncate, form: as in `DataSettings`.
@@ -121,9 +143,15 @@ def _size(source: Source, longest: int | None = None, truncate: str = "", form: 
     rows = len(lengths)
     if not small and rows == SAMPLE:
         rows = min(source.limit or math.inf, rows * total / (position[0] or 4 * sum(lengths)))
-    pieces = [_fitted(one, longest, truncate or ("split" if form == "text" else "right")) for one in lengths]
+    pieces = [
+        _fitted(one, longest, truncate or ("split" if form == "text" else "right"))
+        for one in lengths
+    ]
     scale = rows / len(lengths)
-    return Size(max(1, round(scale * sum(n for n, _ in pieces))), scale * sum(tokens for _, tokens in pieces))
+    return Size(
+        max(1, round(scale * sum(n for n, _ in pieces))),
+        scale * sum(tokens for _, tokens in pieces),
+    )
 
 
 def _bytes(row: Row) -> int:

@@ -22,7 +22,8 @@ class Kind:
         settings: name of the settings' class.
         makes_model: whether its folder holds `model/`, which a later stage can start from.
         models: settings that name a model, or an earlier stage that makes one.
-        makes_rows: the file in its folder that a later stage can read as `data`; empty where it makes none.
+        makes_rows: the file in its folder that a later stage can read as `data`; empty where it
+            makes none.
     """
 
     module: str
@@ -44,14 +45,32 @@ class Kind:
 KINDS = {
     "adapt": Kind("posttrain.stages.adapt", "AdaptSettings", makes_model=True),
     "sft": Kind("posttrain.stages.sft", "SftSettings", makes_model=True),
-    "preference": Kind("posttrain.stages.preference", "PreferenceSettings", makes_model=True,
-                       models=("model", "reference_model")),
-    "sample_pairs": Kind("posttrain.stages.sample_pairs", "SamplePairsSettings", makes_model=False,
-                         models=("model", "reward_model"), makes_rows="pairs.jsonl"),
+    "preference": Kind(
+        "posttrain.stages.preference",
+        "PreferenceSettings",
+        makes_model=True,
+        models=("model", "reference_model"),
+    ),
+    "sample_pairs": Kind(
+        "posttrain.stages.sample_pairs",
+        "SamplePairsSettings",
+        makes_model=False,
+        models=("model", "reward_model"),
+        makes_rows="pairs.jsonl",
+    ),
     "reward_model": Kind("posttrain.stages.reward_model", "RewardModelSettings", makes_model=True),
-    "judge": Kind("posttrain.stages.judge", "JudgeSettings", makes_model=False, models=("reward_model", "against_model")),
-    "eval": Kind("posttrain.stages.evaluate", "EvaluateSettings", makes_model=False,
-                 models=("model", "against", "reward_model")),
+    "judge": Kind(
+        "posttrain.stages.judge",
+        "JudgeSettings",
+        makes_model=False,
+        models=("reward_model", "against_model"),
+    ),
+    "eval": Kind(
+        "posttrain.stages.evaluate",
+        "EvaluateSettings",
+        makes_model=False,
+        models=("model", "against", "reward_model"),
+    ),
 }
 
 
@@ -62,7 +81,11 @@ def kind(name: str, where: str = "") -> Kind:
         ConfigError: there is none.
     """
     if name not in KINDS:
-        raise ConfigError(f"there is no stage {name!r}", where=where, cure=f"write stage: with one of {', '.join(KINDS)}")
+        raise ConfigError(
+            f"there is no stage {name!r}",
+            where=where,
+            cure=f"write stage: with one of {', '.join(KINDS)}",
+        )
     return KINDS[name]
 
 
@@ -87,14 +110,20 @@ def moved(settings: Settings, places: Mapping[str, Path]) -> Settings:
         places: name of a stage → its file.
     """
     if isinstance(settings, Source):
-        return settings.model_copy(update={"path": str(places[settings.path])}) if settings.path in places else settings
+        return (
+            settings.model_copy(update={"path": str(places[settings.path])})
+            if settings.path in places
+            else settings
+        )
     new: dict[str, Any] = {}
     for name in type(settings).model_fields:
         value = getattr(settings, name)
         if isinstance(value, Settings):
             new[name] = moved(value, places)
         elif isinstance(value, tuple):
-            new[name] = tuple(moved(one, places) if isinstance(one, Source) else one for one in value)
+            new[name] = tuple(
+                moved(one, places) if isinstance(one, Source) else one for one in value
+            )
     return settings.model_copy(update=new)
 
 

@@ -1,7 +1,9 @@
-"""The plan of a recipe: for every stage its digest, whether it has been made, and what making it will take.
+"""The plan of a recipe: for every stage its digest, whether it has been made, and what making it
+will take.
 
-A stage's digest covers its settings, what it reads (digests of files, of models, and of the stages before it) and the code it
-runs. So it is known before anything runs, and what is unchanged is found again.
+A stage's digest covers its settings, what it reads (digests of files, of models, and of the stages
+before it) and the code it runs. So it is known before anything runs, and what is unchanged is found
+again.
 """
 
 from __future__ import annotations
@@ -30,10 +32,12 @@ class Planned:
     """One stage of a plan.
 
     Attributes:
-        stage: of the recipe. digest: of everything the result depends on; inputs: what it is made of.
+        stage: of the recipe. digest: of everything the result depends on; inputs: what it is made
+            of.
         folder: where its artifact is, or will be.
         settings: with the folders of the stages before it in place.
-        state: made, interrupted (it will go on), or new. why: what differs from the last artifact of that name.
+        state: made, interrupted (it will go on), or new. why: what differs from the last artifact
+            of that name.
     """
 
     stage: Stage
@@ -68,19 +72,37 @@ def _planned(stage: Stage, folder: Path, before: dict[str, Planned]) -> Planned:
         given = getattr(stage.settings, name)
         if given is None:
             continue
-        models[name] = before[stage.parents[name]].digest if name in stage.parents else _model_digest(given, stage)
+        models[name] = (
+            before[stage.parents[name]].digest
+            if name in stage.parents
+            else _model_digest(given, stage)
+        )
         fixed[name] = None  # which model it is, is in the digest; where it lies is not
-    inputs = {"kind": stage.kind_name, "settings": fixed, "models": models,
-              "data": {k: v for source in sources(stage.settings) if source.path not in stage.feeds
-                       for k, v in data_digest(source).items()},
-              "files": {str(path): sha256_file(path) for path in paths(stage.settings) if path.is_file()},
-              "code": code.digest(stage.kind.module)}
+    inputs = {
+        "kind": stage.kind_name,
+        "settings": fixed,
+        "models": models,
+        "data": {
+            k: v
+            for source in sources(stage.settings)
+            if source.path not in stage.feeds
+            for k, v in data_digest(source).items()
+        },
+        "files": {str(path): sha256_file(path) for path in paths(stage.settings) if path.is_file()},
+        "code": code.digest(stage.kind.module),
+    }
     if stage.feeds:
         inputs["rows"] = {name: before[name].digest for name in stage.feeds}
     digest = sha256_json(inputs)
     place = folder / "artifacts" / f"{stage.name}-{digest[:12]}"
-    ready = {"out": place, **{name: str(before[parent].folder / "model") for name, parent in stage.parents.items()}}
-    made = [*(["model"] if stage.kind.makes_model else []), *([stage.kind.makes_rows] if stage.kind.makes_rows else [])]
+    ready = {
+        "out": place,
+        **{name: str(before[parent].folder / "model") for name, parent in stage.parents.items()},
+    }
+    made = [
+        *(["model"] if stage.kind.makes_model else []),
+        *([stage.kind.makes_rows] if stage.kind.makes_rows else []),
+    ]
     whole = (place / ARTIFACT).is_file() and all((place / name).exists() for name in made)
     state = "made" if whole else "interrupted" if (place / "run.json").is_file() else "new"
     why = "" if state != "new" else _why(inputs, folder, stage)
@@ -95,12 +117,16 @@ def _model_digest(given: str, stage: Stage) -> str:
     try:
         return digest(resolve(given))
     except ModelError as error:
-        raise ConfigError(error.what, where=stage.where, cure=f"{error.cure}; or name an earlier stage") from None
+        raise ConfigError(
+            error.what, where=stage.where, cure=f"{error.cure}; or name an earlier stage"
+        ) from None
 
 
 def _why(inputs: dict[str, Any], folder: Path, stage: Stage) -> str:
     """What differs from the newest artifact of the same name."""
-    same = (folder / "artifacts").glob(f"{stage.name}-{'[0-9a-f]' * 12}")  # and not those of a stage NAME-2
+    same = (folder / "artifacts").glob(
+        f"{stage.name}-{'[0-9a-f]' * 12}"
+    )  # and not those of a stage NAME-2
     made = [path / ARTIFACT for path in same if (path / ARTIFACT).is_file()]
     if not made:
         return "not made yet"
@@ -108,8 +134,14 @@ def _why(inputs: dict[str, Any], folder: Path, stage: Stage) -> str:
     changed = differences(last["inputs"], json.loads(json.dumps(inputs)))
     said = [one for one in changed if not one.startswith(("models.", "rows.", "rows ", "code "))]
     before, now = last["inputs"]["models"], inputs["models"]
-    said += [f"{stage.parents.get(key, key)} changed" for key in sorted(before.keys() | now) if before.get(key) != now.get(key)]
+    said += [
+        f"{stage.parents.get(key, key)} changed"
+        for key in sorted(before.keys() | now)
+        if before.get(key) != now.get(key)
+    ]
     before, now = last["inputs"].get("rows", {}), inputs.get("rows", {})
-    said += [f"{key} changed" for key in sorted(before.keys() | now) if before.get(key) != now.get(key)]
+    said += [
+        f"{key} changed" for key in sorted(before.keys() | now) if before.get(key) != now.get(key)
+    ]
     said += ["posttrain's own code changed"] * any(one.startswith("code ") for one in changed)
     return "; ".join([*dict.fromkeys(said)][:3]) or "not made yet"

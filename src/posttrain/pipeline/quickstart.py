@@ -1,9 +1,13 @@
-"""The quickstart: from the embedded base model to an instruct model that has learned from comparisons, offline, on a processor.
+"""The quickstart: from the embedded base model to an instruct model that has learned from
+comparisons, offline, on a processor.
 
-The data are drawn from the curriculum: new text of its world for `adapt`, instructions for `sft`, pairs of answers for `reward`
-and `preference`, and for the evaluations questions, choices, pairs and text that were in none of them. What the base model cannot
-do is answer in a chat; what it can do, it was taught in other words. After `sft` it answers about half of the questions, and none
-of them politely: which answers people like better is in the pairs. The reward model judges answers to prompts it has not seen,
+The data are drawn from the curriculum: new text of its world for `adapt`, instructions for `sft`,
+    pairs of answers for `reward`
+and `preference`, and for the evaluations questions, choices, pairs and text that were in none of
+them. What the base model cannot do is answer in a chat; what it can do, it was taught in other
+words. After `sft` it answers about half of the questions, and none
+of them politely: which answers people like better is in the pairs. The reward model judges answers
+    to prompts it has not seen,
 and the policy was not trained with it.
 """
 
@@ -32,12 +36,22 @@ def write_data(folder: Path) -> dict[str, str]:
     texts = [{"text": text} for text in documents]
     questions = curriculum.held_out(QUESTIONS, "test", 0, levels=LEVELS)
     rows: dict[str, Iterable[dict[str, Any]]] = {
-        "text": texts[:ADAPT], "held-text": texts[ADAPT:],
+        "text": texts[:ADAPT],
+        "held-text": texts[ADAPT:],
         "demonstrations": curriculum.demonstrations(SFT, "train", 0, levels=LEVELS),
         "validation": curriculum.demonstrations(100, "validation", 0, levels=LEVELS),
-        "questions": ({"prompt": one["question"], "completion": one["answer"], "skill": one["skill"], "level": one["level"]}
-                      for one in questions),
-        "choices": curriculum.multiple_choice(CHOICES, "test", 0, levels=LEVELS), **_pairs()}
+        "questions": (
+            {
+                "prompt": one["question"],
+                "completion": one["answer"],
+                "skill": one["skill"],
+                "level": one["level"],
+            }
+            for one in questions
+        ),
+        "choices": curriculum.multiple_choice(CHOICES, "test", 0, levels=LEVELS),
+        **_pairs(),
+    }
     found = {}
     for name, some in rows.items():
         path = folder / f"{name}.jsonl"
@@ -49,33 +63,95 @@ def write_data(folder: Path) -> dict[str, str]:
 
 
 def _pairs() -> dict[str, list[dict[str, Any]]]:
-    """Pairs of every rule for the reward model, other pairs of the rule `polite` for the policy, and held-out ones."""
+    """Pairs of every rule for the reward model, other pairs of the rule `polite` for the policy,
+    and held-out ones.
+    """
     drawn = curriculum.preferences(REWARD + 5 * PAIRS, "train", 0, levels=LEVELS)
     polite = [row for row in drawn[REWARD:] if row["rule"] == "polite"][:PAIRS]
-    held = [row for row in curriculum.preferences(5 * HELD_PAIRS, "test", 0, levels=LEVELS) if row["rule"] == "polite"]
+    held = [
+        row
+        for row in curriculum.preferences(5 * HELD_PAIRS, "test", 0, levels=LEVELS)
+        if row["rule"] == "polite"
+    ]
     validation = curriculum.preferences(HELD_PAIRS, "validation", 0, levels=LEVELS)
-    return {"reward-pairs": drawn[:REWARD], "reward-validation": validation, "polite-pairs": polite,
-            "polite-held": held[:HELD_PAIRS],
-            "polite-asked": [{"prompt": row["prompt"], "completion": row["answer"]} for row in held[:HELD_PAIRS]]}
+    return {
+        "reward-pairs": drawn[:REWARD],
+        "reward-validation": validation,
+        "polite-pairs": polite,
+        "polite-held": held[:HELD_PAIRS],
+        "polite-asked": [
+            {"prompt": row["prompt"], "completion": row["answer"]} for row in held[:HELD_PAIRS]
+        ],
+    }
 
 
 def recipe(data: dict[str, str]) -> dict[str, Any]:
     """The recipe, as a file would hold it."""
-    return {"name": "quickstart", "stages": {
-        "adapt": {"model": "embedded", "data": data["text"], "batch_size": 16, "learning_rate": 3e-4, "device": "cpu"},
-        # a tenth is text of the kind the model knows, against forgetting
-        "sft": {"model": "adapt", "data": [data["demonstrations"], f"{data['text']},share=0.1"], "validation": data["validation"],
-                "epochs": 1, "batch_size": 8, "learning_rate": 5e-4, "device": "cpu"},
-        "check": {"stage": "eval", "model": "sft", "against": "embedded", "exact": data["questions"], "choice": data["choices"],
-                  "perplexity": data["held-text"], "max_tokens": 24, "device": "cpu"},
-        "reward": {"stage": "reward_model", "model": "sft", "data": data["reward-pairs"], "validation": data["reward-validation"],
-                   "epochs": 1, "batch_size": 16, "learning_rate": 1e-4, "device": "cpu"},
-        # the likelihood of the chosen answers beside their lead: the model never wrote such answers before
-        "preference": {"model": "sft", "data": data["polite-pairs"], "mix": {"dpo": 1, "sft": 1}, "epochs": 1, "batch_size": 8,
-                       "learning_rate": 1e-4, "device": "cpu"},
-        "compare": {"stage": "eval", "model": "preference", "against": "sft", "prefer": data["polite-held"],
-                    "win": data["polite-held"], "reward_model": "reward", "exact": data["polite-asked"],
-                    "match": "contains", "max_tokens": 24, "device": "cpu"}}}
+    return {
+        "name": "quickstart",
+        "stages": {
+            "adapt": {
+                "model": "embedded",
+                "data": data["text"],
+                "batch_size": 16,
+                "learning_rate": 3e-4,
+                "device": "cpu",
+            },
+            # a tenth is text of the kind the model knows, against forgetting
+            "sft": {
+                "model": "adapt",
+                "data": [data["demonstrations"], f"{data['text']},share=0.1"],
+                "validation": data["validation"],
+                "epochs": 1,
+                "batch_size": 8,
+                "learning_rate": 5e-4,
+                "device": "cpu",
+            },
+            "check": {
+                "stage": "eval",
+                "model": "sft",
+                "against": "embedded",
+                "exact": data["questions"],
+                "choice": data["choices"],
+                "perplexity": data["held-text"],
+                "max_tokens": 24,
+                "device": "cpu",
+            },
+            "reward": {
+                "stage": "reward_model",
+                "model": "sft",
+                "data": data["reward-pairs"],
+                "validation": data["reward-validation"],
+                "epochs": 1,
+                "batch_size": 16,
+                "learning_rate": 1e-4,
+                "device": "cpu",
+            },
+            # the likelihood of the chosen answers beside their lead: the model never wrote such
+            # answers before
+            "preference": {
+                "model": "sft",
+                "data": data["polite-pairs"],
+                "mix": {"dpo": 1, "sft": 1},
+                "epochs": 1,
+                "batch_size": 8,
+                "learning_rate": 1e-4,
+                "device": "cpu",
+            },
+            "compare": {
+                "stage": "eval",
+                "model": "preference",
+                "against": "sft",
+                "prefer": data["polite-held"],
+                "win": data["polite-held"],
+                "reward_model": "reward",
+                "exact": data["polite-asked"],
+                "match": "contains",
+                "max_tokens": 24,
+                "device": "cpu",
+            },
+        },
+    }
 
 
 def quickstart(folder: Path, observer: ConsoleObserver) -> Result:

@@ -1,4 +1,5 @@
-"""Run a recipe: make what is not made yet, go on with what was interrupted, and write down where everything lies.
+"""Run a recipe: make what is not made yet, go on with what was interrupted, and write down where
+everything lies.
 
 A run folder holds
     artifacts/STAGE-DIGEST/   what a stage made, and artifact.json: what it was made of
@@ -33,8 +34,13 @@ class Result:
     summary: dict[str, Any]
 
 
-def run_recipe(recipe: Path | str | Mapping[str, Any], *, out: Path | str | None = None, changes: Iterable[str] = (),
-               observer: ConsoleObserver | None = None) -> Result:
+def run_recipe(
+    recipe: Path | str | Mapping[str, Any],
+    *,
+    out: Path | str | None = None,
+    changes: Iterable[str] = (),
+    observer: ConsoleObserver | None = None,
+) -> Result:
     """Run a recipe, or go on with it.
 
     Args:
@@ -45,7 +51,9 @@ def run_recipe(recipe: Path | str | Mapping[str, Any], *, out: Path | str | None
         PosttrainError: with what is wrong and the cure.
     """
     read = load(Path(recipe) if isinstance(recipe, str) else recipe, changes)
-    return execute(read, Path(out) if out else Path("runs") / read.name, observer or ConsoleObserver())
+    return execute(
+        read, Path(out) if out else Path("runs") / read.name, observer or ConsoleObserver()
+    )
 
 
 def execute(recipe: Recipe, folder: Path, observer: ConsoleObserver) -> Result:
@@ -58,10 +66,18 @@ def execute(recipe: Recipe, folder: Path, observer: ConsoleObserver) -> Result:
             if one.made:
                 observer.note(label, f"made before: {one.folder}")
             else:
-                observer.note(label, f"{one.stage.kind_name}, {'goes on' if one.state == 'interrupted' else one.why}")
+                observer.note(
+                    label,
+                    f"{one.stage.kind_name},"
+                    f" {'goes on' if one.state == 'interrupted' else one.why}",
+                )
                 _make(one, observer)
             _link(folder / one.stage.name, one.folder)
-        summary = {"posttrain": __version__, "recipe": recipe.name, "stages": {one.stage.name: _artifact(one) for one in stages}}
+        summary = {
+            "posttrain": __version__,
+            "recipe": recipe.name,
+            "stages": {one.stage.name: _artifact(one) for one in stages},
+        }
         write_json(folder / "recipe.json", {one.stage.name: _given(one) for one in stages})
         write_json(folder / "summary.json", summary)
         observer.note("done", f"{len(stages)} stages, {time.monotonic() - begun:.0f} s: {folder}")
@@ -71,10 +87,18 @@ def execute(recipe: Recipe, folder: Path, observer: ConsoleObserver) -> Result:
 def _make(one: Planned, observer: ConsoleObserver) -> None:
     begun = time.monotonic()
     one.stage.kind.run(one.settings, observer)
-    write_json(one.folder / ARTIFACT, {
-        "posttrain": __version__, "stage": one.stage.name, "digest": one.digest, "inputs": one.inputs,
-        "parents": one.stage.lineage, "seconds": time.monotonic() - begun,
-        "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())})
+    write_json(
+        one.folder / ARTIFACT,
+        {
+            "posttrain": __version__,
+            "stage": one.stage.name,
+            "digest": one.digest,
+            "inputs": one.inputs,
+            "parents": one.stage.lineage,
+            "seconds": time.monotonic() - begun,
+            "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        },
+    )
 
 
 def _given(one: Planned) -> dict[str, Any]:
@@ -87,9 +111,15 @@ def _artifact(one: Planned) -> dict[str, Any]:
     """An artifact and the summary of the stage that made it."""
     about = json.loads((one.folder / ARTIFACT).read_text())
     summary = one.folder / "summary.json"
-    return {"folder": str(one.folder), "kind": one.stage.kind_name, "digest": one.digest, "parents": one.stage.lineage,
-            "seconds": about["seconds"], "made": about["made"],
-            "result": json.loads(summary.read_text()) if summary.is_file() else None}
+    return {
+        "folder": str(one.folder),
+        "kind": one.stage.kind_name,
+        "digest": one.digest,
+        "parents": one.stage.lineage,
+        "seconds": about["seconds"],
+        "made": about["made"],
+        "result": json.loads(summary.read_text()) if summary.is_file() else None,
+    }
 
 
 def _link(name: Path, target: Path) -> None:

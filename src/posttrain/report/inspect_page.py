@@ -1,4 +1,6 @@
-"""What a model would be trained on, as one page: nothing is loaded from elsewhere, and no text of a row can become markup."""
+"""What a model would be trained on, as one page: nothing is loaded from elsewhere, and no text of a
+row can become markup.
+"""
 
 from __future__ import annotations
 
@@ -64,44 +66,81 @@ _HEAD = """<!DOCTYPE html>
 def page(report: Report) -> str:
     """The report as an HTML document."""
     title = "What would be trained: " + ", ".join(part.name for part in report.parts)
-    return "".join([
-        _HEAD.format(title=escape(title), style=_STYLE),
-        f"<h1>What would be trained</h1>\n<p class=soft>{escape(', '.join(part.source.path for part in report.parts))}</p>\n",
-        _cards(report),
-        _examples(report),
-        "<h2>Training rows</h2>\n<div class=wide><table>\n",
-        *(f"<tr><td>{escape(name)}</td><td class=n>{escape(value)}</td></tr>\n" for name, value in table(report)),
-        "</table></div>\n", _sources(report), _histogram(report.lengths, report.max_length), _packing(report.packing),
-        "</body>\n</html>\n"])
+    return "".join(
+        [
+            _HEAD.format(title=escape(title), style=_STYLE),
+            (
+                "<h1>What would be trained</h1>\n<p"
+                f" class=soft>{escape(', '.join(part.source.path for part in report.parts))}</p>\n"
+            ),
+            _cards(report),
+            _examples(report),
+            "<h2>Training rows</h2>\n<div class=wide><table>\n",
+            *(
+                f"<tr><td>{escape(name)}</td><td class=n>{escape(value)}</td></tr>\n"
+                for name, value in table(report)
+            ),
+            "</table></div>\n",
+            _sources(report),
+            _histogram(report.lengths, report.max_length),
+            _packing(report.packing),
+            "</body>\n</html>\n",
+        ]
+    )
 
 
 def _cards(report: Report) -> str:
     total = report.total
     share = total("targets") / max(1, total("tokens"))
     lost = total("read") - total("used")
-    cards = [("rows", total("read")), ("left out", lost), ("sequences", total("sequences")), ("tokens", total("tokens"))]
+    cards = [
+        ("rows", total("read")),
+        ("left out", lost),
+        ("sequences", total("sequences")),
+        ("tokens", total("tokens")),
+    ]
     shown = [*((name, f"{n:,}") for name, n in cards), ("of them trained", f"{share:.1%}")]
-    return "<div class=cards>" + "".join(f"<div class=card><b>{value}</b><small>{name}</small></div>"
-                                         for name, value in shown) + "</div>\n"
+    return (
+        "<div class=cards>"
+        + "".join(
+            f"<div class=card><b>{value}</b><small>{name}</small></div>" for name, value in shown
+        )
+        + "</div>\n"
+    )
 
 
-# ---------------------------------------------------------------------------------------------- tokens
+# ------------------------------------------------------------------------------------------- tokens
+
 
 def _examples(report: Report) -> str:
     if not report.examples:
         return ""
-    kinds = {piece.kind for one in report.examples for passage in one.passages for piece in passage.pieces}
-    legend = "".join(f'<span><span class="t {kind}">{kind}</span> {escape(what.partition(": ")[2] or what)}</span>\n'
-                     for kind, what in LEGEND.items() if kind in kinds and kind != "gap")
-    return (f"<h2>Token by token</h2>\n<div class=legend>{legend}<span>⏎ a line break</span></div>\n"
-            "<p class=soft>Hold the pointer over a token to see its id, and why it is trained or not.</p>\n"
-            + "".join(_example(one) for one in report.examples))
+    kinds = {
+        piece.kind
+        for one in report.examples
+        for passage in one.passages
+        for piece in passage.pieces
+    }
+    legend = "".join(
+        f'<span><span class="t {kind}">{kind}</span>'
+        f" {escape(what.partition(': ')[2] or what)}</span>\n"
+        for kind, what in LEGEND.items()
+        if kind in kinds and kind != "gap"
+    )
+    return (
+        f"<h2>Token by token</h2>\n<div class=legend>{legend}<span>⏎ a line break</span></div>\n<p"
+        " class=soft>Hold the pointer over a token to see its id, and why it is trained or"
+        " not.</p>\n" + "".join(_example(one) for one in report.examples)
+    )
 
 
 def _example(one: Anatomy) -> str:
     dropped = f" · dropped: {escape(one.dropped)}" if one.dropped else ""
-    messages = "".join(f"<li{' class=yes' if m.what.startswith('trained') else ''}>{escape(m.name)}: {escape(m.what)}</li>\n"
-                       for m in one.messages)
+    messages = "".join(
+        f"<li{' class=yes' if m.what.startswith('trained') else ''}>{escape(m.name)}:"
+        f" {escape(m.what)}</li>\n"
+        for m in one.messages
+    )
     passages = "".join(_passage(one, passage) for passage in one.passages)
     return f"<article>\n<h3>{escape(one.where)}{dropped}</h3>\n<ul>\n{messages}</ul>\n{passages}</article>\n"
 
@@ -110,12 +149,20 @@ def _passage(one: Anatomy, passage: Passage) -> str:
     tokens = []
     for i, piece in enumerate(passage.pieces):
         ids = " ".join(map(str, piece.ids))
-        why = f"{'ids' if len(piece.ids) > 1 else 'id'} {ids} · {one.why(piece)}" if piece.ids else one.why(piece)
-        tokens.append(f'<span class="t {piece.kind}{" o" * (i % 2)}" data-w="{escape(why)}">{escape(visible(piece.text))}</span>')
+        why = (
+            f"{'ids' if len(piece.ids) > 1 else 'id'} {ids} · {one.why(piece)}"
+            if piece.ids
+            else one.why(piece)
+        )
+        tokens.append(
+            f'<span class="t {piece.kind}{" o" * (i % 2)}"'
+            f' data-w="{escape(why)}">{escape(visible(piece.text))}</span>'
+        )
     return f"<p class=soft>{escape(passage.heading)}</p>\n<pre>{''.join(tokens)}</pre>\n"
 
 
-# ---------------------------------------------------------------------------------------------- numbers
+# ------------------------------------------------------------------------------------------ numbers
+
 
 def _sources(report: Report) -> str:
     if len(report.parts) < 2:
@@ -123,12 +170,27 @@ def _sources(report: Report) -> str:
     rows = []
     for part in report.parts:
         account = part.account
-        numbers = (account.read, account.used, account.tokens, account.targets, sum(account.dropped.values()), account.rejected)
+        numbers = (
+            account.read,
+            account.used,
+            account.tokens,
+            account.targets,
+            sum(account.dropped.values()),
+            account.rejected,
+        )
         cells = "".join(f"<td class=n>{n:,}</td>" for n in numbers)
-        rows.append(f"<tr><td>{escape(part.name)}</td><td>{escape(account.format)}</td>{cells}</tr>\n")
-    head = "".join(f"<th class=n>{name}</th>" for name in ("rows", "used", "tokens", "trained", "dropped", "rejected"))
-    return (f"<h2>By source</h2>\n<div class=wide><table>\n<tr><th>source</th><th>format</th>{head}</tr>\n{''.join(rows)}"
-            "</table></div>\n")
+        rows.append(
+            f"<tr><td>{escape(part.name)}</td><td>{escape(account.format)}</td>{cells}</tr>\n"
+        )
+    head = "".join(
+        f"<th class=n>{name}</th>"
+        for name in ("rows", "used", "tokens", "trained", "dropped", "rejected")
+    )
+    return (
+        "<h2>By source</h2>\n<div"
+        f" class=wide><table>\n<tr><th>source</th><th>format</th>{head}</tr>\n{''.join(rows)}"
+        "</table></div>\n"
+    )
 
 
 def _histogram(lengths: Lengths, limit: int) -> str:
@@ -138,30 +200,46 @@ def _histogram(lengths: Lengths, limit: int) -> str:
     bins, over = lengths.bins(limit), lengths.over(limit)
     most, parts, y, marked = max(count for _, _, count in bins), [], 18, False
     text = f"--max-length {limit:,}: {over:,} longer ({over / lengths.n:.1%})"
-    mark = ('<line class=mark x1="10" x2="890" y1="{y}" y2="{y}"/>'
-            '<text class=soft x="890" y="{t}" text-anchor="end">{text}</text>\n')
+    mark = (
+        '<line class=mark x1="10" x2="890" y1="{y}" y2="{y}"/>'
+        '<text class=soft x="890" y="{t}" text-anchor="end">{text}</text>\n'
+    )
     for low, high, count in [*bins, (limit + 1, 0, 0)]:
         if low > limit and not marked:
             parts.append(mark.format(y=y - 5, t=y + 11, text=text))
             y, marked = y + 16, True
         if not high:
             break
-        name, kind = (f"{low:,}" if low == high else f"{low:,}–{high:,}"), "over" if low > limit else "bar"
+        name, kind = (
+            (f"{low:,}" if low == high else f"{low:,}–{high:,}"),
+            "over" if low > limit else "bar",
+        )
         width = max(count / most * 600, 1.5 if count else 0)
-        parts.append(f'<text x="140" y="{y + 14}" text-anchor="end">{name}</text><rect class={kind} x="150" y="{y}" rx="2" '
-                     f'width="{width:.1f}" height="18"/><text class=soft x="{158 + width:.1f}" y="{y + 14}">{count:,}</text>\n')
+        parts.append(
+            f'<text x="140" y="{y + 14}" text-anchor="end">{name}</text><rect class={kind} x="150"'
+            f' y="{y}" rx="2" width="{width:.1f}" height="18"/><text class=soft'
+            f' x="{158 + width:.1f}" y="{y + 14}">{count:,}</text>\n'
+        )
         y += 24
-    quantiles = " · ".join(f"{name} {lengths.quantile(share):,}" for name, share in (
-        ("median", 0.5), ("90 %", 0.9), ("99 %", 0.99), ("longest", 1.0)))
-    return (f"<h2>Tokens a sequence, before the length limit</h2>\n<p class=soft>n = {lengths.n:,} · {quantiles}</p>\n"
-            f'<svg viewBox="0 0 900 {y}" role="img"><title>Lengths of sequences in tokens</title>\n{"".join(parts)}</svg>\n')
+    quantiles = " · ".join(
+        f"{name} {lengths.quantile(share):,}"
+        for name, share in (("median", 0.5), ("90 %", 0.9), ("99 %", 0.99), ("longest", 1.0))
+    )
+    return (
+        f"<h2>Tokens a sequence, before the length limit</h2>\n<p class=soft>n = {lengths.n:,} ·"
+        f" {quantiles}</p>\n"
+        f'<svg viewBox="0 0 900 {y}" role="img"><title>Lengths of sequences in'
+        f" tokens</title>\n{''.join(parts)}</svg>\n"
+    )
 
 
 def _packing(found: Packing | None) -> str:
     if found is None:
         return ""
-    return (f"<h2>How batches fill</h2>\n<p>A step of {found.batch_size} rows has {found.tokens:,.0f} tokens, in "
-            f"{found.passes:.2f} forward passes of at most {found.budget:,} (means over {found.rows:,} rows).</p>\n"
-            f"<ul><li>Packed: {found.filled:.1%} of the budget filled, nothing padded.</li>\n"
-            f"<li>Padded to the longest row instead: {found.padded:.1%} of the computed tokens would be data, "
-            f"{1 / found.padded:.2f} times the work.</li></ul>\n")
+    return (
+        f"<h2>How batches fill</h2>\n<p>A step of {found.batch_size} rows has {found.tokens:,.0f}"
+        f" tokens, in {found.passes:.2f} forward passes of at most {found.budget:,} (means over"
+        f" {found.rows:,} rows).</p>\n<ul><li>Packed: {found.filled:.1%} of the budget filled,"
+        f" nothing padded.</li>\n<li>Padded to the longest row instead: {found.padded:.1%} of the"
+        f" computed tokens would be data, {1 / found.padded:.2f} times the work.</li></ul>\n"
+    )

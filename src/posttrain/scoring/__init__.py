@@ -1,1 +1,3 @@
-"""Scorers: what an answer is worth. The same function scores in training, evaluation and red-teaming."""
+"""Scorers: what an answer is worth. The same function scores in training, evaluation and
+red-teaming.
+"""

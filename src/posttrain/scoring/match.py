@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from decimal import Decimal
 
-_NUMBER = re.compile(r"(?:(?<!\w)-)?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)")  # in 3-5 there is no -5
+_NUMBER = re.compile(
+    r"(?:(?<!\w)-)?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)"
+)  # in 3-5 there is no -5
 
 
 def exact(answer: str, wanted: str) -> bool:
@@ -20,7 +22,9 @@ def contains(answer: str, wanted: str) -> bool:
 
 
 def number(answer: str, wanted: str) -> bool:
-    """The last number of the answer is the last number that was wanted; thousands may have commas."""
+    """The last number of the answer is the last number that was wanted; thousands may have
+    commas.
+    """
     said, meant = _last(answer), _last(wanted)
     return said is not None and said == meant
 

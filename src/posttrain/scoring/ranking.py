@@ -1,4 +1,5 @@
-"""Pairs from scored answers to one prompt: which answer is chosen over which, and why others are in no pair.
+"""Pairs from scored answers to one prompt: which answer is chosen over which, and why others are in
+no pair.
 
     best-worst   the best over the worst; of k pairs, the k-th best over the k-th worst
     adjacent     each over the next in the ranking
@@ -23,15 +24,29 @@ Unfinished = Literal["reject", "drop", "keep"]
 # why an answer is in no ranking
 UNSCORED, EMPTY, CUT, REPEATED = "unscored", "empty", "unfinished", "repeats another"
 # why two answers are no pair
-TIE, BELOW, BETTER_CUT, NOT_TAKEN = "same score", "margin below --min-margin", "the better one is unfinished", "not taken"
+TIE, BELOW, BETTER_CUT, NOT_TAKEN = (
+    "same score",
+    "margin below --min-margin",
+    "the better one is unfinished",
+    "not taken",
+)
 # why a prompt has no pair
-NO_SCORE, NO_ANSWER, ONE_ANSWER = "no answer has a score", "no answer can be used", "all answers are the same"
-ALL_EQUAL, NO_NEIGHBOURS = "all answers have the same score", "no two neighbours in the ranking are a pair"
+NO_SCORE, NO_ANSWER, ONE_ANSWER = (
+    "no answer has a score",
+    "no answer can be used",
+    "all answers are the same",
+)
+ALL_EQUAL, NO_NEIGHBOURS = (
+    "all answers have the same score",
+    "no two neighbours in the ranking are a pair",
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A sampled answer. `score` None: the scorer could not judge it. `finished`: the model ended it itself."""
+    """A sampled answer. `score` None: the scorer could not judge it. `finished`: the model ended it
+    itself.
+    """
 
     text: str
     score: float | None
@@ -43,9 +58,11 @@ class Rules:
     """How pairs are made.
 
     Attributes:
-        how: see above. most: pairs of a prompt at most; None: one with best-worst, else all there are.
+        how: see above. most: pairs of a prompt at most; None: one with best-worst, else all there
+            are.
         min_margin: difference of the scores at least. A difference of 0 is never a pair.
-        unfinished: answers that were cut off are at most rejected, or dropped, or kept as if they were whole.
+        unfinished: answers that were cut off are at most rejected, or dropped, or kept as if they
+            were whole.
     """
 
     how: How = "best-worst"
@@ -83,7 +100,8 @@ def known(score: float | None) -> bool:
 def rank(answers: Many[Answer], rules: Rules = Rules()) -> Ranking:
     """Rank the answers to a prompt and pair them.
 
-    Answers that differ in white space alone are the same; of those a finished one stands for all, and of these the first.
+    Answers that differ in white space alone are the same; of those a finished one stands for all,
+    and of these the first.
     """
     order, left_out = _usable(answers, rules.unfinished)
     scores = {i: float(answers[i].score or 0.0) for i in order}
@@ -91,28 +109,60 @@ def rank(answers: Many[Answer], rules: Rules = Rules()) -> Ranking:
     unpaired: Counter[str] = Counter()
     valid: set[tuple[int, int]] = set()
     for at, i in enumerate(order):
-        for j in order[at + 1:]:
+        for j in order[at + 1 :]:
             margin = scores[i] - scores[j]
-            why = TIE if not margin > 0 else BELOW if margin < rules.min_margin else BETTER_CUT if i not in may else ""
+            why = (
+                TIE
+                if not margin > 0
+                else BELOW
+                if margin < rules.min_margin
+                else BETTER_CUT
+                if i not in may
+                else ""
+            )
             if why:
                 unpaired[why] += 1
             else:
                 valid.add((i, j))
     most = rules.most or (1 if rules.how == "best-worst" else None)
-    pairs = tuple(islice((pair for pair in _proposed(order, scores, may, rules.how) if pair in valid), most))
+    pairs = tuple(
+        islice((pair for pair in _proposed(order, scores, may, rules.how) if pair in valid), most)
+    )
     unpaired[NOT_TAKEN] = len(valid) - len(pairs)
     best = next((i for i in order if i in may), None)
-    return Ranking(order, left_out, pairs, +unpaired, "" if pairs else _why(answers, order, scores, unpaired), best)
+    return Ranking(
+        order,
+        left_out,
+        pairs,
+        +unpaired,
+        "" if pairs else _why(answers, order, scores, unpaired),
+        best,
+    )
 
 
 def _usable(answers: Many[Answer], unfinished: Unfinished) -> tuple[tuple[int, ...], Counter[str]]:
     left_out: Counter[str] = Counter()
     seen: set[tuple[str, ...]] = set()
     order: list[int] = []
-    for i in sorted(range(len(answers)), key=lambda i: (unfinished != "keep" and not answers[i].finished, i)):
+    for i in sorted(
+        range(len(answers)), key=lambda i: (unfinished != "keep" and not answers[i].finished, i)
+    ):
         one, words = answers[i], tuple(answers[i].text.split())
-        why = (UNSCORED if not known(one.score) else EMPTY if not words or "\0" in one.text
-               else CUT if unfinished == "drop" and not one.finished else REPEATED if words in seen else "")
+        why = (
+            UNSCORED
+            if not known(one.score)
+            else (
+                EMPTY
+                if not words or "\0" in one.text
+                else (
+                    CUT
+                    if unfinished == "drop" and not one.finished
+                    else REPEATED
+                    if words in seen
+                    else ""
+                )
+            )
+        )
         if why:
             left_out[why] += 1
         else:
@@ -121,19 +171,33 @@ def _usable(answers: Many[Answer], unfinished: Unfinished) -> tuple[tuple[int, .
     return tuple(sorted(order, key=lambda i: (-(answers[i].score or 0.0), i))), left_out
 
 
-def _proposed(order: tuple[int, ...], scores: dict[int, float], may: set[int], how: How) -> Iterator[tuple[int, int]]:
+def _proposed(
+    order: tuple[int, ...], scores: dict[int, float], may: set[int], how: How
+) -> Iterator[tuple[int, int]]:
     """Pairs in the order in which they are taken; some may turn out to be none."""
     if how == "best-worst":
         # of equally bad ones, too, the earlier first: what is drawn often is drawn early
-        yield from zip((i for i in order if i in may), sorted(order, key=lambda i: (scores[i], i)), strict=False)
+        yield from zip(
+            (i for i in order if i in may),
+            sorted(order, key=lambda i: (scores[i], i)),
+            strict=False,
+        )
         return
     place = {i: at for at, i in enumerate(order)}
-    some = pairwise(order) if how == "adjacent" else ((i, j) for at, i in enumerate(order) for j in order[at + 1:])
+    some = (
+        pairwise(order)
+        if how == "adjacent"
+        else ((i, j) for at, i in enumerate(order) for j in order[at + 1 :])
+    )
     # the largest margins first; among equal ones, no answer often before the others were there
-    yield from sorted(some, key=lambda pair: (scores[pair[1]] - scores[pair[0]], place[pair[0]] + place[pair[1]]))
+    yield from sorted(
+        some, key=lambda pair: (scores[pair[1]] - scores[pair[0]], place[pair[0]] + place[pair[1]])
+    )
 
 
-def _why(answers: Many[Answer], order: tuple[int, ...], scores: dict[int, float], unpaired: Counter[str]) -> str:
+def _why(
+    answers: Many[Answer], order: tuple[int, ...], scores: dict[int, float], unpaired: Counter[str]
+) -> str:
     if not order:
         return NO_ANSWER if any(known(one.score) for one in answers) else NO_SCORE
     if len(order) == 1:

@@ -1,7 +1,9 @@
 """Scorers: what an answer is worth. Verifiers, length and learned rewards are all `items → scores`.
 
-    exact, contains, number   1 where the answer is the one that the row wants, else 0; see `posttrain.scoring.match`
-    longest, shortest         the answer's length in characters, or minus that: content-blind baselines
+    exact, contains, number   1 where the answer is the one that the row wants, else 0; see
+                              `posttrain.scoring.match`
+    longest, shortest         the answer's length in characters, or minus that: content-blind
+                              baselines
     reward:FOLDER             a reward model; see `posttrain.evals.scorers`
 
 A scorer that cannot judge an item says None, which is never a 0.
@@ -26,7 +28,8 @@ class Item:
     Attributes:
         prompt: what was asked: text, or messages.
         answer: what was answered.
-        row: what else is known, by column; verifiers read the wanted answer from `completion` or `answer`.
+        row: what else is known, by column; verifiers read the wanted answer from `completion` or
+            `answer`.
         where: the row it was, for errors.
     """
 
@@ -40,9 +43,21 @@ Scorer = Callable[[Many[Item]], "list[float | None]"]
 
 
 def _matched(match: Callable[[str, str], bool], items: Many[Item]) -> list[float | None]:
-    wanted = [next((one.row[name] for name in ("completion", "answer") if isinstance(one.row.get(name), str)), None)
-              for one in items]
-    return [None if want is None else float(match(one.answer, want)) for one, want in zip(items, wanted, strict=True)]
+    wanted = [
+        next(
+            (
+                one.row[name]
+                for name in ("completion", "answer")
+                if isinstance(one.row.get(name), str)
+            ),
+            None,
+        )
+        for one in items
+    ]
+    return [
+        None if want is None else float(match(one.answer, want))
+        for one, want in zip(items, wanted, strict=True)
+    ]
 
 
 def longest(items: Many[Item]) -> list[float | None]:
@@ -55,5 +70,8 @@ def shortest(items: Many[Item]) -> list[float | None]:
     return [-float(len(one.answer)) for one in items]
 
 
-SCORERS: dict[str, Scorer] = {**{name: partial(_matched, match) for name, match in MATCHES.items()}, "longest": longest,
-                              "shortest": shortest}
+SCORERS: dict[str, Scorer] = {
+    **{name: partial(_matched, match) for name, match in MATCHES.items()},
+    "longest": longest,
+    "shortest": shortest,
+}

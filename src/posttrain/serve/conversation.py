@@ -1,4 +1,6 @@
-"""A conversation with one model or several: the questions are shared, every model sees its own answers."""
+"""A conversation with one model or several: the questions are shared, every model sees its own
+answers.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,8 @@ class Answer:
         seconds: from the question to the last token.
         finished: ended by the model itself.
         interrupted: ended by the user.
-        forgotten: turns at the start of the conversation that the model was not shown, to stay within its positions.
+        forgotten: turns at the start of the conversation that the model was not shown, to stay
+            within its positions.
     """
 
     text: str
@@ -52,39 +55,53 @@ class Conversation:
 
     def messages(self, model: int) -> tuple[Message, ...]:
         """The conversation as one of the models sees it."""
-        return tuple({k: v for k, v in message.items() if k != "weight"} for message in self._row(model))
+        return tuple(
+            {k: v for k, v in message.items() if k != "weight"} for message in self._row(model)
+        )
 
     def _row(self, model: int) -> Iterator[dict[str, Any]]:
         if self.system:
             yield {"role": "system", "content": self.system}
         for turn in self.turns:
             yield {"role": "user", "content": turn.question}
-            for answer in turn.answers[model:model + 1]:
+            for answer in turn.answers[model : model + 1]:
                 unfit = {} if answer.finished and answer.text.strip() else {"weight": 0}
                 yield {"role": "assistant", "content": answer.text, **unfit}
 
     def save(self, path: Path) -> int:
-        """Append the conversation to a JSONL file, a row for each model, as `posttrain sft --data` reads it.
+        """Append the conversation to a JSONL file, a row for each model, as `posttrain sft --data`
+        reads it.
 
-        An answer that was cut short or is empty gets weight 0: nobody should learn to end there. A model that finished none
-        gets no row.
+        An answer that was cut short or is empty gets weight 0: nobody should learn to end there. A
+        model that finished none gets no row.
 
         Returns: the rows written.
         Raises:
             ConfigError: there is nothing to learn from, or the file cannot be written.
         """
-        found = [list(self._row(k)) for k in range(max((len(turn.answers) for turn in self.turns), default=0))]
-        rows = [row for row in found if any(m["role"] == "assistant" and "weight" not in m for m in row)]
+        found = [
+            list(self._row(k))
+            for k in range(max((len(turn.answers) for turn in self.turns), default=0))
+        ]
+        rows = [
+            row for row in found if any(m["role"] == "assistant" and "weight" not in m for m in row)
+        ]
         if not rows:
-            raise ConfigError("there is no finished answer to save",
-                              cure="let an answer come to its end: /retry, or a higher --max-tokens")
+            raise ConfigError(
+                "there is no finished answer to save",
+                cure="let an answer come to its end: /retry, or a higher --max-tokens",
+            )
         if path.suffix != ".jsonl":
-            raise ConfigError(f"{path} is not a .jsonl file", cure="give it a name that ends in .jsonl")
+            raise ConfigError(
+                f"{path} is not a .jsonl file", cure="give it a name that ends in .jsonl"
+            )
         text = "".join(json.dumps({"messages": row}, ensure_ascii=False) + "\n" for row in rows)
         try:
             before = path.read_bytes() if path.exists() else b""
             gap = b"\n" if before and not before.endswith(b"\n") else b""
             write_atomic(path, before + gap + text.encode())
         except OSError as error:
-            raise ConfigError(f"cannot write {path}: {error.strerror}", cure="save somewhere else") from error
+            raise ConfigError(
+                f"cannot write {path}: {error.strerror}", cure="save somewhere else"
+            ) from error
         return len(rows)

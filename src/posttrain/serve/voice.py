@@ -1,6 +1,7 @@
 """A model that takes part in a conversation: prompted as it was trained, heard token by token.
 
-Left out: keeping the key-value cache from one turn to the next. Templates may rewrite history, sliding windows and linear
+Left out: keeping the key-value cache from one turn to the next. Templates may rewrite history,
+    sliding windows and linear
 attention cannot go back, and in bfloat16 a prompt computed in two parts may round to another token.
 """
 
@@ -27,7 +28,8 @@ Heard = Callable[[str], None]  # a piece of an answer, as it is written
 class Stream:
     """The text of tokens as they come.
 
-    A character may need several tokens, so text is given out when it is complete; what never becomes complete is left out.
+    A character may need several tokens, so text is given out when it is complete; what never
+    becomes complete is left out.
 
     Args:
         silent: tokens without a text.
@@ -45,7 +47,9 @@ class Stream:
             return ""
         self._tokens.append(token)
         before = len(self.text)
-        found = self._tokenizer.decode(self._tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        found = self._tokenizer.decode(
+            self._tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
         self.text = self._lead + found.rstrip("\N{REPLACEMENT CHARACTER}")
         return self.text[before:]
 
@@ -57,7 +61,8 @@ class Voice:
         name: what the user calls it.
         kwargs: handed to the chat template.
     Attributes:
-        positions: tokens that prompt and answer may have together; None where the model does not say.
+        positions: tokens that prompt and answer may have together; None where the model does not
+            say.
         notes: what the user should know.
     """
 
@@ -67,10 +72,18 @@ class Voice:
         self.notes = list(policy.model.admission.reasons)
         if self.chat.origin == "default":
             self.notes.append(f"{name} has no chat template; it is talked to in the default one")
-        policy.converse(self.chat.template, self.chat.stop)  # as training does: the template's end of an answer is a stop, too
+        policy.converse(
+            self.chat.template, self.chat.stop
+        )  # as training does: the template's end of an answer is a stop, too
         self.notes += self.chat.notes
-        self.positions: int | None = getattr(policy.model.config.get_text_config(), "max_position_embeddings", None)
-        special = {i for i, t in policy.tokenizer.added_tokens_decoder.items() if t.special and not TAGS.fullmatch(t.content)}
+        self.positions: int | None = getattr(
+            policy.model.config.get_text_config(), "max_position_embeddings", None
+        )
+        special = {
+            i
+            for i, t in policy.tokenizer.added_tokens_decoder.items()
+            if t.special and not TAGS.fullmatch(t.content)
+        }
         self._silent = frozenset(special | {*policy.stops})
 
     @classmethod
@@ -83,38 +96,53 @@ class Voice:
         return cls(path, Policy.load(model_folder(path), device=device), kwargs)
 
     def prompt(self, messages: tuple[Message, ...], max_tokens: int) -> tuple[list[int], str, int]:
-        """What the model is shown of a conversation: all of it, or without its oldest turns, so that an answer has room.
+        """What the model is shown of a conversation: all of it, or without its oldest turns, so
+        that an answer has room.
 
         An answer has room where all its tokens fit, or a quarter of the model's positions is left.
 
         Returns: token ids, their text, and how many turns were left out.
         Raises:
-            DataError: the template refuses the conversation, or the last question alone is too long.
+            DataError: the template refuses the conversation, or the last question alone is too
+                long.
         """
-        system = messages[:messages[0]["role"] == "system"]
+        system = messages[: messages[0]["role"] == "system"]
         starts = [i for i, message in enumerate(messages) if message["role"] == "user"]
         ids: list[int] = []
         for forgotten, start in enumerate(starts):
             text, plain = self.chat.prompt(Example("", (*system, *messages[start:])))
             (ids,) = self.encoder.prompts([text], [plain])
-            if self.positions is None or len(ids) + min(max_tokens, self.positions // 4) <= self.positions:
+            if (
+                self.positions is None
+                or len(ids) + min(max_tokens, self.positions // 4) <= self.positions
+            ):
                 return ids, text, forgotten
-        raise DataError(f"the question alone has {len(ids):,} tokens in the chat template, and {self.name} only "
-                        f"{self.positions:,} positions", cure="shorten it, or the system prompt")
+        raise DataError(
+            f"the question alone has {len(ids):,} tokens in the chat template, and {self.name} only"
+            f" {self.positions:,} positions",
+            cure="shorten it, or the system prompt",
+        )
 
     def answer(self, messages: tuple[Message, ...], params: Sampling, heard: Heard) -> Answer:
         """Write the next answer of a conversation.
 
         Args:
             messages: the last is the user's.
-            heard: hears every piece of the text; a KeyboardInterrupt in it, or anywhere, ends the answer where it is.
+            heard: hears every piece of the text; a KeyboardInterrupt in it, or anywhere, ends the
+                answer where it is.
         """
         began = time.perf_counter()
         ids, text, forgotten = self.prompt(messages, params.max_tokens)
         asked = PROMPTED.search(text, max(0, len(text) - 100))
-        opened = asked[0] if asked and asked[1] and not asked[2] else ""  # thinking that the prompt begins is part of the answer
+        opened = (
+            asked[0] if asked and asked[1] and not asked[2] else ""
+        )  # thinking that the prompt begins is part of the answer
         stream = Stream(self.policy.tokenizer, self._silent, opened)
-        room = params.max_tokens if self.positions is None else min(params.max_tokens, self.positions - len(ids))
+        room = (
+            params.max_tokens
+            if self.positions is None
+            else min(params.max_tokens, self.positions - len(ids))
+        )
         tokens, finished, interrupted = 0, False, False
 
         def told(prompt: int, number: int, token: int) -> None:
@@ -130,7 +158,9 @@ class Voice:
             finished = sample(self.policy.model, [ids], params, told)[0].finished
         except KeyboardInterrupt:
             interrupted = True
-        return Answer(stream.text, tokens, time.perf_counter() - began, finished, interrupted, forgotten)
+        return Answer(
+            stream.text, tokens, time.perf_counter() - began, finished, interrupted, forgotten
+        )
 
 
 def model_folder(path: str) -> str:
@@ -145,5 +175,8 @@ def model_folder(path: str) -> str:
     if (folder / "model" / "config.json").is_file():
         return str(folder / "model")
     if (folder / "run.json").is_file():
-        raise ModelError(f"{path} holds a run without a model", cure="finish the run: its command goes on where it was")
+        raise ModelError(
+            f"{path} holds a run without a model",
+            cure="finish the run: its command goes on where it was",
+        )
     return path

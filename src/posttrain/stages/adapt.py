@@ -1,7 +1,8 @@
-"""Domain adaptation: the base model reads raw text of a domain, with some of what it read before so that it forgets less.
+"""Domain adaptation: the base model reads raw text of a domain, with some of what it read before so
+that it forgets less.
 
-The learning rate is warmed up again and falls again (Ibrahim et al. 2024, arXiv 2403.08763). The run folder:
-`posttrain.stages.training`.
+The learning rate is warmed up again and falls again (Ibrahim et al. 2024, arXiv 2403.08763). The
+run folder: `posttrain.stages.training`.
 """
 
 from __future__ import annotations
@@ -22,16 +23,29 @@ from posttrain.stages.training import Outcome, TrainingSettings
 class AdaptOptimiser(OptimiserSettings):
     """AdamW, with what suits raw text."""
 
-    learning_rate: float | None = Field(1e-4, gt=0, description="peak learning rate, to which the rate is warmed up again")
+    learning_rate: float | None = Field(
+        1e-4, gt=0, description="peak learning rate, to which the rate is warmed up again"
+    )
     schedule: Literal["linear", "cosine", "wsd", "constant"] = Field(
-        "cosine", description="how the rate falls after warm-up; wsd stays at the peak, then falls over the last fifth")
-    warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps over which the rate rises from 0")
+        "cosine",
+        description=(
+            "how the rate falls after warm-up; wsd stays at the peak, then falls over the last"
+            " fifth"
+        ),
+    )
+    warmup: float = Field(
+        0.05, ge=0, lt=1, description="share of the steps over which the rate rises from 0"
+    )
 
 
 def _plain(sources: tuple[Any, ...]) -> tuple[Any, ...]:
     """Replay takes its share from `replay_share`, so its sources have none of their own."""
-    if odd := next((s for s in sources if s.share is not None or s.weight is not None or s.epochs != 1), None):
-        raise ConfigError(f"--replay {odd} has a share, weight or epochs of its own", cure="give --replay-share")
+    if odd := next(
+        (s for s in sources if s.share is not None or s.weight is not None or s.epochs != 1), None
+    ):
+        raise ConfigError(
+            f"--replay {odd} has a share, weight or epochs of its own", cure="give --replay-share"
+        )
     return sources
 
 
@@ -40,21 +54,31 @@ class AdaptSettings(TrainingSettings):
 
     epochs: float = Field(1.0, gt=0, description="passes over the data")
     replay: Annotated[tuple[Sourced, ...], AfterValidator(_plain)] = Field(
-        (), description="text of the kind the model was made with, mixed in against forgetting; given like --data")
-    replay_share: float = Field(0.1, gt=0, lt=1, description="share of an epoch's rows that are replay")
+        (),
+        description=(
+            "text of the kind the model was made with, mixed in against forgetting; given like"
+            " --data"
+        ),
+    )
+    replay_share: float = Field(
+        0.1, gt=0, lt=1, description="share of an epoch's rows that are replay"
+    )
     optimiser: AdaptOptimiser = AdaptOptimiser()  # type: ignore[call-arg]
 
     @property
     def mixture(self) -> tuple[Source, ...]:
         """What is trained on: the domain's sources, and replay with its share of an epoch."""
         share = self.replay_share / max(1, len(self.replay))
-        return self.data.data + tuple(source.model_copy(update={"share": share}) for source in self.replay)
+        return self.data.data + tuple(
+            source.model_copy(update={"share": share}) for source in self.replay
+        )
 
 
 def adapt(*, quiet: bool = False, **settings: Any) -> Outcome:
     """Adapt a model to a domain's text, in one line.
 
-    `posttrain.adapt(model="path/to/base", data="domain.jsonl", replay="general.jsonl", out="runs/adapted")`
+    `posttrain.adapt(model="path/to/base", data="domain.jsonl", replay="general.jsonl",
+    out="runs/adapted")`
 
     Args:
         quiet: show nothing but trouble.

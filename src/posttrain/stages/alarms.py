@@ -1,4 +1,6 @@
-"""What goes wrong in training on preferences without a falling loss showing it: each is said once, when it is first seen."""
+"""What goes wrong in training on preferences without a falling loss showing it: each is said once,
+when it is first seen.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,8 @@ from typing import Any
 WINDOW = 20  # steps of which the mean is looked at
 FALLEN = 0.5  # nats a token by which the chosen answers may become less likely
 DRIFT = 1.5  # factor by which the policy's own answers may become longer, or shorter
-FEWEST = 20  # held-out pairs whose chosen answer is the shorter, or the longer, that it takes to judge them
+# held-out pairs whose chosen answer is the shorter, or the longer, that it takes to judge them
+FEWEST = 20
 
 
 class Alarms:
@@ -32,7 +35,9 @@ class Alarms:
         return [f"after step {record['step']}: {text}" for text in new.values()]
 
     def _step(self, record: dict[str, Any]) -> dict[str, str]:
-        """Chosen answers may become less likely as long as rejected ones do so more; but not without end."""
+        """Chosen answers may become less likely as long as rejected ones do so more; but not
+        without end.
+        """
         if not record.get("length/chosen") or "logps/chosen" not in record:
             return {}
         each = record["logps/chosen"] / record["length/chosen"]
@@ -42,8 +47,13 @@ class Alarms:
         start, now = sum(self._first) / len(self._first), sum(self._last) / len(self._last)
         if len(self._last) < WINDOW or start - now < FALLEN:
             return {}
-        return {"collapse": f"the chosen answers have become less likely, too, by {start - now:.2f} nats a token over the last "
-                f"{WINDOW} steps. A higher --beta, a lower --learning-rate or --mix dpo=1 sft=0.2 holds them"}
+        return {
+            "collapse": (
+                f"the chosen answers have become less likely, too, by {start - now:.2f} nats a"
+                f" token over the last {WINDOW} steps. A higher --beta, a lower --learning-rate or"
+                " --mix dpo=1 sft=0.2 holds them"
+            )
+        }
 
     def _held(self, held: dict[str, Any]) -> dict[str, str]:
         """Rewards that are lengths in disguise, and answers that become longer or shorter."""
@@ -57,8 +67,13 @@ class Alarms:
         if 1 / DRIFT <= now / max(1.0, self._answer) <= DRIFT:
             return {}
         way = "longer" if now > self._answer else "shorter"
-        return {"drift": f"the policy's own answers have become {way}: {self._answer:.0f} tokens before training, {now:.0f} now. "
-                "Is that what the pairs are to teach? A higher --beta, a lower --learning-rate or --ld-alpha holds them"}
+        return {
+            "drift": (
+                f"the policy's own answers have become {way}: {self._answer:.0f} tokens before"
+                f" training, {now:.0f} now. Is that what the pairs are to teach? A higher --beta, a"
+                " lower --learning-rate or --ld-alpha holds them"
+            )
+        }
 
     def _disguise(self, held: dict[str, Any]) -> dict[str, str]:
         accuracy = held["accuracy"]
@@ -66,7 +81,12 @@ class Alarms:
             few, right = held.get(f"{side}_chosen", 0), held.get(f"accuracy_{side}_chosen")
             if few >= FEWEST and accuracy > 0.5 > right + few**-0.5:  # two standard errors
                 more = ", or use simpo, sigmoid_norm or --ld-alpha" if self.policy else ""
-                return {"length": f"rewards are right on {accuracy:.0%} of the held-out pairs, but only on {right:.0%} of the "
-                        f"{few} whose chosen answer is the {side}: they say which is {other}. Balance the data with posttrain "
-                        f"data pairs --balance-length{more}"}
+                return {
+                    "length": (
+                        f"rewards are right on {accuracy:.0%} of the held-out pairs, but only on"
+                        f" {right:.0%} of the {few} whose chosen answer is the {side}: they say"
+                        f" which is {other}. Balance the data with posttrain data pairs"
+                        f" --balance-length{more}"
+                    )
+                }
         return {}

@@ -1,4 +1,6 @@
-"""The data of a run: sources prepared once into a folder of tokens, and found again when the run goes on."""
+"""The data of a run: sources prepared once into a folder of tokens, and found again when the run
+goes on.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,8 @@ class Dataset:
         accounts: what became of each source's rows.
         trees: all of them, source after source.
         rows: trees of each source.
-        numbers: beside each tree what is known of it; see `posttrain.data.prepare`. None for demonstrations.
+        numbers: beside each tree what is known of it; see `posttrain.data.prepare`. None for
+            demonstrations.
     """
 
     sources: tuple[Source, ...]
@@ -68,11 +71,17 @@ def sources(settings: DataSettings) -> dict[str, tuple[Source, ...]]:
 
 def digests(settings: DataSettings) -> dict[str, str]:
     """What identifies the data: path → SHA-256, hub id → commit."""
-    return {name: value for some in sources(settings).values() for source in some for name, value in digest(source).items()}
+    return {
+        name: value
+        for some in sources(settings).values()
+        for source in some
+        for name, value in digest(source).items()
+    }
 
 
 def peek(settings: DataSettings) -> None:
-    """Read the first row of every source: what is wrong with them is said before anything is loaded or written.
+    """Read the first row of every source: what is wrong with them is said before anything is loaded
+    or written.
 
     Raises:
         DataError: a source that is not there, or whose first row is of no known format.
@@ -80,8 +89,11 @@ def peek(settings: DataSettings) -> None:
     shares([1] * len(settings.data), settings.data)  # whether weights and shares make sense
     for source in settings.validation:
         if source.weight is not None or source.share is not None or source.epochs != 1:
-            raise ConfigError(f"--validation {source} has a weight, share or epochs, and every held-out row is scored once",
-                              cure="leave them out; limit= takes fewer rows")
+            raise ConfigError(
+                f"--validation {source} has a weight, share or epochs, and every held-out row is"
+                " scored once",
+                cure="leave them out; limit= takes fewer rows",
+            )
     for some in sources(settings).values():
         for source in some:
             # a first row that will be rejected is told of later, with all the others
@@ -105,10 +117,15 @@ class _Forgiving(Rejects):
 
 
 def max_length(settings: DataSettings, limit: int | None) -> int:
-    """The longest sequence to train on: what was asked for, or 1024, within the `limit` that the model can address."""
+    """The longest sequence to train on: what was asked for, or 1024, within the `limit` that the
+    model can address.
+    """
     if settings.max_length and limit and settings.max_length > limit:
-        raise ConfigError(f"--max-length {settings.max_length} is more than the {limit} positions the model knows",
-                          cure=f"give --max-length {limit} or less")
+        raise ConfigError(
+            f"--max-length {settings.max_length} is more than the {limit} positions the model"
+            " knows",
+            cure=f"give --max-length {limit} or less",
+        )
     return settings.max_length or min(1024, limit or 1024)
 
 
@@ -119,10 +136,15 @@ def chat_template(settings: DataSettings) -> str | None:
     try:
         template = settings.chat_template.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the chat template {settings.chat_template}: {error}", cure="check the path") from None
+        raise ConfigError(
+            f"cannot read the chat template {settings.chat_template}: {error}",
+            cure="check the path",
+        ) from None
     if not template.strip():
-        raise ConfigError(f"the chat template {settings.chat_template} is empty", cure="give a Jinja template, or leave "
-                          "--chat-template out")
+        raise ConfigError(
+            f"the chat template {settings.chat_template} is empty",
+            cure="give a Jinja template, or leave --chat-template out",
+        )
     return template
 
 
@@ -130,12 +152,24 @@ def chat_of(settings: DataSettings, tokenizer: Any) -> Chat:
     """The renderer that the settings ask for."""
     from posttrain.data.chat import Chat
 
-    return Chat(tokenizer, template=chat_template(settings), kwargs=settings.template_kwargs, train_on=settings.train_on,
-                prompt_template=settings.prompt_template)
+    return Chat(
+        tokenizer,
+        template=chat_template(settings),
+        kwargs=settings.template_kwargs,
+        train_on=settings.train_on,
+        prompt_template=settings.prompt_template,
+    )
 
 
-def load(settings: DataSettings, chat: Chat, folder: Path, identity: dict[str, Any], longest: int,
-         observer: ConsoleObserver, learned: Learned = "demonstrations") -> dict[str, Dataset]:
+def load(
+    settings: DataSettings,
+    chat: Chat,
+    folder: Path,
+    identity: dict[str, Any],
+    longest: int,
+    observer: ConsoleObserver,
+    learned: Learned = "demonstrations",
+) -> dict[str, Dataset]:
     """Prepare the data in `folder`, or find it there.
 
     It is written under another name; `keep` gives it its own, once the run owns the folder.
@@ -150,7 +184,10 @@ def load(settings: DataSettings, chat: Chat, folder: Path, identity: dict[str, A
 
     key = sha256_json([identity, longest])
     done, partial = folder / FOLDER, folder / (PARTIAL + FOLDER)
-    if not (done / "key.json").is_file() or json.loads((done / "key.json").read_text())["key"] != key:
+    if (
+        not (done / "key.json").is_file()
+        or json.loads((done / "key.json").read_text())["key"] != key
+    ):
         shutil.rmtree(partial, ignore_errors=True)
         try:
             _prepare(settings, chat, partial, longest, observer, learned)
@@ -159,11 +196,15 @@ def load(settings: DataSettings, chat: Chat, folder: Path, identity: dict[str, A
             shutil.rmtree(partial, ignore_errors=True)
             raise
         done = partial
-    chat.used = json.loads((done / "key.json").read_text())["chat"]  # tokens that are found say it of the run that made them
+    chat.used = json.loads((done / "key.json").read_text())[
+        "chat"
+    ]  # tokens that are found say it of the run that made them
     found = {}
     for label, some in sources(settings).items():
         parts = [done / f"{label} {i}" for i in range(len(some))]
-        accounts = tuple(Account(**json.loads((part / "account.json").read_text())) for part in parts)
+        accounts = tuple(
+            Account(**json.loads((part / "account.json").read_text())) for part in parts
+        )
         rows = tuple(len(Trees(part)) for part in parts)
         numbers = Numbers(*parts) if learned != "demonstrations" else None
         found[label] = Dataset(some, accounts, Trees(*parts), rows, numbers)
@@ -171,7 +212,10 @@ def load(settings: DataSettings, chat: Chat, folder: Path, identity: dict[str, A
 
 
 def keep(folder: Path) -> None:
-    """Give the prepared data its place: the run owns the folder now. The trees stay open under either name."""
+    """Give the prepared data its place: the run owns the folder now.
+
+    The trees stay open under either name.
+    """
     partial = folder / (PARTIAL + FOLDER)
     if partial.is_dir():
         shutil.rmtree(folder / FOLDER, ignore_errors=True)
@@ -180,8 +224,14 @@ def keep(folder: Path) -> None:
         partial.rename(folder / FOLDER)
 
 
-def _prepare(settings: DataSettings, chat: Chat, folder: Path, longest: int, observer: ConsoleObserver,
-             learned: Learned) -> None:
+def _prepare(
+    settings: DataSettings,
+    chat: Chat,
+    folder: Path,
+    longest: int,
+    observer: ConsoleObserver,
+    learned: Learned,
+) -> None:
     from posttrain.data.prepare import prepare
     from posttrain.data.tokens import Encoder
 
@@ -192,19 +242,34 @@ def _prepare(settings: DataSettings, chat: Chat, folder: Path, longest: int, obs
         for i, source in enumerate(some):
             total, part = max(1, size(source)), folder / f"{label} {i}"
             with observer.working(f"read {Path(source.path).name}", total) as told:
-                account = prepare(source, chat, encoder, part, max_length=longest, truncate=settings.truncate,
-                                  form=settings.format, learned=learned, rejects=rejects, told=told)
+                account = prepare(
+                    source,
+                    chat,
+                    encoder,
+                    part,
+                    max_length=longest,
+                    truncate=settings.truncate,
+                    form=settings.format,
+                    learned=learned,
+                    rejects=rejects,
+                    told=told,
+                )
             write_json(part / "account.json", account.json())
             tell(account, label, source, observer, first=i == 0)
     rejects.close()
     for note in chat.notes:
         observer.message(note)
     if chat.used and chat.origin == "default":
-        observer.note("chat", f"the model has no chat template: a default, whose answers end with {chat.stop}, is used and saved "
-                      "with it; --chat-template FILE uses another")
+        observer.note(
+            "chat",
+            f"the model has no chat template: a default, whose answers end with {chat.stop}, is"
+            " used and saved with it; --chat-template FILE uses another",
+        )
 
 
-def tell(account: Account, label: str, source: Source, observer: ConsoleObserver, *, first: bool = True) -> None:
+def tell(
+    account: Account, label: str, source: Source, observer: ConsoleObserver, *, first: bool = True
+) -> None:
     """Say what became of a source's rows; what was lost is said even where quiet is asked for."""
     name = Path(source.path).name
     observer.note(label, f"{name} ({account.format}): {account.summary()}")
@@ -213,12 +278,18 @@ def tell(account: Account, label: str, source: Source, observer: ConsoleObserver
         observer.note("", f"first: {_short(before, tail=True)} ⟶ {_short(after)}")
     lost = {"cut to the length limit": account.truncated, "dropped": sum(account.dropped.values())}
     if any(lost.values()):
-        observer.message(f"{name}: rows " + ", ".join(f"{what}: {n:,}" for what, n in lost.items() if n))
+        observer.message(
+            f"{name}: rows " + ", ".join(f"{what}: {n:,}" for what, n in lost.items() if n)
+        )
     if account.special:
-        observer.message(f"{name}: {account.special:,} rows have the text of a special token inside, which the model will read "
-                         "as one")
+        observer.message(
+            f"{name}: {account.special:,} rows have the text of a special token inside, which the"
+            " model will read as one"
+        )
     if account.rejected:
-        why = "; ".join(f"{n:,} {what}" for what, n in sorted(account.reasons.items(), key=lambda x: -x[1])[:3])
+        why = "; ".join(
+            f"{n:,} {what}" for what, n in sorted(account.reasons.items(), key=lambda x: -x[1])[:3]
+        )
         observer.message(f"{name}: {account.rejected:,} rows rejected, written to {REJECTS}: {why}")
 
 

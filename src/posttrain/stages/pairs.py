@@ -2,11 +2,14 @@
 
 It writes, beside `--out clean.jsonl`,
     clean.jsonl            the rows that stay, as their files have them, or converted
-    clean.removed.jsonl    the others, each with its reason, its place and the row that it repeats or contradicts
+    clean.removed.jsonl    the others, each with its reason, its place and the row that it repeats
+                           or contradicts
     clean.rejects.jsonl    rows that could not be read, with --on-bad-row reject
-    clean.summary.json     all counts, findings, length and markdown of the chosen sides, settings, digests
+    clean.summary.json     all counts, findings, length and markdown of the chosen sides, settings,
+                           digests
 
-Left out: a majority of contradicting rows is not taken; balance is of how often the chosen side is longer, not of by how much.
+Left out: a majority of contradicting rows is not taken; balance is of how often the chosen side is
+    longer, not of by how much.
 """
 
 from __future__ import annotations
@@ -42,20 +45,53 @@ SHOWN = 20  # cycles, and rows of one, that the summary names
 class PairsSettings(Settings):
     """Settings of caring for preferences."""
 
-    data: tuple[Sourced, ...] = Field(min_length=1, description="the preferences, given like --data of posttrain sft: pairs, or "
-                                      "answers with a label")
-    out: Path = Field(description="file for the rows that stay; NAME.removed.jsonl and NAME.summary.json are written beside it")
-    to: Literal["", "pairs", "labels"] = Field("", description="what to write: prompt, chosen, rejected; or prompt, completion, "
-                                               "label. Unset: what the data are")
+    data: tuple[Sourced, ...] = Field(
+        min_length=1,
+        description=(
+            "the preferences, given like --data of posttrain sft: pairs, or answers with a label"
+        ),
+    )
+    out: Path = Field(
+        description=(
+            "file for the rows that stay; NAME.removed.jsonl and NAME.summary.json are written"
+            " beside it"
+        )
+    )
+    to: Literal["", "pairs", "labels"] = Field(
+        "",
+        description=(
+            "what to write: prompt, chosen, rejected; or prompt, completion, "
+            "label. Unset: what the data are"
+        ),
+    )
     rules: Rules = Rules()  # type: ignore[call-arg]
-    balance_length: bool = Field(False, description="of pairs with the longer side chosen and pairs with the shorter side chosen "
-                                 "take equally many, by lot")
-    pairs_per_prompt: int = Field(4, ge=1, description="from labels to pairs: pairs of one prompt at most, by lot")
-    keep_ambiguous: bool = Field(False, description="from pairs to labels: also write an answer that is chosen in one pair and "
-                                 "rejected in another, once as good and once as bad")
-    format: FormatName = Field("", description="format of the rows of --data; unset: found from the first row's columns")
+    balance_length: bool = Field(
+        False,
+        description=(
+            "of pairs with the longer side chosen and pairs with the shorter side chosen "
+            "take equally many, by lot"
+        ),
+    )
+    pairs_per_prompt: int = Field(
+        4, ge=1, description="from labels to pairs: pairs of one prompt at most, by lot"
+    )
+    keep_ambiguous: bool = Field(
+        False,
+        description=(
+            "from pairs to labels: also write an answer that is chosen in one pair and "
+            "rejected in another, once as good and once as bad"
+        ),
+    )
+    format: FormatName = Field(
+        "", description="format of the rows of --data; unset: found from the first row's columns"
+    )
     on_bad_row: Literal["stop", "reject"] = Field(
-        "stop", description="stop at a row that cannot be used, or write it to NAME.rejects.jsonl with the reason and go on")
+        "stop",
+        description=(
+            "stop at a row that cannot be used, or write it to NAME.rejects.jsonl with the reason"
+            " and go on"
+        ),
+    )
     seed: int = Field(0, ge=0, description="of what is chosen by lot")
 
 
@@ -66,8 +102,10 @@ class Plan:
     Attributes:
         kind, to: "pairs" or "labels".
         answers: [R, 2] from pairs to labels: "" to write the answer, else why not.
-        pairs: [P, 2] from labels to pairs: the rows of the good and the bad answer. possible: pairs there could be.
-        before: [P] of `--balance-length`, the pairs before it; `sides` those that are written, `prompts` their prompts.
+        pairs: [P, 2] from labels to pairs: the rows of the good and the bad answer. possible: pairs
+            there could be.
+        before: [P] of `--balance-length`, the pairs before it; `sides` those that are written,
+            `prompts` their prompts.
     """
 
     kind: str
@@ -84,20 +122,36 @@ def run(settings: PairsSettings, observer: ConsoleObserver) -> dict[str, Any]:
     """Find, remove, convert and write; returns what the summary says.
 
     Raises:
-        PosttrainError: a file or row cannot be used, nothing is left, or the outputs belong to another run.
+        PosttrainError: a file or row cannot be used, nothing is left, or the outputs belong to
+            another run.
     """
     out = settings.out
     if out.suffix != ".jsonl":
         raise ConfigError(f"--out {out} does not end in .jsonl", cure=f"give --out {out}.jsonl")
-    paths = {name: out.with_name(f"{out.stem}{end}") for name, end in {
-        "clean.jsonl": ".jsonl", "removed.jsonl": ".removed.jsonl", "rejects.jsonl": ".rejects.jsonl"}.items()}
+    paths = {
+        name: out.with_name(f"{out.stem}{end}")
+        for name, end in {
+            "clean.jsonl": ".jsonl",
+            "removed.jsonl": ".removed.jsonl",
+            "rejects.jsonl": ".rejects.jsonl",
+        }.items()
+    }
     summary = out.with_name(f"{out.stem}.summary.json")
     check = Check(settings.rules.min_margin is not None)
     with explained_writes(out.parent), scratch(out) as folder:
-        corpus = Corpus(settings.data, folder, observer, rejects="rejects.jsonl" if settings.on_bad_row == "reject" else "",
-                        format=settings.format, check=check)
-        identity = {"settings": settings.model_dump(mode="json", exclude={"out", "rules"}),
-                    "rules": settings.rules.model_dump(mode="json"), "inputs": corpus.digests()}
+        corpus = Corpus(
+            settings.data,
+            folder,
+            observer,
+            rejects="rejects.jsonl" if settings.on_bad_row == "reject" else "",
+            format=settings.format,
+            check=check,
+        )
+        identity = {
+            "settings": settings.model_dump(mode="json", exclude={"out", "rules"}),
+            "rules": settings.rules.model_dump(mode="json"),
+            "inputs": corpus.digests(),
+        }
         same(summary, identity, list(paths.values()))
         if (before := _done(summary, paths)) is not None:
             observer.note("done", f"{out} is what this command wrote before")
@@ -105,10 +159,18 @@ def run(settings: PairsSettings, observer: ConsoleObserver) -> dict[str, Any]:
         table, fates = _read(corpus, settings.rules, folder)
         plan = _plan(settings, check.kind, table, fates)
         written, refused = _write(corpus, plan, table, fates, folder)
-        result = {"posttrain": __version__, "identity": identity, **_account(corpus, plan, fates, written, refused),
-                  **_found(plan, table, fates), "sha256": {name: sha256_file(folder / name) for name in paths
-                                                           if (folder / name).exists()}}
-        write_json(summary, result)  # first: were the power to fail now, the same command would be let write the rest
+        result = {
+            "posttrain": __version__,
+            "identity": identity,
+            **_account(corpus, plan, fates, written, refused),
+            **_found(plan, table, fates),
+            "sha256": {
+                name: sha256_file(folder / name) for name in paths if (folder / name).exists()
+            },
+        }
+        write_json(
+            summary, result
+        )  # first: were the power to fail now, the same command would be let write the rest
         for name in result["sha256"]:
             fsync(folder / name)
             (folder / name).replace(paths[name])
@@ -121,8 +183,15 @@ def _done(summary: Path, paths: dict[str, Path]) -> dict[str, Any] | None:
     if not summary.exists():
         return None
     before = json.loads(summary.read_text())
-    whole = all(paths[name].exists() and sha256_file(paths[name]) == digest for name, digest in before.get("sha256", {}).items())
-    return before if whole and before.get("posttrain") == __version__ and before.get("sha256") else None
+    whole = all(
+        paths[name].exists() and sha256_file(paths[name]) == digest
+        for name, digest in before.get("sha256", {}).items()
+    )
+    return (
+        before
+        if whole and before.get("posttrain") == __version__ and before.get("sha256")
+        else None
+    )
 
 
 def _read(corpus: Corpus, rules: Rules, folder: Path) -> tuple[Table, Fates]:
@@ -132,7 +201,9 @@ def _read(corpus: Corpus, rules: Rules, folder: Path) -> tuple[Table, Fates]:
         for row, example in corpus.rows("read"):
             table.add(row, example)
         if not len(table):
-            raise DataError("there is no usable row", where=str(corpus.sources[0]), cure="give other --data")
+            raise DataError(
+                "there is no usable row", where=str(corpus.sources[0]), cure="give other --data"
+            )
         return table, judge(table, rules)
 
 
@@ -140,8 +211,10 @@ def _plan(settings: PairsSettings, kind: str, table: Table, fates: Fates) -> Pla
     """What is converted into what, and what is left out for it."""
     plan = Plan(kind, settings.to or kind)
     if plan.to == kind == "labels" and settings.balance_length:
-        raise ConfigError("--balance-length compares the two sides of pairs, and these rows are labelled answers",
-                          cure="add --to pairs, or leave --balance-length out")
+        raise ConfigError(
+            "--balance-length compares the two sides of pairs, and these rows are labelled answers",
+            cure="add --to pairs, or leave --balance-length out",
+        )
     if plan.to != kind:
         fates.mark(convert.NO_PROMPT, table.flagged(UNASKED))
     if kind == "pairs":
@@ -151,20 +224,36 @@ def _plan(settings: PairsSettings, kind: str, table: Table, fates: Fates) -> Pla
     elif plan.to == "pairs":
         good = table.good
         own = np.where(good, table.answers[:, 0], table.answers[:, 1])
-        pairs, why, plan.possible = convert.paired(table.prompts, own, good, fates.stays, settings.pairs_per_prompt,
-                                                   settings.seed, table.digest)
+        pairs, why, plan.possible = convert.paired(
+            table.prompts,
+            own,
+            good,
+            fates.stays,
+            settings.pairs_per_prompt,
+            settings.seed,
+            table.digest,
+        )
         for reason in (convert.ONLY_GOOD, convert.ONLY_BAD, convert.OVER):
             fates.mark(reason, why == reason)
         plan.pairs = _measure(settings, plan, table, fates, pairs)
     if not fates.stays.any():
         reasons = ", ".join(f"{name}: {count:,}" for name, count in fates.removed().items())
-        raise DataError(f"nothing is left of {len(table):,} usable rows; {reasons}", where=str(settings.data[0]),
-                        cure="look at those rows; --on-tie keep, --on-contradiction keep and their like let such rows stay")
+        raise DataError(
+            f"nothing is left of {len(table):,} usable rows; {reasons}",
+            where=str(settings.data[0]),
+            cure=(
+                "look at those rows; --on-tie keep, --on-contradiction keep and their like let such"
+                " rows stay"
+            ),
+        )
     return plan
 
 
-def _measure(settings: PairsSettings, plan: Plan, table: Table, fates: Fates, pairs: np.ndarray) -> np.ndarray:
-    """Compare the sides of pairs and, where that is asked for, balance them; returns the pairs that are left.
+def _measure(
+    settings: PairsSettings, plan: Plan, table: Table, fates: Fates, pairs: np.ndarray
+) -> np.ndarray:
+    """Compare the sides of pairs and, where that is asked for, balance them; returns the pairs that
+    are left.
 
     Args:
         pairs: [P, 2] the rows of the better and the worse answer.
@@ -172,7 +261,10 @@ def _measure(settings: PairsSettings, plan: Plan, table: Table, fates: Fates, pa
     from posttrain.evals.preferences import measure
 
     def compared(some: np.ndarray) -> tuple[Sides, np.ndarray]:
-        return compare(table.looks[some[:, 0], 0], table.looks[some[:, 1], 1]), table.prompts[some[:, 0]]
+        return (
+            compare(table.looks[some[:, 0], 0], table.looks[some[:, 1], 1]),
+            table.prompts[some[:, 0]],
+        )
 
     plan.sides, plan.prompts = compared(pairs)
     if settings.balance_length:
@@ -186,11 +278,16 @@ def _measure(settings: PairsSettings, plan: Plan, table: Table, fates: Fates, pa
     return pairs
 
 
-def _write(corpus: Corpus, plan: Plan, table: Table, fates: Fates, folder: Path) -> tuple[int, Counter[str]]:
-    """The second pass: every row to its file; returns rows written, and answers that were not by reason."""
+def _write(
+    corpus: Corpus, plan: Plan, table: Table, fates: Fates, folder: Path
+) -> tuple[int, Counter[str]]:
+    """The second pass: every row to its file; returns rows written, and answers that were not by
+    reason.
+    """
     written, refused = 0, Counter[str]()
     places = np.full(len(table), -1)
     with ExitStack() as stack:
+
         def new(name: str, mode: str = "wb") -> IO[bytes]:
             return stack.enter_context(open(folder / name, mode))
 
@@ -205,11 +302,20 @@ def _write(corpus: Corpus, plan: Plan, table: Table, fates: Fates, folder: Path)
                     made = convert.as_label(example, side, _extra(row))
                     refused[why] += 1
                     if why:
-                        made = {"where": row.where, "reason": why, "side": ("chosen", "rejected")[side], "row": made}
+                        made = {
+                            "where": row.where,
+                            "reason": why,
+                            "side": ("chosen", "rejected")[side],
+                            "row": made,
+                        }
                     (removed if why else kept).write(line(Row(made, "")))
             else:
                 places[number] = spool.tell()
-                spool.write(line(Row(dict(zip(("head", "answer"), convert.parts(example), strict=True)), "")))
+                spool.write(
+                    line(
+                        Row(dict(zip(("head", "answer"), convert.parts(example), strict=True)), "")
+                    )
+                )
         for good, bad in plan.pairs if plan.pairs is not None else ():
             (head, chosen), (_, rejected) = (_fetched(spool, int(places[i])) for i in (good, bad))
             written += kept.write(line(Row(convert.as_pair(head, chosen, rejected), ""))) > 0
@@ -223,11 +329,21 @@ def _removed(row: Row, number: int, table: Table, fates: Fates) -> dict[str, Any
     """A row that leaves, and why."""
     other = {"of": table.where[int(fates.of[number])]} if fates.of[number] >= 0 else {}
     circle = {"cycle": int(fates.cycle[number]) + 1} if fates.cycle[number] >= 0 else {}
-    return {"where": row.where, "reason": fates.reasons[fates.reason[number]], **other, **circle, "row": row.fields}
+    return {
+        "where": row.where,
+        "reason": fates.reasons[fates.reason[number]],
+        **other,
+        **circle,
+        "row": row.fields,
+    }
 
 
 def _extra(row: Row) -> dict[str, Any]:
-    return {name: row.fields[name] for name in ("margin", "votes") if row.fields.get(name) not in (None, "")}
+    return {
+        name: row.fields[name]
+        for name in ("margin", "votes")
+        if row.fields.get(name) not in (None, "")
+    }
 
 
 def _fetched(spool: IO[bytes], place: int) -> tuple[dict[str, Any], Any]:
@@ -236,17 +352,32 @@ def _fetched(spool: IO[bytes], place: int) -> tuple[dict[str, Any], Any]:
     return held["head"], held["answer"]
 
 
-def _account(corpus: Corpus, plan: Plan, fates: Fates, written: int, refused: Counter[str]) -> dict[str, Any]:
+def _account(
+    corpus: Corpus, plan: Plan, fates: Fates, written: int, refused: Counter[str]
+) -> dict[str, Any]:
     """What became of every row, and of every answer where pairs became labels."""
     used = int(fates.stays.sum())
-    assert corpus.read == used + sum(fates.removed().values()) + corpus.rejected, "rows in = rows used + removed + rejected"
+    assert corpus.read == used + sum(fates.removed().values()) + corpus.rejected, (
+        "rows in = rows used + removed + rejected"
+    )
     if plan.answers is not None:
         assert written + refused.total() == 2 * used, "two answers a pair"
     else:
-        assert written == (used if plan.pairs is None else len(plan.pairs)), "what was planned was written"
-    return {"kind": plan.kind, "to": plan.to, "rows": corpus.read, "used": used, "removed": fates.removed(),
-            "rejected": corpus.rejected, "rejected_reasons": corpus.reasons, "written": written,
-            "answers_left_out": dict(refused), **({"possible_pairs": plan.possible} if plan.pairs is not None else {})}
+        assert written == (used if plan.pairs is None else len(plan.pairs)), (
+            "what was planned was written"
+        )
+    return {
+        "kind": plan.kind,
+        "to": plan.to,
+        "rows": corpus.read,
+        "used": used,
+        "removed": fates.removed(),
+        "rejected": corpus.rejected,
+        "rejected_reasons": corpus.reasons,
+        "written": written,
+        "answers_left_out": dict(refused),
+        **({"possible_pairs": plan.possible} if plan.pairs is not None else {}),
+    }
 
 
 def _found(plan: Plan, table: Table, fates: Fates) -> dict[str, Any]:
@@ -256,14 +387,30 @@ def _found(plan: Plan, table: Table, fates: Fates) -> dict[str, Any]:
     circles = []
     for number in range(min(SHOWN, int(fates.cycle.max(initial=-1)) + 1)):
         rows = np.flatnonzero(fates.cycle == number)
-        circles.append({"cycle": number + 1, "answers": len(np.unique(table.alike[rows])), "rows": len(rows),
-                        "first": [table.where[i] for i in rows[:SHOWN].tolist()]})
-    bias = measure(plan.sides, plan.prompts) if plan.sides is not None and plan.prompts is not None else None
+        circles.append(
+            {
+                "cycle": number + 1,
+                "answers": len(np.unique(table.alike[rows])),
+                "rows": len(rows),
+                "first": [table.where[i] for i in rows[:SHOWN].tolist()],
+            }
+        )
+    bias = (
+        measure(plan.sides, plan.prompts)
+        if plan.sides is not None and plan.prompts is not None
+        else None
+    )
     said = telling(bias) if bias else ""
-    return {"prompts": len(np.unique(table.prompts)), "findings": {name: count for name, count in fates.found.items() if count},
-            "cycles": {"components": int(fates.cycle.max(initial=-1)) + 1, "rows": int((fates.cycle >= 0).sum()),
-                       "first": circles},
-            **spread(table.margins, table.agreement, table.prompts), "bias": bias, "bias_before_balance": plan.before,
-            "warnings": [said] if said else []}
-
-
+    return {
+        "prompts": len(np.unique(table.prompts)),
+        "findings": {name: count for name, count in fates.found.items() if count},
+        "cycles": {
+            "components": int(fates.cycle.max(initial=-1)) + 1,
+            "rows": int((fates.cycle >= 0).sum()),
+            "first": circles,
+        },
+        **spread(table.margins, table.agreement, table.prompts),
+        "bias": bias,
+        "bias_before_balance": plan.before,
+        "warnings": [said] if said else [],
+    }

@@ -1,9 +1,10 @@
-"""Preference optimisation: a model learns which of two answers is better, or that an answer is good or bad. The run folder:
-`posttrain.stages.training`.
+"""Preference optimisation: a model learns which of two answers is better, or that an answer is good
+or bad. The run folder: `posttrain.stages.training`.
 
 The reference is the model that training starts from, or another. Its log-probabilities are
 
-    stored     computed once before the first step and kept: no second model in memory, and nothing to compute again
+    stored     computed once before the first step and kept: no second model in memory, and nothing
+               to compute again
     copy       computed in every step by a frozen copy
     adapters   computed in every step by the model itself, its adapters off
 """
@@ -37,33 +38,79 @@ if TYPE_CHECKING:
     from posttrain.engine.loop import Run
     from posttrain.engine.policy import Policy
 
-MethodName = Literal["dpo", "robust", "hinge", "ipo", "exo_pair", "nca_pair", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
-                     "apo_zero", "apo_down", "discopop", "sigmoid_norm", "sft", "simpo", "alphapo", "cpo", "orpo", "tpo", "tpo_l",
-                     "kto", "bco", "apo_zero_unpaired"]
+MethodName = Literal[
+    "dpo",
+    "robust",
+    "hinge",
+    "ipo",
+    "exo_pair",
+    "nca_pair",
+    "bco_pair",
+    "sppo_hard",
+    "aot",
+    "aot_unpaired",
+    "apo_zero",
+    "apo_down",
+    "discopop",
+    "sigmoid_norm",
+    "sft",
+    "simpo",
+    "alphapo",
+    "cpo",
+    "orpo",
+    "tpo",
+    "tpo_l",
+    "kto",
+    "bco",
+    "apo_zero_unpaired",
+]
 ANSWER = 64  # tokens of an answer that is written to see how long answers are
-AGREES = {"cpu": 1e-4, "cuda": 0.5}  # nats a token by which reference and start may differ, in float32 and in bfloat16
+AGREES = {
+    "cpu": 1e-4,
+    "cuda": 0.5,
+}  # nats a token by which reference and start may differ, in float32 and in bfloat16
 
 
 class PreferenceOptimiser(OptimiserSettings):
     """AdamW, with what suits preferences."""
 
-    learning_rate: float | None = Field(None, gt=0, description="peak learning rate; unset: 1e-6, with LoRA 1e-5")
+    learning_rate: float | None = Field(
+        None, gt=0, description="peak learning rate; unset: 1e-6, with LoRA 1e-5"
+    )
 
 
 class MethodOptions(Settings):
-    """What methods can be told. Unset is the method's own default; what the method does not read is an error."""
+    """What methods can be told. Unset is the method's own default; what the method does not read is
+    an error.
+    """
 
-    beta: float | None = Field(None, description="temperature: how near to stay to the reference; ORPO's weight")
-    label_smoothing: float | None = Field(None, description="share of the labels thought wrong: cDPO, robust, EXO, AOT, CPO")
-    f_divergence: Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"] | None = Field(
-        None, description="divergence from the reference; unset: reverse_kl")
+    beta: float | None = Field(
+        None, description="temperature: how near to stay to the reference; ORPO's weight"
+    )
+    label_smoothing: float | None = Field(
+        None, description="share of the labels thought wrong: cDPO, robust, EXO, AOT, CPO"
+    )
+    f_divergence: (
+        Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"] | None
+    ) = Field(None, description="divergence from the reference; unset: reverse_kl")
     f_alpha: float | None = Field(None, description="of alpha_divergence; unset: 0.5")
-    gamma: float | None = Field(None, description="margin of rewards that is aimed at: SimPO, AlphaPO, TPO-L; unset: beta / 2")
+    gamma: float | None = Field(
+        None,
+        description="margin of rewards that is aimed at: SimPO, AlphaPO, TPO-L; unset: beta / 2",
+    )
     alpha: float | None = Field(None, description="shape of AlphaPO's reward")
-    nll: float | None = Field(None, description="weight of the likelihood of the answers to imitate: CPO, ORPO, TPO")
-    weighting: bool | None = Field(None, description="weigh pairs by how likely the policy would write them (WPO)")
+    nll: float | None = Field(
+        None, description="weight of the likelihood of the answers to imitate: CPO, ORPO, TPO"
+    )
+    weighting: bool | None = Field(
+        None, description="weigh pairs by how likely the policy would write them (WPO)"
+    )
     ld_alpha: float | None = Field(
-        None, description="weight of the tokens by which the longer answer of a pair is longer (LD-DPO); 1 is off")
+        None,
+        description=(
+            "weight of the tokens by which the longer answer of a pair is longer (LD-DPO); 1 is off"
+        ),
+    )
     desirable: float | None = Field(None, description="weight of good answers: KTO, BCO")
     undesirable: float | None = Field(None, description="weight of bad answers: KTO, BCO")
     tau: float | None = Field(None, description="temperature of DiscoPOP's blend")
@@ -75,18 +122,45 @@ class PreferenceSettings(TrainingSettings):
     elsewhere: ClassVar[frozenset[str]] = frozenset({"reference_cache", "reference_model"})
 
     epochs: float = Field(1.0, gt=0, description="passes over the data")
-    batch_size: int = Field(8, ge=1, description="rows an optimiser step: pairs, or answers with a label")
-    method: MethodName = Field("dpo", description="what is optimised; docs/explanation/preference-losses.md has the formulas")
+    batch_size: int = Field(
+        8, ge=1, description="rows an optimiser step: pairs, or answers with a label"
+    )
+    method: MethodName = Field(
+        "dpo",
+        description="what is optimised; docs/explanation/preference-losses.md has the formulas",
+    )
     mix: dict[str, float] = Field(
-        default_factory=dict, description="METHOD=WEIGHT of a weighted sum, in the place of --method: dpo=1 sft=0.2 is RPO")
+        default_factory=dict,
+        description=(
+            "METHOD=WEIGHT of a weighted sum, in the place of --method: dpo=1 sft=0.2 is RPO"
+        ),
+    )
     options: MethodOptions = MethodOptions()  # type: ignore[call-arg]
     reference: Literal["", "stored", "copy", "adapters"] = Field(
-        "", description="where the reference's log-probabilities come from; unset: adapters with --lora, else stored")
-    reference_model: str | None = Field(None, description="model to stay near to; unset: the one that training starts from")
+        "",
+        description=(
+            "where the reference's log-probabilities come from; unset: adapters with --lora, else"
+            " stored"
+        ),
+    )
+    reference_model: str | None = Field(
+        None, description="model to stay near to; unset: the one that training starts from"
+    )
     reference_cache: Path | None = Field(
-        None, description="folder where stored log-probabilities outlive the run; unset: in the run's folder while it lasts")
-    answered: int = Field(8, ge=0, description="held-out prompts that are answered at every validation, to see whether answers "
-                          "become longer or shorter; 0 is none")
+        None,
+        description=(
+            "folder where stored log-probabilities outlive the run; unset: in the run's folder"
+            " while it lasts"
+        ),
+    )
+    answered: int = Field(
+        8,
+        ge=0,
+        description=(
+            "held-out prompts that are answered at every validation, to see whether answers "
+            "become longer or shorter; 0 is none"
+        ),
+    )
     optimiser: PreferenceOptimiser = PreferenceOptimiser()  # type: ignore[call-arg]
 
     @property
@@ -113,7 +187,9 @@ def preference(*, quiet: bool = False, **settings: Any) -> Outcome:
 def run(settings: PreferenceSettings, observer: ConsoleObserver) -> Outcome:
     """Run the stage, or continue it, or report that it is finished."""
     if settings.optimiser.learning_rate is None:
-        chosen = settings.optimiser.model_copy(update={"learning_rate": 1e-5 if settings.lora else 1e-6})
+        chosen = settings.optimiser.model_copy(
+            update={"learning_rate": 1e-5 if settings.lora else 1e-6}
+        )
         settings = settings.model_copy(update={"optimiser": chosen})
     dataset.peek(settings.data)
     return training.run(settings, observer, PreferenceCourse(settings))
@@ -127,28 +203,53 @@ class PreferenceCourse(Course):
 
         options = settings.options.model_dump()
         self.loss = preference(settings.mixture, Options(**options))
-        # without WPO's weights, which fall as the policy moves, and the loss with them, however little is learned
+        # without WPO's weights, which fall as the policy moves, and the loss with them, however
+        # little is learned
         self.held_loss = preference(settings.mixture, Options(**{**options, "weighting": None}))
         named = [METHODS[name] for name in settings.mixture]
         self.learned: Learned = named[0].rows
-        self.refers, self.probes = any(one.reference for one in named), any(one.probes for one in named)
+        self.refers, self.probes = (
+            any(one.reference for one in named),
+            any(one.probes for one in named),
+        )
         self.held: Rows | None = None
         self.alarms = Alarms()
         if not self.refers and (settings.reference or settings.reference_model):
-            raise ConfigError(f"{' and '.join(settings.mixture)} needs no reference",
-                              cure="leave --reference and --reference-model out")
-        stored = self.refers and (settings.reference == "stored" or not (settings.reference or settings.lora))
+            raise ConfigError(
+                f"{' and '.join(settings.mixture)} needs no reference",
+                cure="leave --reference and --reference-model out",
+            )
+        stored = self.refers and (
+            settings.reference == "stored" or not (settings.reference or settings.lora)
+        )
         if settings.reference_cache and not stored:
-            raise ConfigError("--reference-cache, and nothing of the reference is stored",
-                              cure="leave it out, or give --reference stored" if self.refers else "leave it out")
+            raise ConfigError(
+                "--reference-cache, and nothing of the reference is stored",
+                cure="leave it out, or give --reference stored" if self.refers else "leave it out",
+            )
         if settings.reference == "adapters" and not settings.lora:
-            raise ConfigError("--reference adapters without --lora", cure="add --lora, or leave --reference out")
+            raise ConfigError(
+                "--reference adapters without --lora", cure="add --lora, or leave --reference out"
+            )
         if settings.reference == "adapters" and settings.reference_model:
-            raise ConfigError("--reference adapters is the model itself, --reference-model another", cure="leave one of them out")
-        if settings.reference_cache and settings.reference_cache.exists() and not settings.reference_cache.is_dir():
-            raise ConfigError(f"--reference-cache {settings.reference_cache} is no folder", cure="give a folder, or a new name")
+            raise ConfigError(
+                "--reference adapters is the model itself, --reference-model another",
+                cure="leave one of them out",
+            )
+        if (
+            settings.reference_cache
+            and settings.reference_cache.exists()
+            and not settings.reference_cache.is_dir()
+        ):
+            raise ConfigError(
+                f"--reference-cache {settings.reference_cache} is no folder",
+                cure="give a folder, or a new name",
+            )
         if settings.data.truncate == "split":
-            raise ConfigError("--truncate split would compare parts of answers with each other", cure="use right, left or drop")
+            raise ConfigError(
+                "--truncate split would compare parts of answers with each other",
+                cure="use right, left or drop",
+            )
 
     def identity(self, settings: PreferenceSettings) -> dict[str, Any]:
         if settings.reference_model is None:
@@ -157,36 +258,66 @@ class PreferenceCourse(Course):
 
         return {"reference_sha256": digest(resolve(settings.reference_model))}
 
-    def lesson(self, settings: PreferenceSettings, learner: Policy, data: dict[str, Dataset], budget: int,
-               observer: ConsoleObserver) -> Lesson:
+    def lesson(
+        self,
+        settings: PreferenceSettings,
+        learner: Policy,
+        data: dict[str, Dataset],
+        budget: int,
+        observer: ConsoleObserver,
+    ) -> Lesson:
         from posttrain.engine.model import without_dropout
 
-        without_dropout(learner.model.network)  # what scores at random is not what the reference is held against
-        kinds = {float(x) for one in data["data"].numbers or () for x in one} if self.learned == "labels" else {0.0, 1.0}
+        without_dropout(
+            learner.model.network
+        )  # what scores at random is not what the reference is held against
+        kinds = (
+            {float(x) for one in data["data"].numbers or () for x in one}
+            if self.learned == "labels"
+            else {0.0, 1.0}
+        )
         if len(kinds) < 2:
-            observer.message(f"all answers are labelled {'good' if 1.0 in kinds else 'bad'}: nothing tells it what differs")
+            observer.message(
+                f"all answers are labelled {'good' if 1.0 in kinds else 'bad'}: nothing tells it"
+                " what differs"
+            )
         rows = {label: self._rows(one, settings) for label, one in data.items()}
         self.held = rows.get("held out")
-        return Lesson(self.loss, rows["data"], watch=self.alarms,
-                      held_out=partial(self._held_out, learner, budget, settings.answered) if self.held else None,
-                      begin=partial(self._refer, settings, observer) if self.refers else None)
+        return Lesson(
+            self.loss,
+            rows["data"],
+            watch=self.alarms,
+            held_out=(
+                partial(self._held_out, learner, budget, settings.answered) if self.held else None
+            ),
+            begin=partial(self._refer, settings, observer) if self.refers else None,
+        )
 
     def _rows(self, data: Dataset, settings: PreferenceSettings) -> Rows:
         from posttrain.engine.batch import Mismatched, Rows
 
         probes = Mismatched(data.trees, settings.seed, data.longest) if self.probes else None
         if self.probes and len(data.trees) < 2:
-            raise ConfigError("KTO needs at least two rows: it sets answers beside the prompts of others", cure="give more data")
-        return Rows(data.trees, self.loss.together, data.numbers, self.learned == "labels", probes=probes)
+            raise ConfigError(
+                "KTO needs at least two rows: it sets answers beside the prompts of others",
+                cure="give more data",
+            )
+        return Rows(
+            data.trees, self.loss.together, data.numbers, self.learned == "labels", probes=probes
+        )
 
     # ------------------------------------------------------------------ the reference
 
     def _refer(self, settings: PreferenceSettings, observer: ConsoleObserver, run: Run) -> None:
-        """Give the rows their reference, while the policy still is the model that training starts from."""
+        """Give the rows their reference, while the policy still is the model that training starts
+        from.
+        """
         learner: Any = run.policy
         if settings.reference_model is not None:
             scores = _other(settings.reference_model, learner, settings.device)
-        elif (source := settings.reference or ("adapters" if settings.lora else "stored")) == "stored":
+        elif (
+            source := settings.reference or ("adapters" if settings.lora else "stored")
+        ) == "stored":
             scores = _plain(learner)
         else:
             scores = learner.reference(source)
@@ -198,7 +329,9 @@ class PreferenceCourse(Course):
         if settings.reference_model is None:
             _agree(run, observer)
 
-    def _store(self, settings: PreferenceSettings, observer: ConsoleObserver, run: Run, scores: LogProbs) -> None:
+    def _store(
+        self, settings: PreferenceSettings, observer: ConsoleObserver, run: Run, scores: LogProbs
+    ) -> None:
         from posttrain.data.plan import Plan
         from posttrain.engine.reference import store
 
@@ -207,30 +340,59 @@ class PreferenceCourse(Course):
         at = settings.reference_cache or settings.out / dataset.FOLDER
         plan = Plan(run.plan.sizes, run.plan.batch, run.plan.seed, run.plan.take)
         # rows that no step will take need no reference
-        taken = sorted({i for _ in range(min(run.steps, math.ceil(len(run.rows) / plan.batch))) for i in plan.next()}
-                       if run.steps * plan.batch < len(run.rows) else range(len(run.rows)))
+        taken = sorted(
+            {
+                i
+                for _ in range(min(run.steps, math.ceil(len(run.rows) / plan.batch)))
+                for i in plan.next()
+            }
+            if run.steps * plan.batch < len(run.rows)
+            else range(len(run.rows))
+        )
 
         def kept(trees: Any, rows: list[int], of: Any, told_apart: list[int]) -> Any:
             # the tokens themselves: two models may write the same rows in different chat templates
-            key = sha256_json([model, str(run.policy.model.network.dtype), of.digest(), rows, told_apart])
+            key = sha256_json(
+                [model, str(run.policy.model.network.dtype), of.digest(), rows, told_apart]
+            )
             with observer.working("reference", len(rows)) as told:
-                return store(scores, trees, rows, at / f"reference-{key[:16]}", run.budget, shared=shared,
-                             told=lambda done, total: told(done))
+                return store(
+                    scores,
+                    trees,
+                    rows,
+                    at / f"reference-{key[:16]}",
+                    run.budget,
+                    shared=shared,
+                    told=lambda done, total: told(done),
+                )
 
-        every = {"train": (run.rows, taken), "held out": (self.held, list(range(len(self.held))) if self.held else [])}
+        every = {
+            "train": (run.rows, taken),
+            "held out": (self.held, list(range(len(self.held))) if self.held else []),
+        }
         found = {}
         for label, (rows, which) in every.items():
             if rows is not None:
                 probes: Any = rows.probes
-                found[label] = replace(rows, reference=kept(rows.trees, which, rows.trees, []), probe_reference=kept(
-                    probes, which, rows.trees, [settings.seed, probes.longest]) if probes is not None else None)
+                found[label] = replace(
+                    rows,
+                    reference=kept(rows.trees, which, rows.trees, []),
+                    probe_reference=(
+                        kept(probes, which, rows.trees, [settings.seed, probes.longest])
+                        if probes is not None
+                        else None
+                    ),
+                )
         run.rows, self.held = found["train"], found.get("held out")
 
     # ------------------------------------------------------------------ held-out rows
 
-    def _held_out(self, learner: Policy, budget: int, answered: int, told: Callable[[int, int], None]) -> dict[str, Any]:
-        """The method's loss on the held-out rows as one batch, how often the better answer has the higher reward, and what else
-        the method reports."""
+    def _held_out(
+        self, learner: Policy, budget: int, answered: int, told: Callable[[int, int], None]
+    ) -> dict[str, Any]:
+        """The method's loss on the held-out rows as one batch, how often the better answer has the
+        higher reward, and what else the method reports.
+        """
         assert self.held is not None
         n, labelled = len(self.held), self.learned == "labels"
         told(0, n)
@@ -241,18 +403,31 @@ class PreferenceCourse(Course):
         numbers = [i for fact in batch.facts for i in fact["number"].tolist()]
         prompts = self.held.prompts()
         # labels are numbered by sequence, of which a row that was a pair has two
-        owners = [one for one, tree in zip(prompts, self.held.trees, strict=True) for _ in tree] if labelled else prompts
+        owners = (
+            [one for one, tree in zip(prompts, self.held.trees, strict=True) for _ in tree]
+            if labelled
+            else prompts
+        )
         clusters = [owners[i] for i in numbers]
         accuracy = judging.rate(right, clusters)
-        out: dict[str, Any] = {"loss": found.loss, "interval": None, "accuracy": accuracy.mean, "accuracy_low": accuracy.low,
-                               "accuracy_high": accuracy.high, "sequences": len(right), **found.means()}
+        out: dict[str, Any] = {
+            "loss": found.loss,
+            "interval": None,
+            "accuracy": accuracy.mean,
+            "accuracy_low": accuracy.low,
+            "accuracy_high": accuracy.high,
+            "sequences": len(right),
+            **found.means(),
+        }
         if not labelled:
             longer = found.values["length/chosen"] - found.values["length/rejected"]
             margins = found.values["rewards/margins"]
             out |= judging.by_length(right, longer.tolist(), clusters)
             out["length_correlation"] = judging.correlation(margins.tolist(), longer.tolist())
         if answered:
-            out["answer_tokens"] = _answered(learner, [self.held.trees[i][0] for i in range(min(answered, n))])
+            out["answer_tokens"] = _answered(
+                learner, [self.held.trees[i][0] for i in range(min(answered, n))]
+            )
         return out
 
     def summary(self, run: Run) -> dict[str, Any]:
@@ -266,14 +441,19 @@ class PreferenceCourse(Course):
                     found.setdefault(name, []).append(one[name])
         again = Alarms()
         alarms = [alarm for one in records for alarm in again(one)]
-        return {"last_steps": {name: math.fsum(some) / len(some) for name, some in found.items()}, "alarms": alarms}
+        return {
+            "last_steps": {name: math.fsum(some) / len(some) for name, some in found.items()},
+            "alarms": alarms,
+        }
 
 
 def _answered(policy: Policy, some: list[Sequence]) -> float:
-    """Mean tokens of the policy's own answers to some prompts, always the most likely token, ANSWER at most."""
+    """Mean tokens of the policy's own answers to some prompts, always the most likely token, ANSWER
+    at most.
+    """
     from posttrain.engine.sampler import Sampling
 
-    prompts = [one.tokens[:int(one.trained[1:].argmax()) + 1].tolist() for one in some]
+    prompts = [one.tokens[: int(one.trained[1:].argmax()) + 1].tolist() for one in some]
     drawn = policy.sample(prompts, Sampling(max_tokens=ANSWER, temperature=0))
     return math.fsum(len(one.tokens) for one in drawn) / len(drawn)
 
@@ -292,8 +472,10 @@ def _other(path: str, learner: Policy, device: Any) -> LogProbs:
 
     other = Policy.load(path, device=device)
     if other.tokenizer.get_vocab() != learner.tokenizer.get_vocab():
-        raise ConfigError(f"--reference-model {path} has another tokenizer than the model that is trained",
-                          cure="use a reference with the same tokenizer")
+        raise ConfigError(
+            f"--reference-model {path} has another tokenizer than the model that is trained",
+            cure="use a reference with the same tokenizer",
+        )
     return _plain(other)
 
 
@@ -305,11 +487,22 @@ def _agree(run: Run, observer: ConsoleObserver) -> None:
     """
     import copy
 
-    batch = run.rows.batch(copy.copy(run.plan).next(), run.budget, shared=run.policy.model.mode == "forest")
+    batch = run.rows.batch(
+        copy.copy(run.plan).next(), run.budget, shared=run.policy.model.mode == "forest"
+    )
     learner: Any = run.policy
     found = zip(learner.score(batch.forests), batch.facts, strict=True)
-    off = max(float((scores.logprob.cpu() - fact["reference"].cpu()).abs().max()) for scores, fact in found)
-    observer.note("reference", f"agrees with the model that training starts from within {off:.0e} nats a token")
+    off = max(
+        float((scores.logprob.cpu() - fact["reference"].cpu()).abs().max())
+        for scores, fact in found
+    )
+    observer.note(
+        "reference",
+        f"agrees with the model that training starts from within {off:.0e} nats a token",
+    )
     if not off <= AGREES[run.policy.model.device.type]:
-        raise PosttrainError(f"the reference is not the model that training starts from: a token's log-probability differs by "
-                             f"{off:.2g} nats", cure="remove --reference-cache, or give --reference copy")
+        raise PosttrainError(
+            "the reference is not the model that training starts from: a token's log-probability"
+            f" differs by {off:.2g} nats",
+            cure="remove --reference-cache, or give --reference copy",
+        )

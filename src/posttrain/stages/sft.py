@@ -1,5 +1,6 @@
-"""Supervised fine-tuning: from a base model and demonstrations to a model that follows them. The run folder:
-`posttrain.stages.training`.
+"""Supervised fine-tuning: from a base model and demonstrations to a model that follows them.
+
+The run folder: `posttrain.stages.training`.
 """
 
 from __future__ import annotations
@@ -17,8 +18,12 @@ from posttrain.stages.training import Outcome, TrainingSettings
 class SftSettings(TrainingSettings):
     """Settings of supervised fine-tuning."""
 
-    method: Literal["nll", "dft"] = Field("nll", description="negative log-likelihood, or dynamic fine-tuning")
-    neftune: float = Field(0.0, ge=0, description="NEFTune noise on the embeddings, alpha; 0 is none, 5 is usual")
+    method: Literal["nll", "dft"] = Field(
+        "nll", description="negative log-likelihood, or dynamic fine-tuning"
+    )
+    neftune: float = Field(
+        0.0, ge=0, description="NEFTune noise on the embeddings, alpha; 0 is none, 5 is usual"
+    )
 
 
 def sft(*, quiet: bool = False, **settings: Any) -> Outcome:

@@ -1,10 +1,13 @@
-"""Training on rows: what the stages share that train a model on given answers. What is special to one is its `Course`.
+"""Training on rows: what the stages share that train a model on given answers.
+
+What is special to one is its `Course`.
 
 A run folder holds
     run.json        what the run is: settings, digests of model and data, versions
     metrics.jsonl   one line a step and a validation
     checkpoints/    what a resumed run needs
-    tokens/         the data as token ids, and the reference's log-probabilities, while the run lasts
+    tokens/         the data as token ids, and the reference's log-probabilities, while the run
+                    lasts
     rejects.jsonl   rows that could not be used, with the reasons, where that was asked for
     model/          the result, a Hugging Face folder (adapters merged)
     adapter/        with LoRA: the adapter alone, and the digest of its base
@@ -26,12 +29,24 @@ from pydantic import Field
 
 from posttrain.core.console import ConsoleObserver
 from posttrain.core.errors import ConfigError
-from posttrain.core.files import atomic_folder, explained_writes, lock, remove_partial, sha256_folder, write_json
+from posttrain.core.files import (
+    atomic_folder,
+    explained_writes,
+    lock,
+    remove_partial,
+    sha256_folder,
+    write_json,
+)
 from posttrain.core.identity import check, claim
 from posttrain.core.settings import Settings
 from posttrain.core.version import __version__
 from posttrain.data.settings import DataSettings, Source
-from posttrain.engine.settings import CheckpointSettings, LoraSettings, OptimiserSettings, ValidationSettings
+from posttrain.engine.settings import (
+    CheckpointSettings,
+    LoraSettings,
+    OptimiserSettings,
+    ValidationSettings,
+)
 from posttrain.stages import dataset
 from posttrain.stages.dataset import Dataset
 
@@ -55,13 +70,20 @@ class TrainingSettings(Settings):
     steps: int | None = Field(None, ge=1, description="optimiser steps; replaces --epochs")
     batch_size: int = Field(8, ge=1, description="sequences an optimiser step")
     budget: int | None = Field(
-        None, ge=2, description="tokens a forward pass; bounds memory. Unset: 4096 on a CPU, 16384 on a GPU")
-    activation_checkpointing: bool = Field(False, description="compute activations twice and store them once")
+        None,
+        ge=2,
+        description="tokens a forward pass; bounds memory. Unset: 4096 on a CPU, 16384 on a GPU",
+    )
+    activation_checkpointing: bool = Field(
+        False, description="compute activations twice and store them once"
+    )
     device: Literal["", "cpu", "cuda"] = Field("", description="unset: the GPU where there is one")
     seed: int = Field(0, ge=0, description="of data order, noise and adapters")
     data: DataSettings
     optimiser: OptimiserSettings = OptimiserSettings()  # type: ignore[call-arg]
-    lora: LoraSettings | None = Field(None, description="train low-rank adapters instead of all weights")
+    lora: LoraSettings | None = Field(
+        None, description="train low-rank adapters instead of all weights"
+    )
     validation: ValidationSettings = ValidationSettings()  # type: ignore[call-arg]
     checkpoint: CheckpointSettings = CheckpointSettings()  # type: ignore[call-arg]
 
@@ -76,7 +98,9 @@ class Outcome:
 
 
 def flat(settings: dict[str, Any]) -> dict[str, Any]:
-    """Keywords as `assemble` takes them: one source stands for a list of one, and a model may be a path."""
+    """Keywords as `assemble` takes them: one source stands for a list of one, and a model may be a
+    path.
+    """
     for name in ("data", "validation", "replay"):
         if isinstance(settings.get(name), (str, Path, Source)):
             settings[name] = (settings[name],)
@@ -85,7 +109,15 @@ def flat(settings: dict[str, Any]) -> dict[str, Any]:
     return settings
 
 
-WRITES = ("metrics.jsonl", "checkpoints", "model", "adapter", "tokens", "rejects.jsonl", "summary.json")  # and run.json
+WRITES = (
+    "metrics.jsonl",
+    "checkpoints",
+    "model",
+    "adapter",
+    "tokens",
+    "rejects.jsonl",
+    "summary.json",
+)  # and run.json
 
 
 @dataclass(frozen=True)
@@ -97,7 +129,8 @@ class Lesson:
         held_out: the numbers of the held-out rows; None where there are none.
         noise: on the input embeddings.
         watch: see `posttrain.engine.loop`.
-        begin: long work before the first step; it has the run's folder to itself, and may be killed.
+        begin: long work before the first step; it has the run's folder to itself, and may be
+            killed.
     """
 
     loss: Loss
@@ -109,7 +142,8 @@ class Lesson:
 
 
 class Course:
-    """What a stage teaches: which rows it reads, what learns, and what the loop does. This one: demonstrations.
+    """What a stage teaches: which rows it reads, what learns, and what the loop does. This one:
+    demonstrations.
 
     Args:
         method: of `posttrain.methods.supervised.METHODS`.
@@ -126,19 +160,36 @@ class Course:
         """What learns."""
         from posttrain.engine.policy import Policy
 
-        return Policy.load(settings.model, device=settings.device, lora=settings.lora, seed=settings.seed)
+        return Policy.load(
+            settings.model, device=settings.device, lora=settings.lora, seed=settings.seed
+        )
 
-    def lesson(self, settings: Any, learner: Any, data: dict[str, Dataset], budget: int,
-               observer: ConsoleObserver) -> Lesson:
-        """What the loop does. What is wrong with the settings shows here, before the folder is claimed."""
+    def lesson(
+        self,
+        settings: Any,
+        learner: Any,
+        data: dict[str, Dataset],
+        budget: int,
+        observer: ConsoleObserver,
+    ) -> Lesson:
+        """What the loop does. What is wrong with the settings shows here, before the folder is
+        claimed.
+        """
         from posttrain.engine.batch import Rows
         from posttrain.engine.loop import validate
         from posttrain.methods.supervised import METHODS, neftune
 
         held = data["held out"].trees if "held out" in data else None
-        return Lesson(METHODS[self.method], Rows(data["data"].trees),
-                      held_out=(lambda told: vars(validate(learner, held, budget, told))) if held is not None else None,
-                      noise=partial(neftune, alpha=self.noise) if self.noise else None)
+        return Lesson(
+            METHODS[self.method],
+            Rows(data["data"].trees),
+            held_out=(
+                (lambda told: vars(validate(learner, held, budget, told)))
+                if held is not None
+                else None
+            ),
+            noise=partial(neftune, alpha=self.noise) if self.noise else None,
+        )
 
     def identity(self, settings: Any) -> dict[str, Any]:
         """What else a run is: digests of what the settings name."""
@@ -151,17 +202,29 @@ class Course:
 
 def run(settings: TrainingSettings, observer: ConsoleObserver, course: Course) -> Outcome:
     """Run the stage, or continue it, or report that it is finished."""
-    dataset.peek(settings.data)  # what is wrong with the files is told before anything is loaded or written
+    dataset.peek(
+        settings.data
+    )  # what is wrong with the files is told before anything is loaded or written
     # The engine, and with it torch, is imported here: help and mistakes are answered at once.
     from posttrain.engine import loop
     from posttrain.engine.load import digest, load_tokenizer, longest_position, resolve
 
     folder, base = settings.out, resolve(settings.model)
     if base.resolve().is_relative_to(folder.resolve()):
-        raise ConfigError(f"--model {settings.model} lies in --out {folder}, where the run writes", cure="choose another --out")
-    fixed = settings.model_dump(mode="json", exclude={"out", "checkpoint", "device", "model"} | settings.elsewhere)
-    identity = {"settings": fixed, "model_sha256": digest(base), "data_sha256": dataset.digests(settings.data),
-                "chat_template": dataset.chat_template(settings.data), **course.identity(settings)}
+        raise ConfigError(
+            f"--model {settings.model} lies in --out {folder}, where the run writes",
+            cure="choose another --out",
+        )
+    fixed = settings.model_dump(
+        mode="json", exclude={"out", "checkpoint", "device", "model"} | settings.elsewhere
+    )
+    identity = {
+        "settings": fixed,
+        "model_sha256": digest(base),
+        "data_sha256": dataset.digests(settings.data),
+        "chat_template": dataset.chat_template(settings.data),
+        **course.identity(settings),
+    }
     with lock(folder), explained_writes(folder):
         check(folder, identity, WRITES)
         if done := _finished(folder, observer):
@@ -171,7 +234,9 @@ def run(settings: TrainingSettings, observer: ConsoleObserver, course: Course) -
             chat = dataset.chat_of(settings.data, load_tokenizer(base))
             chat.separator = course.separator
             longest = dataset.max_length(settings.data, longest_position(base))
-            found = dataset.load(settings.data, chat, folder, identity, longest, observer, course.learned)
+            found = dataset.load(
+                settings.data, chat, folder, identity, longest, observer, course.learned
+            )
             learner = course.load(settings)
             for reason in learner.model.admission.reasons:
                 observer.message(reason)
@@ -193,7 +258,10 @@ def run(settings: TrainingSettings, observer: ConsoleObserver, course: Course) -
             with atomic_folder(folder / "adapter") as target:
                 learner.save_adapter(target)
         summary = {**_summary(training, found["data"], exported), **course.summary(training)}
-        summary["base_sha256"], summary["model_sha256"] = identity["model_sha256"], _weights_digest(folder)
+        summary["base_sha256"], summary["model_sha256"] = (
+            identity["model_sha256"],
+            _weights_digest(folder),
+        )
         write_json(folder / "summary.json", summary)
         shutil.rmtree(folder / dataset.FOLDER, ignore_errors=True)  # nothing reads it any more
     observer.curve(training.log.read())
@@ -209,7 +277,9 @@ def _finished(folder: Path, observer: ConsoleObserver) -> Outcome | None:
     if (folder / "model").is_dir() and _weights_digest(folder) == summary["model_sha256"]:
         observer.note("finished", f"{folder} already holds this run; nothing to do")
         return Outcome(folder, folder / "model", summary)
-    observer.message(f"{folder / 'model'} is missing or changed; exporting it again from the last checkpoint")
+    observer.message(
+        f"{folder / 'model'} is missing or changed; exporting it again from the last checkpoint"
+    )
     return None
 
 
@@ -224,13 +294,24 @@ def _describe(learner: Learner, settings: TrainingSettings) -> str:
     total = sum(p.numel() for p in network.parameters())
     trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
     share = "" if trained == total else f", {trained / 1e6:.2f} M trained"
-    return (f"{settings.model}: {total / 1e6:.1f} M parameters{share}, {str(network.dtype).removeprefix('torch.')} on "
-            f"{network.device.type}; {MODES[admission.mode]} (agrees with paths run alone within {admission.deviation:.0e} nats)")
+    return (
+        f"{settings.model}: {total / 1e6:.1f} M parameters{share},"
+        f" {str(network.dtype).removeprefix('torch.')} on {network.device.type};"
+        f" {MODES[admission.mode]} (agrees with paths run alone within {admission.deviation:.0e}"
+        " nats)"
+    )
 
 
-def _prepare(settings: TrainingSettings, learner: Learner, data: dict[str, Dataset], observer: ConsoleObserver,
-             course: Course) -> tuple[Run, Lesson]:
-    """Everything the loop needs. What is wrong with the settings shows here, before the folder is claimed."""
+def _prepare(
+    settings: TrainingSettings,
+    learner: Learner,
+    data: dict[str, Dataset],
+    observer: ConsoleObserver,
+    course: Course,
+) -> tuple[Run, Lesson]:
+    """Everything the loop needs. What is wrong with the settings shows here, before the folder is
+    claimed.
+    """
     from posttrain.data.plan import Plan, shares
     from posttrain.engine.loop import Run
 
@@ -238,26 +319,66 @@ def _prepare(settings: TrainingSettings, learner: Learner, data: dict[str, Datas
     longest = max(one.longest for one in data.values())
     budget = settings.budget or max(4096 if learner.model.device.type == "cpu" else 16384, longest)
     if longest > budget:
-        raise ConfigError(f"--budget {budget} is less than the {longest} tokens of the longest sequence",
-                          cure=f"give --budget {longest} or more, or --max-length {budget} or less")
+        raise ConfigError(
+            f"--budget {budget} is less than the {longest} tokens of the longest sequence",
+            cure=f"give --budget {longest} or more, or --max-length {budget} or less",
+        )
     plan = Plan(train.rows, settings.batch_size, settings.seed, shares(train.rows, train.sources))
-    steps = settings.steps or math.ceil(settings.epochs * plan.steps_per_epoch - 1e-9)  # 1.1 · 100 is 110, not 111
+    steps = settings.steps or math.ceil(
+        settings.epochs * plan.steps_per_epoch - 1e-9
+    )  # 1.1 · 100 is 110, not 111
     lesson = course.lesson(settings, learner, data, budget, observer)
-    learner.train_with(settings.optimiser, activation_checkpointing=settings.activation_checkpointing)
-    return Run(
-        policy=learner, loss=lesson.loss, rows=lesson.rows, plan=plan, steps=steps, budget=budget, seed=settings.seed,
-        folder=settings.out, observer=observer, held_out=lesson.held_out, noise=lesson.noise, watch=lesson.watch,
-        checkpoints=settings.checkpoint, validation=settings.validation), lesson
+    learner.train_with(
+        settings.optimiser, activation_checkpointing=settings.activation_checkpointing
+    )
+    return (
+        Run(
+            policy=learner,
+            loss=lesson.loss,
+            rows=lesson.rows,
+            plan=plan,
+            steps=steps,
+            budget=budget,
+            seed=settings.seed,
+            folder=settings.out,
+            observer=observer,
+            held_out=lesson.held_out,
+            noise=lesson.noise,
+            watch=lesson.watch,
+            checkpoints=settings.checkpoint,
+            validation=settings.validation,
+        ),
+        lesson,
+    )
 
 
 def _summary(run: Run, data: Dataset, exported: int) -> dict[str, Any]:
-    """What the run came to. Held-out numbers are those of the exported step, where it was validated."""
-    held = next((r["validation"] for r in reversed(run.log.read()) if r["step"] == exported and "validation" in r), None)
+    """What the run came to. Held-out numbers are those of the exported step, where it was
+    validated.
+    """
+    held = next(
+        (
+            r["validation"]
+            for r in reversed(run.log.read())
+            if r["step"] == exported and "validation" in r
+        ),
+        None,
+    )
     return {
-        "posttrain": __version__, "steps": run.step, "exported_step": exported, "tokens": run.totals["tokens"],
-        "targets": run.totals["targets"], "seconds": run.totals["seconds"],
+        "posttrain": __version__,
+        "steps": run.step,
+        "exported_step": exported,
+        "tokens": run.totals["tokens"],
+        "targets": run.totals["targets"],
+        "seconds": run.totals["seconds"],
         "tokens_per_second": run.totals["tokens"] / max(1e-9, run.totals["seconds"]),
-        "learning_rate": run.optimiser.settings.learning_rate, "rows": data.total("read"),
-        "sequences": data.total("sequences"), "truncated": data.total("truncated"), "duplicates": data.total("duplicates"),
-        "rejected": data.total("rejected"), "dropped": data.dropped(), "held_out_before": run.first_held,
-        "held_out": {"step": exported, **held} if held else None}
+        "learning_rate": run.optimiser.settings.learning_rate,
+        "rows": data.total("read"),
+        "sequences": data.total("sequences"),
+        "truncated": data.total("truncated"),
+        "duplicates": data.total("duplicates"),
+        "rejected": data.total("rejected"),
+        "dropped": data.dropped(),
+        "held_out_before": run.first_held,
+        "held_out": {"step": exported, **held} if held else None,
+    }

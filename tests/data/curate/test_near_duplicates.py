@@ -1,4 +1,6 @@
-"""Near-duplicates: similarities by hand, planted pairs, and what must hold whatever the texts are."""
+"""Near-duplicates: similarities by hand, planted pairs, and what must hold whatever the
+texts are.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from posttrain.data.curate.near_duplicates import MISSED, Prints, bands, clusters, equal, jaccard, like, repeats, shingles, words
+from posttrain.data.curate.near_duplicates import (
+    MISSED,
+    Prints,
+    bands,
+    clusters,
+    equal,
+    jaccard,
+    like,
+    repeats,
+    shingles,
+    words,
+)
 
 RNG = np.random.default_rng(0)
 
@@ -35,7 +48,9 @@ def test_similarity_by_hand() -> None:
     # a b c d e: abc bcd cde; a b c d f: abc bcd cdf: 2 of 4
     assert jaccard(shingles("a b c d e"), shingles("A, b, c, d; f.")) == 0.5
     assert jaccard(shingles("a b"), shingles("a b")) == 1.0
-    assert jaccard(shingles("a b"), shingles("a b c")) == 0.0  # fewer than three words are one shingle
+    assert (
+        jaccard(shingles("a b"), shingles("a b c")) == 0.0
+    )  # fewer than three words are one shingle
     assert jaccard(shingles(""), shingles("!?")) == 0.0
     assert len(shingles("a b c a b c")) == 3  # abc bca cab abc
 
@@ -59,7 +74,9 @@ def equal_list(keys: list[int]) -> list[list[int]]:
 
 
 def test_planted_near_duplicates_are_found_and_nothing_else(tmp_path: Path) -> None:
-    """2,000 texts of 80 words, 300 of them with a copy that has two words changed: similarity about 0.86."""
+    """2,000 texts of 80 words, 300 of them with a copy that has two words changed: similarity about
+    0.86.
+    """
     texts = [prose(80) for _ in range(2000)]
     pairs = {i: 1000 + i for i in range(300)}
     for i, j in pairs.items():
@@ -78,14 +95,20 @@ def test_planted_near_duplicates_are_found_and_nothing_else(tmp_path: Path) -> N
 
 
 def test_clusters_are_chains_and_keys_join(tmp_path: Path) -> None:
-    """a ~ b ~ c, but not a ~ c; d is joined to a by its key; keys of 0 join nothing; texts without words are alone."""
+    """a ~ b ~ c, but not a ~ c; d is joined to a by its key; keys of 0 join nothing; texts without
+    words are alone.
+    """
     base = prose(60)
     b, c = base[:55] + prose(5), base[:50] + prose(5) + prose(5)
     c[55:] = b[55:]
     with Prints(tmp_path / "p") as prints:
         for text in (base, b, c, prose(60), prose(60), ["!"], ["?"]):
             prints.add(" ".join(text))
-        assert similarity(prints, 0, 2) < 0.75 < min(similarity(prints, 0, 1), similarity(prints, 1, 2))
+        assert (
+            similarity(prints, 0, 2)
+            < 0.75
+            < min(similarity(prints, 0, 1), similarity(prints, 1, 2))
+        )
         labels = clusters(prints, 0.75, same=[np.array([7, 0, 0, 7, 0, 0, 0], np.uint64)])
     assert labels.tolist() == [0, 0, 0, 0, 4, 5, 6]
 
@@ -98,7 +121,12 @@ def test_of_repeats_the_best_stays(tmp_path: Path) -> None:
         for text in (base, b, c, prose(60)):
             prints.add(" ".join(text))
         labels = clusters(prints, 0.75)
-        assert repeats(prints, 0.75, labels, np.array([0, 1, 2, 3])).tolist() == [-1, 0, -1, -1]  # c is near b, which has gone
+        assert repeats(prints, 0.75, labels, np.array([0, 1, 2, 3])).tolist() == [
+            -1,
+            0,
+            -1,
+            -1,
+        ]  # c is near b, which has gone
         assert repeats(prints, 0.75, labels, np.array([1, 0, 2, 3])).tolist() == [1, -1, 1, -1]
         assert repeats(prints, 0.75, labels, np.array([1, -1, 2, 3])).tolist() == [-1, -1, -1, -1]
         assert like(prints, 0.75, labels, 1).tolist() == [-1, 0, -1, -1]
@@ -106,8 +134,13 @@ def test_of_repeats_the_best_stays(tmp_path: Path) -> None:
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.lists(st.lists(st.sampled_from("abcd"), max_size=8), min_size=1, max_size=25), st.sampled_from([0.3, 0.6, 0.9, 1.0]))
-def test_no_two_that_stay_are_near_and_each_that_goes_is_near_a_better_one(texts: list[list[str]], near: float) -> None:
+@given(
+    st.lists(st.lists(st.sampled_from("abcd"), max_size=8), min_size=1, max_size=25),
+    st.sampled_from([0.3, 0.6, 0.9, 1.0]),
+)
+def test_no_two_that_stay_are_near_and_each_that_goes_is_near_a_better_one(
+    texts: list[list[str]], near: float
+) -> None:
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder, Prints(Path(folder) / "p") as prints:
@@ -117,8 +150,14 @@ def test_no_two_that_stay_are_near_and_each_that_goes_is_near_a_better_one(texts
         stay = np.flatnonzero(of < 0)
         for i in np.flatnonzero(of >= 0):
             assert of[i] in stay and of[i] < i and similarity(prints, int(i), int(of[i])) >= near
-        # short texts with few shingles: a pair below MISSED is the only excuse, and signatures of equal sets are equal
-        close = [(i, j) for i in stay for j in stay if i < j and similarity(prints, int(i), int(j)) >= max(near, 0.999)]
+        # short texts with few shingles: a pair below MISSED is the only excuse, and signatures of
+        # equal sets are equal
+        close = [
+            (i, j)
+            for i in stay
+            for j in stay
+            if i < j and similarity(prints, int(i), int(j)) >= max(near, 0.999)
+        ]
         assert not close
 
 
@@ -135,7 +174,9 @@ def test_similarities_are_those_of_the_sets(tmp_path: Path) -> None:
 
 
 def test_many_rows_of_a_template_do_not_take_forever(tmp_path: Path) -> None:
-    """The worst case: all pairs have a similarity of 0.75, just too little, and every band brings some together."""
+    """The worst case: all pairs have a similarity of 0.75, just too little, and every band brings
+    some together.
+    """
     fixed = " ".join(prose(50))
     with Prints(tmp_path / "p") as prints:
         for i in range(1000):

@@ -31,20 +31,35 @@ def test_repetition_is_that_of_the_worst_piece() -> None:
     assert signals([])["words"] == signals([""])["letters"] == 0
 
 
-@pytest.mark.parametrize(("pieces", "expected"), [
-    (["What is the capital of Peru?", "Lima"], []),
-    (["List the files.", "ls -la <path> | sort --reverse"], []),
-    (["Was ist 12 + 30?", "12 + 30 = 42"], []),
-    (["秘鲁的首都是哪里?", "利马"], []),
-    (["def f(x):\n    return x[0] + 1  # first\n"], []),
-    (["hi"], ["min_words"]),
-    (["1 2 3 4 5 6 7 8 9 10 11"], ["min_letters"]),
-    (["# # # # a b c"], ["max_symbols"]),
-    (["class A {\n  void f() {\n    g();\n  }\n  void h() {\n    i();\n  }\n  void j() {\n    k();\n  }\n}\n"], []),
-    (["so long and thanks\n" * 2 + "for all the fish"], ["max_repeated_lines"]),
-    (["it goes on and on and " * 8], ["max_repeated_ngrams"]),
-    (["aGVsbG8gd29ybGQhIGhvdyBhcmUgeW91 ZG9pbmcgdG9kYXkgbXkgZnJpZW5k aGVsbG8gd29ybGQhIGhvdyBhcmU"], ["max_word_length"]),
-])
+@pytest.mark.parametrize(
+    ("pieces", "expected"),
+    [
+        (["What is the capital of Peru?", "Lima"], []),
+        (["List the files.", "ls -la <path> | sort --reverse"], []),
+        (["Was ist 12 + 30?", "12 + 30 = 42"], []),
+        (["秘鲁的首都是哪里?", "利马"], []),
+        (["def f(x):\n    return x[0] + 1  # first\n"], []),
+        (["hi"], ["min_words"]),
+        (["1 2 3 4 5 6 7 8 9 10 11"], ["min_letters"]),
+        (["# # # # a b c"], ["max_symbols"]),
+        (
+            [
+                "class A {\n  void f() {\n    g();\n  }\n  void h() {\n    i();\n  }\n  void j()"
+                " {\n    k();\n  }\n}\n"
+            ],
+            [],
+        ),
+        (["so long and thanks\n" * 2 + "for all the fish"], ["max_repeated_lines"]),
+        (["it goes on and on and " * 8], ["max_repeated_ngrams"]),
+        (
+            [
+                "aGVsbG8gd29ybGQhIGhvdyBhcmUgeW91 ZG9pbmcgdG9kYXkgbXkgZnJpZW5k"
+                " aGVsbG8gd29ybGQhIGhvdyBhcmU"
+            ],
+            ["max_word_length"],
+        ),
+    ],
+)
 def test_the_bounds_take_out_what_is_broken(pieces: list[str], expected: list[str]) -> None:
     assert list(faults(signals(pieces), DEFAULT)) == expected
 
@@ -53,4 +68,6 @@ def test_a_bound_can_be_moved_and_all_be_lifted() -> None:
     found = signals(["hi"])
     assert list(faults(found, QualitySettings(min_words=1))) == []  # type: ignore[call-arg]
     assert list(faults(found, QualitySettings(quality="off"))) == []  # type: ignore[call-arg]
-    assert {name for limits in BOUNDS.values() for name, _ in limits} == QualitySettings.model_fields.keys() - {"quality"}
+    assert {
+        name for limits in BOUNDS.values() for name, _ in limits
+    } == QualitySettings.model_fields.keys() - {"quality"}

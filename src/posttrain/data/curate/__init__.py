@@ -1,1 +1,3 @@
-"""Choosing rows: by relevance to a target and by quality, without near-duplicates, and splits that do not leak."""
+"""Choosing rows: by relevance to a target and by quality, without near-duplicates, and splits that
+do not leak.
+"""

@@ -1,6 +1,7 @@
 """What answers look like, apart from what they say: their length and their markdown.
 
-A preference for the longer or the more decorated answer is easily learned, and easily mistaken for one for the better answer.
+A preference for the longer or the more decorated answer is easily learned, and easily mistaken for
+one for the better answer.
 """
 
 from __future__ import annotations
@@ -21,8 +22,14 @@ LOOKS = 2 + len(MARKDOWN)  # numbers an answer
 
 
 def looks(text: str) -> list[int]:
-    """[LOOKS] characters, words between spaces, and how often each kind of markdown stands in an answer."""
-    return [len(text), len(text.split()), *(min(MOST, sum(1 for _ in find.finditer(text))) for find in MARKDOWN.values())]
+    """[LOOKS] characters, words between spaces, and how often each kind of markdown stands in an
+    answer.
+    """
+    return [
+        len(text),
+        len(text.split()),
+        *(min(MOST, sum(1 for _ in find.finditer(text))) for find in MARKDOWN.values()),
+    ]
 
 
 @dataclass(frozen=True)
@@ -30,7 +37,8 @@ class Sides:
     """How the chosen answers look beside the rejected ones.
 
     Attributes:
-        signs: name → [P] +1 where the chosen one has more, -1 where the rejected one has, 0 where they have equally much.
+        signs: name → [P] +1 where the chosen one has more, -1 where the rejected one has, 0 where
+            they have equally much.
         log_ratio: [P] ln(characters of the chosen one / characters of the rejected one).
     """
 
@@ -41,14 +49,19 @@ class Sides:
 def compare(chosen: np.ndarray, rejected: np.ndarray) -> Sides:
     """Args: what `looks` says of the chosen and of the rejected answers, [P, LOOKS] each."""
     a, b = chosen.astype(np.int64), rejected.astype(np.int64)
-    signs = {"characters": a[:, 0] - b[:, 0], "words": a[:, 1] - b[:, 1], "markdown": (a[:, 2:] - b[:, 2:]).sum(axis=1)}
+    signs = {
+        "characters": a[:, 0] - b[:, 0],
+        "words": a[:, 1] - b[:, 1],
+        "markdown": (a[:, 2:] - b[:, 2:]).sum(axis=1),
+    }
     signs.update((name, a[:, 2 + i] - b[:, 2 + i]) for i, name in enumerate(MARKDOWN))
     ratio = np.log(np.maximum(1, a[:, 0])) - np.log(np.maximum(1, b[:, 0]))
     return Sides({name: np.sign(gap) for name, gap in signs.items()}, ratio)
 
 
 def balanced(sign: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """[P] which pairs to take so that the chosen answer is the longer one as often as the shorter one; equal ones all stay.
+    """[P] which pairs to take so that the chosen answer is the longer one as often as the shorter
+    one; equal ones all stay.
 
     Args:
         sign: [P] of `Sides.signs`.

@@ -17,7 +17,10 @@ from posttrain.data.curate.near_duplicates import equal
 from posttrain.data.formats import Example
 from posttrain.data.messages import Text
 
-REPEATED, AMBIGUOUS = "repeats an answer that is there", "ambiguous: chosen in one pair, rejected in another"
+REPEATED, AMBIGUOUS = (
+    "repeats an answer that is there",
+    "ambiguous: chosen in one pair, rejected in another",
+)
 ONLY_GOOD, ONLY_BAD = "its prompt has no bad answer", "its prompt has no good answer"
 NO_PROMPT, OVER = "no prompt to share", "in none of its prompt's pairs (--pairs-per-prompt)"
 
@@ -42,17 +45,28 @@ def labelled(answers: np.ndarray, stays: np.ndarray, keep_ambiguous: bool) -> np
     return out
 
 
-def paired(prompts: np.ndarray, answers: np.ndarray, good: np.ndarray, stays: np.ndarray, most: int, seed: int,
-           names: Any) -> tuple[np.ndarray, np.ndarray, int]:
-    """Good and bad answers of the same prompt as pairs. All answers of a prompt are used about equally often.
+def paired(
+    prompts: np.ndarray,
+    answers: np.ndarray,
+    good: np.ndarray,
+    stays: np.ndarray,
+    most: int,
+    seed: int,
+    names: Any,
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """Good and bad answers of the same prompt as pairs.
+
+    All answers of a prompt are used about equally often.
 
     Args:
-        prompts: [R] number of the prompt, by which pairs are ordered. answers: [R] number of the answer.
+        prompts: [R] number of the prompt, by which pairs are ordered. answers: [R] number of the
+            answer.
         good: [R] its label. stays: [R] the rows to take.
         most: pairs of a prompt at most.
-        seed: of which. names: row → name of its prompt, which the choice depends on, and not on other rows.
-    Returns: [P, 2] the rows of good and bad answer; [R] why a row is in no pair, "" where it is in one or not taken; and how many
-        pairs there could be.
+        seed: of which. names: row → name of its prompt, which the choice depends on, and not on
+            other rows.
+    Returns: [P, 2] the rows of good and bad answer; [R] why a row is in no pair, "" where it is in
+        one or not taken; and how many pairs there could be.
     """
     why, pairs, possible = np.full(len(prompts), "", object), [], 0
     rows = np.flatnonzero(stays)
@@ -88,8 +102,13 @@ def _combinations(a: list[int], b: list[int]) -> Iterator[tuple[int, int]]:
 
 def as_label(example: Example, side: int, extra: dict[str, Any]) -> dict[str, Any]:
     """One answer of a pair as a row of its own."""
-    return {"prompt": _written(example.prompt), "completion": _written(example.answers[side]), "label": side == 0,
-            **_around(example), **extra}
+    return {
+        "prompt": _written(example.prompt),
+        "completion": _written(example.answers[side]),
+        "label": side == 0,
+        **_around(example),
+        **extra,
+    }
 
 
 def as_pair(prompt: dict[str, Any], chosen: Any, rejected: Any) -> dict[str, Any]:
@@ -108,5 +127,8 @@ def _written(part: Text) -> Any:
 
 
 def _around(example: Example) -> dict[str, Any]:
-    around = {"tools": list(example.tools) if example.tools else None, "chat_template_kwargs": example.kwargs or None}
+    around = {
+        "tools": list(example.tools) if example.tools else None,
+        "chat_template_kwargs": example.kwargs or None,
+    }
     return {key: value for key, value in around.items() if value}

@@ -1,21 +1,28 @@
-"""Cycles of preferences: A before B, B before C, C before A. They are what lies inside a strongly connected component.
+"""Cycles of preferences: A before B, B before C, C before A.
 
-Tarjan 1972, without recursion. Most preferences are in no cycle: answers that never win, or never lose, are taken away first.
+They are what lies inside a strongly connected component.
+
+Tarjan 1972, without recursion. Most preferences are in no cycle: answers that never win, or never
+lose, are taken away first.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-TRIMS = 30  # rounds of taking away what cannot be in a cycle; a longer chain is left to the search itself
+# rounds of taking away what cannot be in a cycle; a longer chain is left to the search itself
+TRIMS = 30
 
 
 def components(edges: np.ndarray) -> np.ndarray:
-    """Which edges lie inside a strongly connected component: among them there is no saying which are right.
+    """Which edges lie inside a strongly connected component: among them there is no saying which
+    are right.
 
     Args:
-        edges: [E, 2] from and to, numbers from 0; repeats may occur. An edge from a node to itself is in no component.
-    Returns: [E] a number for each component, from 0 in the order of its first edge; -1 for edges that are in none.
+        edges: [E, 2] from and to, numbers from 0; repeats may occur. An edge from a node to itself
+            is in no component.
+    Returns: [E] a number for each component, from 0 in the order of its first edge; -1 for edges
+        that are in none.
     """
     out = np.full(len(edges), -1)
     rest = np.flatnonzero(edges[:, 0] != edges[:, 1])
@@ -31,7 +38,9 @@ def components(edges: np.ndarray) -> np.ndarray:
     numbers = numbers.reshape(-1, 2)
     component = np.array(_tarjan(numbers, len(names)))
     inside = component[numbers[:, 0]] == component[numbers[:, 1]]
-    found, first, inverse = np.unique(component[numbers[inside, 0]], return_index=True, return_inverse=True)
+    found, first, inverse = np.unique(
+        component[numbers[inside, 0]], return_index=True, return_inverse=True
+    )
     order = np.empty(len(found), np.int64)
     order[np.argsort(first, kind="stable")] = np.arange(len(found))
     out[rest[inside]] = order[inverse]

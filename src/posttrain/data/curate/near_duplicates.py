@@ -1,11 +1,15 @@
 """Near-duplicates: found by MinHash, decided by the true Jaccard similarity.
 
-A text is the set of its shingles: runs of three words, without case and punctuation. Two texts are near-duplicates where
-|A ∩ B| / |A ∪ B| ≥ near. Comparing all pairs would take R²/2 steps; texts that agree in a band of their MinHash signatures are
-the candidates (locality-sensitive hashing, Broder 1997; Leskovec, Rajaraman, Ullman, Mining of Massive Datasets, section 3.4).
+A text is the set of its shingles: runs of three words, without case and punctuation. Two texts are
+    near-duplicates where
+|A ∩ B| / |A ∪ B| ≥ near. Comparing all pairs would take R²/2 steps; texts that agree in a band of
+their MinHash signatures are the candidates (locality-sensitive hashing, Broder 1997; Leskovec,
+Rajaraman, Ullman, Mining of Massive Datasets, section 3.4).
 
-A text takes 520 bytes of memory; its shingles are on the disk. datasketch makes the signatures; its index is not used, because
-it takes 8,300 bytes a text. Left out: scripts whose vowel signs are no letters are compared without them.
+A text takes 520 bytes of memory; its shingles are on the disk. datasketch makes the signatures; its
+index is not used, because
+it takes 8,300 bytes a text. Left out: scripts whose vowel signs are no letters are compared without
+    them.
 """
 
 from __future__ import annotations
@@ -29,8 +33,12 @@ PERMUTATIONS = 128
 MISSED = 1e-3  # chance that no band finds a pair that is exactly as similar as asked
 MARGIN = 0.12  # of the estimate from signatures: 3.4 standard errors at 0.8
 
-_ALONE = "\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # scripts without spaces: a sign is a word
-_WORD = re.compile(rf"[{_ALONE}]|[^\W{_ALONE}]+|[-+*/=<>^%&|~#$@\\]")  # signs that change what code and sums mean are words
+_ALONE = (  # scripts without spaces: a sign is a word
+    "\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+)
+_WORD = re.compile(
+    rf"[{_ALONE}]|[^\W{_ALONE}]+|[-+*/=<>^%&|~#$@\\]"
+)  # signs that change what code and sums mean are words
 
 
 def words(text: str) -> list[str]:
@@ -45,16 +53,26 @@ def _hash(word: str) -> int:
 
 def key(text: str) -> int:
     """64 bits that stand for a text, the same in every process; 0 for no text."""
-    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big") if text else 0
+    return (
+        int.from_bytes(
+            hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big"
+        )
+        if text
+        else 0
+    )
 
 
 def shingles(text: str) -> np.ndarray:
-    """[n] uint64, ascending: hashes of the runs of `SHINGLE` words; of all words where there are fewer."""
+    """[n] uint64, ascending: hashes of the runs of `SHINGLE` words; of all words where there are
+    fewer.
+    """
     hashes = np.array([_hash(word) for word in words(text)], np.uint64)
     n = min(SHINGLE, len(hashes))
     out = np.zeros(len(hashes) - n + 1 if n else 0, np.uint64)
     for i in range(n):
-        out = out * np.uint64(0x9E3779B97F4A7C15) + hashes[i:len(hashes) - n + 1 + i]  # wraps, as a hash may
+        out = (
+            out * np.uint64(0x9E3779B97F4A7C15) + hashes[i : len(hashes) - n + 1 + i]
+        )  # wraps, as a hash may
     return np.unique(out)
 
 
@@ -67,10 +85,14 @@ def jaccard(a: np.ndarray, b: np.ndarray) -> float:
 def bands(near: float) -> tuple[int, int]:
     """How many bands a signature is cut into, and how many values one has.
 
-    With b bands of r values a pair of similarity s meets in one with probability 1 - (1 - sʳ)ᵇ. The longest bands that miss no
-    more than `MISSED` of the pairs at `near` send the fewest others to be compared.
+    With b bands of r values a pair of similarity s meets in one with probability 1 - (1 - sʳ)ᵇ. The
+    longest bands that miss no more than `MISSED` of the pairs at `near` send the fewest others to
+    be compared.
     """
-    rows = max((r for r in range(1, PERMUTATIONS + 1) if (1 - near**r) ** (PERMUTATIONS // r) <= MISSED), default=1)
+    rows = max(
+        (r for r in range(1, PERMUTATIONS + 1) if (1 - near**r) ** (PERMUTATIONS // r) <= MISSED),
+        default=1,
+    )
     return PERMUTATIONS // rows, rows
 
 
@@ -95,7 +117,12 @@ class Prints:
     def __enter__(self) -> Prints:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._file.close()
 
     def __len__(self) -> int:
@@ -115,7 +142,7 @@ class Prints:
         found = shingles(text)
         self._hash.clear()
         for start in range(0, len(found), 1024):  # a book at once would take a kilobyte a word
-            self._hash.update_batch((found[start:start + 1024] >> np.uint64(32)).tolist())
+            self._hash.update_batch((found[start : start + 1024] >> np.uint64(32)).tolist())
         self._signatures += self._hash.hashvalues.astype(np.uint32).tobytes()
         self._file.write(found.tobytes())
         self._mapped = None
@@ -127,11 +154,15 @@ class Prints:
         """[n] of one text, from the disk."""
         if self._mapped is None:
             self._file.flush()
-            self._mapped = np.memmap(self._path, np.uint64, "r") if self._ends[-1] else np.empty(0, np.uint64)
-        return self._mapped[self._ends[number]:self._ends[number + 1]]
+            self._mapped = (
+                np.memmap(self._path, np.uint64, "r") if self._ends[-1] else np.empty(0, np.uint64)
+            )
+        return self._mapped[self._ends[number] : self._ends[number + 1]]
 
     def similarities(self, i: int, others: Sequence[int]) -> np.ndarray:
-        """[n] the true Jaccard similarity of a text to others, all of which have words; see `jaccard`."""
+        """[n] the true Jaccard similarity of a text to others, all of which have words; see
+        `jaccard`.
+        """
         mine, theirs = self.shingles(i), [self.shingles(j) for j in others]
         lengths = np.array(list(map(len, theirs)))
         flat = np.concatenate(theirs)
@@ -165,7 +196,7 @@ def equal(keys: np.ndarray) -> Iterator[np.ndarray]:
     starts = np.flatnonzero(np.concatenate([[len(keys) > 0], np.diff(keys[order]) != 0]))
     ends = np.append(starts[1:], len(keys))
     for several in np.flatnonzero(ends - starts > 1):
-        yield order[starts[several]:ends[several]]
+        yield order[starts[several] : ends[several]]
 
 
 def clusters(prints: Prints, near: float, same: Sequence[np.ndarray] = ()) -> np.ndarray:
@@ -195,22 +226,48 @@ def clusters(prints: Prints, near: float, same: Sequence[np.ndarray] = ()) -> np
     return np.array([sets.find(i) for i in range(len(prints))], np.int64)
 
 
-def _join(sets: _Sets, run: np.ndarray, prints: Prints, signatures: np.ndarray, near: float, band: int, rows: int) -> None:
-    """Join the near-duplicates among candidates. Not compared are those that are together already, or met in an earlier band."""
+def _join(
+    sets: _Sets,
+    run: np.ndarray,
+    prints: Prints,
+    signatures: np.ndarray,
+    near: float,
+    band: int,
+    rows: int,
+) -> None:
+    """Join the near-duplicates among candidates.
+
+    Not compared are those that are together already, or met in an earlier band.
+    """
     roots = np.array([sets.find(i) for i in run.tolist()])
     if (roots == roots[0]).all():
         return
     for at in range(1, len(run)):
         others = run[:at][roots[:at] != roots[at]]
-        met = (signatures[others, :band * rows] == signatures[run[at], :band * rows]).reshape(len(others), band, rows)
+        met = (signatures[others, : band * rows] == signatures[run[at], : band * rows]).reshape(
+            len(others), band, rows
+        )
         others = others[~met.all(axis=2).any(axis=1)]
-        for j in _near(prints, int(run[at]), others, near, signatures, lambda i, j: sets.find(i) != sets.find(j)):
+        for j in _near(
+            prints,
+            int(run[at]),
+            others,
+            near,
+            signatures,
+            lambda i, j: sets.find(i) != sets.find(j),
+        ):
             low, high = sets.join(int(run[at]), j)
             roots[roots == high] = low
 
 
-def _near(prints: Prints, i: int, others: np.ndarray, near: float, signatures: np.ndarray,
-          wanted: Callable[[int, int], bool] = lambda i, j: True) -> Iterator[int]:
+def _near(
+    prints: Prints,
+    i: int,
+    others: np.ndarray,
+    near: float,
+    signatures: np.ndarray,
+    wanted: Callable[[int, int], bool] = lambda i, j: True,
+) -> Iterator[int]:
     """Those of `others` that are near i, beginning with those that seem the most similar.
 
     Args:
@@ -220,9 +277,17 @@ def _near(prints: Prints, i: int, others: np.ndarray, near: float, signatures: n
     likely = np.flatnonzero(estimate >= near - MARGIN)
     rest, size = others[likely[np.argsort(-estimate[likely], kind="stable")]].tolist(), 1
     while rest:
-        some, rest, size = [j for j in rest[:size] if wanted(i, j)], rest[size:], min(8 * size, 4096)  # the first often decides
+        some, rest, size = (
+            [j for j in rest[:size] if wanted(i, j)],
+            rest[size:],
+            min(8 * size, 4096),
+        )  # the first often decides
         if some:
-            yield from (j for j, found in zip(some, prints.similarities(i, some), strict=True) if found >= near)
+            yield from (
+                j
+                for j, found in zip(some, prints.similarities(i, some), strict=True)
+                if found >= near
+            )
 
 
 def like(prints: Prints, near: float, labels: np.ndarray, first: int) -> np.ndarray:
@@ -232,7 +297,8 @@ def like(prints: Prints, near: float, labels: np.ndarray, first: int) -> np.ndar
         prints: the texts.
         near: Jaccard similarity from which two are near-duplicates.
         labels: [R] of `clusters`.
-    Returns: [R] number of the most similar of the first that is near, -1 where none is, and for the first themselves.
+    Returns: [R] number of the most similar of the first that is near, -1 where none is, and for the
+        first themselves.
     """
     signatures, out = prints.signatures, np.full(len(prints), -1)
     for group in equal(labels):
@@ -243,7 +309,9 @@ def like(prints: Prints, near: float, labels: np.ndarray, first: int) -> np.ndar
 
 
 def repeats(prints: Prints, near: float, labels: np.ndarray, rank: np.ndarray) -> np.ndarray:
-    """For every text, the one it repeats. Of near-duplicates the first by rank stays, and no two that stay are near.
+    """For every text, the one it repeats.
+
+    Of near-duplicates the first by rank stays, and no two that stay are near.
 
     Args:
         prints: the texts.

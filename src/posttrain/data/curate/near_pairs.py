@@ -1,7 +1,7 @@
 """Near-duplicates among pairs: prompt and both answers are near, each on its own.
 
-Were the whole pair one text, two pairs with the same long prompt and other short answers would be near. Memory holds about
-1,700 bytes a row; shingles are on the disk.
+Were the whole pair one text, two pairs with the same long prompt and other short answers would be
+near. Memory holds about 1,700 bytes a row; shingles are on the disk.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ class NearPairs:
     def add(self, prompt: str, better: str, worse: str) -> None:
         for which, text in ((0, prompt), (1, better), (1, worse)):
             (self._prompts, self._answers)[which].add(text)
-            self._keys[which].append(key("=" + " ".join(text.split())))  # of no text, too, which is like no text
+            self._keys[which].append(
+                key("=" + " ".join(text.split()))
+            )  # of no text, too, which is like no text
 
     def find(self, active: np.ndarray, near: float) -> tuple[np.ndarray, np.ndarray]:
         """Which rows contradict or repeat another.
@@ -44,8 +46,8 @@ class NearPairs:
         Args:
             active: [R] the rows to look at.
             near: Jaccard similarity from which two texts are near.
-        Returns: [R] the first row that says nearly the opposite, and [R] the first that stays and says nearly the same; -1 where
-            there is none.
+        Returns: [R] the first row that says nearly the opposite, and [R] the first that stays and
+            says nearly the same; -1 where there is none.
         """
         against, repeated = np.full(len(active), -1), np.full(len(active), -1)
         asked = clusters(self._prompts, near, [np.array(self._keys[0], np.uint64)])

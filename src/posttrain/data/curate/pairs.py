@@ -1,9 +1,11 @@
-"""Preferences as a graph: what repeats, contradicts or goes in circles among the answers to one prompt.
+"""Preferences as a graph: what repeats, contradicts or goes in circles among the answers to one
+prompt.
 
-A pair is an edge between two answers to a prompt. So is a labelled answer: a good one is better than no answer, and no answer is
-better than a bad one. Therefore one set of rules holds for both.
+A pair is an edge between two answers to a prompt. So is a labelled answer: a good one is better
+than no answer, and no answer is better than a bad one. Therefore one set of rules holds for both.
 
-Texts are not kept: memory holds a few hundred bytes a row. An answer is known by 16 bytes of a hash of its prompt and itself,
+Texts are not kept: memory holds a few hundred bytes a row. An answer is known by 16 bytes of a hash
+    of its prompt and itself,
 twice: as it is but for white space, and loosely, as its words without case and punctuation.
 """
 
@@ -37,12 +39,23 @@ from posttrain.data.rows import JSON, Row
 TIE, NO_MARGIN, SPLIT_VOTE = "both sides are the same", "margin 0", "votes are split evenly"
 BELOW = "margin below --min-margin"
 CONTRADICTION, DISGUISE, NEAR_CONTRADICTION = (
-    "contradiction", "contradiction in disguise: case, punctuation, spaces", "contradiction of a near-duplicate")
+    "contradiction",
+    "contradiction in disguise: case, punctuation, spaces",
+    "contradiction of a near-duplicate",
+)
 CYCLE, DUPLICATE, NEAR = "in a cycle", "duplicate", "near-duplicate"
-SAME_WORDS, AGAINST = "sides differ in case, punctuation or spaces alone", "votes against the chosen side"
+SAME_WORDS, AGAINST = (
+    "sides differ in case, punctuation or spaces alone",
+    "votes against the chosen side",
+)
 NEGATIVE, UNCLEAR = "margin below 0", "votes not understood"
 
-EVEN, OPPOSED, UNASKED, GOOD = 1, 2, 4, 8  # bits of a row: votes have no winner, or the other; no prompt is shared; the label
+EVEN, OPPOSED, UNASKED, GOOD = (
+    1,
+    2,
+    4,
+    8,
+)  # bits of a row: votes have no winner, or the other; no prompt is shared; the label
 
 Fate = Literal["drop", "keep"]
 
@@ -50,20 +63,50 @@ Fate = Literal["drop", "keep"]
 class Rules(Settings):
     """Settings of what is done about each finding."""
 
-    on_tie: Fate = Field("drop", description="pairs without a winner: the same text on both sides, margin 0, votes split evenly")
-    on_duplicate: Fate = Field("drop", description="rows that an earlier one equals but for white space")
-    on_contradiction: Fate = Field("drop", description="pairs that also stand the other way round, and answers labelled both "
-                                   "ways: all rows of such a pair or answer")
-    on_disguise: Fate = Field("drop", description="the same where prompt or answers differ in case, punctuation and spaces")
-    on_cycle: Fate = Field("drop", description="pairs in a circle, A over B, B over C, C over A: all rows of the component, as "
-                           "nobody knows which are right")
-    near: float | None = Field(None, gt=0, le=1, description="also leave out near-duplicates: prompt and both answers have this "
-                               "Jaccard similarity of 3-word shingles. Unset: not looked for; 0.8 is usual")
-    min_margin: float | None = Field(None, description="leave out pairs whose column margin is below this. Unset: none")
+    on_tie: Fate = Field(
+        "drop",
+        description=(
+            "pairs without a winner: the same text on both sides, margin 0, votes split evenly"
+        ),
+    )
+    on_duplicate: Fate = Field(
+        "drop", description="rows that an earlier one equals but for white space"
+    )
+    on_contradiction: Fate = Field(
+        "drop",
+        description=(
+            "pairs that also stand the other way round, and answers labelled both "
+            "ways: all rows of such a pair or answer"
+        ),
+    )
+    on_disguise: Fate = Field(
+        "drop",
+        description="the same where prompt or answers differ in case, punctuation and spaces",
+    )
+    on_cycle: Fate = Field(
+        "drop",
+        description=(
+            "pairs in a circle, A over B, B over C, C over A: all rows of the component, as "
+            "nobody knows which are right"
+        ),
+    )
+    near: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description=(
+            "also leave out near-duplicates: prompt and both answers have this "
+            "Jaccard similarity of 3-word shingles. Unset: not looked for; 0.8 is usual"
+        ),
+    )
+    min_margin: float | None = Field(
+        None, description="leave out pairs whose column margin is below this. Unset: none"
+    )
 
 
 class Check:
-    """Raises a DataError for a row that is no preference, or of another kind than the first, or lacks a margin that is needed.
+    """Raises a DataError for a row that is no preference, or of another kind than the first, or
+    lacks a margin that is needed.
 
     Args:
         margins: whether every row must have one.
@@ -75,17 +118,33 @@ class Check:
         self.margins, self.kind, self.first = margins, "", ""
 
     def __call__(self, row: Row, example: Example) -> None:
-        found = "pairs" if len(example.answers) >= 2 else "labels" if example.label is not None else ""
+        found = (
+            "pairs" if len(example.answers) >= 2 else "labels" if example.label is not None else ""
+        )
         if not found:
-            raise DataError("the row is neither a pair nor a labelled answer", where=row.where,
-                            cure="give chosen and rejected, or prompt, completion and label; or name the file's columns: "
-                            "--data FILE,chosen=better,rejected=worse")
+            raise DataError(
+                "the row is neither a pair nor a labelled answer",
+                where=row.where,
+                cure=(
+                    "give chosen and rejected, or prompt, completion and label; or name the file's"
+                    " columns: --data FILE,chosen=better,rejected=worse"
+                ),
+            )
         if self.kind and found != self.kind:
-            raise DataError(f"the row is of {found}, and the data began as {self.kind} ({self.first})", where=row.where,
-                            cure="care for the two kinds by two commands, each with an --out of its own")
+            raise DataError(
+                f"the row is of {found}, and the data began as {self.kind} ({self.first})",
+                where=row.where,
+                cure="care for the two kinds by two commands, each with an --out of its own",
+            )
         if example.margin is None and self.margins:
-            raise DataError("there is no margin, which --min-margin compares", where=row.where,
-                            cure="leave --min-margin out, fill the margin in, or name its column: --data FILE,margin=gap")
+            raise DataError(
+                "there is no margin, which --min-margin compares",
+                where=row.where,
+                cure=(
+                    "leave --min-margin out, fill the margin in, or name its column: --data"
+                    " FILE,margin=gap"
+                ),
+            )
         self.kind, self.first = found, self.first or row.where
 
 
@@ -93,7 +152,8 @@ def votes(value: Any) -> dict[str, int] | None:
     """Ballots for each side or answer; None where the column is empty or it cannot be told.
 
     Args:
-        value: an object of counts, a list of names, or a list of three or more numbers, one a voter (two may be counts).
+        value: an object of counts, a list of names, or a list of three or more numbers, one a voter
+            (two may be counts).
     """
     if isinstance(value, str) and value[:1] in ("[", "{"):
         try:
@@ -101,17 +161,23 @@ def votes(value: Any) -> dict[str, int] | None:
         except (ValueError, RecursionError):
             return None
     if isinstance(value, dict):
-        counts = {str(k): n for k, n in value.items() if isinstance(n, int) and not isinstance(n, bool) and n >= 0}
+        counts = {
+            str(k): n
+            for k, n in value.items()
+            if isinstance(n, int) and not isinstance(n, bool) and n >= 0
+        }
         return counts if len(counts) == len(value) and sum(counts.values()) else None
     if not isinstance(value, (list, tuple)) or not value:
         return None
     if all(isinstance(one, str) for one in value) or (
-            len(value) > 2 and all(isinstance(one, int) and not isinstance(one, bool) for one in value)):
+        len(value) > 2 and all(isinstance(one, int) and not isinstance(one, bool) for one in value)
+    ):
         return dict(Counter(str(one) for one in value))
     return None
 
 
-# ---------------------------------------------------------------------------------------------- what is the same
+# --------------------------------------------------------------------------------- what is the same
+
 
 def exact(text: str) -> str:
     """A text but for its white space."""
@@ -119,10 +185,18 @@ def exact(text: str) -> str:
 
 
 def loose(text: str) -> str:
-    """The words of a text without case and punctuation, and signs without which it says something else; where there is none,
-    the text."""
-    signs = "" if text.isascii() else "".join(
-        c for c in unicodedata.normalize("NFKC", text) if c > "\x7f" and unicodedata.category(c) in ("Mn", "Mc", "So"))
+    """The words of a text without case and punctuation, and signs without which it says something
+    else; where there is none, the text.
+    """
+    signs = (
+        ""
+        if text.isascii()
+        else "".join(
+            c
+            for c in unicodedata.normalize("NFKC", text)
+            if c > "\x7f" and unicodedata.category(c) in ("Mn", "Mc", "So")
+        )
+    )
     return " ".join(words(text)) + signs or exact(text)
 
 
@@ -130,7 +204,14 @@ def _spelled(part: Text, role: str, normal: Callable[[str], str]) -> list[Any]:
     """A part of a conversation with its texts made normal. Plain text is what its role says."""
     if isinstance(part, str):
         return [[role, normal(part), {}]] if part.strip() else []
-    return [[m["role"], normal(m["content"]), {k: v for k, v in m.items() if k not in ("role", "content")}] for m in part]
+    return [
+        [
+            m["role"],
+            normal(m["content"]),
+            {k: v for k, v in m.items() if k not in ("role", "content")},
+        ]
+        for m in part
+    ]
 
 
 def _digest(value: Any, salt: bytes = b"") -> bytes:
@@ -139,14 +220,19 @@ def _digest(value: Any, salt: bytes = b"") -> bytes:
 
 
 def sides(example: Example) -> tuple[Text | None, Text | None]:
-    """The better and the worse answer; None is no answer, beside one that has a label. A third, to imitate, is not compared."""
+    """The better and the worse answer; None is no answer, beside one that has a label.
+
+    A third, to imitate, is not compared.
+    """
     if example.label is None:
         return example.answers[0], example.answers[1]
     return (example.answers[0], None) if example.label else (None, example.answers[0])
 
 
 def _unasked(example: Example) -> bool:
-    """Whether another answer to the same prompt cannot be found, or two answers as conversations begin with other questions."""
+    """Whether another answer to the same prompt cannot be found, or two answers as conversations
+    begin with other questions.
+    """
     return example.prompt == () or (example.label is not None and not said(example.prompt).strip())
 
 
@@ -181,7 +267,8 @@ class Table:
     Args:
         near: takes the texts, where near-duplicates are to be found.
     Attributes:
-        where: place of each row. margins: [R] NaN where there is none. agreement: [R] share of the most frequent vote, NaN
+        where: place of each row. margins: [R] NaN where there is none. agreement: [R] share of the
+            most frequent vote, NaN
             where there is none. unclear: rows whose votes cannot be read.
     """
 
@@ -203,7 +290,9 @@ class Table:
             if normal is exact:
                 self._prompts += asked
             for side in (better, worse):
-                held += _digest(None if side is None else _spelled(side, "assistant", normal), asked)
+                held += _digest(
+                    None if side is None else _spelled(side, "assistant", normal), asked
+                )
         texts = answer_text(better), answer_text(worse)
         for text in texts:
             self._looks.extend(looks(text))
@@ -211,7 +300,11 @@ class Table:
             self.near.add(said(example.prompt), *texts)
         self.where.add(row.where)
         self._margins.append(math.nan if example.margin is None else example.margin)
-        self._flags.append(self._voted(row.fields.get("votes")) + UNASKED * _unasked(example) + GOOD * bool(example.label))
+        self._flags.append(
+            self._voted(row.fields.get("votes"))
+            + UNASKED * _unasked(example)
+            + GOOD * bool(example.label)
+        )
 
     def _voted(self, given: Any) -> int:
         ballots = votes(given)
@@ -260,37 +353,47 @@ class Table:
 
     def digest(self, i: int) -> str:
         """What stands for the prompt of a row, the same in whatever order rows come."""
-        return self._prompts[16 * i:16 * i + 16].hex()
+        return self._prompts[16 * i : 16 * i + 16].hex()
 
 
 def _numbers(digests: bytearray) -> np.ndarray:
     """[n] equal numbers for equal digests of 16 bytes, in the order in which they come first."""
-    _, first, inverse = np.unique(np.frombuffer(digests, "S16"), return_index=True, return_inverse=True)
+    _, first, inverse = np.unique(
+        np.frombuffer(digests, "S16"), return_index=True, return_inverse=True
+    )
     rank = np.empty(len(first), np.int64)
     rank[np.argsort(first)] = np.arange(len(first))
     return rank[inverse]
 
 
-# ---------------------------------------------------------------------------------------------- what becomes of them
+# ----------------------------------------------------------------------------- what becomes of them
+
 
 class Fates:
     """What becomes of every row: it stays, or leaves for one reason, the first.
 
     Attributes:
-        reason: [R] number in `reasons`, 0 while it stays. of: [R] the row that it repeats or contradicts, -1 for none.
+        reason: [R] number in `reasons`, 0 while it stays. of: [R] the row that it repeats or
+            contradicts, -1 for none.
         found: finding → rows that it was true of when its turn came, dropped or not.
         cycle: [R] number of the cycle's component, -1 for none.
     """
 
     def __init__(self, count: int) -> None:
         self.reasons, self.found = [""], Counter[str]()
-        self.reason, self.of, self.cycle = np.zeros(count, np.int8), np.full(count, -1), np.full(count, -1)
+        self.reason, self.of, self.cycle = (
+            np.zeros(count, np.int8),
+            np.full(count, -1),
+            np.full(count, -1),
+        )
 
     @property
     def stays(self) -> np.ndarray:
         return self.reason == 0
 
-    def mark(self, name: str, rows: np.ndarray, drop: bool = True, of: np.ndarray | None = None) -> None:
+    def mark(
+        self, name: str, rows: np.ndarray, drop: bool = True, of: np.ndarray | None = None
+    ) -> None:
         """Count a finding among the rows that stay, and drop them."""
         rows = rows & self.stays
         self.found[name] += int(rows.sum())
@@ -310,13 +413,20 @@ class Fates:
 def judge(table: Table, rules: Rules) -> Fates:
     """What becomes of every row. Each finding looks only at the rows that stayed before it."""
     fates, same, alike, margins = Fates(len(table)), table.answers, table.alike, table.margins
-    drop = {name: getattr(rules, f"on_{name}") == "drop" for name in ("tie", "duplicate", "contradiction", "disguise", "cycle")}
+    drop = {
+        name: getattr(rules, f"on_{name}") == "drop"
+        for name in ("tie", "duplicate", "contradiction", "disguise", "cycle")
+    }
     fates.mark(TIE, same[:, 0] == same[:, 1], drop["tie"])
     fates.mark(NO_MARGIN, margins == 0, drop["tie"])
     fates.mark(SPLIT_VOTE, table.flagged(EVEN), drop["tie"])
     if rules.min_margin is not None:
         fates.mark(BELOW, margins < rules.min_margin)
-    for name, rows in ((SAME_WORDS, alike[:, 0] == alike[:, 1]), (AGAINST, table.flagged(OPPOSED)), (NEGATIVE, margins < 0)):
+    for name, rows in (
+        (SAME_WORDS, alike[:, 0] == alike[:, 1]),
+        (AGAINST, table.flagged(OPPOSED)),
+        (NEGATIVE, margins < 0),
+    ):
         fates.mark(name, rows, drop=False)
     fates.found[UNCLEAR] = table.unclear
     swapped, loosely = opposite(same, fates.stays), opposite(alike, fates.stays)
@@ -341,7 +451,9 @@ def _keys(edges: np.ndarray) -> np.ndarray:
 
 
 def opposite(edges: np.ndarray, active: np.ndarray) -> np.ndarray:
-    """[R] the first active row that says the opposite, -1 where none does or the row is not active."""
+    """[R] the first active row that says the opposite, -1 where none does or the row is not
+    active.
+    """
     out, rows = np.full(len(edges), -1), np.flatnonzero(active & (edges[:, 0] != edges[:, 1]))
     if len(rows):
         known, first = np.unique(_keys(edges)[rows], return_index=True)
@@ -352,7 +464,9 @@ def opposite(edges: np.ndarray, active: np.ndarray) -> np.ndarray:
 
 
 def earlier(edges: np.ndarray, active: np.ndarray) -> np.ndarray:
-    """[R] the first active row that says the same, -1 where it is the row itself or the row is not active."""
+    """[R] the first active row that says the same, -1 where it is the row itself or the row is not
+    active.
+    """
     out, rows = np.full(len(edges), -1), np.flatnonzero(active)
     _, first, inverse = np.unique(_keys(edges)[rows], return_index=True, return_inverse=True)
     out[rows] = np.where(first[inverse] == np.arange(len(rows)), -1, rows[first[inverse]])
@@ -360,9 +474,13 @@ def earlier(edges: np.ndarray, active: np.ndarray) -> np.ndarray:
 
 
 def _circles(edges: np.ndarray) -> np.ndarray:
-    """[E] component of each edge, of those with three answers or more; two that beat each other are a contradiction."""
+    """[E] component of each edge, of those with three answers or more; two that beat each other are
+    a contradiction.
+    """
     found = components(edges)
     inside = np.flatnonzero(found >= 0)
-    members = np.unique(np.stack([np.tile(found[inside], 2), edges[inside].T.ravel()]), axis=1)  # (component, answer)
+    members = np.unique(
+        np.stack([np.tile(found[inside], 2), edges[inside].T.ravel()]), axis=1
+    )  # (component, answer)
     large = np.flatnonzero(np.bincount(members[0], minlength=1) > 2)
     return np.where(np.isin(found, large), np.searchsorted(large, found), -1)

@@ -1,7 +1,8 @@
 """Quality signals of a row, and the bounds outside which it is left out.
 
-After Gopher (Rae et al. 2021, table A1) and C4 (Raffel et al. 2020, section 2.2), which filter web pages; rows of
-demonstrations are shorter and may be code or sums, so the bounds are wider: they take out what is broken, not what is plain.
+After Gopher (Rae et al. 2021, table A1) and C4 (Raffel et al. 2020, section 2.2), which filter web
+pages; rows of demonstrations are shorter and may be code or sums, so the bounds are wider: they
+take out what is broken, not what is plain.
 Left out: signals of one language (stop words), models that judge quality, and blocklists.
 """
 
@@ -23,14 +24,27 @@ ENDS = tuple(".!?:;)]}\"'`…。！？」』”’»")
 class QualitySettings(Settings):
     """Bounds of the quality signals."""
 
-    quality: Literal["on", "off"] = Field("on", description="leave out rows outside the bounds; off leaves none out")
+    quality: Literal["on", "off"] = Field(
+        "on", description="leave out rows outside the bounds; off leaves none out"
+    )
     min_words: int = Field(3, ge=0, description="words of a row at least")
     max_words: int = Field(100_000, ge=1, description="words of a row at most")
-    max_word_length: float = Field(12.0, gt=0, description="mean characters of a word at most; more is no text but data")
-    min_letters: float = Field(0.25, ge=0, le=1, description="share of letters among the characters, spaces apart, at least")
+    max_word_length: float = Field(
+        12.0, gt=0, description="mean characters of a word at most; more is no text but data"
+    )
+    min_letters: float = Field(
+        0.25,
+        ge=0,
+        le=1,
+        description="share of letters among the characters, spaces apart, at least",
+    )
     max_symbols: float = Field(0.1, ge=0, description="# and … for every word at most")
-    max_repeated_lines: float = Field(0.3, ge=0, le=1, description="share of a text in lines that stood before at most")
-    max_repeated_ngrams: float = Field(0.3, ge=0, le=1, description="share of a text's runs of 5 words that stood before at most")
+    max_repeated_lines: float = Field(
+        0.3, ge=0, le=1, description="share of a text in lines that stood before at most"
+    )
+    max_repeated_ngrams: float = Field(
+        0.3, ge=0, le=1, description="share of a text's runs of 5 words that stood before at most"
+    )
 
 
 Signals = dict[str, float]
@@ -50,12 +64,14 @@ BOUNDS = {
 def signals(pieces: list[str]) -> Signals:
     """The quality signals of a row.
 
-    Repetition is that of the worst piece: an answer may quote its prompt, and two answers may agree.
+    Repetition is that of the worst piece: an answer may quote its prompt, and two answers may
+        agree.
 
     Args:
         pieces: prompt and answers, or messages.
-    Returns: `words`; `word_length`, mean, in characters; `letters`, share; `symbols`, for every word; `repeated_lines` and
-        `repeated_ngrams`, shares; `ends`, 1 where the last piece ends with punctuation.
+    Returns: `words`; `word_length`, mean, in characters; `letters`, share; `symbols`, for every
+        word; `repeated_lines` and `repeated_ngrams`, shares; `ends`, 1 where the last piece ends
+        with punctuation.
     """
     text, parts = "\n".join(pieces), [words(piece) for piece in pieces]
     count = sum(map(len, parts))
@@ -86,7 +102,9 @@ def _share(part: float, whole: float) -> float:
 
 def _repeated_lines(piece: str) -> float:
     lines = [line for line in map(str.strip, piece.splitlines()) if line]
-    return 1 - _share(sum(map(len, set(lines))), sum(map(len, lines))) if lines else 0.0  # closing brackets weigh little
+    return (
+        1 - _share(sum(map(len, set(lines))), sum(map(len, lines))) if lines else 0.0
+    )  # closing brackets weigh little
 
 
 def _repeated_ngrams(found: list[str]) -> float:

@@ -2,8 +2,9 @@
 
     relevance(x) = 1/k Σ cos(x, t) over the k target rows t nearest to x
 
-Not the cosine to the target's centroid (all rows, k = m): among 586 medical and 30 shell rows it loses the shell. Not to the
-nearest row alone (k = 1): one odd target row draws in all its kind. Measured: docs/how-to/build-a-domain-set.md.
+Not the cosine to the target's centroid (all rows, k = m): among 586 medical and 30 shell rows it
+loses the shell. Not to the nearest row alone (k = 1): one odd target row draws in all its kind.
+Measured: docs/how-to/build-a-domain-set.md.
 """
 
 from __future__ import annotations
@@ -24,7 +25,10 @@ Embed = Callable[[list[str]], np.ndarray]  # n texts → [n, d]
 
 
 class Space(Protocol):
-    """Where texts become vectors of length 1. What is common to all rows is learned from the large set first."""
+    """Where texts become vectors of length 1.
+
+    What is common to all rows is learned from the large set first.
+    """
 
     def observe(self, texts: list[str]) -> None: ...
 
@@ -34,18 +38,24 @@ class Space(Protocol):
 class Tfidf:
     """TF-IDF: [n, FEATURES] sparse, from hashed words.
 
-    A word that stands tf times in a row and in df of the R rows observed weighs (1 + ln tf) · (ln((1 + R) / (1 + df)) + 1).
+    A word that stands tf times in a row and in df of the R rows observed weighs (1 + ln tf) ·
+    (ln((1 + R) / (1 + df)) + 1).
     """
 
     def __init__(self) -> None:
-        text: Any = require("sklearn.feature_extraction.text", extra="data", purpose="ranking by TF-IDF")
-        self._hasher = text.HashingVectorizer(analyzer=words, n_features=FEATURES, norm=None, alternate_sign=False,
-                                              dtype=np.float32)
+        text: Any = require(
+            "sklearn.feature_extraction.text", extra="data", purpose="ranking by TF-IDF"
+        )
+        self._hasher = text.HashingVectorizer(
+            analyzer=words, n_features=FEATURES, norm=None, alternate_sign=False, dtype=np.float32
+        )
         self._found = np.zeros(FEATURES, np.int32)
         self._rows = 0
 
     def observe(self, texts: list[str]) -> None:
-        self._found += np.bincount(self._hasher.transform(texts).indices, minlength=FEATURES).astype(np.int32)
+        self._found += np.bincount(
+            self._hasher.transform(texts).indices, minlength=FEATURES
+        ).astype(np.int32)
         self._rows += len(texts)
 
     def vectors(self, texts: list[str]) -> Any:
@@ -60,8 +70,9 @@ class Tfidf:
 class Embedding:
     """A model's embeddings, [n, d], without what all rows have in common.
 
-    Embeddings of language models lie in a narrow cone: any two have a high cosine. Without their mean (Mu and Viswanath 2018)
-    the cosine tells topics apart. The mean is that of a sample of the rows observed.
+    Embeddings of language models lie in a narrow cone: any two have a high cosine. Without their
+    mean (Mu and Viswanath 2018) the cosine tells topics apart. The mean is that of a sample of the
+    rows observed.
 
     Args:
         embed: texts → embeddings.
@@ -99,4 +110,6 @@ def relevance(vectors: Any, target: Any, nearest: int) -> np.ndarray:
     cosines = vectors @ target.T
     cosines = cosines.toarray() if hasattr(cosines, "toarray") else cosines
     k = min(nearest, cosines.shape[1])
-    return np.sort(np.partition(cosines, -k, axis=1)[:, -k:], axis=1).mean(axis=1)  # sorted: the sum does not depend on m
+    return np.sort(np.partition(cosines, -k, axis=1)[:, -k:], axis=1).mean(
+        axis=1
+    )  # sorted: the sum does not depend on m

@@ -1,7 +1,9 @@
-"""Rank the rows of large sets by relevance to a target, and take the best that are good and no repeats.
+"""Rank the rows of large sets by relevance to a target, and take the best that are good and no
+repeats.
 
-Three passes, none of which keeps the rows: learn what is common to all (1), score (2), fetch the best (3). Memory holds five
-bytes a row, and about 1,300 bytes a fetched row; what stands in them is on the disk.
+Three passes, none of which keeps the rows: learn what is common to all (1), score (2), fetch the
+best (3). Memory holds five bytes a row, and about 1,300 bytes a fetched row; what stands in them is
+on the disk.
 """
 
 from __future__ import annotations
@@ -24,11 +26,19 @@ from posttrain.data.curate.quality import QualitySettings, faults, signals
 from posttrain.data.curate.relevance import Space, relevance
 
 BATCH = 256  # rows that are made into vectors at once
-SLACK = 1000  # rows fetched beyond twice as many as wanted, so that repeats among them rarely need another pass
+# rows fetched beyond twice as many as wanted, so that repeats among them rarely need another pass
+SLACK = 1000
 
 IN_TARGET, PROMPT_IN_TARGET = "near-duplicate of a target row", "prompt of a target row"
-EXACT, NEAR, LESS = "the same as a better row", "near-duplicate of a better row", "less relevant than the chosen"
-FAULTS = ("", *(name for name in QualitySettings.model_fields if name != "quality"))  # numbered, so that a row keeps a byte
+EXACT, NEAR, LESS = (
+    "the same as a better row",
+    "near-duplicate of a better row",
+    "less relevant than the chosen",
+)
+FAULTS = (
+    "",
+    *(name for name in QualitySettings.model_fields if name != "quality"),
+)  # numbered, so that a row keeps a byte
 
 
 @dataclass(frozen=True)
@@ -38,7 +48,8 @@ class Selection:
     Attributes:
         rows: rows chosen.
         left_out: reason → rows, each row under one reason.
-        cosines: relevance of the first and of the last chosen row, and the mean over all usable ones that are good.
+        cosines: relevance of the first and of the last chosen row, and the mean over all usable
+            ones that are good.
     """
 
     rows: int
@@ -46,9 +57,21 @@ class Selection:
     cosines: dict[str, float]
 
 
-def select(corpus: Corpus, target: Corpus, space: Space, bounds: QualitySettings, *, keep: int, nearest: int, near: float,
-           dedupe: bool, against_target: bool, folder: Path) -> Selection:
-    """Write the `keep` best rows to `folder`: `chosen.jsonl`, and `scores.jsonl` with a line for each.
+def select(
+    corpus: Corpus,
+    target: Corpus,
+    space: Space,
+    bounds: QualitySettings,
+    *,
+    keep: int,
+    nearest: int,
+    near: float,
+    dedupe: bool,
+    against_target: bool,
+    folder: Path,
+) -> Selection:
+    """Write the `keep` best rows to `folder`: `chosen.jsonl`, and `scores.jsonl` with a line for
+    each.
 
     Args:
         corpus: the large sets.
@@ -58,21 +81,27 @@ def select(corpus: Corpus, target: Corpus, space: Space, bounds: QualitySettings
         nearest: target rows of which the mean cosine is taken.
         near: Jaccard similarity from which two rows are near-duplicates.
         dedupe: of near-duplicates leave out all but the best.
-        against_target: leave out near-duplicates of target rows, and rows with near-duplicates of their prompts.
+        against_target: leave out near-duplicates of target rows, and rows with near-duplicates of
+            their prompts.
     Raises:
         DataError: a row cannot be used, or nothing is left.
     """
     for texts in _batches((text for _, text in _texts(corpus, "learn")), BATCH):
         space.observe(texts)
     if not corpus.usable:
-        raise DataError("there is no usable row", where=str(corpus.sources[0]), cure="give other --data")
+        raise DataError(
+            "there is no usable row", where=str(corpus.sources[0]), cure="give other --data"
+        )
     with Pool(folder) as pool:
         goal = space.vectors(list(pool.fix(target)))
         cosines, why = _score(corpus, space, goal, bounds, nearest)
         good = np.flatnonzero(why == 0)
         if not len(good):
-            raise DataError("no row is within the bounds of quality", where=str(corpus.sources[0]),
-                            cure="look at the bounds, or give --quality off")
+            raise DataError(
+                "no row is within the bounds of quality",
+                where=str(corpus.sources[0]),
+                cure="look at the bounds, or give --quality off",
+            )
         ranked = good[np.argsort(-cosines[good], kind="stable")]
         window, before = min(2 * keep + SLACK, len(ranked)), 0
         while True:
@@ -81,21 +110,44 @@ def select(corpus: Corpus, target: Corpus, space: Space, bounds: QualitySettings
             if sum(not f for f in fate) >= keep or window == len(ranked):
                 break
             window, before = min(2 * window, len(ranked)), window
-        left_out = Counter(f"outside --{FAULTS[i].replace('_', '-')}" for i in why[why > 0].tolist())
+        left_out = Counter(
+            f"outside --{FAULTS[i].replace('_', '-')}" for i in why[why > 0].tolist()
+        )
         chosen = [rank for rank, f in enumerate(fate) if not f][:keep]
         reached = chosen[-1] + 1 if len(chosen) == keep else len(fate)
         left_out.update(f for f in fate[:reached] if f)
         left_out[LESS] = len(ranked) - reached
-        with open(folder / "chosen.jsonl", "wb") as rows, open(folder / "scores.jsonl", "w", encoding="utf-8") as scores:
+        with (
+            open(folder / "chosen.jsonl", "wb") as rows,
+            open(folder / "scores.jsonl", "w", encoding="utf-8") as scores,
+        ):
             for place, rank in enumerate(chosen, 1):
                 about, raw = pool.row(rank)
                 rows.write(raw)
-                scores.write(json.dumps({"rank": place, "relevance": round(float(cosines[ranked[rank]]), 6), **about},
-                                        ensure_ascii=False) + "\n")
-    assert corpus.usable == len(chosen) + sum(left_out.values()), "rows in = rows out + left out + rejected"
+                scores.write(
+                    json.dumps(
+                        {
+                            "rank": place,
+                            "relevance": round(float(cosines[ranked[rank]]), 6),
+                            **about,
+                        },
+                        ensure_ascii=False,
+                    )
+                    + "\n"
+                )
+    assert corpus.usable == len(chosen) + sum(left_out.values()), (
+        "rows in = rows out + left out + rejected"
+    )
     best = cosines[ranked[chosen]] if chosen else np.zeros(1)
-    return Selection(len(chosen), {k: n for k, n in left_out.items() if n}, {
-        "first": float(best[0]), "last": float(best[-1]), "mean_of_all": float(cosines[good].mean())})
+    return Selection(
+        len(chosen),
+        {k: n for k, n in left_out.items() if n},
+        {
+            "first": float(best[0]),
+            "last": float(best[-1]),
+            "mean_of_all": float(cosines[good].mean()),
+        },
+    )
 
 
 T = TypeVar("T")
@@ -114,11 +166,18 @@ def _texts(corpus: Corpus, doing: str) -> Iterator[tuple[list[str], str]]:
         yield parts, "\n".join(parts)
 
 
-def _score(corpus: Corpus, space: Space, goal: Any, bounds: QualitySettings, nearest: int) -> tuple[np.ndarray, np.ndarray]:
-    """[R] relevance, and [R] the number of the first bound that a row is outside of, 0 where it is good."""
+def _score(
+    corpus: Corpus, space: Space, goal: Any, bounds: QualitySettings, nearest: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """[R] relevance, and [R] the number of the first bound that a row is outside of, 0 where it is
+    good.
+    """
     cosines, why = array("f"), array("b")
     for batch in _batches(_texts(corpus, "score"), BATCH):
-        numbers = [FAULTS.index(next(faults(signals(parts), bounds), "")) if bounds.quality == "on" else 0 for parts, _ in batch]
+        numbers = [
+            FAULTS.index(next(faults(signals(parts), bounds), "")) if bounds.quality == "on" else 0
+            for parts, _ in batch
+        ]
         why.extend(numbers)
         good = [text for (_, text), number in zip(batch, numbers, strict=True) if not number]
         found = iter(relevance(space.vectors(good), goal, nearest) if good else ())
@@ -127,7 +186,8 @@ def _score(corpus: Corpus, space: Space, goal: Any, bounds: QualitySettings, nea
 
 
 class Pool:
-    """The rows that may be chosen: their lines and shingles on the disk, their signatures in memory. Target rows come first.
+    """The rows that may be chosen: their lines and shingles on the disk, their signatures in
+    memory. Target rows come first.
 
     Args:
         folder: for the files.
@@ -158,7 +218,11 @@ class Pool:
             yield self._add(pieces(example), prompt(example), -1)
             self._fixed += 1
         if not self._fixed:
-            raise DataError("the target has no usable row", where=str(target.sources[0]), cure="give another --target")
+            raise DataError(
+                "the target has no usable row",
+                where=str(target.sources[0]),
+                cure="give another --target",
+            )
 
     def _add(self, parts: list[str], asked: str, rank: int) -> str:
         text = "\n".join(parts)
@@ -177,7 +241,11 @@ class Pool:
             self._add(parts, prompt(example), rank)
             self._starts[rank] = self._spool.seek(0, 2)
             found = {k: round(v, 4) for k, v in signals(parts).items()}
-            self._spool.write(json.dumps({"where": row.where, **found}, ensure_ascii=False).encode() + b"\n" + line(row))
+            self._spool.write(
+                json.dumps({"where": row.where, **found}, ensure_ascii=False).encode()
+                + b"\n"
+                + line(row)
+            )
 
     def fates(self, near: float, dedupe: bool, against_target: bool) -> list[str]:
         """By rank, why a row is left out; empty where it is not."""
