@@ -35,7 +35,7 @@ FLOORS = [
     "scale",
     "cli",
 ]
-LINES, FUNCTION_LINES = 400, 60
+LINES, FUNCTION_LINES = 600, 90
 
 
 def name_of(path: Path) -> str:

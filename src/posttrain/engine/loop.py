@@ -301,7 +301,7 @@ def _step(run: Run) -> None:
     norm = run.policy.step(factor)
     if not math.isfinite(norm):
         raise _not_finite(run, f"the gradient norm is {norm}")
-    seconds = time.perf_counter() - begin
+    seconds = max(time.perf_counter() - begin, 1e-9)  # some clocks stand still
     run.step += 1
     tokens, targets = sum(f.T for f in batch), sum(f.N for f in batch)
     run.totals["tokens"] += tokens

@@ -199,5 +199,6 @@ def rate() -> float:
     for _ in range(5):
         begin = time.perf_counter()
         float((a @ a)[0, 0])
-        best = max(best, 2 * n**3 / (time.perf_counter() - begin))
+        seconds = max(time.perf_counter() - begin, 1e-9)  # some clocks stand still
+        best = max(best, 2 * n**3 / seconds)
     return best
