@@ -1,83 +1,194 @@
-"""The few types that methods and the engine share. Tensors only; no behaviour."""
+"""The types that methods, data and the engine share: what is known of a forest, what is read off
+the model, and a loss.
+
+N targets, L sequences, U units of m members (a pair has two), V vocabulary, K heads.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-# What a method knows about a forest besides its tokens: tensors by name. P is the pairs of
-# sequences in it.
-#     reference   [N] log-probability of each target under the reference, nats
-# chosen      [P] sequence that is the better of each pair, 0 ≤ · < L          rejected  [P] the
-# worse one
-#     gold        [P] sequence that is the answer to imitate, of triples
-#     label       [L] whether each sequence is a good answer, 1 or 0
-#     number      the place in the global batch, from 0 on: [P] of pairs, or of labels [L]
-#     margin      [P] by how much the better one is better
-#     step_label  [N] whether the step that ends with each target is right, 1 or 0
-# A method may have others; those of targets are [N], those of sequences [L].
-Facts: TypeAlias = "dict[str, Tensor]"
+Counts: TypeAlias = Mapping[str, float]  # the denominators of a loss, over the whole global batch
 
 
 @dataclass(frozen=True)
-class Scores:
-    """What the policy says of N targets. N is the targets of one forest, or of one chunk of it.
+class Facts:
+    """What a method knows of a forest besides its tokens. Each fact knows its axis.
 
     Attributes:
-        logprob: [N] log-probability of each target given its path, nats.
-        leaf: [N] the sequence of each target, 0 ≤ leaf < sequences, ascending; within a sequence by
-            position.
-        sequences: how many sequences the forest has (L).
-        entropy: [N] entropy of the distribution each target is drawn from, nats; None unless asked
-            for.
-        correct: [N] whether the target is the most likely token; None unless asked for.
-        collision: [N] log Σ_v p_v² of that distribution; None unless asked for.
+        leaf: [N] the sequence of each target, 0 ≤ leaf < L, ascending; within one by position.
+        L: sequences in the forest.
+        members: [U, m] the sequences of each unit: of a pair the chosen one, then the rejected.
+        numbers: [U] place of each unit in the global batch, from 0 on.
+        targets: [N, …] by name, for example `reference`, log-probabilities in nats.
+        sequences: [L] by name, for example `label` or `reward`.
+        units: [U] by name, for example `margin`.
     """
 
-    logprob: Tensor
     leaf: Tensor
-    sequences: int
-    entropy: Tensor | None = None
-    correct: Tensor | None = None
-    collision: Tensor | None = None
+    L: int
+    members: Tensor
+    numbers: Tensor
+    targets: dict[str, Tensor] = field(default_factory=dict)
+    sequences: dict[str, Tensor] = field(default_factory=dict)
+    units: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def N(self) -> int:
+        return len(self.leaf)
+
+    @property
+    def U(self) -> int:
+        return len(self.members)
+
+    @property
+    def lengths(self) -> Tensor:
+        """[L] targets of each sequence."""
+        return self.leaf.bincount(minlength=self.L)
+
+    def sums(self, values: Tensor) -> Tensor:
+        """[N] values of targets → [L] their sums over each sequence."""
+        return values.new_zeros(self.L).index_add(0, self.leaf, values)
+
+    def part(self, targets: slice) -> Facts:
+        """The facts of some targets; those of sequences and units stay whole."""
+        sliced = {name: value[targets] for name, value in self.targets.items()}
+        return replace(self, leaf=self.leaf[targets], targets=sliced)
+
+    def to(self, device: Any) -> Facts:
+        """The same facts on another device."""
+
+        def moved(facts: dict[str, Tensor]) -> dict[str, Tensor]:
+            return {name: value.to(device) for name, value in facts.items()}
+
+        return Facts(
+            leaf=self.leaf.to(device),
+            L=self.L,
+            members=self.members.to(device),
+            numbers=self.numbers.to(device),
+            targets=moved(self.targets),
+            sequences=moved(self.sequences),
+            units=moved(self.units),
+        )
 
 
 @dataclass(frozen=True)
-class Rewards:
-    """What a reward model says of a forest.
+class Truncation:
+    """The tokens a distribution keeps; the others have probability 0 and the kept are renormalised.
 
     Attributes:
-        reward: [L, K] reward of each sequence by each of K heads; of a process reward model [N, K],
-            one for each step.
-        leaf: [N] the sequence of each target; see `Scores`.
-        sequences: how many sequences the forest has (L).
+        top_k: the k most likely; 0 keeps all.
+        top_p: the most likely that together reach this probability.
+        min_p: those at least this fraction as likely as the most likely one.
     """
 
-    reward: Tensor
-    leaf: Tensor
-    sequences: int
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+
+
+# (logits [n, V], targets [n], facts of these targets) -> [n], differentiable by the logits
+RowFunction: TypeAlias = "Callable[[Tensor, Tensor, Facts], Tensor]"
 
 
 @dataclass(frozen=True)
-class Denominators:
-    """Counts over the whole global batch, so that losses of micro-batches add up to the loss of one
-    big batch.
+class Read:
+    """What is read off one pass over a forest.
 
     Attributes:
-        targets, sequences, pairs: how many.
-        chosen_targets, gold_targets: targets of the sequences that are some pair's `chosen` and
-            some triple's `gold`, a sequence once a pair.
+        logprob: log-probability of each target.
+        temperature: the logits are divided by it first.
+        truncation: log-probabilities are those of the truncated distribution.
+        entropy: of the distribution each target is drawn from; `gradient` lets gradients through.
+        collision: log Σ_v p_v² of that distribution, without gradients.
+        correct: whether the target is the most likely token.
+        rows: a function of whole rows of logits, for example a divergence from a teacher.
+        value: the value head, where each target is predicted.
+        reward: the reward head, at the end of every sequence or at every target.
+        hidden: hidden states `before` the targets, at the `targets`, or at the `ends` of sequences.
     """
 
-    targets: int
-    sequences: int
-    pairs: int = 0
-    chosen_targets: int = 0
-    gold_targets: int = 0
+    logprob: bool = True
+    temperature: float = 1.0
+    truncation: Truncation | None = None
+    entropy: Literal["", "value", "gradient"] = ""
+    collision: bool = False
+    correct: bool = False
+    rows: RowFunction | None = None
+    value: bool = False
+    reward: Literal["", "sequences", "targets"] = ""
+    hidden: Literal["", "before", "targets", "ends"] = ""
+
+    @property
+    def vocabulary(self) -> bool:
+        """Whether anything is read off rows of logits."""
+        asked = (self.logprob, self.entropy, self.collision, self.correct, self.rows)
+        return any(map(bool, asked))
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What was read, a column each; None where it was not asked for.
+
+    Attributes:
+        logprob: [N] log-probability of each target given its path, nats; with gradients.
+        entropy: [N] nats.
+        collision: [N] log Σ_v p_v².
+        correct: [N] bool.
+        rows: [N] what the row function gave; with gradients.
+        value: [N] float32; with gradients.
+        reward: [L, K] or [N, K] float32; with gradients.
+        hidden: [N, d] or [L, d]; with gradients.
+        loss: scalar, of an additive loss that was taken in the same pass.
+    """
+
+    logprob: Any = None
+    entropy: Any = None
+    collision: Any = None
+    correct: Any = None
+    rows: Any = None
+    value: Any = None
+    reward: Any = None
+    hidden: Any = None
+    loss: Any = None
+
+
+def count_targets(facts: Facts) -> dict[str, float]:
+    """`targets`: how many there are."""
+    return {"targets": facts.N}
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A method, as pure functions.
+
+    Attributes:
+        loss: `(columns, facts, counts, statistics) -> scalar`, additive: over micro-batches it sums
+            to the loss of the whole global batch.
+        read: what it needs to know.
+        counts: `(facts) -> denominators by name` of one forest; the loss gets their sums over the
+            forests of the global batch, on all ranks.
+        prepare: `(columns of all forests, facts of all forests) -> statistics`, for methods that
+            couple the batch; runs without gradients and without dropout before any `loss`. Where
+            the batch has probes, sequences that are scored and not trained on, it gets those.
+        report: `(columns, facts, statistics) -> values by name`, without gradients: what is shown
+            while training runs.
+        additive: the loss of a target depends on its own columns and on facts alone. It is then
+            also additive over targets, which lets the head take it chunk by chunk and skip a second
+            pass over the vocabulary. `loss` is then called with the columns and facts of a chunk.
+    """
+
+    loss: Callable[[Columns, Facts, Counts, Any], Tensor]
+    read: Read = Read()
+    counts: Callable[[Facts], dict[str, float]] = count_targets
+    prepare: Callable[[list[Columns], list[Facts]], Any] | None = None
+    report: Callable[[Columns, Facts, Any], dict[str, Tensor]] | None = None
+    additive: bool = False
 
 
 @dataclass(frozen=True)
@@ -86,8 +197,7 @@ class Measured:
 
     Attributes:
         loss: of the whole batch.
-        values: of the method's `report`: by name, one number for each sequence, pair or target of
-            the batch.
+        values: of the method's `report`: by name, one number for each sequence, unit or target.
     """
 
     loss: float
@@ -98,33 +208,3 @@ class Measured:
         return {
             name: float(value.double().mean()) for name, value in self.values.items() if len(value)
         }
-
-
-@dataclass(frozen=True)
-class Loss:
-    """A method, as pure functions. Scores are `Scores` of a policy or `Rewards` of a reward model.
-
-    Attributes:
-        loss: `(scores, facts, statistics, denominators) -> scalar`, additive: over micro-batches it
-            sums to the loss of the whole global batch.
-        prepare: `(scores of all forests, facts of all forests) -> statistics`, for methods that
-            couple the batch; runs without gradients before any `loss`. None where nothing is
-            coupled. Where the batch has probes, sequences that are scored and not trained on, it
-            gets those instead.
-        report: `(scores, facts, statistics) -> values by name`, without gradients: what is shown
-            while training runs.
-        per_target: the loss of a target depends on its own score alone. It is then also additive
-            over targets, which lets the head take it chunk by chunk and skip a second pass over the
-            vocabulary.
-        needs: fields of `Scores` to fill beside `logprob`: "entropy", "collision". They carry no
-            gradients.
-        together: consecutive sequences of a tree that must be in one forest: 2 for pairs, 3 for
-            triples.
-    """
-
-    loss: Callable[[Any, Facts, Any, Denominators], Tensor]
-    prepare: Callable[[list[Any], list[Facts]], Any] | None = None
-    report: Callable[[Any, Facts, Any], dict[str, Tensor]] | None = None
-    per_target: bool = False
-    needs: frozenset[str] = frozenset()
-    together: int = 1

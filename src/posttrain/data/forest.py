@@ -5,14 +5,15 @@ are a forest. A packed document is a tree of one sequence; a preference pair is 
 answers; a group of samples is a prompt with G.
 
 The law, tested as a property: scoring a forest gives the log-probabilities and gradients of scoring
-    every sequence alone.
+every sequence alone.
 """
 
 from __future__ import annotations
 
 import bisect
+from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as Many
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -21,26 +22,103 @@ import torch
 from torch import Tensor
 
 from posttrain.core.errors import DataError
+from posttrain.core.types import Facts
 
 
 @dataclass(frozen=True)
 class Sequence:
-    """One root → leaf path: token ids and which of them are trained.
+    """One root → leaf path: token ids, which of them are trained, and what a method knows of it.
 
     Attributes:
         tokens: [n] int64 token ids.
         trained: [n] bool. Position 0 is never a target, because nothing comes before it.
+        targets: [n, …] by name: facts of tokens. Those of tokens that are not trained are not read.
+        whole: by name: facts of the sequence.
     """
 
     tokens: np.ndarray
     trained: np.ndarray
+    targets: Mapping[str, np.ndarray] = field(default_factory=dict)
+    whole: Mapping[str, float] = field(default_factory=dict)
 
     @property
-    def targets(self) -> int:
+    def N(self) -> int:
+        """Targets."""
         return int(self.trained[1:].sum())
 
 
-Tree = tuple[Sequence, ...]  # sequences that are scored together and share their common prefixes
+@dataclass(frozen=True)
+class Unit:
+    """Sequences of a tree that a loss reads together: a pair, a triple, a group of samples.
+
+    Attributes:
+        members: their places in the tree, in the order that the method expects (chosen, rejected).
+        facts: by name: facts of the unit.
+    """
+
+    members: tuple[int, ...]
+    facts: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Tree:
+    """Sequences that are scored together and share their common prefixes.
+
+    Attributes:
+        sequences: the paths.
+        units: which of them stay together when the tree is split. The others stand alone.
+    """
+
+    sequences: tuple[Sequence, ...]
+    units: tuple[Unit, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.sequences)
+
+    def __iter__(self) -> Iterator[Sequence]:
+        return iter(self.sequences)
+
+    def __getitem__(self, i: int) -> Sequence:
+        return self.sequences[i]
+
+    @property
+    def N(self) -> int:
+        """Targets."""
+        return sum(sequence.N for sequence in self.sequences)
+
+    def with_targets(self, name: str, values: np.ndarray) -> Tree:
+        """The same tree with a fact of every target.
+
+        Args:
+            name: of the fact.
+            values: [N, …] sequence after sequence, within one by position.
+        """
+        sequences, first = [], 0
+        for sequence in self.sequences:
+            last = first + sequence.N
+            column = np.zeros((len(sequence.tokens), *values.shape[1:]), values.dtype)
+            column[np.flatnonzero(sequence.trained[1:]) + 1] = values[first:last]
+            sequences.append(replace(sequence, targets={**sequence.targets, name: column}))
+            first = last
+        return replace(self, sequences=tuple(sequences))
+
+    def groups(self) -> list[list[int]]:
+        """Sequences that must stay together, in order: units that share a member are one group."""
+        group = list(range(len(self)))
+        for unit in self.units:
+            joined = {group[member] for member in unit.members}
+            group = [min(joined) if label in joined else label for label in group]
+        return [[i for i in range(len(self)) if group[i] == label] for label in sorted(set(group))]
+
+    def part(self, members: Many[int]) -> tuple[Tree, list[int]]:
+        """Some of the sequences as a tree, and the places of the units that are in it."""
+        place = {member: i for i, member in enumerate(members)}
+        inside = [u for u, unit in enumerate(self.units) if unit.members[0] in place]
+        units = tuple(
+            replace(self.units[u], members=tuple(place[m] for m in self.units[u].members))
+            for u in inside
+        )
+        return Tree(tuple(self.sequences[i] for i in members), units), inside
 
 
 @dataclass(frozen=True)
@@ -58,7 +136,7 @@ class TokenForest:
             subtree_end[k]`.
         predictor: [N] index into T of the token whose hidden state predicts each target.
         target: [N] token id of each target. A token trained in two sequences is two targets.
-        leaf: [N] sequence of each target.
+        facts: what a method knows of targets, sequences and units.
         sequence: [L] the caller's number of each sequence in the global batch.
         path: [P] index into T of each token of each sequence, one sequence after another.
         lengths: [L] tokens in each sequence.
@@ -70,11 +148,16 @@ class TokenForest:
     subtree_end: Tensor
     predictor: Tensor
     target: Tensor
-    leaf: Tensor
+    facts: Facts
     sequence: Tensor
     path: Tensor
     lengths: Tensor
     trees: tuple[int, ...]
+
+    @property
+    def leaf(self) -> Tensor:
+        """[N] sequence of each target."""
+        return self.facts.leaf
 
     @property
     def T(self) -> int:
@@ -108,7 +191,9 @@ class TokenForest:
     def to(self, device: torch.device | str) -> TokenForest:
         """The same forest on another device."""
         moved: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        moved.update({k: v.to(device) for k, v in moved.items() if isinstance(v, Tensor)})
+        for name, value in moved.items():
+            if isinstance(value, (Tensor, Facts)):
+                moved[name] = value.to(device)
         return TokenForest(**moved)
 
 
@@ -166,49 +251,110 @@ def size(tree: Tree, *, shared: bool = True) -> int:
     return len(_lay_out(tree).tokens)
 
 
-def plant(trees: Many[Tree], numbers: Many[Many[int]] | None = None) -> TokenForest:
+@dataclass
+class _Numbers:
+    """The caller's numbers of a tree's sequences and units in the global batch."""
+
+    sequences: Many[int]
+    units: Many[int]
+
+
+def collate(trees: Many[Tree], numbers: Many[_Numbers] | None = None) -> TokenForest:
     """Lay trees out as one forest.
 
     Args:
-        trees: the trees, each a tuple of sequences.
-        numbers: the caller's number of each sequence of each tree; counted from 0 where None.
+        trees: the trees.
+        numbers: of each tree's sequences and units; counted from 0 where None.
     Returns: the forest, its targets ordered by sequence and then by position.
+    Raises:
+        DataError: a fact that some of the sequences or units have and others do not.
     """
     starts, layouts = [0], []
     path, lengths, predictor, target, leaf, sequence = [], [], [], [], [], []
+    facts = _Collected()
     for t, tree in enumerate(trees):
         layout = _lay_out(tree)
-        for s, (one, flat) in enumerate(zip(tree, layout.paths, strict=True)):
+        facts.add_units(tree, len(lengths), None if numbers is None else numbers[t].units)
+        for s, (member, flat) in enumerate(zip(tree, layout.paths, strict=True)):
             flat = flat + starts[-1]
-            at = np.flatnonzero(one.trained[1:])
+            at = np.flatnonzero(member.trained[1:])
             predictor.append(flat[at])
-            target.append(one.tokens[at + 1])
+            target.append(member.tokens[at + 1])
             leaf.append(np.full(len(at), len(lengths)))
-            sequence.append(numbers[t][s] if numbers is not None else len(lengths))
+            sequence.append(len(lengths) if numbers is None else numbers[t].sequences[s])
+            facts.add_sequence(member, at + 1)
             path.append(flat)
             lengths.append(len(flat))
         layouts.append(layout)
         starts.append(starts[-1] + len(layout.tokens))
-
-    def flat_tensor(arrays: list[np.ndarray]) -> Tensor:
-        return (
-            torch.from_numpy(np.concatenate(arrays).astype(np.int64))
-            if arrays
-            else torch.empty(0, dtype=torch.int64)
-        )
-
     return TokenForest(
-        tokens=flat_tensor([x.tokens for x in layouts]),
-        positions=flat_tensor([x.positions for x in layouts]),
-        subtree_end=flat_tensor([x.ends + a for x, a in zip(layouts, starts, strict=False)]),
-        predictor=flat_tensor(predictor),
-        target=flat_tensor(target),
-        leaf=flat_tensor(leaf),
+        tokens=_flat_tensor([x.tokens for x in layouts]),
+        positions=_flat_tensor([x.positions for x in layouts]),
+        subtree_end=_flat_tensor([x.ends + a for x, a in zip(layouts, starts, strict=False)]),
+        predictor=_flat_tensor(predictor),
+        target=_flat_tensor(target),
+        facts=facts.tensors(_flat_tensor(leaf), len(lengths)),
         sequence=torch.tensor(sequence, dtype=torch.int64),
-        path=flat_tensor(path),
+        path=_flat_tensor(path),
         lengths=torch.tensor(lengths, dtype=torch.int64),
         trees=tuple(starts),
     )
+
+
+def _flat_tensor(arrays: list[np.ndarray]) -> Tensor:
+    if not arrays:
+        return torch.empty(0, dtype=torch.int64)
+    return torch.from_numpy(np.concatenate(arrays).astype(np.int64))
+
+
+class _Collected:
+    """The facts of a forest while its trees are laid out."""
+
+    def __init__(self) -> None:
+        self._targets: dict[str, list[np.ndarray]] = {}
+        self._sequences: dict[str, list[float]] = {}
+        self._units: dict[str, list[float]] = {}
+        self._members: list[list[int]] = []
+        self._numbers: list[int] = []
+
+    def add_units(self, tree: Tree, first: int, numbers: Many[int] | None) -> None:
+        """The units of a tree whose first sequence has the number `first` in the forest."""
+        for u, unit in enumerate(tree.units):
+            self._numbers.append(len(self._members) if numbers is None else numbers[u])
+            self._members.append([first + member for member in unit.members])
+            for name, value in unit.facts.items():
+                self._units.setdefault(name, []).append(value)
+
+    def add_sequence(self, sequence: Sequence, at: np.ndarray) -> None:
+        """A sequence whose targets stand at the places `at`."""
+        for name, column in sequence.targets.items():
+            self._targets.setdefault(name, []).append(column[at])
+        for name, value in sequence.whole.items():
+            self._sequences.setdefault(name, []).append(value)
+
+    def tensors(self, leaf: Tensor, L: int) -> Facts:
+        U, m = len(self._members), len(self._members[0]) if self._members else 0
+        targets = {n: torch.from_numpy(np.concatenate(v)) for n, v in self._targets.items()}
+        for facts, size, what in (
+            (targets, len(leaf), "targets"),
+            (self._sequences, L, "sequences"),
+            (self._units, U, "units"),
+        ):
+            for name, values in facts.items():
+                if len(values) != size:
+                    raise DataError(
+                        f"the fact {name!r} is known of {len(values)} of {size} {what}",
+                        cure="give it to all or to none",
+                    )
+        return Facts(
+            leaf=leaf,
+            L=L,
+            members=torch.tensor(self._members, dtype=torch.int64).reshape(U, m),
+            numbers=torch.tensor(self._numbers, dtype=torch.int64),
+            targets=targets,
+            sequences={n: torch.tensor(v) for n, v in self._sequences.items()},
+            units={n: torch.tensor(v) for n, v in self._units.items()},
+        )
 
 
 def pack(sizes: Many[int], budget: int) -> list[list[int]]:
@@ -235,59 +381,78 @@ def pack(sizes: Many[int], budget: int) -> list[list[int]]:
     return [sorted(b) for b in bins]
 
 
-def split(tree: Tree, budget: int, *, together: int = 1, shared: bool = True) -> list[list[int]]:
-    """Cut a tree over budget between its leaves; every part repeats the prefix it needs.
+def split(tree: Tree, budget: int, *, shared: bool = True) -> list[list[int]]:
+    """Cut a tree over budget between its units; every part repeats the prefix it needs.
 
     Args:
         tree: the sequences.
         budget: tokens a part may take.
-        together: this many consecutive sequences stay in one part (2 for preference pairs).
         shared: whether prefixes are shared; see `size`.
-    Returns: sequence numbers of each part, in order.
+    Returns: places of the sequences of each part, in order.
     Raises:
         DataError: one unit alone is over budget.
     """
-    units = [list(range(i, min(i + together, len(tree)))) for i in range(0, len(tree), together)]
     parts: list[list[int]] = []
-    for unit in units:
-        need = size(tuple(tree[i] for i in unit), shared=shared)
+    for group in tree.groups():
+        need = size(tree.part(group)[0], shared=shared)
         if need > budget:
             raise DataError(
                 f"a sequence of {need} tokens does not fit the budget of {budget} tokens a forward"
                 " pass",
-                cure=f"lower --max-length to {budget // together}, or raise --budget to {need}",
+                cure=f"lower --max-length to {budget // len(group)}, or raise --budget to {need}",
             )
-        joined = [*parts[-1], *unit] if parts else unit
-        if parts and size(tuple(tree[i] for i in joined), shared=shared) <= budget:
+        joined = [*parts[-1], *group] if parts else group
+        if parts and size(tree.part(joined)[0], shared=shared) <= budget:
             parts[-1] = joined
         else:
-            parts.append(unit)
+            parts.append(group)
     return parts
 
 
-def forests(
-    trees: Many[Tree], budget: int, *, together: int = 1, shared: bool = True
-) -> list[TokenForest]:
+def forests(trees: Many[Tree], budget: int, *, shared: bool = True) -> list[TokenForest]:
     """Pack the trees of one global batch into forests of at most `budget` tokens: the micro-batches
     of one step.
 
     Args:
-        trees: the global batch. Its sequences are numbered from 0 in the order given.
+        trees: the global batch. Its sequences and units are numbered from 0 in the order given.
         budget: tokens a forest may hold, which bounds the memory of one forward and backward pass.
-        together: see `split`.
         shared: False where the model runs every path alone, so that the budget counts repeated
             prefixes.
     """
     pieces: list[Tree] = []
-    numbers: list[list[int]] = []
-    first = 0
+    numbers: list[_Numbers] = []
+    first = first_unit = 0
     for tree in trees:
         parts = [list(range(len(tree)))]
         if size(tree, shared=shared) > budget:
-            parts = split(tree, budget, together=together, shared=shared)
-        for part in parts:
-            pieces.append(tuple(tree[i] for i in part))
-            numbers.append([first + i for i in part])
+            parts = split(tree, budget, shared=shared)
+        for members in parts:
+            piece, units = tree.part(members) if len(parts) > 1 else (tree, range(len(tree.units)))
+            pieces.append(piece)
+            numbers.append(_Numbers([first + i for i in members], [first_unit + u for u in units]))
         first += len(tree)
+        first_unit += len(tree.units)
     bins = pack([size(piece, shared=shared) for piece in pieces], budget)
-    return [plant([pieces[i] for i in b], [numbers[i] for i in b]) for b in bins]
+    return [collate([pieces[i] for i in b], [numbers[i] for i in b]) for b in bins]
+
+
+def by_tree(packed: Many[TokenForest], values: Many[Tensor], trees: Many[Tree]) -> list[np.ndarray]:
+    """Values of targets, by tree: the inverse of packing trees into forests.
+
+    Args:
+        packed: `forests(trees, …)`.
+        values: [N] of each forest.
+        trees: what was packed.
+    Returns: for each tree the values of its targets, sequence after sequence, float32.
+    """
+    by_sequence: dict[int, np.ndarray] = {}
+    for forest, value in zip(packed, values, strict=True):
+        counts = forest.facts.lengths.tolist()
+        parts = value.float().cpu().split(counts)
+        for number, part in zip(forest.sequence.tolist(), parts, strict=True):
+            by_sequence[number] = part.numpy()
+    out, first = [], 0
+    for tree in trees:
+        out.append(np.concatenate([by_sequence[first + k] for k in range(len(tree))]))
+        first += len(tree)
+    return out

@@ -298,7 +298,7 @@ def fit(one: Encoded, limit: int, policy: str, begin: int | None = None) -> list
     found = [
         Sequence(ids[at], np.append(False, mask[at][1:])) for at in kept(one, limit, policy, begin)
     ]
-    return [s for s in found if s.targets]
+    return [s for s in found if s.N]
 
 
 def kept(
@@ -374,7 +374,7 @@ def prepare(
                 out.add(tree)
                 if numbers:
                     numbers.add(
-                        one.numbers[: tree[0].targets] if learned == "steps" else one.numbers
+                        one.numbers[: tree[0].N] if learned == "steps" else one.numbers
                     )  # steps may be cut off
     check(account, source)
     return account
@@ -423,7 +423,7 @@ def accounted(
                 for tree in trees:
                     account.sequences += len(tree)
                     account.tokens += sum(len(s.tokens) for s in tree)
-                    account.targets += sum(s.targets for s in tree)
+                    account.targets += tree.N
                     account.longest = max(account.longest, *(len(s.tokens) for s in tree))
             yield one, trees, why
     account.format, account.dropped = shape.name, dict(dropped)
@@ -468,9 +468,10 @@ def _trees(
         return *_compared(one, limit, "left" if policy == "left" else "right", begin, learned), over
     found = [fit(e, limit, policy, begin) for e in one.encoded]
     if over and policy == "split":  # each window stands for itself
-        trees: list[Tree] = [(s,) for some in found for s in some]
+        trees = [Tree((s,)) for some in found for s in some]
     else:
-        trees = [tuple(s for some in found for s in some)] if any(found) else []
+        whole = tuple(s for some in found for s in some)
+        trees = [Tree(whole)] if whole else []
     if trees:
         return trees, "", over and policy != "split"
     if not over:
@@ -491,7 +492,7 @@ def _compared(
         ]
     else:
         parts = [fit(e, limit, policy, begin) for e in one.encoded]
-    found = tuple(s for some in parts for s in some)
+    found = [s for some in parts for s in some]
     if len(found) < len(one.encoded):
         return [], f"the prompt alone fills {limit} tokens"
     if learned not in ("labels", "steps") and np.array_equal(found[0].tokens, found[1].tokens):
@@ -504,7 +505,7 @@ def _compared(
                 else f"chosen and rejected are the same in the first {limit} tokens"
             ),
         )
-    return [found], ""
+    return [Tree(tuple(found))], ""
 
 
 def shown(one: Prepared, chat: Chat, encoder: Encoder) -> tuple[str, str]:

@@ -162,7 +162,8 @@ class Trees(Many[Tree]):
         ends = part["sequences"][max(0, first - 1) : last].tolist()
         begins = ends[:-1] if first else [0, *ends[:-1]]
         ends = ends[1:] if first else ends
-        return tuple(_sequence(part["tokens"][a:b]) for a, b in zip(begins, ends, strict=True))
+        spans = zip(begins, ends, strict=True)
+        return Tree(tuple(_sequence(part["tokens"][a:b]) for a, b in spans))
 
     def ends(self) -> set[int]:
         """Every token that is a sequence's last."""

@@ -1,8 +1,9 @@
-"""The head: from hidden states to log-probabilities without the [N, V] matrix.
+"""The head: from hidden states to log-probabilities, and what else is read off rows of logits,
+without the [N, V] matrix.
 
 Logits exist for one chunk of targets at a time and are computed again in the backward pass. A loss
-that is additive over
-targets needs no second time: each chunk's gradient is taken while its logits are still there.
+that is additive over targets needs no second time: each chunk's gradient is taken while its logits
+are still there.
 """
 
 from __future__ import annotations
@@ -14,7 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-RowFunction = Callable[[Tensor, Tensor, slice], Tensor]
+from posttrain.core.types import Columns, Facts, Read, Truncation
+
+NAMES = ("logprob", "entropy", "collision", "correct", "rows")  # columns that come from logits
+LEAST_CHUNK = 64  # targets
+
+PartLoss = Callable[[Columns, Facts], Tensor]  # of the columns and facts of a chunk
 
 
 @dataclass(frozen=True)
@@ -39,14 +45,13 @@ class Head:
     def chunk(self) -> int:
         """Targets scored at a time."""
         elements = self.elements or (2**27 if self.weight.is_cuda else 2**22)
-        return max(1 if self.elements else 64, elements // self.weight.shape[0])
+        return max(1 if self.elements else LEAST_CHUNK, elements // self.weight.shape[0])
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """[n, d] → [n, V], in float32 or better."""
-        z = hidden @ self.weight.T
+        """[n, d] → [n, V], in float32 or better: sums of products are never rounded to less."""
+        z = _product(hidden, self.weight)
         if self.bias is not None:
             z += self.bias
-        z = z.to(torch.promote_types(z.dtype, torch.float32))
         if self.scale != 1.0:
             z = z * self.scale
         if self.softcap is not None:
@@ -102,72 +107,84 @@ class Head:
         return [None if g is None or p is None else g.to(p.dtype) for g, p in pairs]
 
 
-def logprobs(
-    head: Head, hidden: Tensor, target: Tensor, *, temperature: float = 1.0, entropy: bool = False
-) -> tuple[Tensor, Tensor | None]:
-    """Log-probability of each target, and if asked the entropy of each row.
+def _product(hidden: Tensor, weight: Tensor) -> Tensor:
+    """h·Wᵀ in float32 or better."""
+    if torch.finfo(hidden.dtype).bits >= 32:
+        return hidden @ weight.T
+    if hidden.is_cuda:
+        return torch.mm(hidden, weight.T, out_dtype=torch.float32)
+    return hidden.float() @ weight.float().T
+
+
+# ---------------------------------------------------------------------------------- rows of logits
+
+
+def truncated(logits: Tensor, truncation: Truncation, keep: Tensor | None = None) -> Tensor:
+    """Logits whose cut tokens are −∞: after log_softmax, the truncated distribution, renormalised.
+
+    top-k first, then top-p and min-p of what it left. A token is kept if the tokens before it, in
+    falling order, do not reach top_p yet; the first always is.
 
     Args:
-        hidden: [N, d] hidden states that predict the targets; gradients flow into them and into the
-            head.
-        target: [N] token ids.
-        temperature: the logits are divided by it first.
-        entropy: also return −Σ p log p, with gradients.
-    Returns: [N] log-probabilities and [N] entropies (or None), nats.
+        logits: [n, V].
+        keep: [n] tokens that are kept in any case. What was drawn from this distribution elsewhere
+            must not become impossible by rounding.
     """
-    out = _LogProbs.apply(hidden, head.weight, head.bias, head, target, temperature, entropy, {})
-    return out[0], (out[1] if entropy else None)
+    ordered, index = logits.sort(dim=-1, descending=True, stable=True)
+    kept = torch.ones_like(ordered, dtype=torch.bool)
+    if truncation.top_k:
+        kept[:, truncation.top_k :] = False
+    p = ordered.masked_fill(~kept, -torch.inf).softmax(-1)
+    kept &= p.cumsum(-1) - p < truncation.top_p
+    kept &= p >= truncation.min_p * p[:, :1]
+    kept[:, 0] = True
+    kept = torch.zeros_like(kept).scatter_(1, index, kept)
+    if keep is not None:
+        kept.scatter_(1, keep[:, None], True)
+    return logits.masked_fill(~kept, -torch.inf)
 
 
-def detailed(
-    head: Head, hidden: Tensor, target: Tensor, needs: frozenset[str], *, temperature: float = 1.0
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Log-probability of each target, with gradients, and what else is asked of each row in the
-    same pass, without.
-
-    Args:
-        hidden: [N, d]; target: [N].
-        needs: "entropy", −Σ p log p; "collision", log Σ p².
-    Returns: [N] log-probabilities, and [N] of each detail; nats.
-    """
-    details = {
-        name: torch.empty(
-            len(target),
-            dtype=torch.promote_types(hidden.dtype, torch.float32),
-            device=hidden.device,
-        )
-        for name in sorted(needs)
-    }
-    return (
-        _LogProbs.apply(hidden, head.weight, head.bias, head, target, temperature, False, details)[
-            0
-        ],
-        details,
-    )
+def _log_softmax(z: Tensor, target: Tensor, read: Read) -> Tensor:
+    """[n, V] log-probabilities of the distribution that `read` asks for."""
+    if read.temperature != 1.0:
+        z = z / read.temperature
+    if read.truncation is not None:
+        z = truncated(z, read.truncation, keep=target)
+    return torch.log_softmax(z, -1)
 
 
-@torch.no_grad()
-def assess(
-    head: Head, hidden: Tensor, target: Tensor, *, temperature: float = 1.0
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-probability and entropy of each target, nats, and whether it is the most likely token:
-    [N] each, no gradients.
-    """
-    logprob = torch.empty(
-        len(target), dtype=torch.promote_types(hidden.dtype, torch.float32), device=hidden.device
-    )
-    entropy, correct = torch.empty_like(logprob), torch.empty_like(target, dtype=torch.bool)
-    for i in range(0, len(target), head.chunk):
-        part = slice(i, i + head.chunk)
-        logp = torch.log_softmax(_over(head.logits(hidden[part]), temperature), -1)
-        logprob[part] = logp.gather(1, target[part, None])[:, 0]
-        correct[part] = logp.argmax(-1) == target[part]
-        entropy[part] = -torch.linalg.vecdot(logp.exp(), logp)
-    return logprob, entropy, correct
+def _entropy(logp: Tensor) -> Tensor:
+    """[n] −Σ p log p, where a p of 0 counts nothing."""
+    finite = torch.where(logp == -torch.inf, 0.0, logp)
+    return -torch.linalg.vecdot(logp.exp(), finite)
 
 
-def _over(z: Tensor, temperature: float) -> Tensor:
-    return z if temperature == 1.0 else z / temperature
+def _read_logp(logp: Tensor, target: Tensor, read: Read) -> dict[str, Tensor]:
+    """The columns of one chunk that follow from log-probabilities [n, V]."""
+    columns: dict[str, Tensor] = {}
+    if read.logprob:
+        columns["logprob"] = logp.gather(1, target[:, None])[:, 0]
+    if read.entropy:
+        columns["entropy"] = _entropy(logp)
+    if read.collision:
+        columns["collision"] = (2 * logp).logsumexp(-1)
+    if read.correct:
+        columns["correct"] = logp.argmax(-1) == target
+    return columns
+
+
+def _read_rows(z: Tensor, target: Tensor, facts: Facts, read: Read) -> dict[str, Tensor]:
+    """The columns of one chunk of logits; differentiable by them."""
+    columns = _read_logp(_log_softmax(z, target, read), target, read)
+    if read.rows:
+        columns["rows"] = read.rows(z, target, facts)
+    return columns
+
+
+def _differentiable(read: Read) -> tuple[str, ...]:
+    """The columns that gradients flow through."""
+    asked = {"logprob": read.logprob, "entropy": read.entropy == "gradient", "rows": read.rows}
+    return tuple(name for name, yes in asked.items() if yes)
 
 
 def _minus_one_hot(p: Tensor, target: Tensor) -> Tensor:
@@ -175,7 +192,24 @@ def _minus_one_hot(p: Tensor, target: Tensor) -> Tensor:
     return p.scatter_add_(1, target[:, None], torch.full_like(p[:, :1], -1.0))
 
 
-class _LogProbs(torch.autograd.Function):
+# ------------------------------------------------------------------------- the two ways through it
+
+
+def columns(head: Head, hidden: Tensor, target: Tensor, facts: Facts, read: Read) -> Columns:
+    """What `read` asks of rows of logits; logits are computed again in the backward pass.
+
+    Args:
+        hidden: [N, d] hidden states that predict the targets; gradients flow into them and into the
+            head.
+        target: [N] token ids.
+        facts: of the forest, for a row function.
+    """
+    out: Any = _Columns.apply(hidden, head.weight, head.bias, head, target, facts, read)
+    found: dict[str, Any] = dict(zip(NAMES, out, strict=True))
+    return Columns(**{name: value for name, value in found.items() if value is not None})
+
+
+class _Columns(torch.autograd.Function):
     """d log p_y = (1_y − p)·dz;  d entropy = −p·(log p + entropy)·dz."""
 
     @staticmethod
@@ -186,72 +220,112 @@ class _LogProbs(torch.autograd.Function):
         bias: Tensor | None,
         head: Head,
         target: Tensor,
-        temperature: float,
-        entropy: bool,
-        details: dict[str, Tensor],
-    ) -> tuple[Tensor, Tensor]:
-        real = torch.promote_types(hidden.dtype, torch.float32)
-        logprob = torch.empty(len(target), dtype=real, device=hidden.device)
-        entropies = torch.empty_like(logprob if entropy else logprob[:0])
-        for i in range(0, len(target), head.chunk):
-            part = slice(i, i + head.chunk)
-            logp = torch.log_softmax(_over(head.logits(hidden[part]), temperature), -1)
-            logprob[part] = logp.gather(1, target[part, None])[:, 0]
-            if entropy:
-                entropies[part] = -torch.linalg.vecdot(logp.exp(), logp)
-            if details:
-                _fill(details, part, logp)
-        ctx.save_for_backward(hidden, target, entropies)
-        ctx.head, ctx.temperature, ctx.entropy = head, temperature, entropy
-        return logprob, entropies
+        facts: Facts,
+        read: Read,
+    ) -> tuple[Tensor | None, ...]:
+        found = _Collected(len(target), hidden)
+        for part in _parts(head, target):
+            z = head.logits(hidden[part])
+            found.add(part, _read_rows(z, target[part], facts.part(part), read))
+        out: dict[str, Tensor | None] = found.columns(read)
+        ctx.save_for_backward(hidden, target, out["entropy"])
+        ctx.head, ctx.facts, ctx.read = head, facts, read
+        passive = [v for n, v in out.items() if v is not None and n not in _differentiable(read)]
+        ctx.mark_non_differentiable(*passive)
+        return tuple(out.values())
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, target, entropies = ctx.saved_tensors
-        head: Head = ctx.head
+        hidden, target, entropy = ctx.saved_tensors
+        head, read = ctx.head, ctx.read
+        given = dict(zip(NAMES, grads, strict=True))
         into = head.new_gradients()
         out = torch.empty_like(hidden)
-        for i in range(0, len(target), head.chunk):
-            part = slice(i, i + head.chunk)
+        for part in _parts(head, target):
             z = head.logits(hidden[part])
-            logp = torch.log_softmax(_over(z, ctx.temperature), -1)
-            by_logprob = grads[0][part]
-            if ctx.entropy:
+            by = {name: given[name][part] for name in _differentiable(read)}
+            if by.keys() == {"logprob"}:
+                logp = _log_softmax(z, target[part], read)
+                grad = _minus_one_hot(logp.exp_(), target[part])
+                factor = -by["logprob"] / read.temperature
+            elif by.keys() == {"logprob", "entropy"} and read.truncation is None:
+                logp = _log_softmax(z, target[part], read)
                 p = logp.exp()
-                grad = p.mul_(
-                    logp.add_(entropies[part, None])
-                    .mul_(grads[1][part, None])
-                    .add_(by_logprob[:, None])
-                ).neg_()
-                grad.scatter_add_(1, target[part, None], by_logprob[:, None])
-                factor = torch.ones_like(by_logprob)
+                both = logp.add_(entropy[part, None]).mul_(by["entropy"][:, None])
+                grad = p.mul_(both.add_(by["logprob"][:, None])).neg_()
+                grad.scatter_add_(1, target[part, None], by["logprob"][:, None])
+                factor = torch.full_like(by["logprob"], 1 / read.temperature)
             else:
-                grad, factor = _minus_one_hot(logp.exp_(), target[part]), -by_logprob
-            out[part] = head.backward(grad, factor / ctx.temperature, z, hidden[part], into)
-        return out, *head.cast(into), None, None, None, None, None
+                grad = _by_logits(z, target[part], ctx.facts.part(part), read, by)
+                factor = torch.ones_like(z[:, 0])
+            out[part] = head.backward(grad, factor, z, hidden[part], into)
+        return out, *head.cast(into), None, None, None, None
 
 
-def _fill(details: dict[str, Tensor], part: slice, logp: Tensor) -> None:
-    """What is asked of a chunk of rows, whose log-probabilities are given."""
-    if "collision" in details:
-        details["collision"][part] = (2 * logp).logsumexp(-1)
-    if "entropy" in details:
-        details["entropy"][part] = -torch.linalg.vecdot(logp.exp(), logp)
+def _parts(head: Head, target: Tensor) -> list[slice]:
+    """The chunks of the targets."""
+    return [slice(i, i + head.chunk) for i in range(0, len(target), head.chunk)]
+
+
+class _Collected:
+    """Columns while they are filled, chunk by chunk."""
+
+    def __init__(self, n: int, hidden: Tensor) -> None:
+        self._n, self._device = n, hidden.device
+        self._real = torch.promote_types(hidden.dtype, torch.float32)
+        self._columns: dict[str, Tensor] = {}
+
+    def add(self, part: slice, columns: dict[str, Tensor]) -> None:
+        for name, values in columns.items():
+            if name not in self._columns:
+                self._columns[name] = values.new_empty(self._n)
+            self._columns[name][part] = values.detach()
+
+    def columns(self, read: Read) -> dict[str, Tensor | None]:
+        """By name of `NAMES`: empty columns where there are no targets, None where not read."""
+        out: dict[str, Tensor | None] = {name: self._columns.get(name) for name in NAMES}
+        for name in NAMES:
+            if self._n == 0 and getattr(read, name):
+                dtype = torch.bool if name == "correct" else self._real
+                out[name] = torch.empty(0, dtype=dtype, device=self._device)
+        return out
+
+
+def _by_logits(
+    z: Tensor, target: Tensor, facts: Facts, read: Read, by: dict[str, Tensor]
+) -> Tensor:
+    """[n, V] gradient by the logits of columns whose own gradients are given."""
+    with torch.enable_grad():
+        leaf = z.detach().requires_grad_()
+        found = _read_rows(leaf, target, facts, read)
+        (grad,) = torch.autograd.grad([found[name] for name in by], leaf, list(by.values()))
+    return grad.clone()
 
 
 def additive(
-    head: Head, hidden: Tensor, target: Tensor, loss: Callable[[Tensor, slice], Tensor]
-) -> tuple[Tensor, Tensor]:
-    """A loss that is additive over targets, its gradient taken in the same pass over the
-    vocabulary.
+    head: Head,
+    hidden: Tensor,
+    target: Tensor,
+    facts: Facts,
+    read: Read,
+    loss: PartLoss,
+    value: Tensor | None = None,
+) -> Columns:
+    """The columns and an additive loss, its gradient taken in the same pass over the vocabulary.
 
     Args:
-        hidden: [N, d]; target: [N].
-        loss: `(log-probabilities of a chunk [c], which targets) -> scalar`; the chunks' values add
-            up.
-    Returns: the loss (scalar, with gradients) and the log-probabilities [N] (without).
+        hidden: [N, d]; target: [N]; facts: of the forest.
+        loss: `(columns of a chunk, facts of a chunk) -> scalar`; the chunks' values add up.
+        value: [N] a column from elsewhere that the loss reads, with gradients.
+    Returns: columns without gradients, and `loss`, a scalar with gradients.
     """
-    return _Additive.apply(hidden, head.weight, head.bias, head, target, loss)  # type: ignore[return-value]
+    found = _Collected(len(target), hidden)
+    values = hidden.new_empty(0) if value is None else value
+    scalar = _Additive.apply(
+        hidden, head.weight, head.bias, values, head, target, facts, read, loss, found
+    )
+    names = {name: column for name, column in found.columns(read).items() if column is not None}
+    return Columns(**names, value=None if value is None else value.detach(), loss=scalar)
 
 
 class _Additive(torch.autograd.Function):
@@ -261,89 +335,77 @@ class _Additive(torch.autograd.Function):
         hidden: Tensor,
         weight: Tensor,
         bias: Tensor | None,
+        value: Tensor,
         head: Head,
         target: Tensor,
-        loss: Callable[[Tensor, slice], Tensor],
-    ) -> tuple[Tensor, Tensor]:
-        real = torch.promote_types(hidden.dtype, torch.float32)
-        value = torch.zeros((), dtype=torch.float64, device=hidden.device)
-        logprob = torch.empty(len(target), dtype=real, device=hidden.device)
+        facts: Facts,
+        read: Read,
+        loss: PartLoss,
+        found: _Collected,
+    ) -> Tensor:
+        total = torch.zeros((), dtype=torch.float64, device=hidden.device)
         into = head.new_gradients()
-        grad_hidden = torch.empty_like(hidden)
-        for i in range(0, len(target), head.chunk):
-            part = slice(i, i + head.chunk)
-            z = head.logits(hidden[part])
-            logp = torch.log_softmax(z, -1)
-            if head.softcap is None:
-                z = logp  # the logits are not read again: their memory may go
-            logprob[part] = scored = logp.gather(1, target[part, None])[:, 0]
-            with torch.enable_grad():
-                here = loss(scored.requires_grad_(), part)
-                (by_logprob,) = torch.autograd.grad(here, scored)
-            value += here.detach()
-            grad = _minus_one_hot(logp.exp_(), target[part])
-            grad_hidden[part] = head.backward(grad, -by_logprob, z, hidden[part], into)
-        ctx.save_for_backward(grad_hidden, *into)
-        ctx.mark_non_differentiable(logprob)
+        grad_hidden, grad_value = torch.empty_like(hidden), torch.zeros_like(value)
+        for part in _parts(head, target):
+            chunk = _Chunk(head.logits(hidden[part]), target[part], facts.part(part), read)
+            if len(value):
+                chunk.value = value[part].detach().requires_grad_()
+            grad, factor = chunk.gradient(head, loss)
+            total += chunk.loss
+            found.add(part, chunk.columns)
+            if chunk.value is not None and chunk.value.grad is not None:
+                grad_value[part] = chunk.value.grad
+            grad_hidden[part] = head.backward(grad, factor, chunk.z, hidden[part], into)
+        ctx.save_for_backward(grad_hidden, grad_value, *into)
         ctx.head = head
-        return value.to(real), logprob
+        return total.to(torch.promote_types(hidden.dtype, torch.float32))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        grad_hidden, *rest = ctx.saved_tensors
+        grad_hidden, grad_value, *rest = ctx.saved_tensors
         by = grads[0]
         if float(by) != 1.0:
-            grad_hidden = grad_hidden * by
+            grad_hidden, grad_value = grad_hidden * by, grad_value * by
             rest = [None if g is None else g * by for g in rest]
-        return grad_hidden, *ctx.head.cast(rest), None, None, None
+        return grad_hidden, *ctx.head.cast(rest), grad_value, *[None] * 6
 
 
-def rows(head: Head, hidden: Tensor, target: Tensor, function: RowFunction) -> Tensor:
-    """Run a function of whole rows of logits, chunk by chunk, computed again in the backward pass.
+class _Chunk:
+    """One chunk of an additive loss: its logits, columns, loss and gradient."""
 
-    Args:
-        hidden: [N, d]; target: [N].
-        function: `(logits [c, V], targets [c], which targets) -> [c]`, differentiable by the
-            logits. What else it reads (a teacher's rows, say) it takes by the slice.
-    Returns: [N], with gradients into the hidden states and the head.
-    """
-    return _Rows.apply(hidden, head.weight, head.bias, head, target, function)  # type: ignore[return-value]
+    def __init__(self, z: Tensor, target: Tensor, facts: Facts, read: Read) -> None:
+        self.z, self.target, self.facts, self.read = z, target, facts, read
+        self.value: Tensor | None = None
+        self.columns: dict[str, Tensor] = {}
+        self.loss = z.new_zeros(())
 
+    def gradient(self, head: Head, loss: PartLoss) -> tuple[Tensor, Tensor]:
+        """The gradient by the logits [n, V] but for a factor a row, and that factor [n]."""
+        if _differentiable(self.read) == ("logprob",):
+            return self._by_logprob(head, loss)
+        with torch.enable_grad():
+            leaf = self.z.detach().requires_grad_()
+            self.columns = _read_rows(leaf, self.target, self.facts, self.read)
+        self._take(loss)
+        grad = torch.zeros_like(self.z) if leaf.grad is None else leaf.grad
+        return grad, torch.ones_like(self.z[:, 0])
 
-class _Rows(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        head: Head,
-        target: Tensor,
-        function: RowFunction,
-    ) -> Tensor:
-        ctx.save_for_backward(hidden, target)
-        ctx.head, ctx.function = head, function
-        parts = [slice(i, i + head.chunk) for i in range(0, len(target), head.chunk)]
-        out = [function(head.logits(hidden[part]), target[part], part) for part in parts]
-        return torch.cat(out) if out else hidden.new_zeros(0)
+    def _by_logprob(self, head: Head, loss: PartLoss) -> tuple[Tensor, Tensor]:
+        """By hand, where gradients flow through the log-probabilities alone."""
+        logp = _log_softmax(self.z, self.target, self.read)
+        if head.softcap is None:
+            self.z = logp  # the logits are not read again: their memory may go
+        self.columns = _read_logp(logp, self.target, self.read)
+        scored = self.columns["logprob"].requires_grad_()
+        self._take(loss)
+        by = torch.zeros_like(scored) if scored.grad is None else scored.grad
+        grad = _minus_one_hot(logp.exp_(), self.target)
+        return grad, -by / self.read.temperature
 
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, target = ctx.saved_tensors
-        head: Head = ctx.head
-        into = head.new_gradients()
-        out = torch.empty_like(hidden)
-        for i in range(0, len(target), head.chunk):
-            part = slice(i, i + head.chunk)
-            z = head.logits(hidden[part]).requires_grad_()
-            with torch.enable_grad():
-                value = ctx.function(z, target[part], part)
-                (grad,) = torch.autograd.grad(value, z, grads[0][part])
-            ones = torch.ones_like(grads[0][part])
-            out[part] = head.backward(grad.clone(), ones, z.detach(), hidden[part], into)
-        return out, *head.cast(into), None, None, None
-
-
-def cross_entropy(head: Head, hidden: Tensor, target: Tensor) -> Tensor:
-    """Mean −log p of the targets, nats; the chunked twin of `torch.nn.functional.cross_entropy`."""
-    return additive(head, hidden, target, lambda logprob, part: -logprob.sum() / len(target))[0]
+    def _take(self, loss: PartLoss) -> None:
+        """The loss of the chunk, and the gradients of its leaves."""
+        with torch.enable_grad():
+            value = loss(Columns(**self.columns, value=self.value), self.facts)
+            if value.requires_grad:
+                value.backward()
+        self.loss = value.detach()

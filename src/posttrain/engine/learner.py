@@ -1,8 +1,10 @@
 """What is trained on forests: a language model or a reward model, and the verbs they share.
 
+    score(forests, read)                columns, no gradients
     forward_backward(forests, loss)     adds to the gradients
     measure(forests, loss)              the same numbers, without gradients
     step(factor)                        one optimiser update
+    save(folder)                        a Hugging Face folder
 
 There is one copy of the weights. On a CPU they are float32; on a GPU bfloat16, and the float32
 master belongs to the optimiser.
@@ -11,213 +13,221 @@ master belongs to the optimiser.
 from __future__ import annotations
 
 import contextlib
-from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from collections.abc import Sequence as Many
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from posttrain.core.errors import ConfigError, DataError
 from posttrain.core.seeds import derive
-from posttrain.core.types import Denominators, Facts, Loss, Measured
-from posttrain.data.forest import TokenForest
+from posttrain.core.types import Columns, Counts, Facts, Loss, Measured, Read
+from posttrain.data.forest import TokenForest, Tree, forests
+from posttrain.engine import distributed
 from posttrain.engine import lora as adapters
 from posttrain.engine.checkpoint import system_errors
-from posttrain.engine.model import Model, Noise, quiet
+from posttrain.engine.network import Network, Noise, quiet, without_dropout
 from posttrain.engine.optimiser import Optimiser
-from posttrain.engine.settings import OptimiserSettings
+from posttrain.engine.settings import OptimiserSettings, default_budget
 
-Probes = tuple[Many[TokenForest], Many[Facts]]
-
-
-def _moved(facts: Facts, device: torch.device) -> Facts:
-    return {name: tensor.to(device) for name, tensor in facts.items()}
+VALUE_HEAD = "value_head.safetensors"  # beside the model's own weights
 
 
-def count(forests: Many[TokenForest], facts: Many[Facts]) -> Denominators:
-    """What the losses of a global batch are divided by."""
-    pairs, trained = 0, {"chosen": 0, "gold": 0}
-    for forest, fact in zip(forests, facts, strict=True):
-        pairs += len(fact.get("chosen", ()))
-        for name in trained:
-            if name in fact:
-                trained[name] += int(
-                    torch.bincount(forest.leaf, minlength=forest.L)[
-                        fact[name].to(forest.leaf.device)
-                    ].sum()
-                )
-    return Denominators(
-        sum(f.N for f in forests),
-        sum(f.L for f in forests),
-        pairs,
-        trained["chosen"],
-        trained["gold"],
-    )
-
-
-class Learner(ABC):
+class Learner:
     """A network that can be scored and trained.
 
     Attributes:
-        model: how the network is run.
+        network: trunk and heads, one module.
         tokenizer: the Hugging Face tokenizer.
-        adapter: the PeftModel around the network, or None.
+        read: what `score` reads unless told otherwise: log-probabilities, or rewards.
+        adapter: the PeftModel around the network's weights, or None.
         source: where the model came from; digest: SHA-256 of its files.
         optimiser: set by `train_with`.
     """
 
     def __init__(
         self,
-        model: Model,
+        network: Network,
         tokenizer: Any,
         *,
         source: str = "",
         digest: str = "",
         adapter: Any = None,
+        read: Read = Read(),
     ) -> None:
-        self.model, self.tokenizer, self.adapter = model, tokenizer, adapter
-        self.source, self.digest = source, digest
+        self.network, self.tokenizer, self.adapter = network, tokenizer, adapter
+        self.source, self.digest, self.read = source, digest, read
         self.optimiser: Optimiser | None = None
 
-    # ------------------------------------------------------------------ verbs
+    # ------------------------------------------------------------------------------------- facts
+
+    @property
+    def device(self) -> torch.device:
+        return self.network.device
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know of the model; one sentence each."""
+        return self.network.admission.reasons
+
+    @property
+    def longest(self) -> int | None:
+        """Positions the model knows; None where its config does not say."""
+        return getattr(self.network.config.get_text_config(), "max_position_embeddings", None)
+
+    @property
+    def shares_prefixes(self) -> bool:
+        """Whether forests run packed, so that a prefix is computed once."""
+        return self.network.mode == "forest"
+
+    def budget(self, given: int | None, longest: int = 0) -> int:
+        """Tokens a forward pass: as given, or what suits the device, and at least `longest`."""
+        return given or max(default_budget(self.device.type), longest)
+
+    def pack(self, trees: Many[Tree], budget: int) -> list[TokenForest]:
+        """Trees as forests of at most `budget` tokens, as this model runs them."""
+        return forests(trees, budget, shared=self.shares_prefixes)
+
+    # ------------------------------------------------------------------------------------- verbs
+
+    @torch.no_grad()
+    def score(self, forests: Many[TokenForest], read: Read | None = None) -> list[Columns]:
+        """What `read` asks of each forest, without gradients and without dropout.
+
+        Args:
+            forests: from `pack`.
+            read: `self.read` unless given.
+        """
+        self.network.eval()
+        return [self.network(forest, read or self.read) for forest in forests]
 
     def forward_backward(
         self,
         forests: Many[TokenForest],
         loss: Loss,
-        facts: Many[Facts] | None = None,
         *,
-        probes: Probes | None = None,
+        probes: Many[TokenForest] | None = None,
         seed: int = 0,
         noise: Noise | None = None,
     ) -> Measured:
         """Add the gradient of a loss over one global batch, forest by forest.
 
         Args:
-            forests: the whole global batch; how it is cut into forests changes the result by
-                rounding only.
+            forests: the whole global batch, or this rank's part of it; how it is cut into forests
+                changes the result by rounding only.
             loss: the method.
-            facts: what the method knows about each forest: tensors by name, moved to the model's
-                device. A per-target loss gets the slice of each that belongs to its targets, so
-                they are [N] there.
-            probes: forests, and facts of them, that are scored for `loss.prepare` and not trained
-                on.
-            seed: of dropout and noise.
+            probes: forests that are scored for `loss.prepare` and not trained on.
+            seed: of dropout and noise, which differ from forest to forest.
             noise: applied to the input embeddings.
         Returns: the loss of the global batch, and what the method reports.
+        Raises:
+            DataError: nothing in the batch is trained.
         """
-        return self._measured(forests, loss, facts, probes, train=True, seed=seed, noise=noise)
+        return self._measured(forests, loss, probes, train=True, seed=seed, noise=noise)
 
     @torch.no_grad()
     def measure(
-        self,
-        forests: Many[TokenForest],
-        loss: Loss,
-        facts: Many[Facts] | None = None,
-        *,
-        probes: Probes | None = None,
+        self, forests: Many[TokenForest], loss: Loss, *, probes: Many[TokenForest] | None = None
     ) -> Measured:
         """What `forward_backward` would return, without gradients and without dropout."""
-        return self._measured(forests, loss, facts, probes, train=False)
+        return self._measured(forests, loss, probes, train=False)
 
     def _measured(
         self,
         forests: Many[TokenForest],
         loss: Loss,
-        facts: Many[Facts] | None,
-        probes: Probes | None,
+        probes: Many[TokenForest] | None,
         *,
         train: bool,
         seed: int = 0,
         noise: Noise | None = None,
     ) -> Measured:
-        device = self.model.device
-        facts = [_moved(f, device) for f in facts] if facts is not None else [{} for _ in forests]
-        denominators = count(forests, facts)
-        if denominators.targets == 0:
-            raise DataError(
-                "the batch has no trained token", cure="look at the masks: every sequence needs one"
-            )
-        statistics = None
-        if loss.prepare:
-            about = (
-                (probes[0], [_moved(f, device) for f in probes[1]]) if probes else (forests, facts)
-            )
-            with torch.no_grad():
-                self.model.network.eval()
-                scores = [self._scored(forest.to(device), Loss(loss.loss)) for forest in about[0]]
-                statistics = loss.prepare(scores, list(about[1]))
-        self.model.network.train(train)
+        counts = self._counts(forests, loss)
+        statistics = self._prepared(forests if probes is None else probes, loss)
+
+        def bound(columns: Columns, facts: Facts) -> Tensor:
+            return loss.loss(columns, facts, counts, statistics)
+
+        self.network.train(train)
         total, values = 0.0, list[dict[str, Tensor]]()
-        for i, (forest, fact) in enumerate(zip(forests, facts, strict=True)):
+        for i, forest in enumerate(distributed.even(list(forests))):
             with self._seeded(derive(seed, "forward", i)):
-                value, reported = self._one(
-                    forest.to(device), loss, fact, statistics, denominators, noise
-                )
+                inside = bound if train and loss.additive else None
+                columns = self.network(forest, loss.read, inside, noise=noise)
+                facts = forest.facts.to(self.device)
+                value = columns.loss if inside else bound(columns, facts)
+                if not forest.N:  # an empty forest: its zeros reach every parameter
+                    value = _nothing(columns)
                 if train:
                     value.backward()
             total += float(value.detach())
-            values.append(reported)
-        return Measured(
-            total, {name: torch.cat([one[name].cpu() for one in values]) for name in values[0]}
-        )
+            if loss.report and forest.N:
+                with torch.no_grad():
+                    values.append(loss.report(columns, facts, statistics))
+        reported = {name: torch.cat([v[name].cpu() for v in values]) for name in _names(values)}
+        total = distributed.total({"loss": total})["loss"]
+        return Measured(total, distributed.gathered(reported))
 
-    def _one(
-        self,
-        forest: TokenForest,
-        loss: Loss,
-        fact: Facts,
-        statistics: Any,
-        denominators: Denominators,
-        noise: Noise | None,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of one forest, with gradients, and what the method reports of it."""
-        scores = self._scored(forest, loss, noise)
-        value = loss.loss(scores, fact, statistics, denominators)
-        with torch.no_grad():
-            return value, loss.report(scores, fact, statistics) if loss.report else {}
+    def _counts(self, forests: Many[TokenForest], loss: Loss) -> Counts:
+        """The loss's denominators over the global batch."""
+        counts: dict[str, float] = {"any target": 0.0}
+        for forest in forests:
+            counts["any target"] += forest.N
+            for name, count in loss.counts(forest.facts).items():
+                counts[name] = counts.get(name, 0.0) + count
+        counts = distributed.total(counts)
+        if not counts.pop("any target"):
+            raise DataError(
+                "the batch has no trained token", cure="look at the masks: every sequence needs one"
+            )
+        return counts
 
-    @abstractmethod
-    def _scored(self, forest: TokenForest, loss: Loss, noise: Noise | None = None) -> Any:
-        """Scores of a forest on the device, with what the loss needs, and with gradients where they
-        are on.
-        """
+    @torch.no_grad()
+    def _prepared(self, forests: Many[TokenForest], loss: Loss) -> Any:
+        """What a loss that couples the batch computes before any gradient."""
+        if loss.prepare is None:
+            return None
+        if distributed.ranks() > 1:
+            raise ConfigError(
+                "this loss couples the whole batch, and the ranks see a part of it each",
+                cure="train with another method, or on one rank",
+            )
+        read = replace(loss.read, entropy="", collision=False, correct=False)
+        columns = self.score(forests, read)
+        return loss.prepare(columns, [forest.facts.to(self.device) for forest in forests])
 
     @contextlib.contextmanager
     def _seeded(self, seed: int) -> Iterator[None]:
-        with torch.random.fork_rng(
-            devices=[self.model.device] if self.model.device.type == "cuda" else []
-        ):
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
             torch.manual_seed(seed)
             yield
 
     def train_with(
         self, settings: OptimiserSettings, *, activation_checkpointing: bool = False
     ) -> Optimiser:
-        """Make the optimiser that `step` uses. An unset learning rate becomes 2e-5, with
-        LoRA 2e-4.
+        """Make the optimiser that `step` uses. An unset learning rate becomes 2e-5, with LoRA
+        2e-4.
         """
         if settings.learning_rate is None:
-            settings = settings.model_copy(
-                update={"learning_rate": 2e-4 if self.adapter is not None else 2e-5}
-            )
+            rate = 2e-4 if self.adapter is not None else 2e-5
+            settings = settings.model_copy(update={"learning_rate": rate})
         if activation_checkpointing:
-            network = self.model.network
-            if not network.supports_gradient_checkpointing:
+            inner = self.network.inner
+            if not inner.supports_gradient_checkpointing:
                 raise ConfigError(
-                    f"{type(network).__name__} cannot compute its activations twice",
+                    f"{type(inner).__name__} cannot compute its activations twice",
                     cure="leave --activation-checkpointing out; a lower --budget saves memory, too",
                 )
             # older transformers know only the second name, newer ones warn of it
-            enable = (
-                getattr(network, "activation_checkpointing_enable", None)
-                or network.gradient_checkpointing_enable
-            )
+            enable = getattr(inner, "activation_checkpointing_enable", None)
+            enable = enable or inner.gradient_checkpointing_enable
             enable({"use_reentrant": False})
-        self.optimiser = Optimiser(self.model.network.named_parameters(), settings)
+        self.optimiser = Optimiser(self.network.weights(), settings)
         return self.optimiser
 
     def step(self, factor: float = 1.0) -> float:
@@ -230,23 +240,39 @@ class Learner(ABC):
         assert self.optimiser is not None, "call train_with first"
         return self.optimiser.step(factor)
 
+    def without_dropout(self) -> None:
+        """Switch the model's dropout off for good, but for that of adapters."""
+        without_dropout(self.network)
+
     def save(self, folder: Path) -> None:
-        """Write a Hugging Face folder: exactly the parameters the policy computes with, adapters
-        merged.
+        """Write a Hugging Face folder: exactly the parameters that are computed with, adapters
+        merged; a value head beside them.
         """
-        network = self.model.network
-        state = adapters.merged(network) if self.adapter is not None else None
+        inner = self.network.inner
+        state = adapters.merged(inner) if self.adapter is not None else None
         with quiet(), system_errors():
-            network.save_pretrained(folder, state_dict=state)
+            inner.save_pretrained(folder, state_dict=state)
+            if self.network.value_head is not None:
+                head = self.network.value_head.state_dict()
+                save_file(
+                    {name: tensor.cpu() for name, tensor in head.items()}, folder / VALUE_HEAD
+                )
         self.tokenizer.save_pretrained(folder)
+
+    def save_adapter(self, folder: Path) -> None:
+        """Write the adapter in peft's format with the digest of the model it belongs to."""
+        assert self.adapter is not None, "the policy has no adapter"
+        adapters.save_adapter(self.adapter, folder, self.source, self.digest)
+
+    # ----------------------------------------------------------------------- how it is talked to
 
     @property
     def _generation(self) -> Any:
         """Where the model says what ends an answer: its generation config, or its config where it
         does not generate.
         """
-        network = self.model.network
-        return getattr(network, "generation_config", None) or network.config.get_text_config()
+        inner = self.network.inner
+        return getattr(inner, "generation_config", None) or inner.config.get_text_config()
 
     @property
     def stops(self) -> tuple[int, ...]:
@@ -255,13 +281,10 @@ class Learner(ABC):
         """
         known = self._generation.eos_token_id
         own = self.tokenizer.eos_token_id if self.tokenizer is not None else None
-        return tuple(
-            dict.fromkeys(
-                i for i in (own, *(known if isinstance(known, list) else [known])) if i is not None
-            )
-        )
+        every = (own, *(known if isinstance(known, list) else [known]))
+        return tuple(dict.fromkeys(i for i in every if i is not None))
 
-    def converse(self, template: str | dict[str, str], stop: str) -> None:
+    def set_chat(self, template: str | dict[str, str], stop: str) -> None:
         """Say how the model is talked to, so that it is saved with it.
 
         Args:
@@ -270,10 +293,16 @@ class Learner(ABC):
                 before.
         """
         self.tokenizer.chat_template = template
-        stops = list(dict.fromkeys([*self.stops, self.tokenizer.convert_tokens_to_ids(stop)]))
+        stop_id = self.tokenizer.convert_tokens_to_ids(stop)
+        stops = list(dict.fromkeys([*self.stops, stop_id]))
         self._generation.eos_token_id = stops if len(stops) > 1 else stops[0]
 
-    def save_adapter(self, folder: Path) -> None:
-        """Write the adapter in peft's format with the digest of the model it belongs to."""
-        assert self.adapter is not None, "the policy has no adapter"
-        adapters.save_adapter(self.adapter, folder, self.source, self.digest)
+
+def _nothing(columns: Columns) -> Tensor:
+    """A zero that depends on everything that was read."""
+    read = [v for v in vars(columns).values() if isinstance(v, Tensor) and v.requires_grad]
+    return torch.stack([value.sum() * 0 for value in read]).sum()
+
+
+def _names(values: list[dict[str, Tensor]]) -> list[str]:
+    return list(values[0]) if values else []

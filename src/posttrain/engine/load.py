@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from posttrain.core.errors import ModelError
+from posttrain.core.errors import ConfigError, ModelError, nearest
 from posttrain.core.files import sha256_folder
-from posttrain.engine.model import quiet
+from posttrain.engine.network import quiet
 
 EMBEDDED = Path(__file__).resolve().parents[1] / "assets" / "base"  # `--model embedded`
 
@@ -101,8 +101,8 @@ def load_network(
     Args:
         kind: the transformers class that loads it.
         fresh: name of a module that the folder need not have, since its first weights are drawn;
-            the language model's head is
-            then not missed either. changes: to the config.
+            the language model's head is then not missed either.
+        changes: to the config.
     Returns: the network, and what the user should know of it.
     Raises:
         ModelError: no such device, unreadable files, or weights that are missing and would be made
@@ -115,8 +115,14 @@ def load_network(
         )
     try:
         with quiet():
+            placement = _placement(folder, device)
             loaded: Any = kind.from_pretrained(
-                folder, dtype=dtype, output_loading_info=True, use_safetensors=True, **changes
+                folder,
+                dtype=dtype,
+                output_loading_info=True,
+                use_safetensors=True,
+                **placement,
+                **changes,
             )
     except Exception as error:
         raise ModelError(
@@ -142,17 +148,41 @@ def load_network(
         f"{folder} has weights that its config.json does not use, and that the result will lack:"
         f" {extra[:3]}{more}"
     )
-    return network.to(device), (note,) if extra else ()
+    network = network if placement else network.to(device)
+    return network, (note,) if extra else ()
 
 
-def to_bfloat16(network: Any) -> None:
-    """Round the parameters, in place, as loading them in bfloat16 would.
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-    Buffers stay as they are: position frequencies in bfloat16 are wrong by half a turn after a
-        thousand positions. So do
-    the parameters that a model keeps in float32.
+
+def device_of(name: str) -> str:
+    """A kind of device by name; the GPU where there is one if empty."""
+    return name or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def default_dtype(device: str, name: str = "") -> torch.dtype:
+    """The type of weights on a device, by name if there is one.
+
+    Raises:
+        ConfigError: an unknown name.
     """
-    keep = {*(network._keep_in_fp32_modules or ()), *(network._keep_in_fp32_modules_strict or ())}
-    for name, parameter in network.named_parameters():
-        if not keep.intersection(name.split(".")):
-            parameter.data = parameter.data.to(torch.bfloat16)
+    if not name:
+        return torch.bfloat16 if device == "cuda" else torch.float32
+    if name not in DTYPES:
+        raise ConfigError(f"there is no dtype {name!r}", cure=nearest(name, DTYPES))
+    return DTYPES[name]
+
+
+def check_tokenizer(path: str | Path, tokenizer: Any, rows: int) -> None:
+    """Raise where a tokenizer has tokens that the model has no embedding for."""
+    if len(tokenizer) > rows:
+        raise ModelError(
+            f"the tokenizer of {path} has {len(tokenizer)} tokens, the model only {rows}",
+            cure="use the tokenizer the model was trained with",
+        )
+
+
+def _placement(folder: Path, device: str) -> dict[str, Any]:
+    """What from_pretrained needs to place quantised weights, which cannot be moved afterwards."""
+    config = json.loads((folder / "config.json").read_text())
+    return {"device_map": {"": device}} if config.get("quantization_config") else {}

@@ -1,5 +1,5 @@
-"""The loop of every offline method: take a batch, forward and backward, step, and now and then
-validate and save.
+"""The loop of every method: take a batch from a source, forward and backward, step, and now and
+then validate and save.
 
 It knows neither the method nor the model. Everything a resumed run needs is in `STATE`, one line an
 item.
@@ -13,28 +13,24 @@ import time
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Many
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from posttrain.core.errors import CheckpointError, PosttrainError
-from posttrain.core.seeds import derive
-from posttrain.core.types import Loss
-from posttrain.data.forest import Tree, forests
-from posttrain.data.plan import Plan
-from posttrain.engine.batch import Rows
+from posttrain.core.seeds import derive, generator
+from posttrain.core.types import Loss, Measured
 from posttrain.engine.checkpoint import Checkpoint, Store
 from posttrain.engine.learner import Learner
 from posttrain.engine.metrics import MetricsLog
-from posttrain.engine.model import Noise
+from posttrain.engine.network import Noise
 from posttrain.engine.numbers import environment, peak_memory
 from posttrain.engine.optimiser import rate
-from posttrain.engine.policy import Policy
 from posttrain.engine.settings import CheckpointSettings, ValidationSettings
+from posttrain.engine.source import Batch, Source
 
 CHECKPOINT_SECONDS = 300.0
 
@@ -61,25 +57,6 @@ class Interrupted(PosttrainError):
         self.exit_code = 128 + signum
 
 
-@dataclass
-class Held:
-    """Held-out loss: nats per target, over all targets, and how sure that is.
-
-    Attributes:
-        loss: mean over targets. interval: half width of its 95 % interval, sequences being the
-            units; None for one sequence.
-        accuracy: share of targets that are the most likely token. entropy: mean, nats.
-        sequences, targets: how many.
-    """
-
-    loss: float
-    interval: float | None
-    accuracy: float
-    entropy: float
-    sequences: int
-    targets: int
-
-
 HeldOut = Callable[
     [Callable[[int, int], None]], dict[str, Any]
 ]  # told how far it is → the numbers, `loss` among them
@@ -94,8 +71,7 @@ class Run:
 
     policy: Learner
     loss: Loss
-    rows: Rows
-    plan: Plan
+    source: Source
     steps: int
     budget: int
     seed: int
@@ -162,7 +138,7 @@ STATE: dict[str, Item] = {
     "exp_avg_sq": _moments("exp_avg_sq"),
     "adam_step": _moments("step"),
     "step": _attribute("step"),
-    "plan": Item(lambda run: run.plan.state(), lambda run, saved: run.plan.restore(saved)),
+    "source": Item(lambda run: run.source.state(), lambda run, saved: run.source.restore(saved)),
     "totals": _attribute("totals"),
     "best": _attribute("best"),
     "stale": _attribute("stale"),
@@ -174,7 +150,7 @@ STATE: dict[str, Item] = {
 def checkpoint(run: Run) -> Checkpoint:
     """The run as it stands."""
     state = {name: item.save(run) for name, item in STATE.items() if not item.tensors}
-    state["environment"] = environment(run.policy.model.device)
+    state["environment"] = environment(run.policy.device)
     return Checkpoint(
         run.step, {name: item.save(run) for name, item in STATE.items() if item.tensors}, state
     )
@@ -182,7 +158,7 @@ def checkpoint(run: Run) -> Checkpoint:
 
 def restore(run: Run, saved: Checkpoint) -> None:
     """Put a run where a checkpoint left it, and warn where bit-identity cannot be promised."""
-    now = environment(run.policy.model.device)
+    now = environment(run.policy.device)
     changed = [
         f"{k} {v} → {now.get(k)}" for k, v in saved.state["environment"].items() if now.get(k) != v
     ]
@@ -193,43 +169,6 @@ def restore(run: Run, saved: Checkpoint) -> None:
         )
     for name, item in STATE.items():
         item.restore(run, (saved.tensors if item.tensors else saved.state)[name])
-
-
-def validate(
-    policy: Policy,
-    trees: Many[Tree],
-    budget: int,
-    told: Callable[[int, int], None] = lambda done, total: None,
-) -> Held:
-    """Held-out loss with a 95 % interval; `told` hears how many sequences of how many are scored.
-
-    The mean over targets is a ratio of sums over sequences, so its standard error is the delta
-    method's: √(n/(n−1)·Σ_i (S_i − loss·N_i)²)/ΣN, S_i the summed loss and N_i the targets of
-    sequence i.
-    """
-    sums: list[Tensor] = []
-    counts: list[Tensor] = []
-    correct = entropy = 0.0
-    planted = forests(trees, budget, shared=policy.model.mode == "forest")
-    done, total = 0, sum(f.L for f in planted)
-    told(done, total)
-    for forest in planted:
-        (scores,) = policy.score([forest], details=True)
-        assert scores.entropy is not None and scores.correct is not None
-        zeros = torch.zeros(forest.L, dtype=torch.float64)
-        sums.append(zeros.index_add(0, scores.leaf.cpu(), -scores.logprob.double().cpu()))
-        counts.append(torch.bincount(scores.leaf.cpu(), minlength=forest.L).double())
-        correct += float(scores.correct.sum())
-        entropy += float(scores.entropy.sum())
-        told(done := done + forest.L, total)
-    s, n = torch.cat(sums), torch.cat(counts)
-    targets, loss = float(n.sum()), float(s.sum() / n.sum())
-    interval = None
-    if len(s) > 1:
-        interval = (
-            1.96 * math.sqrt(float(((s - loss * n) ** 2).sum()) * len(s) / (len(s) - 1)) / targets
-        )
-    return Held(loss, interval, correct / targets, entropy / targets, len(s), int(targets))
 
 
 def train(run: Run) -> int:
@@ -253,7 +192,7 @@ def train(run: Run) -> int:
         run.log.rewind(-1)
     if run.step == 0 and run.held_out:
         run.first_held = _validate(run)
-    every = run.validation.validate_every or run.plan.steps_per_epoch
+    every = run.validation.validate_every or run.source.steps_per_epoch
     last_save = time.monotonic()
     run.observer.start(run.step, run.steps)
     try:
@@ -282,49 +221,82 @@ def train(run: Run) -> int:
 
 
 def _step(run: Run) -> None:
+    """Take the batch of a step and learn from it: one update, or as many as the source asks for."""
     begin = time.perf_counter()
-    made = run.rows.batch(run.plan.next(), run.budget, shared=run.policy.model.mode == "forest")
-    batch = made.forests
-    found = run.policy.forward_backward(
-        batch,
-        run.loss,
-        made.facts,
-        probes=made.probes,
-        noise=run.noise,
-        seed=derive(run.seed, "step", run.step),
-    )
-    if not math.isfinite(loss := found.loss):
-        raise _not_finite(run, f"the loss is {loss}")
-    factor = rate(
-        run.optimiser.settings.schedule, run.step, run.steps, run.optimiser.settings.warmup
-    )
-    norm = run.policy.step(factor)
-    if not math.isfinite(norm):
-        raise _not_finite(run, f"the gradient norm is {norm}")
+    batch = run.source.batch(run.step)
+    settings = run.optimiser.settings
+    factor = rate(settings.schedule, run.step, run.steps, settings.warmup)
+    updates = [_update(run, part, factor, names) for part, names in _parts(run, batch)]
     seconds = max(time.perf_counter() - begin, 1e-9)  # some clocks stand still
     run.step += 1
-    tokens, targets = sum(f.T for f in batch), sum(f.N for f in batch)
+    tokens = sum(update.tokens for update in updates)
+    targets = sum(update.targets for update in updates)
     run.totals["tokens"] += tokens
     run.totals["targets"] += targets
     run.totals["seconds"] += seconds
-    assert run.optimiser.settings.learning_rate is not None
+    assert settings.learning_rate is not None
     _log(
         run,
         {
             "step": run.step,
-            "epoch": round(run.step / run.plan.steps_per_epoch, 4),
-            "loss": loss,
-            "learning_rate": run.optimiser.settings.learning_rate * factor,
-            "grad_norm": norm,
+            "epoch": round(run.step / run.source.steps_per_epoch, 4),
+            "loss": math.fsum(update.measured.loss for update in updates) / len(updates),
+            "learning_rate": settings.learning_rate * factor,
+            "grad_norm": updates[-1].norm,
             "tokens": tokens,
             "targets": targets,
-            "sequences": sum(f.L for f in batch),
+            "sequences": sum(update.sequences for update in updates),
             "seconds": seconds,
             "tokens_per_second": tokens / seconds,
-            "memory_gib": peak_memory(run.policy.model.device),
-            **found.means(),
+            "memory_gib": peak_memory(run.policy.device),
+            **updates[-1].measured.means(),
         },
     )
+
+
+@dataclass(frozen=True)
+class _Update:
+    """One optimiser update: what its batch came to, the gradient norm, and what it was made of."""
+
+    measured: Measured
+    norm: float
+    tokens: int
+    targets: int
+    sequences: int
+
+
+def _parts(run: Run, batch: Batch) -> Iterator[tuple[Batch, list[int]]]:
+    """The batch of every update, and numbers that name it among those of the step.
+
+    Several parts are drawn anew in every pass, from the seed of the run.
+    """
+    if batch.passes == batch.parts == 1:
+        yield batch, []
+        return
+    for turn in range(batch.passes):
+        order = generator(run.seed, "parts", run.step, turn).permutation(len(batch.trees))
+        for part, chosen in enumerate(np.array_split(order, batch.parts)):
+            trees = [batch.trees[i] for i in sorted(chosen.tolist())]
+            yield replace(batch, trees=trees), [turn, part]
+
+
+def _update(run: Run, batch: Batch, factor: float, names: list[int]) -> _Update:
+    forests = run.policy.pack(batch.trees, run.budget)
+    probes = None
+    if batch.probes is not None:
+        probes = [forest for forest in run.policy.pack(batch.probes, run.budget) if forest.N]
+    seed = derive(run.seed, "step", run.step, *names)
+    measured = run.policy.forward_backward(
+        forests, run.loss, probes=probes, noise=run.noise, seed=seed
+    )
+    if not math.isfinite(measured.loss):
+        raise _not_finite(run, f"the loss is {measured.loss}")
+    norm = run.policy.step(factor)
+    if not math.isfinite(norm):
+        raise _not_finite(run, f"the gradient norm is {norm}")
+    sizes = [(forest.T, forest.N, forest.L) for forest in forests]
+    tokens, targets, sequences = map(sum, zip(*sizes, strict=True))
+    return _Update(measured, norm, tokens, targets, sequences)
 
 
 def _not_finite(run: Run, what: str) -> PosttrainError:

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from posttrain.core.errors import ConfigError
 from posttrain.engine.settings import OptimiserSettings
@@ -38,6 +39,11 @@ def rate(schedule: str, step: int, steps: int, warmup: float) -> float:
     if schedule == "constant":
         return 1.0
     raise ConfigError(f"unknown schedule {schedule!r}", cure="use linear, cosine, wsd or constant")
+
+
+def _whole(norm: Tensor) -> Tensor:
+    """A norm over all ranks, where the gradients are sharded."""
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
 class Optimiser:
@@ -122,6 +128,7 @@ class Optimiser:
         assert self.settings.learning_rate is not None
         masters = list(self.masters.values())
         norm = nn.utils.get_total_norm([m.grad for m in masters if m.grad is not None])
+        norm = _whole(norm)
         if self.settings.clip > 0 and math.isfinite(float(norm)):
             nn.utils.clip_grads_with_norm_(masters, self.settings.clip, norm)
         for group, scale in zip(self._adamw.param_groups, self._factors, strict=True):

@@ -17,9 +17,10 @@ from pathlib import Path
 import numpy as np
 
 from posttrain.core.files import sha256_file, write_json
-from posttrain.data.forest import Tree, forests
+from posttrain.data.forest import Tree
 from posttrain.data.store import Numbers, NumberWriter
-from posttrain.engine.batch import LogProbs, Told, by_tree
+from posttrain.engine.held_out import Progress
+from posttrain.engine.source import TreeScores
 
 FILES = ("numbers", "ends")
 BLOCK = 64  # rows that are scored and written at a time
@@ -42,23 +43,19 @@ class Stored(Many[np.ndarray]):
 
 
 def store(
-    reference: LogProbs,
+    scores: TreeScores,
     trees: Many[Tree],
     rows: Many[int],
     folder: Path,
-    budget: int,
-    *,
-    shared: bool,
-    told: Told = lambda done, total: None,
+    progress: Progress = lambda done, total: None,
 ) -> Stored:
-    """Score rows and keep what was found, or find it where that was done before.
+    """Score rows and keep their log-probabilities, or read them where that was done before.
 
     Args:
-        reference: scores forests.
+        scores: of trees, by the reference.
         trees: a tree for each row; rows: those that will be read, ascending.
         folder: belongs to this reference, these trees and these rows.
-        budget, shared: see `posttrain.data.forest.forests`.
-        told: hears how many rows of how many are done.
+        progress: called with how many rows of how many are done.
     """
     with _alone(folder):
         done = folder / "done.json"
@@ -70,13 +67,11 @@ def store(
         ready = _ready(folder)
         with NumberWriter(folder, ready) as writer:
             for first in range(ready, len(rows), BLOCK):
-                told(first, len(rows))
-                block = [trees[i] for i in rows[first : first + BLOCK]]
-                found = forests(block, budget, shared=shared)
-                for numbers in by_tree(found, reference(found), block):
+                progress(first, len(rows))
+                for numbers in scores([trees[i] for i in rows[first : first + BLOCK]]):
                     writer.add(numbers)
                 writer.flush()
-        told(len(rows), len(rows))
+        progress(len(rows), len(rows))
         write_json(done, {"rows": len(rows), "sha256": _digests(folder)})
     return Stored(folder, np.asarray(rows, np.int64))
 

@@ -6,11 +6,9 @@ learner.
     save(folder) / load(path)           a Hugging Face folder
 
 An outcome model is a sequence-classification network: it gives K rewards to a sequence, read at its
-last token. A process model
-is a token-classification network: it gives K rewards to every step of an answer, read at the step's
-    last token, which is its
-target. K heads are an ensemble on one trunk. The head multiplies in float32, whatever the trunk
-runs in.
+last token. A process model is a token-classification network: it gives K rewards to every step of
+an answer, read at the step's last token, which is its target. K heads are an ensemble on one trunk.
+The head multiplies in float32, whatever the trunk runs in.
 
 transformers finds the last token of a padded sequence as the last that is not `pad_token_id`. So
 padding must be a token that no sequence ends with; `pad_unlike` sees to it.
@@ -18,8 +16,8 @@ padding must be a token that no sequence ends with; `pad_unlike` sees to it.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Mapping
-from collections.abc import Sequence as Many
 from pathlib import Path
 from typing import Any
 
@@ -34,24 +32,32 @@ from transformers import (
 
 from posttrain.core.errors import ConfigError, ModelError
 from posttrain.core.seeds import derive
-from posttrain.core.types import Loss, Rewards
-from posttrain.data.forest import Sequence, TokenForest, plant
+from posttrain.core.types import Read
+from posttrain.data.forest import Sequence, Tree, collate
 from posttrain.engine import lora as adapters
+from posttrain.engine.admission import LOW_MEAN, TOLERANCE, admitted
 from posttrain.engine.learner import Learner
-from posttrain.engine.load import digest, load_network, load_tokenizer, resolve, to_bfloat16
-from posttrain.engine.model import TOLERANCE, Model, Noise, quiet
+from posttrain.engine.load import (
+    check_tokenizer,
+    default_dtype,
+    device_of,
+    digest,
+    load_network,
+    load_tokenizer,
+    resolve,
+)
+from posttrain.engine.network import REWARD_HEADS, quiet
 from posttrain.engine.settings import LoraSettings
 
-HEADS = ("score", "classifier")  # what transformers calls the module
 KINDS = {False: AutoModelForSequenceClassification, True: AutoModelForTokenClassification}
 PAD = "<|pad|>"  # added to a tokenizer that has nothing to pad with
-NOTE = (  # key of config.json: how the sequences were written that the model was trained on
-    "posttrain"
-)
+NOTE = "posttrain"  # key of config.json: how the sequences were written it was trained on
 
 
 class RewardModel(Learner):
-    """A reward model that can be scored, trained and saved; see `Learner` for what it has."""
+    """A reward model that can be scored, trained and saved; see `Learner`. `score` gives rewards:
+    [L, K], of a process model [N, K].
+    """
 
     @classmethod
     def load(
@@ -82,72 +88,47 @@ class RewardModel(Learner):
                 be.
             ConfigError: the reward model has other heads, or is of the other kind.
         """
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        folder = resolve(str(path))
+        folder, device = resolve(str(path)), device_of(device)
         tokenizer = load_tokenizer(folder)
         steps, given = _trained(folder, heads, process)
-        kind = KINDS[steps]
+        kind, dtype = KINDS[steps], default_dtype(device)
         if given is None and trained:
             raise ModelError(
                 f"{path} is a language model, and no reward model",
                 cure="train one: posttrain reward-model",
             )
+        fresh: dict[str, Any] = {}
         if given is None:
-            network, notes = load_network(
-                folder, device, kind=kind, fresh=_head_name(folder, kind), num_labels=heads or 1
-            )
-            _draw(head_of(network), seed)
-        else:
-            network, notes = load_network(folder, device, kind=kind)
-        rows = network.get_input_embeddings().weight.shape[0]
-        if len(tokenizer) > rows:
-            raise ModelError(
-                f"the tokenizer of {path} has {len(tokenizer)} tokens, the model only {rows}",
-                cure="use the tokenizer the model was trained with",
-            )
-        model = Model(network, notes)  # probed in float32, whatever it will run in
-        out = cls(model, tokenizer, source=str(path), digest=digest(folder))
+            fresh = {"fresh": _head_name(folder, kind), "num_labels": heads or 1}
+        inner, notes = load_network(folder, device, dtype, kind=kind, **fresh)
+        network = admitted(inner, notes)
+        network.reward_head.float()  # the head stays in float32, and so do its rewards
+        if given is None:
+            _draw(network.reward_head, seed)
+        check_tokenizer(path, tokenizer, network.vocabulary)
+        read = Read(logprob=False, reward="targets" if steps else "sequences")
+        out = cls(network, tokenizer, source=str(path), digest=digest(folder), read=read)
         if given is None:
             out.pad_unlike(())
         out._check()
-        if network.device.type == "cuda":
-            halve(network)
         if lora:
-            out.adapter = adapters.attach(network, lora, seed, "SEQ_CLS")
+            out.adapter = adapters.attach(inner, lora, seed, "SEQ_CLS")
         return out
 
     @property
     def process(self) -> bool:
         """Whether it is steps that have rewards, and not whole sequences."""
-        return "TokenClassification" in type(self.model.network).__name__
+        return "TokenClassification" in type(self.network.inner).__name__
 
     @property
     def heads(self) -> int:
         """K."""
-        return int(self.model.network.config.num_labels)
+        return int(self.network.config.num_labels)
 
-    # ------------------------------------------------------------------ verbs
-
-    @torch.no_grad()
-    def score(self, forests: Many[TokenForest]) -> list[Rewards]:
-        """Rewards of each forest, without gradients and without dropout: [L, K], of a process model
-        [N, K].
-        """
-        self.model.network.eval()
-        return [self._rewards(forest.to(self.model.device)) for forest in forests]
-
-    def _scored(self, forest: TokenForest, loss: Loss, noise: Noise | None = None) -> Rewards:
-        return self._rewards(forest, noise)
-
-    def _rewards(self, forest: TokenForest, noise: Noise | None = None) -> Rewards:
-        hidden = self.model.hidden(forest, noise, at="targets" if self.process else "ends")
-        return Rewards(
-            head_of(self.model.network)(
-                hidden.to(torch.promote_types(hidden.dtype, torch.float32))
-            ),
-            forest.leaf,
-            forest.L,
-        )
+    @property
+    def pad(self) -> int | None:
+        """The padding token, which transformers does not read at the end of a sequence."""
+        return self.network.config.get_text_config().pad_token_id
 
     def _check(self) -> None:
         """Compare with the network's own forward pass.
@@ -155,27 +136,25 @@ class RewardModel(Learner):
         Raises:
             ModelError: its head is not a linear map of the last token's hidden state.
         """
-        network, rng = self.model.network, np.random.default_rng(0)
-        pad = network.config.get_text_config().pad_token_id
-        ids = rng.permutation(
-            np.setdiff1d(np.arange(network.get_input_embeddings().weight.shape[0]), [pad or 0])
-        )[:12]
-        forest = plant([(Sequence(ids.astype(np.int64), np.arange(len(ids)) % 4 == 3),)])
-        found = self.score([forest])[0].reward
-        with quiet(), torch.no_grad(), self.model.stock_attention():
-            said = network(
-                input_ids=forest.tokens[None].to(self.model.device), use_cache=False
-            ).logits
-        expected = (
-            said[0][torch.from_numpy(np.flatnonzero(forest.tokens.numpy() >= 0)[3::4])]
-            if self.process
-            else said
-        )
-        if not bool(
-            (found - expected).abs().max() <= TOLERANCE * max(1.0, float(expected.abs().max()))
-        ):
+        inner, rng = self.network.inner, np.random.default_rng(0)
+        pad = inner.config.get_text_config().pad_token_id
+        known = np.setdiff1d(np.arange(self.network.vocabulary), [pad or 0])
+        ids = rng.permutation(known)[:12].astype(np.int64)
+        forest = collate([Tree((Sequence(ids, np.arange(len(ids)) % 4 == 3),))])
+        reward = self.score([forest])[0].reward
+        tokens = forest.tokens[None].to(self.device)
+        head = self.network.reward_head
+        weights = copy.deepcopy(head.state_dict())
+        head.to(self.network.dtype)  # the network's own call knows one type only
+        with quiet(), torch.no_grad(), self.network.stock_attention():
+            logits = inner(input_ids=tokens, use_cache=False).logits
+        head.float().load_state_dict(weights)
+        expected = (logits[0][3::4] if self.process else logits).to(reward)
+        exact = torch.finfo(self.network.dtype).bits >= 32
+        tolerance = (TOLERANCE if exact else LOW_MEAN) * max(1.0, float(expected.abs().max()))
+        if not bool((reward - expected).abs().max() <= tolerance):
             raise ModelError(
-                f"{type(network).__name__} is refused: its reward is not a linear map of the last"
+                f"{type(inner).__name__} is refused: its reward is not a linear map of the last"
                 " hidden state",
                 cure="use a reward model of another family",
             )
@@ -183,13 +162,14 @@ class RewardModel(Learner):
     # ------------------------------------------------------------------ how sequences are written
 
     @property
-    def notes(self) -> dict[str, Any]:
+    def written(self) -> dict[str, Any]:
         """How the sequences were written that the model was trained on; kept in its config.json."""
-        return dict(getattr(self.model.network.config, NOTE, None) or {})
+        return dict(getattr(self.network.inner.config, NOTE, None) or {})
 
-    def remember(self, notes: Mapping[str, Any]) -> None:
+    def set_written(self, written: Mapping[str, Any]) -> None:
         """Keep with the model how sequences are written."""
-        setattr(self.model.network.config, NOTE, {**self.notes, **notes, "heads": self.heads})
+        kept = {**self.written, **written, "heads": self.heads}
+        setattr(self.network.inner.config, NOTE, kept)
 
     def pad_unlike(self, ends: Collection[int]) -> None:
         """Choose a padding token that no sequence ends with: the tokenizer's own, one that is
@@ -199,7 +179,7 @@ class RewardModel(Learner):
         Args:
             ends: tokens that sequences end with, besides those that end an answer.
         """
-        words, network = self.tokenizer, self.model.network
+        words, network = self.tokenizer, self.network.inner
         taken = {*ends, *self.stops}
         added = sorted(
             (i, token.content) for i, token in words.added_tokens_decoder.items() if token.special
@@ -228,27 +208,6 @@ class RewardModel(Learner):
         words.pad_token = words.convert_ids_to_tokens(pad)
         for config in (network.config, network.config.get_text_config()):
             config.pad_token_id = pad
-
-
-def halve(network: Any) -> None:
-    """Round the trunk to bfloat16, in place; the head stays in float32, and so do its rewards."""
-    network._keep_in_fp32_modules = [*(network._keep_in_fp32_modules or ()), *HEADS]
-    to_bfloat16(network)
-
-
-def head_of(network: Any) -> Any:
-    """The module that maps hidden states to rewards.
-
-    Raises:
-        ModelError: it is none that we know.
-    """
-    head = next((getattr(network, name) for name in HEADS if hasattr(network, name)), None)
-    if head is None:
-        raise ModelError(
-            f"{type(network).__name__} has no head named {' or '.join(HEADS)}",
-            cure="use a model of another family",
-        )
-    return head
 
 
 def _trained(folder: Path, heads: int | None, process: bool | None) -> tuple[bool, int | None]:
@@ -293,7 +252,7 @@ def _head_name(folder: Path, kind: Any) -> str:
             f"no reward model can be made of {folder}: {str(error).splitlines()[0]}",
             cure="use a model of another family",
         ) from error
-    return next((name for name in HEADS if hasattr(network, name)), HEADS[0])
+    return next((name for name in REWARD_HEADS if hasattr(network, name)), REWARD_HEADS[0])
 
 
 @torch.no_grad()

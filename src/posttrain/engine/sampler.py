@@ -22,13 +22,12 @@ from transformers import DynamicCache
 
 from posttrain.core.errors import ConfigError, ModelError
 from posttrain.core.seeds import generator
-from posttrain.engine.model import Model
+from posttrain.engine.network import Network
 
 ROWS = 64  # sequences that run together
 
-Told = Callable[
-    [int, int, int], None
-]  # hears of every token as it is drawn: (number of the prompt, of its sample, token)
+# called with every token as it is drawn: (number of the prompt, of its sample, token)
+TokenProgress = Callable[[int, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -93,17 +92,17 @@ class Completion:
 
 @torch.no_grad()
 def sample(
-    model: Model,
+    network: Network,
     prompts: Many[Many[int]],
     params: Sampling,
-    told: Told | None = None,
+    progress: TokenProgress | None = None,
     seeds: Many[int] | None = None,
 ) -> list[Completion]:
     """Draw `params.n` completions of every prompt.
 
     Args:
         prompts: token ids, at least one each.
-        told: called with each token, the stop token included; what it raises ends the sampling.
+        progress: called with each token, the stop token included; what it raises ends the sampling.
         seeds: of each prompt's draws, so that they do not depend on its number; None: `params.seed`
             and the number.
     Returns: completions ordered by prompt, n of each.
@@ -111,9 +110,9 @@ def sample(
         ModelError: the model takes no key-value cache; it would ignore one, and everything before
             the last token with it.
     """
-    if "past_key_values" not in inspect.signature(model.network.forward).parameters:
+    if "past_key_values" not in inspect.signature(network.inner.forward).parameters:
         raise ModelError(
-            f"{type(model.network).__name__} cannot be sampled: it keeps its state in a cache of"
+            f"{type(network.inner).__name__} cannot be sampled: it keeps its state in a cache of"
             " its own kind",
             cure="use another model, or sample from the saved one with transformers' generate",
         )
@@ -121,36 +120,38 @@ def sample(
     by_length: dict[int, list[int]] = {}
     for i, prompt in enumerate(prompts):
         by_length.setdefault(len(prompt), []).append(i)
-    was_training = model.network.training
-    model.network.eval()
+    was_training = network.inner.training
+    network.inner.eval()
     try:
-        with model.stock_attention():
+        with network.stock_attention():
             for group in by_length.values():
                 step = max(1, ROWS // params.n)
                 for i in range(0, len(group), step):
-                    _sample_group(model, prompts, group[i : i + step], params, out, told, seeds)
+                    _sample_group(
+                        network, prompts, group[i : i + step], params, out, progress, seeds
+                    )
     finally:
-        model.network.train(was_training)
+        network.inner.train(was_training)
     return [out[i, j] for i in range(len(prompts)) for j in range(params.n)]
 
 
 def _sample_group(
-    model: Model,
+    network: Network,
     prompts: Many[Many[int]],
     group: list[int],
     params: Sampling,
     out: dict[tuple[int, int], Completion],
-    told: Told | None,
+    progress: TokenProgress | None,
     seeds: Many[int] | None,
 ) -> None:
-    cache: Any = DynamicCache(config=model.config)
-    ids = torch.tensor([list(prompts[i]) for i in group], device=model.device)
-    logits = model.network(
+    cache: Any = DynamicCache(config=network.config)
+    ids = torch.tensor([list(prompts[i]) for i in group], device=network.device)
+    logits = network.inner(
         input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1
     ).logits[:, -1]
     alive = [(i, j) for i in group for j in range(params.n)]
     if params.n > 1:
-        forked = torch.arange(len(group), device=model.device).repeat_interleave(params.n)
+        forked = torch.arange(len(group), device=network.device).repeat_interleave(params.n)
         cache.reorder_cache(
             forked
         )  # of a cache's ways to choose rows, the one that linear attention has too
@@ -167,15 +168,15 @@ def _sample_group(
     logprobs: dict[tuple[int, int], list[float]] = {key: [] for key in alive}
     for at in range(params.max_tokens):
         uniform = np.array([streams[key].random() for key in alive])
-        drawn, logp = draw(logits, torch.from_numpy(uniform).to(model.device), params)
+        drawn, logp = draw(logits, torch.from_numpy(uniform).to(network.device), params)
         stay = []
         for row, (key, token, lp) in enumerate(
             zip(alive, drawn.tolist(), logp.tolist(), strict=True)
         ):
             tokens[key].append(token)
             logprobs[key].append(lp)
-            if told:
-                told(*key, token)
+            if progress:
+                progress(*key, token)
             finished = token in (params.stop or ())
             if finished or at + 1 == params.max_tokens:
                 out[key] = Completion(key[0], tokens[key], logprobs[key], finished)
@@ -184,10 +185,10 @@ def _sample_group(
         if not stay:
             return
         if len(stay) < len(alive):
-            index = torch.tensor(stay, device=model.device)
+            index = torch.tensor(stay, device=network.device)
             cache.reorder_cache(index)
             drawn, alive = drawn[index], [alive[row] for row in stay]
-        logits = model.network(
+        logits = network.inner(
             input_ids=drawn[:, None], past_key_values=cache, use_cache=True
         ).logits[:, -1]
 

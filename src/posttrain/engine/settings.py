@@ -23,6 +23,14 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 Pattern = Annotated[str, AfterValidator(_pattern)]
 
 
+BUDGET = {"cpu": 4096, "cuda": 16384}  # tokens a forward pass, where nothing is said
+
+
+def default_budget(device: str) -> int:
+    """Tokens a forward pass on a kind of device."""
+    return BUDGET.get(device, BUDGET["cuda"])
+
+
 class OptimiserSettings(Settings):
     """AdamW and its learning-rate schedule."""
 

@@ -53,13 +53,13 @@ def prefer(subject: Subject, items: Many[Row]) -> list[Record]:
             sides.append(fit(side[-1], subject.max_length, "drop"))
         if not all(sides):
             continue
-        trees.append((sides[0][0], sides[1][0]))
+        trees.append(Tree((sides[0][0], sides[1][0])))
         prompt = form.read(row).prompt  # empty where the answers are whole conversations
         records.append(
             {
                 "where": row.where,
                 "prompt": sha256_json(prompt) if prompt else row.where,
-                "tokens": [sides[0][0].targets, sides[1][0].targets],
+                "tokens": [sides[0][0].N, sides[1][0].N],
                 **{key: row.fields[key] for key in KEPT if key in row.fields},
             }
         )

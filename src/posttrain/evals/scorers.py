@@ -19,7 +19,7 @@ import torch
 
 from posttrain.core.errors import ConfigError, DataError, nearest
 from posttrain.data.chat import Chat
-from posttrain.data.forest import Sequence, Tree, forests
+from posttrain.data.forest import Sequence, Tree
 from posttrain.data.formats import Example
 from posttrain.data.prepare import fit
 from posttrain.data.tokens import Encoded, Encoder, stepped
@@ -63,8 +63,8 @@ class Learned:
 
     def __init__(self, model: RewardModel, limit: int | None = None, budget: int = 0) -> None:
         self.model, self.limit = model, limit
-        self.budget = budget or (4096 if model.model.device.type == "cpu" else 16384)
-        notes = model.notes
+        self.budget = model.budget(budget)
+        notes = model.written
         self.chat = Chat(
             model.tokenizer,
             kwargs=notes.get("template_kwargs"),
@@ -94,14 +94,12 @@ class Learned:
                 together.setdefault(json.dumps(item.prompt), []).append(i)
         order = [i for some in together.values() for i in some]
         trees: list[Tree] = [
-            tuple(one for i in some if (one := sequences[i]) is not None)
+            Tree(tuple(one for i in some if (one := sequences[i]) is not None))
             for some in together.values()
         ]
         longest = max((len(one.tokens) for tree in trees for one in tree), default=0)
         out: list[float | None] = [None] * len(items)
-        for forest in forests(
-            trees, max(self.budget, longest), shared=self.model.model.mode == "forest"
-        ):
+        for forest in self.model.pack(trees, max(self.budget, longest)):
             (found,) = self.model.score([forest])
             reward = found.reward.double().mean(1).cpu()
             if self.model.process:
@@ -135,7 +133,7 @@ class Learned:
         if one is None or self.model.process:
             return one
         # a model of another's may read past its padding token, as transformers does
-        pad = self.model.model.network.config.get_text_config().pad_token_id
+        pad = self.model.pad
         kept = np.flatnonzero(one.tokens != pad)
         end = int(kept[-1]) + 1 if len(kept) else len(one.tokens)
         return Sequence(one.tokens[:end], one.trained[:end])

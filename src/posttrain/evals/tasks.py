@@ -23,7 +23,7 @@ import numpy as np
 
 from posttrain.core.errors import DataError
 from posttrain.data.chat import Chat
-from posttrain.data.forest import Sequence, Tree, forests
+from posttrain.data.forest import Sequence, Tree
 from posttrain.data.formats import Example, Format
 from posttrain.data.prepare import fit
 from posttrain.data.rows import Rejects, Row, kind
@@ -58,12 +58,11 @@ class Subject:
         """Summed log-probability of the targets of every sequence, nats, in order."""
         found = [0.0] * sum(len(tree) for tree in trees)
         done = 0
-        for forest in forests(trees, self.budget, shared=self.policy.model.mode == "forest"):
-            (scores,) = self.policy.score([forest])
-            sums = np.zeros(forest.L)
-            np.add.at(sums, scores.leaf.cpu().numpy(), scores.logprob.double().cpu().numpy())
-            for leaf, number in enumerate(forest.sequence.tolist()):
-                found[number] = float(sums[leaf])
+        for forest in self.policy.pack(trees, self.budget):
+            (columns,) = self.policy.score([forest])
+            sums = forest.facts.sums(columns.logprob.double().cpu()).tolist()
+            for number, value in zip(forest.sequence.tolist(), sums, strict=True):
+                found[number] = value
             self.told(done := done + forest.L, len(found))
         return found
 
@@ -93,11 +92,11 @@ def perplexity(subject: Subject, items: Many[Row]) -> list[Record]:
     ]
     for i, ids in enumerate(subject.encoder.prompts(texts, [True] * len(texts))):
         pieces = fit(Encoded(ids, (Span(1, len(ids), 0),)), subject.max_length, "split")
-        trees += [(piece,) for piece in pieces]
+        trees += [Tree((piece,)) for piece in pieces]
         owners += [i] * len(pieces)
     for i, tree, logprob in zip(owners, trees, subject.score(trees), strict=True):
         records[i]["nats"] -= logprob
-        records[i]["tokens"] += tree[0].targets
+        records[i]["tokens"] += tree.N
     return [record for record in records if record["tokens"]]
 
 
@@ -206,7 +205,7 @@ def choices(
             found.where = records[i]["where"]
             raise found
         together.setdefault(i, []).append(_answer(found[0], limit, records[i]["where"]))
-    return [tuple(together[i]) for i in range(len(records))], records
+    return [Tree(tuple(together[i])) for i in range(len(records))], records
 
 
 def _answer(one: Encoded, limit: int, where: str) -> Sequence:

@@ -1,9 +1,8 @@
 """What a forest says of its answers: log-probabilities of targets, summed into answers, pairs and
-judged answers.
+labelled answers.
 
 Notation: π the policy, π_ref the reference, y⁺ and y⁻ the chosen and the rejected answer, |y| its
-    length in tokens,
-r(y) = log π(y|x) − log π_ref(y|x) the log-ratio, Δ = r(y⁺) − r(y⁻).
+length in tokens, r(y) = log π(y|x) − log π_ref(y|x) the log-ratio, Δ = r(y⁺) − r(y⁻).
 """
 
 from __future__ import annotations
@@ -13,12 +12,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from posttrain.core.types import Facts, Scores
+from posttrain.core.types import Columns, Facts
+
+CHOSEN, REJECTED, GOLD = 0, 1, 2  # the members of a unit, in this order
 
 
 @dataclass(frozen=True)
 class Answers:
-    """Some answers.
+    """A answers.
 
     Attributes:
         logprob: [A] log-probability of each under the policy, nats.
@@ -52,8 +53,8 @@ class Pairs:
     """The pairs of a forest, or of the whole global batch.
 
     Attributes:
-        chosen, rejected: P answers each.
-        coupled: [., P] what a method that couples the batch found for each pair before any
+        chosen, rejected: U answers each.
+        coupled: [., U] what a method that couples the batch computed for each pair before any
             gradient.
     """
 
@@ -63,13 +64,13 @@ class Pairs:
 
     @property
     def delta(self) -> Tensor:
-        """[P] Δ, nats."""
+        """[U] Δ, nats."""
         return self.chosen.ratio - self.rejected.ratio
 
 
 @dataclass(frozen=True)
-class Judged:
-    """The answers of a forest, or of the whole global batch.
+class Labelled:
+    """The labelled answers of a forest, or of the whole global batch.
 
     Attributes:
         answers: L answers.
@@ -85,7 +86,8 @@ class Judged:
     def advance(self) -> Tensor:
         """[L] log-ratio over where it should be: up for good answers, down for bad ones, nats."""
         assert self.good is not None, "this method needs the fact `label`"
-        above = self.answers.ratio if self.coupled is None else self.answers.ratio - self.coupled
+        ratio = self.answers.ratio
+        above = ratio if self.coupled is None else ratio - self.coupled
         return torch.where(self.good, above, -above)
 
     def weighed(self, losses: Tensor, desirable: float, undesirable: float) -> Tensor:
@@ -94,40 +96,32 @@ class Judged:
         return torch.where(self.good, desirable * losses, undesirable * losses)
 
 
-# -------------------------------------------------------------------------------------- of a forest
+# ------------------------------------------------------------------------------------- of a forest
 
 
-def totals(values: Tensor, scores: Scores) -> Tensor:
-    """[L] sums over the targets of each sequence."""
-    return values.new_zeros(scores.sequences).index_add(0, scores.leaf, values)
+def _targets(columns: Columns, facts: Facts, reference: bool) -> dict[str, Tensor]:
+    """[N] each: log-probabilities under the policy, and under the reference where it is needed."""
+    values = {"logprob": columns.logprob}
+    if reference:
+        values["reference"] = facts.targets["reference"].to(columns.logprob.dtype)
+    return values
 
 
-def lengths(scores: Scores) -> Tensor:
-    """[L] targets of each sequence."""
-    return torch.bincount(scores.leaf, minlength=scores.sequences)
-
-
-def _sums(values: Tensor, sequences: Tensor, length: Tensor, until: Tensor, tail: float) -> Tensor:
-    """[P] sums over the targets of some sequences; the targets from `until` [P] on count `tail`."""
+def _shortened(
+    values: Tensor, facts: Facts, sequences: Tensor, until: Tensor, tail: float
+) -> Tensor:
+    """[U] sums over the targets of some sequences; the targets from `until` [U] on count `tail`."""
+    length = facts.lengths
     first = length.cumsum(0) - length
     count = length[sequences]
-    pair = torch.repeat_interleave(count)
-    place = torch.arange(len(pair), device=pair.device) - (count.cumsum(0) - count)[pair]
-    weight = torch.where(place < until[pair], 1.0, tail).to(values.dtype)
-    return values.new_zeros(len(sequences)).index_add(
-        0, pair, values[first[sequences][pair] + place] * weight
-    )
+    unit = torch.repeat_interleave(count)
+    place = torch.arange(len(unit), device=unit.device) - (count.cumsum(0) - count)[unit]
+    weight = torch.where(place < until[unit], 1.0, tail).to(values.dtype)
+    weighted = values[first[sequences][unit] + place] * weight
+    return values.new_zeros(len(sequences)).index_add(0, unit, weighted)
 
 
-def _known(scores: Scores, facts: Facts, reference: bool) -> dict[str, Tensor]:
-    """[N] each."""
-    found = {"logprob": scores.logprob}
-    return (
-        found | {"reference": facts["reference"].to(scores.logprob.dtype)} if reference else found
-    )
-
-
-def pairs(scores: Scores, facts: Facts, *, reference: bool, tail: float = 1.0) -> Pairs:
+def pairs(columns: Columns, facts: Facts, *, reference: bool, tail: float = 1.0) -> Pairs:
     """The pairs of a forest.
 
     Args:
@@ -135,53 +129,51 @@ def pairs(scores: Scores, facts: Facts, *, reference: bool, tail: float = 1.0) -
         tail: what the targets count for by which the longer answer is longer (LD-DPO's α).
     Source: Liu et al. 2024 (LD-DPO), arXiv 2409.06411.
     """
-    known, length = _known(scores, facts, reference), lengths(scores)
-    until = torch.minimum(length[facts["chosen"]], length[facts["rejected"]])
+    values, length = _targets(columns, facts, reference), facts.lengths
+    chosen, rejected = facts.members[:, CHOSEN], facts.members[:, REJECTED]
+    until = torch.minimum(length[chosen], length[rejected])
 
-    def answers(which: Tensor) -> Answers:
-        summed = {name: _sums(value, which, length, until, tail) for name, value in known.items()}
-        return Answers(
-            summed["logprob"], summed.get("reference"), length[which].to(scores.logprob.dtype)
-        )
+    def answers(members: Tensor) -> Answers:
+        sums = {
+            name: _shortened(value, facts, members, until, tail) for name, value in values.items()
+        }
+        count = length[members].to(columns.logprob.dtype)
+        return Answers(sums["logprob"], sums.get("reference"), count)
 
-    return Pairs(answers(facts["chosen"]), answers(facts["rejected"]))
+    return Pairs(answers(chosen), answers(rejected))
 
 
-def judged(scores: Scores, facts: Facts, *, reference: bool = True) -> Judged:
+def labelled(columns: Columns, facts: Facts, *, reference: bool = True) -> Labelled:
     """The answers of a forest, and whether they are good where the facts have a `label`."""
-    summed = {
-        name: totals(value, scores) for name, value in _known(scores, facts, reference).items()
-    }
-    answers = Answers(
-        summed["logprob"], summed.get("reference"), lengths(scores).to(scores.logprob.dtype)
-    )
-    return Judged(answers, facts["label"].bool() if "label" in facts else None)
+    sums = {name: facts.sums(v) for name, v in _targets(columns, facts, reference).items()}
+    length = facts.lengths.to(columns.logprob.dtype)
+    answers = Answers(sums["logprob"], sums.get("reference"), length)
+    label = facts.sequences.get("label")
+    return Labelled(answers, None if label is None else label.bool())
 
 
-def weights(scores: Scores, facts: Facts) -> Tensor:
-    """[P] WPO's weights: how likely the policy would write both answers of a pair itself, fixed.
+def policy_weights(columns: Columns, facts: Facts) -> Tensor:
+    """[U] WPO's weights: how likely the policy would write both answers of a pair itself, fixed.
 
     w(y⁺)·w(y⁻),  w(y) = exp(mean over tokens of (log p − log Σ_v p_v²))
 
     Source: Zhou et al. 2024 (WPO), arXiv 2406.11827, equation 2, aligned by what a sampled token
         has on average.
     """
-    assert scores.collision is not None
-    own = totals((scores.logprob - scores.collision).detach(), scores) / lengths(scores).clamp(
-        min=1
-    )
-    return own[facts["chosen"]].exp() * own[facts["rejected"]].exp()
+    aligned = (columns.logprob - columns.collision).detach()
+    mean = facts.sums(aligned) / facts.lengths.clamp(min=1)
+    return mean[facts.members[:, CHOSEN]].exp() * mean[facts.members[:, REJECTED]].exp()
 
 
-# ------------------------------------------------------------------------------- of the whole batch
+# ------------------------------------------------------------------------------ of the whole batch
 
 
-def _cat(some: list[Answers]) -> Answers:
-    reference = [a.reference for a in some if a.reference is not None]
+def _concatenated(answers: list[Answers]) -> Answers:
+    reference = [a.reference for a in answers if a.reference is not None]
     return Answers(
-        torch.cat([a.logprob for a in some]),
+        torch.cat([a.logprob for a in answers]),
         torch.cat(reference) if reference else None,
-        torch.cat([a.length for a in some]),
+        torch.cat([a.length for a in answers]),
     )
 
 
@@ -190,24 +182,21 @@ def _ordered(answers: Answers, order: Tensor) -> Answers:
     return Answers(answers.logprob[order], reference, answers.length[order])
 
 
-def joined(views: list[Pairs | Judged], facts: list[Facts]) -> Pairs | Judged:
-    """The whole batch: pairs by the fact `number`, their place in it; judged answers as
-    they come.
-    """
-    some = [v for v in views if isinstance(v, Judged)]
-    if some:
-        good = [v.good for v in some if v.good is not None]
-        return Judged(_cat([v.answers for v in some]), torch.cat(good) if good else None)
-    order = torch.cat([f["number"] for f in facts]).argsort()
-    both = [v for v in views if isinstance(v, Pairs)]
+def joined(views: list[Pairs | Labelled], facts: list[Facts]) -> Pairs | Labelled:
+    """The whole batch: pairs by their place in it; labelled answers as they come."""
+    labelled = [view for view in views if isinstance(view, Labelled)]
+    if labelled:
+        good = [view.good for view in labelled if view.good is not None]
+        answers = _concatenated([view.answers for view in labelled])
+        return Labelled(answers, torch.cat(good) if good else None)
+    order = torch.cat([f.numbers for f in facts]).argsort()
+    pairs = [view for view in views if isinstance(view, Pairs)]
     return Pairs(
-        _ordered(_cat([v.chosen for v in both]), order),
-        _ordered(_cat([v.rejected for v in both]), order),
+        _ordered(_concatenated([view.chosen for view in pairs]), order),
+        _ordered(_concatenated([view.rejected for view in pairs]), order),
     )
 
 
-def coupled(view: Pairs | Judged, found: Tensor, facts: Facts) -> Pairs | Judged:
-    """The view of a forest with what was found in the whole batch: pairs get what is theirs, by the
-    fact `number`.
-    """
-    return replace(view, coupled=found[:, facts["number"]] if isinstance(view, Pairs) else found)
+def with_coupled(view: Pairs | Labelled, coupled: Tensor, facts: Facts) -> Pairs | Labelled:
+    """The view of a forest with what was computed over the whole batch; pairs get their own."""
+    return replace(view, coupled=coupled[:, facts.numbers] if isinstance(view, Pairs) else coupled)

@@ -3,7 +3,7 @@
     loss = preference({"dpo": 1}, Options(beta=0.05))
 
 The formulas are in `posttrain.methods.pairwise` and `posttrain.methods.unpaired`. Here: which
-method needs what, the sums of targets into answers, denominators, and what is reported. Left out:
+method needs what, denominators, and what is reported. Left out:
 margins of pairs in the loss, which the reward models have.
 """
 
@@ -20,17 +20,13 @@ import torch
 from torch import Tensor
 
 from posttrain.core.errors import ConfigError, nearest
-from posttrain.core.types import Denominators, Facts, Loss, Scores
+from posttrain.core.types import Columns, Counts, Facts, Loss, Read
 from posttrain.methods import answers, pairwise, unpaired
-from posttrain.methods.answers import Answers, Judged, Pairs
+from posttrain.methods.answers import CHOSEN, GOLD, REJECTED, Answers, Labelled, Pairs
 from posttrain.methods.pairwise import DIVERGENCES
 
 Values = Mapping[str, Any]  # a method's options by name, none missing
-ALIKE = {
-    "pairs": 2,
-    "triples": 3,
-    "labels": 1,
-}  # kinds of rows, and how many consecutive sequences one row is
+IMITATED = {"chosen": CHOSEN, "gold": GOLD}  # the member of a unit whose likelihood may be added
 
 
 @dataclass(frozen=True)
@@ -125,14 +121,14 @@ class Method:
     """A formula and what it needs.
 
     Attributes:
-        function: `(Pairs or Judged, **options) -> [P] or [L]`; its docstring has the formula and
+        function: `(Pairs or Labelled, **options) -> [P] or [L]`; its docstring has the formula and
             the paper.
         beside: options it reads beside those of its function; names of `BESIDE`.
         rows: "pairs", "labels" or "triples".
         reference: whether it needs a reference's log-probabilities.
         probes: whether it needs probes: mismatched answers that are scored and not trained on.
         reward: `(answers, values) -> [A]`: the reward that is reported.
-        imitates: the fact that names the answers whose likelihood is added; "" for none.
+        imitates: name of `IMITATED`: the answer whose likelihood is added; "" for none.
         couple: `(the whole batch or the probes) -> tensor`, for methods that couple the batch.
     """
 
@@ -142,7 +138,7 @@ class Method:
     reference: bool = True
     probes: bool = False
     reward: Callable[[Answers, Values], Tensor] = ratio_reward
-    imitates: str = ""
+    imitates: Literal["", "chosen", "gold"] = ""
     couple: Callable[[Any], Tensor] | None = None
 
     @property
@@ -212,18 +208,25 @@ class Part:
     weight: float
     values: Values
 
-    def view(self, scores: Scores, facts: Facts) -> Pairs | Judged:
+    def view(self, columns: Columns, facts: Facts) -> Pairs | Labelled:
         """What the method sees of a forest."""
+        reference = self.method.reference
         if self.method.rows == "labels":
-            return answers.judged(scores, facts, reference=self.method.reference)
-        return answers.pairs(
-            scores, facts, reference=self.method.reference, tail=self.values.get("ld_alpha", 1.0)
-        )
+            return answers.labelled(columns, facts, reference=reference)
+        tail = self.values.get("ld_alpha", 1.0)
+        return answers.pairs(columns, facts, reference=reference, tail=tail)
 
-    def losses(self, seen: Pairs | Judged) -> Tensor:
-        """[P] or [L] by the formula."""
+    def coupled_view(self, columns: Columns, facts: Facts, statistics: Any) -> Pairs | Labelled:
+        """The same, with what a method that couples the batch computed over all of it."""
+        view = self.view(columns, facts)
+        if self.method.couple is None:
+            return view
+        return answers.with_coupled(view, statistics[self.name], facts)
+
+    def losses(self, view: Pairs | Labelled) -> Tensor:
+        """[U] or [L] by the formula."""
         return self.method.function(
-            seen, **{name: v for name, v in self.values.items() if name not in self.method.beside}
+            view, **{name: v for name, v in self.values.items() if name not in self.method.beside}
         )
 
 
@@ -304,10 +307,8 @@ def preference(mix: Mapping[str, float], options: Options = Options()) -> Loss:
     loss = Σ_m w_m·(Σ_pairs l_m / pairs + nll_m·Σ −log p / targets of the imitated answers), of the
     global batch
 
-    Facts: `chosen`, `rejected` [P] of pairs and triples, `gold` [P] of triples, `label` [L] of
-        labels; `reference` [N] where a
-    method needs it; `number` [P], the pair's place in the global batch from 0 on, where a method
-    couples pairs (AOT).
+    Facts: units of two members (chosen, rejected), of triples a third (gold); of labelled answers
+    the fact `label` of every sequence. Of targets `reference`, where a method needs it.
 
     Args:
         mix: weights by name of `METHODS`: {"dpo": 1}; RPO is {"dpo": 1, "sft": α}.
@@ -317,109 +318,105 @@ def preference(mix: Mapping[str, float], options: Options = Options()) -> Loss:
         ConfigError: see `parts`.
 
     >>> import torch
-    >>> scores = Scores(torch.tensor([0.5, 0.25]).log(), torch.tensor([0, 1]), sequences=2)
-    >>> facts = {"chosen": torch.tensor([0]), "rejected": torch.tensor([1])}
-    >>> loss = preference({"simpo": 1}, Options(beta=1, gamma=0))
-    >>> round(float(loss.loss(scores, facts, None, Denominators(targets=2, sequences=2, pairs=1))),
-    4)  # −log σ(log 2) = log 3/2 0.4055
+    >>> leaf, units = torch.tensor([0, 1]), torch.tensor([[0, 1]])
+    >>> facts = Facts(leaf, L=2, members=units, numbers=torch.tensor([0]))
+    >>> columns = Columns(logprob=torch.tensor([0.5, 0.25]).log())
+    >>> simpo = preference({"simpo": 1}, Options(beta=1, gamma=0))
+    >>> loss = simpo.loss(columns, facts, simpo.counts(facts), None)
+    >>> round(float(loss), 4)  # −log σ(log 2) = log 3/2
+    0.4055
     """
     mixed = parts(mix, options)
-    weighing = any(part.values.get("weighting") for part in mixed)
+    rows = mixed[0].method.rows
+    weighted = any(part.values.get("weighting") for part in mixed)
+    imitated = {part.method.imitates for part in mixed if part.method.imitates}
 
-    def loss(scores: Scores, facts: Facts, statistics: Any, denominators: Denominators) -> Tensor:
-        total = scores.logprob.new_zeros(())
-        own = answers.weights(scores, facts) if weighing else None
+    def counts(facts: Facts) -> dict[str, float]:
+        """The rows, and the targets of imitated answers, one that is in two units counted twice."""
+        count: dict[str, float] = {"rows": facts.L if rows == "labels" else facts.U}
+        for name in imitated:
+            count[name] = float(facts.lengths[facts.members[:, IMITATED[name]]].sum())
+        return count
+
+    def loss(columns: Columns, facts: Facts, counts: Counts, statistics: Any) -> Tensor:
+        total = columns.logprob.new_zeros(())
+        weights = answers.policy_weights(columns, facts) if weighted else None
         for part in mixed:
-            seen = part.view(scores, facts)
-            if part.method.couple:
-                seen = answers.coupled(seen, statistics[part.name], facts)
-            each = part.losses(seen)
-            if own is not None and part.values.get("weighting"):
-                each = each * own
-            rows = denominators.sequences if part.method.rows == "labels" else denominators.pairs
-            total = total + part.weight * each.sum() / rows
+            losses = part.losses(part.coupled_view(columns, facts, statistics))
+            if weights is not None and part.values.get("weighting"):
+                losses = losses * weights
+            total = total + part.weight * losses.sum() / counts["rows"]
             if part.method.imitates:
-                total = total + part.weight * part.values.get("nll", 1.0) * _likelihood(
-                    part, scores, facts, denominators
-                )
+                factor = part.weight * part.values.get("nll", 1.0)
+                total = total + factor * _likelihood(part, columns, facts, counts)
         return total
 
     @torch.no_grad()
-    def prepare(scores: list[Scores], facts: list[Facts]) -> dict[str, Tensor]:
-        found = {}
+    def prepare(columns: list[Columns], facts: list[Facts]) -> dict[str, Tensor]:
+        coupled: dict[str, Tensor] = {}
         for part in mixed:
             if part.method.couple:
-                views = [part.view(s, f) for s, f in zip(scores, facts, strict=True)]
+                views = [part.view(c, f) for c, f in zip(columns, facts, strict=True)]
                 # none of the probes may have room for an answer
-                found[part.name] = (
-                    part.method.couple(answers.joined(views, facts)) if views else torch.zeros(())
-                )
-        return found
+                zero = torch.zeros(())
+                whole = answers.joined(views, facts) if views else None
+                coupled[part.name] = zero if whole is None else part.method.couple(whole)
+        return coupled
 
     @torch.no_grad()
-    def report(scores: Scores, facts: Facts, statistics: Any) -> dict[str, Tensor]:
-        return _report(mixed[0], scores, facts, statistics)
+    def report(columns: Columns, facts: Facts, statistics: Any) -> dict[str, Tensor]:
+        return _report(mixed[0], columns, facts, statistics)
 
     return Loss(
         loss,
+        read=Read(entropy="value", collision=weighted),
+        counts=counts,
         prepare=prepare if any(part.method.couple for part in mixed) else None,
         report=report,
-        needs=frozenset({"entropy", "collision"} if weighing else {"entropy"}),
-        together=ALIKE[mixed[0].method.rows],
     )
 
 
-def _likelihood(part: Part, scores: Scores, facts: Facts, denominators: Denominators) -> Tensor:
+def _likelihood(part: Part, columns: Columns, facts: Facts, counts: Counts) -> Tensor:
     """Negative log-likelihood a token of the answers that a method imitates, nats."""
-    targets = (
-        denominators.gold_targets if part.method.imitates == "gold" else denominators.chosen_targets
-    )
-    return -answers.totals(scores.logprob, scores)[facts[part.method.imitates]].sum() / targets
+    imitated = facts.members[:, IMITATED[part.method.imitates]]
+    return -facts.sums(columns.logprob)[imitated].sum() / counts[part.method.imitates]
 
 
-def _report(part: Part, scores: Scores, facts: Facts, statistics: Any) -> dict[str, Tensor]:
-    """Rewards, log-probabilities and lengths [P], or of the good and of the bad answers; kl and
+def _report(part: Part, columns: Columns, facts: Facts, statistics: Any) -> dict[str, Tensor]:
+    """Rewards, log-probabilities and lengths [U], or of the good and of the bad answers; kl and
     entropy [N].
 
     Of labels, an answer is judged rightly where its reward is on the right side of the method's
     reference point.
     """
     out: dict[str, Tensor] = {}
-    seen = part.view(scores, facts)
-    if part.method.couple:
-        seen = answers.coupled(seen, statistics[part.name], facts)
+    view = part.coupled_view(columns, facts, statistics)
     reward = part.method.reward
-    if isinstance(seen, Judged):
-        assert seen.good is not None
-        which = {"chosen": seen.good, "rejected": ~seen.good}
-        rewards = {name: reward(seen.answers, part.values)[kind] for name, kind in which.items()}
-        right = seen.advance.sign()
-        if seen.coupled is not None:
-            out["rewards/baseline"] = _beta(part.values) * seen.coupled.expand(scores.sequences)
+    if isinstance(view, Labelled):
+        assert view.good is not None
+        sides = {"chosen": view.good, "rejected": ~view.good}
+        rewards = {name: reward(view.answers, part.values)[side] for name, side in sides.items()}
+        right = view.advance.sign()
+        if view.coupled is not None:
+            out["rewards/baseline"] = _beta(part.values) * view.coupled.expand(facts.L)
     else:
-        which = {"chosen": facts["chosen"], "rejected": facts["rejected"]}
+        sides = {"chosen": facts.members[:, CHOSEN], "rejected": facts.members[:, REJECTED]}
         rewards = {
-            "chosen": reward(seen.chosen, part.values),
-            "rejected": reward(seen.rejected, part.values),
+            "chosen": reward(view.chosen, part.values),
+            "rejected": reward(view.rejected, part.values),
         }
         out["rewards/margins"] = rewards["chosen"] - rewards["rejected"]
         right = out["rewards/margins"].sign()
     out["rewards/accuracies"] = (right + 1) / 2
-    logps, length = (
-        answers.totals(scores.logprob, scores),
-        answers.lengths(scores).to(scores.logprob.dtype),
-    )
-    for name, index in which.items():
-        out |= {
-            f"rewards/{name}": rewards[name],
-            f"logps/{name}": logps[index],
-            f"length/{name}": length[index],
-        }
-    if "reference" in facts:
-        x = facts["reference"].to(scores.logprob.dtype) - scores.logprob
-        out["kl"] = (
-            x.square() / 2
-        )  # k2: on answers the policy would not write, k3's eˣ is without bound
-    if scores.entropy is not None:
-        out["entropy"] = scores.entropy.detach()
+    sums, length = facts.sums(columns.logprob), facts.lengths.to(columns.logprob.dtype)
+    for name, side in sides.items():
+        out[f"rewards/{name}"] = rewards[name]
+        out[f"logps/{name}"] = sums[side]
+        out[f"length/{name}"] = length[side]
+    if "reference" in facts.targets:
+        # k2: on answers the policy would not write, k3's eˣ is without bound
+        log_ratio = facts.targets["reference"].to(columns.logprob.dtype) - columns.logprob
+        out["kl"] = log_ratio.square() / 2
+    if columns.entropy is not None:
+        out["entropy"] = columns.entropy.detach()
     return out

@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 
 from posttrain.core.errors import ConfigError
-from posttrain.core.types import Denominators, Facts, Loss, Rewards
+from posttrain.core.types import Columns, Counts, Facts, Loss, Read
+from posttrain.methods.answers import CHOSEN, REJECTED
 
 
 def bradley_terry(center: float = 0.01) -> Loss:
@@ -31,48 +32,53 @@ def bradley_terry(center: float = 0.01) -> Loss:
 
     Args:
         center: c; 0 leaves rewards where they drift.
-    Returns: the loss of `Rewards` whose reward is [L, K]. Facts: `chosen`, `rejected` [P]; `margin`
-        m [P] where rows have one. It reports rewards as the mean of the heads; with several heads
-        also `uncertainty` [L], their standard deviation.
+    Returns: the loss of a reward [L, K]. Facts: units of two members (chosen, rejected); their fact
+        `margin` m where rows have one. It reports rewards as the mean of the heads; with several
+        heads also `uncertainty` [L], their standard deviation.
     Raises:
         ConfigError: center is below 0.
     Source: Ouyang et al. 2022, arXiv 2203.02155, equation 1; margin: Touvron et al. 2023 (Llama 2),
-        arXiv 2307.09288, equation 2;
-        center: Eisenstein et al. 2023, arXiv 2312.09244; ensembles: Coste et al. 2023, arXiv
-            2310.02743.
+        arXiv 2307.09288, equation 2; center: Eisenstein et al. 2023, arXiv 2312.09244; ensembles:
+        Coste et al. 2023, arXiv 2310.02743.
 
     >>> import torch
-    >>> rewards = Rewards(torch.tensor([[1.0], [1.0]]), torch.tensor([0, 1]), sequences=2)
-    >>> facts = {"chosen": torch.tensor([0]), "rejected": torch.tensor([1])}
-    >>> denominators = Denominators(targets=2, sequences=2, pairs=1)
-    >>> round(float(bradley_terry(center=0).loss(rewards, facts, None, denominators)), 4)  # log 2
+    >>> leaf, units = torch.tensor([0, 1]), torch.tensor([[0, 1]])
+    >>> facts = Facts(leaf, L=2, members=units, numbers=torch.tensor([0]))
+    >>> method = bradley_terry(center=0)
+    >>> columns = Columns(reward=torch.tensor([[1.0], [1.0]]))
+    >>> round(float(method.loss(columns, facts, method.counts(facts), None)), 4)  # log 2
     0.6931
     """
     if not 0 <= center < math.inf:
         raise ConfigError(f"center is {center}", cure="it must be at least 0")
 
-    def loss(scores: Rewards, facts: Facts, statistics: Any, denominators: Denominators) -> Tensor:
-        chosen, rejected = scores.reward[facts["chosen"]], scores.reward[facts["rejected"]]
-        apart = chosen - rejected
-        if "margin" in facts:
-            apart = apart - facts["margin"].to(apart.dtype)[:, None]
-        each = -logsigmoid(apart) + center * (chosen + rejected).square()
-        return each.mean(1).sum() / denominators.pairs
+    def loss(columns: Columns, facts: Facts, counts: Counts, statistics: Any) -> Tensor:
+        chosen = columns.reward[facts.members[:, CHOSEN]]
+        rejected = columns.reward[facts.members[:, REJECTED]]
+        gap = chosen - rejected
+        if "margin" in facts.units:
+            gap = gap - facts.units["margin"].to(gap.dtype)[:, None]
+        losses = -logsigmoid(gap) + center * (chosen + rejected).square()
+        return losses.mean(1).sum() / counts["pairs"]
 
-    return Loss(loss, report=_report_pairs, together=2)
+    def pairs(facts: Facts) -> dict[str, float]:
+        return {"pairs": facts.U}
+
+    read = Read(logprob=False, reward="sequences")
+    return Loss(loss, read=read, counts=pairs, report=_report_pairs)
 
 
 @torch.no_grad()
-def _report_pairs(scores: Rewards, facts: Facts, statistics: Any) -> dict[str, Tensor]:
-    mean = scores.reward.mean(1)
-    chosen, rejected = mean[facts["chosen"]], mean[facts["rejected"]]
+def _report_pairs(columns: Columns, facts: Facts, statistics: Any) -> dict[str, Tensor]:
+    mean = columns.reward.mean(1)
+    chosen, rejected = mean[facts.members[:, CHOSEN]], mean[facts.members[:, REJECTED]]
     margins = chosen - rejected
     return {
         "rewards/chosen": chosen,
         "rewards/rejected": rejected,
         "rewards/margins": margins,
         "rewards/accuracies": (margins.sign() + 1) / 2,
-        **_uncertainty(scores),
+        **_uncertainty(columns),
     }
 
 
@@ -84,28 +90,29 @@ def process() -> Loss:
 
     The targets are the tokens that end a step, so that a step of the batch is one of its targets.
 
-    Returns: the loss of `Rewards` whose reward is [N, K]. Facts: `step_label` [N], 1 for right and
-        0 for wrong, or a share of continuations that end well. It reports `accuracy` [N] of the
-        heads' mean, and with several heads `uncertainty` [N].
+    Returns: the loss of a reward [N, K]. The fact `step_label` of every target is 1 for right and 0
+        for wrong, or a share of continuations that end well. It reports `accuracy` [N] and
+        `reward` [N] of the heads' mean, and with several heads `uncertainty` [N].
     Source: Lightman et al. 2023, arXiv 2305.20050; shares as labels: Wang et al. 2023
         (Math-Shepherd), arXiv 2312.08935.
     """
 
-    def loss(scores: Rewards, facts: Facts, statistics: Any, denominators: Denominators) -> Tensor:
-        label = facts["step_label"].to(scores.reward.dtype)[:, None].expand_as(scores.reward)
-        each = binary_cross_entropy_with_logits(scores.reward, label, reduction="none")
-        return each.mean(1).sum() / denominators.targets
+    def loss(columns: Columns, facts: Facts, counts: Counts, statistics: Any) -> Tensor:
+        label = facts.targets["step_label"].to(columns.reward.dtype)[:, None]
+        label = label.expand_as(columns.reward)
+        losses = binary_cross_entropy_with_logits(columns.reward, label, reduction="none")
+        return losses.mean(1).sum() / counts["targets"]
 
-    return Loss(loss, report=_report_steps)
+    return Loss(loss, read=Read(logprob=False, reward="targets"), report=_report_steps)
 
 
 @torch.no_grad()
-def _report_steps(scores: Rewards, facts: Facts, statistics: Any) -> dict[str, Tensor]:
-    mean = scores.reward.mean(1)
-    right = mean.sign() * (facts["step_label"].to(mean.dtype) - 0.5).sign()
-    return {"accuracy": (right + 1) / 2, **_uncertainty(scores)}
+def _report_steps(columns: Columns, facts: Facts, statistics: Any) -> dict[str, Tensor]:
+    mean = columns.reward.mean(1)
+    right = mean.sign() * (facts.targets["step_label"].to(mean.dtype) - 0.5).sign()
+    return {"accuracy": (right + 1) / 2, "reward": mean, **_uncertainty(columns)}
 
 
-def _uncertainty(scores: Rewards) -> dict[str, Tensor]:
+def _uncertainty(columns: Columns) -> dict[str, Tensor]:
     """Standard deviation over the heads, where there are several."""
-    return {"uncertainty": scores.reward.std(1)} if scores.reward.shape[1] > 1 else {}
+    return {"uncertainty": columns.reward.std(1)} if columns.reward.shape[1] > 1 else {}

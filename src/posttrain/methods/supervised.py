@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from posttrain.core.types import Denominators, Facts, Loss, Scores
+from posttrain.core.types import Columns, Counts, Facts, Loss
 
 
-def nll(scores: Scores, facts: Facts, statistics: Any, denominators: Denominators) -> Tensor:
+def nll(columns: Columns, facts: Facts, counts: Counts, statistics: Any) -> Tensor:
     """Negative log-likelihood of the demonstrations.
 
     loss = Σ_n −log p_n / (targets of the global batch)
@@ -21,15 +21,15 @@ def nll(scores: Scores, facts: Facts, statistics: Any, denominators: Denominator
     Returns: scalar, nats per target.
 
     >>> import math, torch
-    >>> scores = Scores(torch.tensor([0.5, 0.25]).log(), torch.tensor([0, 0]), sequences=1)
-    >>> loss = nll(scores, {}, None, Denominators(targets=2, sequences=1))
+    >>> columns = Columns(logprob=torch.tensor([0.5, 0.25]).log())
+    >>> loss = nll(columns, None, {"targets": 2}, None)
     >>> math.isclose(float(loss), 1.5 * math.log(2), rel_tol=1e-6)
     True
     """
-    return -scores.logprob.sum() / denominators.targets
+    return -columns.logprob.sum() / counts["targets"]
 
 
-def dft(scores: Scores, facts: Facts, statistics: Any, denominators: Denominators) -> Tensor:
+def dft(columns: Columns, facts: Facts, counts: Counts, statistics: Any) -> Tensor:
     """Dynamic fine-tuning: the likelihood's gradient, rescaled by the token's own probability.
 
     loss = Σ_n −sg(p_n)·log p_n / (targets of the global batch)
@@ -39,10 +39,10 @@ def dft(scores: Scores, facts: Facts, statistics: Any, denominators: Denominator
     Returns: scalar, nats per target (weighted).
     Source: Wu et al. 2025, arXiv 2508.05629, equation 9.
     """
-    return -(scores.logprob.detach().exp() * scores.logprob).sum() / denominators.targets
+    return -(columns.logprob.detach().exp() * columns.logprob).sum() / counts["targets"]
 
 
-METHODS: dict[str, Loss] = {"nll": Loss(nll, per_target=True), "dft": Loss(dft, per_target=True)}
+METHODS: dict[str, Loss] = {"nll": Loss(nll, additive=True), "dft": Loss(dft, additive=True)}
 
 
 def neftune(

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from posttrain.methods.answers import Judged
+from posttrain.methods.answers import Labelled
 
 
-def mismatched(probes: Judged) -> Tensor:
+def mismatched(probes: Labelled) -> Tensor:
     """KTO's z: the mean log-ratio of answers to prompts that are not their own, at least 0.
 
     Estimates the KL divergence.
@@ -28,7 +28,7 @@ def mismatched(probes: Judged) -> Tensor:
     )
 
 
-def middle(batch: Judged) -> Tensor:
+def middle(batch: Labelled) -> Tensor:
     """BCO's shift δ/β: between the mean log-ratio of good answers and that of bad ones; of one kind
     alone, its mean.
 
@@ -41,7 +41,7 @@ def middle(batch: Judged) -> Tensor:
 
 
 def kto(
-    judged: Judged, *, beta: float = 0.1, desirable: float = 1.0, undesirable: float = 1.0
+    labelled: Labelled, *, beta: float = 0.1, desirable: float = 1.0, undesirable: float = 1.0
 ) -> Tensor:
     """Kahneman-Tversky optimisation: value gained or lost against a reference point.
 
@@ -50,11 +50,11 @@ def kto(
 
     Source: Ethayarajh et al. 2024, arXiv 2402.01306.
     """
-    return judged.weighed((-beta * judged.advance).sigmoid(), desirable, undesirable)
+    return labelled.weighed((-beta * labelled.advance).sigmoid(), desirable, undesirable)
 
 
 def bco(
-    judged: Judged, *, beta: float = 0.1, desirable: float = 1.0, undesirable: float = 1.0
+    labelled: Labelled, *, beta: float = 0.1, desirable: float = 1.0, undesirable: float = 1.0
 ) -> Tensor:
     """Binary classifier optimisation: is an answer good, judged by its reward?
 
@@ -62,11 +62,11 @@ def bco(
 
     Source: Jung et al. 2024, arXiv 2404.04656.
     """
-    return judged.weighed(-logsigmoid(beta * judged.advance), desirable, undesirable)
+    return labelled.weighed(-logsigmoid(beta * labelled.advance), desirable, undesirable)
 
 
 def apo_zero_unpaired(
-    judged: Judged, *, beta: float = 0.1, desirable: float = 1.0, undesirable: float = 1.0
+    labelled: Labelled, *, beta: float = 0.1, desirable: float = 1.0, undesirable: float = 1.0
 ) -> Tensor:
     """Anchored preference optimisation of single answers: KTO with its reference point at 0.
 
@@ -74,4 +74,4 @@ def apo_zero_unpaired(
 
     Source: D'Oosterlinck et al. 2024, arXiv 2408.06266, equation 7, its two halves apart.
     """
-    return judged.weighed((-beta * judged.advance).sigmoid(), desirable, undesirable)
+    return labelled.weighed((-beta * labelled.advance).sigmoid(), desirable, undesirable)

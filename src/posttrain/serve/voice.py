@@ -19,7 +19,7 @@ from posttrain.data.formats import Example, Message
 from posttrain.data.thinking import PROMPTED, TAGS
 from posttrain.data.tokens import Encoder
 from posttrain.engine.policy import Policy
-from posttrain.engine.sampler import Sampling, sample
+from posttrain.engine.sampler import Sampling
 from posttrain.serve.conversation import Answer
 
 Heard = Callable[[str], None]  # a piece of an answer, as it is written
@@ -69,16 +69,14 @@ class Voice:
     def __init__(self, name: str, policy: Policy, kwargs: Mapping[str, Any] | None = None) -> None:
         self.name, self.policy = name, policy
         self.chat, self.encoder = Chat(policy.tokenizer, kwargs=kwargs), Encoder(policy.tokenizer)
-        self.notes = list(policy.model.admission.reasons)
+        self.notes = list(policy.notes)
         if self.chat.origin == "default":
             self.notes.append(f"{name} has no chat template; it is talked to in the default one")
-        policy.converse(
+        policy.set_chat(
             self.chat.template, self.chat.stop
         )  # as training does: the template's end of an answer is a stop, too
         self.notes += self.chat.notes
-        self.positions: int | None = getattr(
-            policy.model.config.get_text_config(), "max_position_embeddings", None
-        )
+        self.positions = policy.longest
         special = {
             i
             for i, t in policy.tokenizer.added_tokens_decoder.items()
@@ -155,7 +153,7 @@ class Voice:
             if opened:
                 heard(opened)
             params = replace(params, max_tokens=room, stop=self.policy.stops)
-            finished = sample(self.policy.model, [ids], params, told)[0].finished
+            finished = self.policy.sample([ids], params, progress=told)[0].finished
         except KeyboardInterrupt:
             interrupted = True
         return Answer(

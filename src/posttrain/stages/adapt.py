@@ -17,6 +17,7 @@ from posttrain.core.settings import assemble
 from posttrain.data.settings import Source, Sourced
 from posttrain.engine.settings import OptimiserSettings
 from posttrain.stages import training
+from posttrain.stages.objectives.demonstrations import Demonstrations
 from posttrain.stages.training import Outcome, TrainingSettings
 
 
@@ -95,4 +96,4 @@ def run(settings: AdaptSettings, observer: ConsoleObserver) -> Outcome:
     if settings.replay:
         data = settings.data.model_copy(update={"data": settings.mixture})
         settings = settings.model_copy(update={"data": data, "replay": ()})
-    return training.run(settings, observer, training.Course())
+    return training.run(settings, observer, Demonstrations())

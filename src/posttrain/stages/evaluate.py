@@ -314,12 +314,12 @@ def _subject(
     from posttrain.evals.tasks import Subject
 
     policy = Policy.load(path, device=settings.device)
-    for reason in policy.model.admission.reasons:
+    for reason in policy.notes:
         observer.message(reason)
-    budget = settings.budget or (4096 if policy.model.device.type == "cpu" else 16384)
+    budget = policy.budget(settings.budget)
     chat = Chat(policy.tokenizer, prompt_template=settings.prompt_template)
     if settings.prompt_template is None and (settings.exact or settings.win):
-        policy.converse(
+        policy.set_chat(
             chat.template, chat.stop
         )  # so that answers end where the template ends them
     return Subject(

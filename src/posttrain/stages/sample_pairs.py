@@ -367,13 +367,13 @@ def _sample(settings: SamplePairsSettings, prompts: Many[Asked], observer: Conso
     from posttrain.evals.scorers import open_scorer
 
     policy = Policy.load(settings.model, device=settings.device)
-    for reason in policy.model.admission.reasons:
+    for reason in policy.notes:
         observer.message(reason)
     if settings.prompt_template is None:
         from posttrain.data.chat import Chat
 
         chat = Chat(policy.tokenizer, kwargs=settings.template_kwargs)
-        policy.converse(
+        policy.set_chat(
             chat.template, chat.stop
         )  # so that answers end where the template ends them
     scorer = open_scorer(settings.scorer or f"reward:{settings.reward_model}", settings.device)

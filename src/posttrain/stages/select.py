@@ -191,7 +191,7 @@ def _space(settings: SelectSettings, observer: ConsoleObserver) -> Space:
     from posttrain.engine.policy import Policy
 
     policy = Policy.load(settings.model, device=settings.device)
-    for reason in policy.model.admission.reasons:
+    for reason in policy.notes:
         observer.message(reason)
     return Embedding(embedder(policy, settings.embed_tokens), settings.seed)
 
@@ -205,35 +205,28 @@ def embedder(policy: Policy, tokens: int) -> Embed:
     Returns: n texts → [n, d] float32.
     """
     import numpy as np
-    import torch
 
-    from posttrain.data.forest import Sequence, forests
+    from posttrain.core.types import Read
+    from posttrain.data.forest import Sequence, Tree
 
-    limit = (
-        getattr(policy.model.config.get_text_config(), "max_position_embeddings", None)
-        or tokens + 1
-    )
+    limit = policy.longest or tokens + 1
     tokens = min(tokens, limit - 1)
+    read = Read(logprob=False, hidden="before")
 
-    @torch.no_grad()
     def embed(texts: list[str]) -> np.ndarray:
         ids = policy.tokenizer(texts, truncation=True, max_length=tokens)["input_ids"]
         # a state is read where a target is predicted: one token more, which no state sees, makes
         # every token predict one
-        trees = [
-            (Sequence(np.array([*(one or [0]), 0]), np.ones(max(1, len(one)) + 1, bool)),)
-            for one in ids
-        ]
-        out = np.zeros((len(texts), policy.model.config.get_text_config().hidden_size), np.float32)
-        policy.model.network.eval()
-        for forest in forests(trees, max(BUDGET[policy.model.device.type], tokens + 1)):
-            forest = forest.to(policy.model.device)
-            hidden = policy.model.hidden(forest).float()
-            sums = torch.zeros(forest.L, hidden.shape[1], device=hidden.device).index_add_(
-                0, forest.leaf, hidden
-            )
-            counts = torch.bincount(forest.leaf, minlength=forest.L)[:, None]
-            out[forest.sequence.cpu().numpy()] = (sums / counts).cpu().numpy()
-        return out
+        trees = []
+        for text in ids:
+            tokens_and_one = np.array([*(text or [0]), 0])
+            trees.append(Tree((Sequence(tokens_and_one, np.ones(len(tokens_and_one), bool)),)))
+        means: dict[int, np.ndarray] = {}
+        for forest in policy.pack(trees, max(BUDGET[policy.device.type], tokens + 1)):
+            (columns,) = policy.score([forest], read)
+            states = columns.hidden.float().cpu().split(forest.facts.lengths.tolist())
+            for number, state in zip(forest.sequence.tolist(), states, strict=True):
+                means[number] = state.mean(0).numpy()
+        return np.stack([means[i] for i in range(len(texts))])
 
     return embed

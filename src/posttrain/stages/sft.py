@@ -12,6 +12,7 @@ from pydantic import Field
 from posttrain.core.console import ConsoleObserver
 from posttrain.core.settings import assemble
 from posttrain.stages import training
+from posttrain.stages.objectives.demonstrations import Demonstrations
 from posttrain.stages.training import Outcome, TrainingSettings
 
 
@@ -43,4 +44,4 @@ def sft(*, quiet: bool = False, **settings: Any) -> Outcome:
 
 def run(settings: SftSettings, observer: ConsoleObserver) -> Outcome:
     """Run the stage, or continue it, or report that it is finished."""
-    return training.run(settings, observer, training.Course(settings.method, settings.neftune))
+    return training.run(settings, observer, Demonstrations(settings.method, settings.neftune))

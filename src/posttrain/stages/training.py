@@ -1,6 +1,6 @@
 """Training on rows: what the stages share that train a model on given answers.
 
-What is special to one is its `Course`.
+What is special to one is its `Objective`.
 
 A run folder holds
     run.json        what the run is: settings, digests of model and data, versions
@@ -19,9 +19,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -49,14 +47,11 @@ from posttrain.engine.settings import (
 )
 from posttrain.stages import dataset
 from posttrain.stages.dataset import Dataset
+from posttrain.stages.objectives.objective import Objective, Setup
 
 if TYPE_CHECKING:
-    from posttrain.core.types import Loss
-    from posttrain.data.prepare import Learned
-    from posttrain.engine.batch import Rows
     from posttrain.engine.learner import Learner
-    from posttrain.engine.loop import HeldOut, Run, Watch
-    from posttrain.engine.model import Noise
+    from posttrain.engine.loop import Run
 
 
 class TrainingSettings(Settings):
@@ -120,87 +115,7 @@ WRITES = (
 )  # and run.json
 
 
-@dataclass(frozen=True)
-class Lesson:
-    """What the loop is to do with the data.
-
-    Attributes:
-        loss: the method. rows: what it is taken over.
-        held_out: the numbers of the held-out rows; None where there are none.
-        noise: on the input embeddings.
-        watch: see `posttrain.engine.loop`.
-        begin: long work before the first step; it has the run's folder to itself, and may be
-            killed.
-    """
-
-    loss: Loss
-    rows: Rows
-    held_out: HeldOut | None = None
-    noise: Noise | None = None
-    watch: Watch | None = None
-    begin: Callable[[Run], None] | None = None
-
-
-class Course:
-    """What a stage teaches: which rows it reads, what learns, and what the loop does. This one:
-    demonstrations.
-
-    Args:
-        method: of `posttrain.methods.supervised.METHODS`.
-        noise: NEFTune's alpha.
-    """
-
-    learned: Learned = "demonstrations"
-    separator = "\n"  # after every step of answers that have steps
-
-    def __init__(self, method: str = "nll", noise: float = 0.0) -> None:
-        self.method, self.noise = method, noise
-
-    def load(self, settings: Any) -> Learner:
-        """What learns."""
-        from posttrain.engine.policy import Policy
-
-        return Policy.load(
-            settings.model, device=settings.device, lora=settings.lora, seed=settings.seed
-        )
-
-    def lesson(
-        self,
-        settings: Any,
-        learner: Any,
-        data: dict[str, Dataset],
-        budget: int,
-        observer: ConsoleObserver,
-    ) -> Lesson:
-        """What the loop does. What is wrong with the settings shows here, before the folder is
-        claimed.
-        """
-        from posttrain.engine.batch import Rows
-        from posttrain.engine.loop import validate
-        from posttrain.methods.supervised import METHODS, neftune
-
-        held = data["held out"].trees if "held out" in data else None
-        return Lesson(
-            METHODS[self.method],
-            Rows(data["data"].trees),
-            held_out=(
-                (lambda told: vars(validate(learner, held, budget, told)))
-                if held is not None
-                else None
-            ),
-            noise=partial(neftune, alpha=self.noise) if self.noise else None,
-        )
-
-    def identity(self, settings: Any) -> dict[str, Any]:
-        """What else a run is: digests of what the settings name."""
-        return {}
-
-    def summary(self, run: Run) -> dict[str, Any]:
-        """What else `summary.json` says."""
-        return {}
-
-
-def run(settings: TrainingSettings, observer: ConsoleObserver, course: Course) -> Outcome:
+def run(settings: TrainingSettings, observer: ConsoleObserver, objective: Objective) -> Outcome:
     """Run the stage, or continue it, or report that it is finished."""
     dataset.peek(
         settings.data
@@ -223,7 +138,7 @@ def run(settings: TrainingSettings, observer: ConsoleObserver, course: Course) -
         "model_sha256": digest(base),
         "data_sha256": dataset.digests(settings.data),
         "chat_template": dataset.chat_template(settings.data),
-        **course.identity(settings),
+        **objective.identity(settings),
     }
     with lock(folder), explained_writes(folder):
         check(folder, identity, WRITES)
@@ -232,32 +147,32 @@ def run(settings: TrainingSettings, observer: ConsoleObserver, course: Course) -
         remove_partial(folder)
         try:
             chat = dataset.chat_of(settings.data, load_tokenizer(base))
-            chat.separator = course.separator
+            chat.separator = objective.separator
             longest = dataset.max_length(settings.data, longest_position(base))
             found = dataset.load(
-                settings.data, chat, folder, identity, longest, observer, course.learned
+                settings.data, chat, folder, identity, longest, observer, objective.learned
             )
-            learner = course.load(settings)
-            for reason in learner.model.admission.reasons:
+            learner = objective.load(settings)
+            for reason in learner.notes:
                 observer.message(reason)
             observer.note("model", _describe(learner, settings))
             if chat.used:  # leave in the exported model how it was talked to
-                learner.converse(chat.template, chat.stop)
-            training, lesson = _prepare(settings, learner, found, observer, course)
+                learner.set_chat(chat.template, chat.stop)
+            training, setup = _prepare(settings, learner, found, observer, objective)
             claim(folder, identity, __version__)
         except BaseException:
             remove_partial(folder)
             raise
         dataset.keep(folder)
-        if lesson.begin:
-            lesson.begin(training)
+        if setup.begin:
+            setup.begin(training)
         exported = loop.train(training)
         with atomic_folder(folder / "model") as target:
             learner.save(target)
         if learner.adapter is not None:
             with atomic_folder(folder / "adapter") as target:
                 learner.save_adapter(target)
-        summary = {**_summary(training, found["data"], exported), **course.summary(training)}
+        summary = {**_summary(training, found["data"], exported), **objective.summary(training)}
         summary["base_sha256"], summary["model_sha256"] = (
             identity["model_sha256"],
             _weights_digest(folder),
@@ -288,9 +203,9 @@ def _weights_digest(folder: Path) -> str:
 
 
 def _describe(learner: Learner, settings: TrainingSettings) -> str:
-    from posttrain.engine.model import MODES
+    from posttrain.engine.modes import MODES
 
-    network, admission = learner.model.network, learner.model.admission
+    network, admission = learner.network, learner.network.admission
     total = sum(p.numel() for p in network.parameters())
     trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
     share = "" if trained == total else f", {trained / 1e6:.2f} M trained"
@@ -307,17 +222,18 @@ def _prepare(
     learner: Learner,
     data: dict[str, Dataset],
     observer: ConsoleObserver,
-    course: Course,
-) -> tuple[Run, Lesson]:
+    objective: Objective,
+) -> tuple[Run, Setup]:
     """Everything the loop needs. What is wrong with the settings shows here, before the folder is
     claimed.
     """
     from posttrain.data.plan import Plan, shares
     from posttrain.engine.loop import Run
+    from posttrain.engine.source import Offline
 
     train = data["data"]
     longest = max(one.longest for one in data.values())
-    budget = settings.budget or max(4096 if learner.model.device.type == "cpu" else 16384, longest)
+    budget = learner.budget(settings.budget, longest)
     if longest > budget:
         raise ConfigError(
             f"--budget {budget} is less than the {longest} tokens of the longest sequence",
@@ -327,28 +243,27 @@ def _prepare(
     steps = settings.steps or math.ceil(
         settings.epochs * plan.steps_per_epoch - 1e-9
     )  # 1.1 · 100 is 110, not 111
-    lesson = course.lesson(settings, learner, data, budget, observer)
+    setup = objective.setup(settings, learner, data, budget, observer)
     learner.train_with(
         settings.optimiser, activation_checkpointing=settings.activation_checkpointing
     )
     return (
         Run(
             policy=learner,
-            loss=lesson.loss,
-            rows=lesson.rows,
-            plan=plan,
+            loss=setup.loss,
+            source=Offline(setup.rows, plan, setup.probes),
             steps=steps,
             budget=budget,
             seed=settings.seed,
             folder=settings.out,
             observer=observer,
-            held_out=lesson.held_out,
-            noise=lesson.noise,
-            watch=lesson.watch,
+            held_out=setup.held_out,
+            noise=setup.noise,
+            watch=setup.watch,
             checkpoints=settings.checkpoint,
             validation=settings.validation,
         ),
-        lesson,
+        setup,
     )
 
 

@@ -1,0 +1,77 @@
+"""What the training stages differ in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from posttrain.core.console import ConsoleObserver
+from posttrain.stages.dataset import Dataset
+
+if TYPE_CHECKING:
+    from posttrain.core.types import Loss
+    from posttrain.data.examples import Kind
+    from posttrain.engine.learner import Learner
+    from posttrain.engine.loop import HeldOut, Run, Watch
+    from posttrain.engine.network import Noise
+    from posttrain.engine.source import Rows
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What the loop is to do with the data.
+
+    Attributes:
+        loss: the method. rows: what it is taken over. probes: see `posttrain.engine.source.Batch`.
+        held_out: measures the held-out rows; None where there are none.
+        noise: on the input embeddings.
+        watch: see `posttrain.engine.loop`.
+        begin: long work before the first step; it has the run's folder to itself, and may be
+            killed.
+    """
+
+    loss: Loss
+    rows: Rows
+    probes: Rows | None = None
+    held_out: HeldOut | None = None
+    noise: Noise | None = None
+    watch: Watch | None = None
+    begin: Callable[[Run], None] | None = None
+
+
+class Objective(Protocol):
+    """What is learned, and from which rows.
+
+    Attributes:
+        learned: the kind of rows.
+        separator: put after every step of answers that have steps.
+    """
+
+    learned: Kind
+    separator: str
+
+    def load(self, settings: Any) -> Learner:
+        """What learns."""
+        ...
+
+    def setup(
+        self,
+        settings: Any,
+        learner: Any,
+        data: dict[str, Dataset],
+        budget: int,
+        observer: ConsoleObserver,
+    ) -> Setup:
+        """What the loop does. What is wrong with the settings shows here, before the folder is
+        claimed.
+        """
+        ...
+
+    def identity(self, settings: Any) -> dict[str, Any]:
+        """What else a run is: digests of what the settings name."""
+        ...
+
+    def summary(self, run: Run) -> dict[str, Any]:
+        """What else `summary.json` says."""
+        ...

@@ -1,0 +1,371 @@
+"""Learn which of two answers is better, or that an answer is good or bad.
+
+The reference is the model that training starts from, or another. Its log-probabilities are
+
+    stored     computed once before the first step and kept: no second model in memory
+    copy       computed in every step by a frozen copy
+    adapters   computed in every step by the model itself, its adapters off
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from collections.abc import Sequence as Many
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from posttrain.core.console import ConsoleObserver
+from posttrain.core.errors import ConfigError, PosttrainError
+from posttrain.core.files import sha256_json
+from posttrain.evals import judging
+from posttrain.stages import dataset
+from posttrain.stages.alarms import Alarms
+from posttrain.stages.dataset import Dataset
+from posttrain.stages.objectives.objective import Setup
+
+if TYPE_CHECKING:
+    from posttrain.data.examples import Kind
+    from posttrain.data.forest import Sequence
+    from posttrain.engine.loop import Run
+    from posttrain.engine.policy import LogProbs, Policy
+    from posttrain.engine.source import Offline, Rows, TreeScores
+    from posttrain.stages.preference import PreferenceSettings
+
+ANSWER = 64  # tokens of an answer that is written to see how long answers are
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far the reference may be from the model that training starts from, nats a token."""
+
+    mean: float
+    percentile: float  # the 99th
+    most: float
+
+
+# in float32, and in bfloat16, where rare tokens are off by rounding alone
+AGREEMENT = {"cpu": Agreement(1e-5, 1e-4, 1e-4), "cuda": Agreement(0.02, 0.2, 1.0)}
+
+
+class Preferences:
+    """Preference optimisation of a policy."""
+
+    separator = "\n"
+
+    def __init__(self, settings: PreferenceSettings) -> None:
+        from posttrain.methods.preference import METHODS, Options, preference
+
+        options = settings.options.model_dump()
+        self.loss = preference(settings.mixture, Options(**options))
+        # without WPO's weights, which fall as the policy moves, and the loss with them, however
+        # little is learned
+        self.held_loss = preference(settings.mixture, Options(**{**options, "weighting": None}))
+        methods = [METHODS[name] for name in settings.mixture]
+        self.learned: Kind = methods[0].rows
+        self.needs_reference = any(method.reference for method in methods)
+        self.needs_probes = any(method.probes for method in methods)
+        self.held: Offline | None = None
+        self.alarms = Alarms()
+        self._check(settings)
+
+    def _check(self, settings: PreferenceSettings) -> None:
+        """Raise where settings contradict each other."""
+        if not self.needs_reference and (settings.reference or settings.reference_model):
+            raise ConfigError(
+                f"{' and '.join(settings.mixture)} needs no reference",
+                cure="leave --reference and --reference-model out",
+            )
+        if settings.reference_cache and not (self.needs_reference and _is_stored(settings)):
+            cure = "leave it out, or give --reference stored"
+            raise ConfigError(
+                "--reference-cache, and nothing of the reference is stored",
+                cure=cure if self.needs_reference else "leave it out",
+            )
+        if settings.reference == "adapters" and not settings.lora:
+            raise ConfigError(
+                "--reference adapters without --lora", cure="add --lora, or leave --reference out"
+            )
+        if settings.reference == "adapters" and settings.reference_model:
+            raise ConfigError(
+                "--reference adapters is the model itself, --reference-model another",
+                cure="leave one of them out",
+            )
+        cache = settings.reference_cache
+        if cache and cache.exists() and not cache.is_dir():
+            raise ConfigError(
+                f"--reference-cache {cache} is no folder", cure="give a folder, or a new name"
+            )
+        if settings.data.truncate == "split":
+            raise ConfigError(
+                "--truncate split would compare parts of answers with each other",
+                cure="use right, left or drop",
+            )
+
+    def load(self, settings: Any) -> Policy:
+        from posttrain.engine.policy import Policy
+
+        return Policy.load(
+            settings.model, device=settings.device, lora=settings.lora, seed=settings.seed
+        )
+
+    def identity(self, settings: PreferenceSettings) -> dict[str, Any]:
+        if settings.reference_model is None:
+            return {}
+        from posttrain.engine.load import digest, resolve
+
+        return {"reference_sha256": digest(resolve(settings.reference_model))}
+
+    def setup(
+        self,
+        settings: PreferenceSettings,
+        learner: Policy,
+        data: dict[str, Dataset],
+        budget: int,
+        observer: ConsoleObserver,
+    ) -> Setup:
+        # what scores at random is not what the reference is held against
+        learner.without_dropout()
+        self._warn_of_one_label(data["data"], observer)
+        train = self._rows(data["data"], settings)
+        held_out = None
+        if "held out" in data:
+            self.held = self._rows(data["held out"], settings)
+            held_out = partial(self._held_out, learner, budget, settings.answered)
+        return Setup(
+            self.loss,
+            train.rows,
+            probes=train.probes,
+            watch=self.alarms,
+            held_out=held_out,
+            begin=partial(self._refer, settings, observer) if self.needs_reference else None,
+        )
+
+    def _warn_of_one_label(self, data: Dataset, observer: ConsoleObserver) -> None:
+        if self.learned != "labels":
+            return
+        labels = {float(label) for row in data.numbers or () for label in row}
+        if len(labels) < 2:
+            kind = "good" if 1.0 in labels else "bad"
+            observer.message(f"all answers are labelled {kind}: nothing tells it what differs")
+
+    def _rows(self, data: Dataset, settings: PreferenceSettings) -> Offline:
+        """Rows with their facts, in the order they have; the probes of every row."""
+        from posttrain.data.examples import Examples, Mismatched
+        from posttrain.data.plan import Plan
+        from posttrain.engine.source import Offline, Rows
+
+        examples = Examples(data.trees, self.learned, data.numbers)
+        probes = None
+        if self.needs_probes:
+            if len(data.trees) < 2:
+                raise ConfigError(
+                    "KTO needs at least two rows: it sets answers beside the prompts of others",
+                    cure="give more data",
+                )
+            probes = Rows(Mismatched(data.trees, settings.seed, data.longest))
+        return Offline(Rows(examples), Plan(len(examples), len(examples), 0), probes)
+
+    # ------------------------------------------------------------------------------ the reference
+
+    def _refer(self, settings: PreferenceSettings, observer: ConsoleObserver, run: Run) -> None:
+        """Give the rows their reference, while the policy still is the model that training starts
+        from.
+        """
+        from posttrain.engine.source import tree_scores
+
+        learner: Any = run.policy
+        scores = tree_scores(learner, _log_probs(settings, learner), run.budget)
+        source: Any = run.source
+        if _is_stored(settings):
+            self._store(settings, observer, run, scores)
+        else:
+            for offline in (source, self.held):
+                if offline is not None:
+                    offline.rows = replace(offline.rows, reference=scores)
+                    offline.probes = offline.probes and replace(offline.probes, reference=scores)
+        if settings.reference_model is None:
+            _check_agreement(run, observer)
+
+    def _store(
+        self, settings: PreferenceSettings, observer: ConsoleObserver, run: Run, scores: TreeScores
+    ) -> None:
+        """Score the rows that will be read, once, and read them from the disk from then on."""
+        from posttrain.engine.reference import store
+
+        model = self.identity(settings).get("reference_sha256", run.policy.digest)
+        folder = settings.reference_cache or settings.out / dataset.FOLDER
+
+        def stored(rows: Rows, tokens: Any, taken: list[int], probes: list[int]) -> Rows:
+            # the tokens themselves: two models may write the same rows in different chat templates
+            key = sha256_json(
+                [model, str(run.policy.network.dtype), tokens.digest(), taken, probes]
+            )
+            with observer.working("reference", len(taken)) as progress:
+                values = store(
+                    scores,
+                    rows.trees,
+                    taken,
+                    folder / f"reference-{key[:16]}",
+                    lambda done, total: progress(done),
+                )
+            return replace(rows, reference=values)
+
+        source: Any = run.source
+        todo = [(source, _taken(run, source))]
+        if self.held is not None:
+            todo.append((self.held, list(range(len(self.held.rows)))))
+        for offline, taken in todo:
+            tokens = offline.rows.trees.trees
+            offline.rows = stored(offline.rows, tokens, taken, [])
+            if offline.probes is not None:
+                drawn = [settings.seed, offline.probes.trees.longest]
+                offline.probes = stored(offline.probes, tokens, taken, drawn)
+
+    # ------------------------------------------------------------------------------- held-out rows
+
+    def _held_out(
+        self, learner: Policy, budget: int, answered: int, progress: Callable[[int, int], None]
+    ) -> dict[str, Any]:
+        """The method's loss on the held-out rows as one batch, how often the better answer has the
+        higher reward, and what else the method reports.
+        """
+        assert self.held is not None
+        n = len(self.held.rows)
+        progress(0, n)
+        batch = self.held.take(range(n))
+        forests = learner.pack(batch.trees, budget)
+        probes = None
+        if batch.probes is not None:
+            probes = [forest for forest in learner.pack(batch.probes, budget) if forest.N]
+        measured = learner.measure(forests, self.held_loss, probes=probes)
+        progress(n, n)
+        right = measured.values["rewards/accuracies"].tolist()
+        clusters = self._clusters(forests)
+        accuracy = judging.rate(right, clusters)
+        out: dict[str, Any] = {
+            "loss": measured.loss,
+            "interval": None,
+            "accuracy": accuracy.mean,
+            "accuracy_low": accuracy.low,
+            "accuracy_high": accuracy.high,
+            "sequences": len(right),
+            **measured.means(),
+        }
+        if self.learned != "labels":
+            longer = measured.values["length/chosen"] - measured.values["length/rejected"]
+            margins = measured.values["rewards/margins"]
+            out |= judging.by_length(right, longer.tolist(), clusters)
+            out["length_correlation"] = judging.correlation(margins.tolist(), longer.tolist())
+        if answered:
+            first = [batch.trees[i][0] for i in range(min(answered, n))]
+            out["answer_tokens"] = _mean_answer(learner, first)
+        return out
+
+    def _clusters(self, forests: Many[Any]) -> list[Any]:
+        """The prompt of every pair, or of every labelled answer, in the order of the forests."""
+        assert self.held is not None
+        examples: Any = self.held.rows.trees
+        prompts = examples.prompts()
+        if self.learned != "labels":
+            return [prompts[row] for forest in forests for row in forest.facts.numbers.tolist()]
+        # answers are numbered by sequence, of which a row that was a pair has two
+        owners = []
+        for prompt, tree in zip(prompts, examples.trees, strict=True):
+            owners += [prompt] * len(tree)
+        return [owners[i] for forest in forests for i in forest.sequence.tolist()]
+
+    def summary(self, run: Run) -> dict[str, Any]:
+        """The last steps' means of what the method reports, and every alarm."""
+        records = run.log.read()
+        last = [record for record in records if "loss" in record][-20:]
+        reported: dict[str, list[float]] = {}  # a batch may have good answers alone, or bad ones
+        for record in last:
+            for name, value in record.items():
+                if "/" in name or name in ("kl", "entropy"):
+                    reported.setdefault(name, []).append(value)
+        again = Alarms()
+        alarms = [alarm for record in records for alarm in again(record)]
+        means = {name: math.fsum(values) / len(values) for name, values in reported.items()}
+        return {"last_steps": means, "alarms": alarms}
+
+
+def _is_stored(settings: PreferenceSettings) -> bool:
+    """Whether the reference's log-probabilities are kept on the disk."""
+    return settings.reference == "stored" or not (settings.reference or settings.lora)
+
+
+def _taken(run: Run, source: Offline) -> list[int]:
+    """The rows that some step will take; the others need no reference."""
+    plan = copy.copy(source.plan)
+    plan.restore({"epoch": 0, "row": 0})
+    rows = len(source.rows)
+    if run.steps * plan.batch >= rows:
+        return list(range(rows))
+    steps = min(run.steps, math.ceil(rows / plan.batch))
+    return sorted({row for _ in range(steps) for row in plan.next()})
+
+
+def _mean_answer(policy: Policy, sequences: list[Sequence]) -> float:
+    """Mean tokens of the policy's own answers to some prompts, always the most likely token, ANSWER
+    at most.
+    """
+    from posttrain.data.examples import answer_start
+    from posttrain.engine.sampler import Sampling
+
+    prompts = [sequence.tokens[: answer_start(sequence)].tolist() for sequence in sequences]
+    completions = policy.sample(prompts, Sampling(max_tokens=ANSWER, temperature=0))
+    return math.fsum(len(completion.tokens) for completion in completions) / len(completions)
+
+
+def _log_probs(settings: PreferenceSettings, learner: Policy) -> LogProbs:
+    """The reference: forests → log-probabilities.
+
+    Raises:
+        ConfigError: another model reads other tokens.
+    """
+    from posttrain.engine.policy import Policy
+
+    path = settings.reference_model
+    if path is None:
+        return learner.logprobs if _is_stored(settings) else learner.reference(settings.reference)
+    other = Policy.load(path, device=settings.device)
+    if other.tokenizer.get_vocab() != learner.tokenizer.get_vocab():
+        raise ConfigError(
+            f"--reference-model {path} has another tokenizer than the model that is trained",
+            cure="use a reference with the same tokenizer",
+        )
+    return other.logprobs
+
+
+def _check_agreement(run: Run, observer: ConsoleObserver) -> None:
+    """Check, on the first batch, that the reference is the model that training starts from.
+
+    Raises:
+        PosttrainError: it is not.
+    """
+    import torch
+
+    source: Any = run.source
+    batch = source.take(copy.copy(source.plan).next())
+    learner: Any = run.policy
+    forests = learner.pack(batch.trees, run.budget)
+    gaps = []
+    for forest, logprob in zip(forests, learner.logprobs(forests), strict=True):
+        gaps.append((logprob.float().cpu() - forest.facts.targets["reference"]).abs())
+    off = torch.cat(gaps)
+    mean, most = float(off.mean()), float(off.max())
+    percentile = float(off.quantile(0.99))
+    observer.note(
+        "reference",
+        f"agrees with the model that training starts from within {most:.0e} nats a token",
+    )
+    limit = AGREEMENT[learner.device.type]
+    if not (mean <= limit.mean and percentile <= limit.percentile and most <= limit.most):
+        raise PosttrainError(
+            "the reference is not the model that training starts from: log-probabilities differ by"
+            f" {mean:.2g} nats a token on average and {most:.2g} at most",
+            cure="remove --reference-cache, or give --reference copy",
+        )

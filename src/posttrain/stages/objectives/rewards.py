@@ -1,0 +1,214 @@
+"""Learn what an answer is worth, from pairs or from the steps of answers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from posttrain.core.console import ConsoleObserver
+from posttrain.core.errors import ConfigError
+from posttrain.evals import judging
+from posttrain.stages.alarms import Alarms
+from posttrain.stages.dataset import Dataset
+from posttrain.stages.objectives.objective import Setup
+
+if TYPE_CHECKING:
+    from posttrain.core.types import Measured
+    from posttrain.data.examples import Examples, Kind
+    from posttrain.data.forest import TokenForest
+    from posttrain.engine.loop import Run
+    from posttrain.engine.reward import RewardModel
+    from posttrain.stages.reward_model import RewardModelSettings
+
+Progress = Callable[[int, int], None]
+
+
+class Rewards:
+    """A reward model of whole answers, or of their steps."""
+
+    def __init__(self, settings: RewardModelSettings) -> None:
+        from posttrain.methods.reward import bradley_terry, process
+
+        self.steps = settings.method == "process"
+        self.learned: Kind = "steps" if self.steps else "pairs"
+        self.separator = "\n" if settings.separator is None else settings.separator
+        self.alarms = Alarms(policy=False)
+        self._check(settings)
+        center = 0.01 if settings.center is None else settings.center
+        self.loss = process() if self.steps else bradley_terry(center)
+
+    def _check(self, settings: RewardModelSettings) -> None:
+        """Raise where settings contradict each other."""
+        unread = {
+            "--center": settings.center is not None and self.steps,
+            "--use-margins": settings.use_margins and self.steps,
+            "--separator": settings.separator is not None and not self.steps,
+        }
+        for option, given in unread.items():
+            if given:
+                raise ConfigError(f"{settings.method} does not read {option}", cure="leave it out")
+        truncate = settings.data.truncate
+        if truncate == "split" or (self.steps and truncate == "left"):
+            raise ConfigError(
+                f"--truncate {truncate} would part answers from their questions",
+                cure="use right or drop" if self.steps else "use right, left or drop",
+            )
+
+    def load(self, settings: RewardModelSettings) -> RewardModel:
+        from posttrain.engine.reward import RewardModel
+
+        return RewardModel.load(
+            settings.model,
+            device=settings.device,
+            heads=settings.heads,
+            process=self.steps,
+            lora=settings.lora,
+            seed=settings.seed,
+        )
+
+    def identity(self, settings: RewardModelSettings) -> dict[str, Any]:
+        return {}
+
+    def setup(
+        self,
+        settings: RewardModelSettings,
+        learner: RewardModel,
+        data: dict[str, Dataset],
+        budget: int,
+        observer: ConsoleObserver,
+    ) -> Setup:
+        from posttrain.engine.source import Rows
+
+        learner.without_dropout()
+        if not self.steps:
+            learner.pad_unlike({end for part in data.values() for end in part.trees.ends()})
+        written: dict[str, Any] = {
+            "prompt_template": settings.data.prompt_template,
+            "template_kwargs": settings.data.template_kwargs,
+        }
+        if self.steps:
+            written["separator"] = self.separator
+        learner.set_written(written)
+        train = self._examples(data["data"], settings)
+        held_out = None
+        if "held out" in data:
+            held = self._examples(data["held out"], settings)
+            held_out = partial(self._held_out, learner, held, held.prompts(), budget)
+        return Setup(self.loss, Rows(train), watch=self.alarms, held_out=held_out)
+
+    def _examples(self, data: Dataset, settings: RewardModelSettings) -> Examples:
+        from posttrain.data.examples import Examples
+
+        assert data.numbers is not None
+        if settings.use_margins and not any(len(margin) for margin in data.numbers):
+            raise ConfigError(
+                "--use-margins, and no row has a margin",
+                cure="give a column margin, or leave the option out",
+            )
+        return Examples(data.trees, self.learned, data.numbers, margins=settings.use_margins)
+
+    def _held_out(
+        self,
+        learner: RewardModel,
+        held: Examples,
+        prompts: list[Any],
+        budget: int,
+        progress: Progress,
+    ) -> dict[str, Any]:
+        """The loss on the held-out rows as one batch, and what the rewards get right."""
+        forests = learner.pack(list(held), budget)
+        progress(0, len(held))
+        measured = learner.measure(forests, self.loss)
+        progress(len(held), len(held))
+        out = {"loss": measured.loss, "interval": None, **measured.means()}
+        score = _steps_told_apart if self.steps else _pairs_told_apart
+        return {**out, "sequences": len(held), **score(forests, measured, prompts)}
+
+    def summary(self, run: Run) -> dict[str, Any]:
+        """The last steps' means of what the method reports, and every alarm."""
+        records = run.log.read()
+        last = [record for record in records if "loss" in record][-20:]
+        names = [name for name in last[-1] if "/" in name or name in ("accuracy", "uncertainty")]
+        means = {}
+        for name in names:
+            values = [record[name] for record in last if name in record]
+            means[name] = math.fsum(values) / len(last)
+        again = Alarms(policy=False)
+        alarms = [alarm for record in records for alarm in again(record)]
+        exported = run.step
+        if run.validation.keep_best and run.best["step"] is not None:
+            exported = run.best["step"]
+        for record in records:
+            if record["step"] == exported and "validation" in record:
+                alarms += self._weak(record["validation"], exported)
+        return {"last_steps": means, "alarms": alarms}
+
+    def _weak(self, held: dict[str, Any], step: int) -> list[str]:
+        """What is to be said of a model that is no better than its content-blind baselines."""
+        warning = judging.warning(
+            {"mean": held["accuracy"], "n": held["judged"]},
+            held["baselines"],
+            "held-out steps" if self.steps else "held-out pairs",
+        )
+        if not warning:
+            return []
+        return [f"after step {step}: {warning}. More pairs, or pairs that tell more, may help"]
+
+
+def _pairs_told_apart(
+    forests: list[TokenForest], measured: Measured, prompts: list[Any]
+) -> dict[str, Any]:
+    """How often the better answer has the higher reward, beside what lengths alone would tell, and
+    how far margins can be believed.
+    """
+    n = len(prompts)
+    margins, longer = [0.0] * n, [0.0] * n
+    numbers = [number for forest in forests for number in forest.facts.numbers.tolist()]
+    for number, margin in zip(numbers, measured.values["rewards/margins"].tolist(), strict=True):
+        margins[number] = margin
+    for forest in forests:
+        lengths = forest.lengths[forest.facts.members]
+        differences = (lengths[:, 0] - lengths[:, 1]).tolist()
+        for number, difference in zip(forest.facts.numbers.tolist(), differences, strict=True):
+            longer[number] = float(difference)
+    right = judging.hits(margins)
+    accuracy = judging.rate(right, prompts)
+    return {
+        "accuracy": accuracy.mean,
+        "accuracy_low": accuracy.low,
+        "accuracy_high": accuracy.high,
+        "judged": len(right),
+        "baselines": judging.beside(right, judging.content_blind(longer), prompts),
+        **judging.by_length(right, longer, prompts),
+        "length_correlation": judging.correlation(margins, longer),
+        "calibration": judging.of_margins(margins),
+    }
+
+
+def _steps_told_apart(
+    forests: list[TokenForest], measured: Measured, prompts: list[Any]
+) -> dict[str, Any]:
+    """How many steps are told right from wrong, beside always saying the same, and how far
+    σ(reward) can be believed. Steps of one prompt go together.
+    """
+    import torch
+
+    reward = measured.values["reward"].double()
+    label = torch.cat([forest.facts.targets["step_label"] for forest in forests]).double()
+    owner = []
+    for forest in forests:
+        owner += [prompts[number] for number in forest.sequence[forest.leaf].tolist()]
+    right = judging.hits((reward * (label - 0.5).sign()).numpy())
+    always = judging.hits((label - 0.5).numpy())
+    accuracy = judging.rate(right, owner)
+    others = {"always right": always, "always wrong": [1 - hit for hit in always]}
+    return {
+        "accuracy": accuracy.mean,
+        "accuracy_low": accuracy.low,
+        "accuracy_high": accuracy.high,
+        "judged": len(right),
+        "baselines": judging.beside(right, others, owner),
+        "calibration": judging.calibration(reward.numpy(), label.numpy()),
+    }
