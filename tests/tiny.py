@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from posttrain.data.forest import Sequence, Tree
-from posttrain.engine.model import Model
+from posttrain.engine.admission import admitted
 from posttrain.engine.policy import Policy
 
 V = 61  # tokens in the vocabulary of every tiny model
@@ -201,6 +201,14 @@ def seq(tokens: Many[int], trained: Many[int] | None = None) -> Sequence:
     return Sequence(np.array(tokens, np.int64), mask)
 
 
+def tree(*sequences: Sequence, units: Many[Many[int]] = (), **facts: Many[float]) -> Tree:
+    """A tree, and units of its sequences' places with their facts, a value for each unit."""
+    made = []
+    for u, members in enumerate(units):
+        made.append(Unit(tuple(members), {name: values[u] for name, values in facts.items()}))
+    return Tree(sequences, tuple(made))
+
+
 Choose = Callable[
     [int], int
 ]  # n -> a number below n: hypothesis or a seeded generator behind one function
@@ -225,7 +233,7 @@ def random_tree(choose: Choose, segment: int = 5) -> Tree:
     grow([], 1)
     if choose(3) == 0:
         paths.insert(choose(len(paths) + 1), paths[choose(len(paths))])
-    return tuple(seq(path, [choose(3) > 0 for _ in path]) for path in paths)
+    return tree(*(seq(path, [choose(3) > 0 for _ in path]) for path in paths))
 
 
 def random_trees(seed: int, trees: int = 3, segment: int = 5) -> list[Tree]:
@@ -238,10 +246,10 @@ def alone(network: Any, trees: Many[Tree]) -> Tensor:
     the law compares with.
     """
     out = []
-    for one in (sequence for tree in trees for sequence in tree):
-        ids = torch.from_numpy(one.tokens)
+    for sequence in (sequence for tree in trees for sequence in tree):
+        ids = torch.from_numpy(sequence.tokens)
         logprob = network(input_ids=ids[None], use_cache=False).logits[0, :-1].log_softmax(-1)
-        out.append(logprob.gather(1, ids[1:, None])[torch.from_numpy(one.trained[1:]), 0])
+        out.append(logprob.gather(1, ids[1:, None])[torch.from_numpy(sequence.trained[1:]), 0])
     return torch.cat(out)
 
 
@@ -273,11 +281,11 @@ def distance(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
 
 def policy(architecture: str = "llama", **changes: Any) -> Policy:
     """A policy over a tiny network, without a tokenizer."""
-    return Policy(Model(network(architecture, **changes)), None)
+    return Policy(admitted(network(architecture, **changes)), None)
 
 
 def parameter_gradients(network: Any) -> dict[str, Tensor]:
-    """What backward passes have added up, by parameter name; clears it."""
+    """What backward passes have added up, by parameter name; clears it. Of a transformers model."""
     found = {}
     for name, p in network.named_parameters():
         if p.requires_grad:
