@@ -20,8 +20,10 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from posttrain.data.forest import Sequence, Tree
+from posttrain.data.forest import Sequence, Tree, Unit
 from posttrain.engine.admission import admitted
+from posttrain.engine.modes import Admission, Mode
+from posttrain.engine.network import Network
 from posttrain.engine.policy import Policy
 
 V = 61  # tokens in the vocabulary of every tiny model
@@ -277,6 +279,11 @@ def distance(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
         float((found[k] - expected[k]).norm()) / max(float(expected[k].norm()), floor, 1e-30)
         for k in expected
     )
+
+
+def unprobed(inner: Any, mode: Mode = "forest") -> Network:
+    """A transformers model run in a mode, without a probe."""
+    return Network(inner, Admission(mode))
 
 
 def policy(architecture: str = "llama", **changes: Any) -> Policy:
