@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import pytest
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from posttrain.core.errors import ConfigError
-from posttrain.core.types import Denominators, Facts, Loss, Scores
+from posttrain.core.types import Columns, Facts, Loss, Read
 from posttrain.methods.preference import METHODS, Options, preference
 
 L = math.log(2)
@@ -27,67 +27,77 @@ TOKEN = 1.5 * L  # negative log-likelihood a token of the chosen answer
 ODDS = 15 * 2**-1.5 / (1 - 2**-1.5)  # ratio of the odds of 2^−1.5 and of 1/16
 
 
-def scored(*answers: Sequence[float], collision: Sequence[float] | None = None) -> Scores:
-    """Answers by the probabilities of their targets."""
-    flat = (
-        torch.tensor([p for answer in answers for p in answer], dtype=torch.float64)
-        .log()
-        .requires_grad_()
-    )
-    leaf = torch.tensor([i for i, answer in enumerate(answers) for _ in answer])
-    return Scores(
-        flat,
-        leaf,
-        len(answers),
-        collision=None if collision is None else torch.tensor(collision).double().log(),
-    )
+@dataclass(frozen=True)
+class Batch:
+    """What a policy says of a forest, and what is known of the forest."""
+
+    columns: Columns
+    facts: Facts
 
 
 def logs(*probabilities: float) -> Tensor:
     return torch.tensor(probabilities, dtype=torch.float64).log()
 
 
-def a_pair() -> tuple[Scores, Facts, Denominators]:
+def a_pair(reference: Tensor | None = None) -> Batch:
     """The pair of the module's docstring, and a gold answer of one token of probability ¼."""
-    scores = scored([1 / 2, 1 / 4], [1 / 16], [1 / 4], collision=[1 / 2, 1 / 2, 1 / 8, 1])
-    facts = {
-        "chosen": torch.tensor([0]),
-        "rejected": torch.tensor([1]),
-        "gold": torch.tensor([2]),
-        "number": torch.tensor([0]),
-        "reference": logs(1 / 2, 1 / 8, 1 / 2, 1),
-    }
-    return (
-        scores,
-        facts,
-        Denominators(targets=4, sequences=3, pairs=1, chosen_targets=2, gold_targets=1),
+    columns = Columns(
+        logs(1 / 2, 1 / 4, 1 / 16, 1 / 4).requires_grad_(), collision=logs(1 / 2, 1 / 2, 1 / 8, 1)
     )
+    facts = Facts(
+        torch.tensor([0, 0, 1, 2]),
+        L=3,
+        members=torch.tensor([[0, 1, 2]]),
+        numbers=torch.tensor([0]),
+        targets={"reference": logs(1 / 2, 1 / 8, 1 / 2, 1) if reference is None else reference},
+    )
+    return Batch(columns, facts)
 
 
-def judged(*ratios: float, good: Sequence[int]) -> tuple[Scores, Facts, Denominators]:
+def two_pairs(logprob: list[float], reference: list[float], numbers: list[int]) -> Batch:
+    """Answers of one token, in units of L: chosen, rejected, chosen, rejected."""
+    facts = Facts(
+        torch.arange(4),
+        L=4,
+        members=torch.tensor([[0, 1], [2, 3]]),
+        numbers=torch.tensor(numbers),
+        targets={"reference": torch.tensor(reference, dtype=torch.float64) * L},
+    )
+    return Batch(Columns((torch.tensor(logprob, dtype=torch.float64) * L).requires_grad_()), facts)
+
+
+def judged(*ratios: float, good: Sequence[int]) -> Batch:
     """Answers of one token by their log-ratios in units of L."""
-    scores = Scores(
-        torch.full((len(ratios),), -9.0 * L, dtype=torch.float64, requires_grad=True),
-        torch.arange(len(ratios)),
-        len(ratios),
+    n = len(ratios)
+    reference = torch.tensor([-9 * L - r * L for r in ratios], dtype=torch.float64)
+    facts = Facts(
+        torch.arange(n),
+        L=n,
+        members=torch.empty(0, 0, dtype=torch.int64),
+        numbers=torch.empty(0, dtype=torch.int64),
+        targets={"reference": reference},
+        sequences={"label": torch.tensor(good, dtype=torch.float32)},
     )
-    facts = {
-        "label": torch.tensor(good),
-        "reference": torch.tensor([-9 * L - r * L for r in ratios], dtype=torch.float64),
-    }
-    return scores, facts, Denominators(targets=len(ratios), sequences=len(ratios))
+    columns = Columns(torch.full((n,), -9.0 * L, dtype=torch.float64, requires_grad=True))
+    return Batch(columns, facts)
 
 
-def value(
-    loss: Loss,
-    batch: tuple[Scores, Facts, Denominators],
-    probes: tuple[Scores, Facts] | None = None,
-) -> float:
-    scores, facts, denominators = batch
+def prepared(loss: Loss, batch: Batch) -> Any:
+    """What a method that couples the batch computes of it, or of probes."""
+    if loss.prepare is None:
+        return None
     with torch.no_grad():
-        before = probes or (scores, facts)
-        statistics = loss.prepare([before[0]], [before[1]]) if loss.prepare else None
-    return float(loss.loss(scores, facts, statistics, denominators).detach())
+        return loss.prepare([batch.columns], [batch.facts])
+
+
+def taken(loss: Loss, batch: Batch, probes: Batch | None = None) -> Tensor:
+    """The loss of a batch of one forest."""
+    counts = loss.counts(batch.facts)
+    return loss.loss(batch.columns, batch.facts, counts, prepared(loss, probes or batch))
+
+
+def value(loss: Loss, batch: Batch, probes: Batch | None = None) -> float:
+    return float(taken(loss, batch, probes).detach())
 
 
 # ----------------------------------------------------------------------------------------- formulas
@@ -211,50 +221,26 @@ def test_aot_by_hand(name: str, pull: float) -> None:
     differ by L each, though by pair by 3L and −L. Unpaired: chosen log-ratios 2L and 0, rejected −L
     and L: the same. So −log σ(L), and every pull is σ(−L)/2.
     """
-    log = torch.tensor([-3.0, -5, -4, -4], dtype=torch.float64) * L
-    reference = (
-        [-3.0, -2, -4, -5] if name == "aot" else [-5.0, -4, -4, -5]
-    )  # margins −1 and 1; ratios 2, −1 and 0, 1
-    scores = Scores(log.requires_grad_(), torch.arange(4), 4)
-    facts = {
-        "chosen": torch.tensor([0, 2]),
-        "rejected": torch.tensor([1, 3]),
-        "number": torch.tensor([1, 0]),
-        "reference": torch.tensor(reference, dtype=torch.float64) * L,
-    }
-    loss = preference({name: 1}, Options(beta=1))
-    assert loss.prepare is not None
-    found = loss.loss(
-        scores,
-        facts,
-        loss.prepare([scores], [facts]),
-        Denominators(targets=4, sequences=4, pairs=2),
-    )
+    # margins −1 and 1; ratios 2, −1 and 0, 1
+    reference = [-3.0, -2, -4, -5] if name == "aot" else [-5.0, -4, -4, -5]
+    batch = two_pairs([-3.0, -5, -4, -4], reference, numbers=[1, 0])
+    found = taken(preference({name: 1}, Options(beta=1)), batch)
     assert float(found.detach()) == pytest.approx(math.log(3 / 2))
-    assert torch.autograd.grad(found, scores.logprob)[0].tolist() == pytest.approx(
-        [-pull / 2, pull / 2, -pull / 2, pull / 2]
-    )
+    (gradient,) = torch.autograd.grad(found, batch.columns.logprob)
+    assert gradient.tolist() == pytest.approx([-pull / 2, pull / 2, -pull / 2, pull / 2])
 
 
 def test_ties_in_aot_go_by_number() -> None:
     """Equal margins: the pair that comes first in the batch gets the lower of the reference's
     margins.
     """
-    scores = Scores(torch.zeros(4, dtype=torch.float64), torch.arange(4), 4)
-    facts = {
-        "chosen": torch.tensor([0, 2]),
-        "rejected": torch.tensor([1, 3]),
-        "reference": torch.tensor([7.0, 0, 3, 0], dtype=torch.float64),
-    }
     loss = preference({"aot": 1}, Options())
-    assert loss.prepare is not None
-    for number in ([0, 1], [1, 0]):
-        assert loss.prepare([scores], [facts | {"number": torch.tensor(number)}])[
-            "aot"
-        ].tolist() == [[3.0, 7.0]]
+    for numbers in ([0, 1], [1, 0]):
+        statistics = prepared(loss, two_pairs([0.0] * 4, [7.0, 0, 3, 0], numbers))
+        assert statistics["aot"].tolist() == [pytest.approx([3 * L, 7 * L])]
 
 
-KTO_PROBES = judged(3, -1, good=[1, 1])[:2]  # z = L
+KTO_PROBES = judged(3, -1, good=[1, 1])  # z = L
 
 
 @pytest.mark.parametrize(
@@ -282,14 +268,15 @@ def test_ktos_reference_point_is_never_below_zero() -> None:
     found = value(
         preference({"kto": 1}, Options(beta=1)),
         judged(1, -3, good=[1, 0]),
-        judged(1, -9, good=[1, 1])[:2],
+        judged(1, -9, good=[1, 1]),
     )
     assert found == pytest.approx((1 / 3 + 1 / 9) / 2)
 
 
 def test_probes_without_an_answer_do_not_move_ktos_reference_point() -> None:
     """Three sequences of which the last has no target: z is the mean of 3L and −L."""
-    probes = Scores(KTO_PROBES[0].logprob, KTO_PROBES[0].leaf, 3), KTO_PROBES[1]
+    facts = replace(KTO_PROBES.facts, L=3, sequences={"label": torch.ones(3)})
+    probes = Batch(KTO_PROBES.columns, facts)
     found = value(preference({"kto": 1}, Options(beta=1)), judged(1, -3, good=[1, 0]), probes)
     assert found == pytest.approx((1 / 2 + 1 / 17) / 2)
     loss = preference({"kto": 1}, Options(beta=1))
@@ -366,22 +353,39 @@ def test_mixtures_that_are_refused(mix: dict[str, float], message: str) -> None:
 
 
 def test_what_the_engine_must_know() -> None:
-    """How many sequences stay together, which details are needed, and what couples the batch."""
-    assert {name: preference({name: 1}, Options()).together for name in ("dpo", "tpo", "kto")} == {
-        "dpo": 2,
-        "tpo": 3,
-        "kto": 1,
-    }
-    assert preference({"dpo": 1}, Options()).needs == {"entropy"}
-    assert preference({"sft": 1, "dpo": 1}, Options(weighting=True)).needs == {
-        "entropy",
-        "collision",
-    }
+    """What is read, and what couples the batch."""
+    assert preference({"dpo": 1}, Options()).read == Read(entropy="value")
+    weighted = preference({"sft": 1, "dpo": 1}, Options(weighting=True))
+    assert weighted.read == Read(entropy="value", collision=True)
+    assert not any(preference({name: 1}, Options()).additive for name in METHODS)
     coupled = {name for name in METHODS if preference({name: 1}, Options()).prepare is not None}
     assert coupled == {"aot", "aot_unpaired", "kto", "bco"}
     assert {name for name, method in METHODS.items() if method.probes} == {"kto"}
     free = {name for name, method in METHODS.items() if not method.reference}
     assert free == {"sft", "simpo", "alphapo", "cpo", "orpo", "tpo", "tpo_l"}
+
+
+def test_denominators_by_hand() -> None:
+    """Rows, and the targets of the answers that a method imitates: of the pair two of the chosen
+    answer and one of the gold one; an answer in two units counts twice, as its likelihood does.
+    """
+    facts = a_pair().facts
+    for mix, expected in (
+        ({"dpo": 1}, {"rows": 1}),
+        ({"dpo": 1, "sft": 1}, {"rows": 1, "chosen": 2}),
+        ({"tpo": 1}, {"rows": 1, "gold": 1}),
+    ):
+        assert preference(mix).counts(facts) == expected
+    assert preference({"kto": 1}).counts(judged(1, -3, 0, good=[1, 0, 1]).facts) == {"rows": 3}
+    twice = Facts(
+        torch.tensor([0, 0, 1, 2]),
+        L=3,
+        members=torch.tensor([[0, 1], [0, 2]]),
+        numbers=torch.arange(2),
+    )
+    assert preference({"sft": 1}).counts(twice) == {"rows": 2, "chosen": 4}
+    columns = Columns(logs(1 / 2, 1 / 4, 1 / 16, 1 / 4))
+    assert value(preference({"sft": 1}), Batch(columns, twice)) == pytest.approx(TOKEN)
 
 
 # ------------------------------------------------------------------------------------------ options
@@ -451,7 +455,7 @@ def test_off_is_no_option() -> None:
     assert value(preference({"ipo": 1}, Options(beta=1, ld_alpha=1.0)), a_pair()) == pytest.approx(
         (3.5 * L - 0.5) ** 2
     )
-    assert preference({"kto": 1}, Options(weighting=False)).needs == {"entropy"}
+    assert not preference({"kto": 1}, Options(weighting=False)).read.collision
 
 
 @pytest.mark.parametrize(
@@ -488,32 +492,21 @@ def test_options_out_of_range_are_refused(name: str, options: dict[str, Any], me
 # ------------------------------------------------------------------------------------------ reports
 
 
-def reported(
-    loss: Loss,
-    batch: tuple[Scores, Facts, Denominators],
-    probes: tuple[Scores, Facts] | None = None,
-) -> dict[str, Any]:
-    scores, facts, _ = batch
-    before = probes or (scores, facts)
+def reported(loss: Loss, batch: Batch, probes: Batch | None = None) -> dict[str, Any]:
     assert loss.report is not None
-    values = loss.report(
-        scores, facts, loss.prepare([before[0]], [before[1]]) if loss.prepare else None
-    )
+    values = loss.report(batch.columns, batch.facts, prepared(loss, probes or batch))
     assert not any(v.requires_grad for v in values.values())
     return {name: pytest.approx(v.tolist()) for name, v in values.items()}
 
 
 def test_a_pairs_report_by_hand() -> None:
-    """β = 1. The KL estimate of a token is π_ref/π − 1 − log π_ref/π: of ratios 1, ½, 8 (and 4 of
-    the gold answer).
+    """β = 1. The KL estimate of a token is (log π/π_ref)²/2: of ratios 1, ½, 8 (and 4 of the gold
+    answer).
     """
-    scores, facts, denominators = a_pair()
-    scores = Scores(
-        scores.logprob, scores.leaf, scores.sequences, entropy=torch.tensor([1.0, 2, 3, 4])
-    )
-    assert reported(
-        preference({"dpo": 1, "sft": 1}, Options(beta=1)), (scores, facts, denominators)
-    ) == {
+    batch = a_pair()
+    columns = replace(batch.columns, entropy=torch.tensor([1.0, 2, 3, 4]))
+    loss = preference({"dpo": 1, "sft": 1}, Options(beta=1))
+    assert reported(loss, Batch(columns, batch.facts)) == {
         "rewards/chosen": [L],
         "rewards/rejected": [-3 * L],
         "rewards/margins": [4 * L],
@@ -551,16 +544,15 @@ def test_rewards_by_hand(
 
 
 def test_without_a_reference_no_kl_is_reported() -> None:
-    scores, facts, denominators = a_pair()
-    facts.pop("reference")
-    assert "kl" not in reported(preference({"simpo": 1}, Options()), (scores, facts, denominators))
+    batch = a_pair()
+    alone = Batch(batch.columns, replace(batch.facts, targets={}))
+    assert "kl" not in reported(preference({"simpo": 1}, Options()), alone)
 
 
 def test_an_undecided_pair_is_half_right() -> None:
     """As at the first step, where policy and reference are one model."""
-    scores, facts, denominators = a_pair()
-    facts["reference"] = scores.logprob.detach()
-    found = reported(preference({"dpo": 1}, Options()), (scores, facts, denominators))
+    batch = a_pair(reference=logs(1 / 2, 1 / 4, 1 / 16, 1 / 4))
+    found = reported(preference({"dpo": 1}, Options()), batch)
     assert (
         found["rewards/accuracies"] == [0.5]
         and found["rewards/margins"] == [0.0]

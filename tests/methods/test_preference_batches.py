@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from posttrain.core.types import Denominators, Facts, Loss, Scores
-from posttrain.methods.preference import ALIKE, METHODS, Options, preference
+from posttrain.core.types import Columns, Facts, Loss
+from posttrain.methods.preference import METHODS, Options, preference
 
+ALIKE = {"pairs": 2, "triples": 3, "labels": 1}  # answers a row
 VARIANTS: list[tuple[dict[str, float], dict[str, Any]]] = [
     *(({name: 1.0}, {}) for name in METHODS),
     (
@@ -63,35 +64,22 @@ class Batch:
             torch.randint(0, 2, (rows,), generator=rng),
         )
 
-    @property
-    def denominators(self) -> Denominators:
-        k = ALIKE[self.kind]
-        return Denominators(
-            targets=len(self.logprob),
-            sequences=k * len(self.lengths),
-            pairs=len(self.lengths) if k > 1 else 0,
-            chosen_targets=sum(one[0] for one in self.lengths) if k > 1 else 0,
-            gold_targets=sum(one[2] for one in self.lengths) if k > 2 else 0,
-        )
-
-    def forest(self, rows: list[int], logprob: Tensor | None = None) -> tuple[Scores, Facts]:
+    def forest(self, rows: list[int], logprob: Tensor | None = None) -> tuple[Columns, Facts]:
         """Some rows, in the order given."""
         ends = torch.tensor([sum(one) for one in self.lengths]).cumsum(0).tolist()
         at = torch.cat([torch.arange(ends[r] - sum(self.lengths[r]), ends[r]) for r in rows])
         flat = torch.tensor([n for r in rows for n in self.lengths[r]])
-        scores = Scores(
-            (self.logprob if logprob is None else logprob)[at],
+        policy = self.logprob if logprob is None else logprob
+        units = len(rows) if self.kind != "labels" else 0
+        facts = Facts(
             torch.repeat_interleave(flat),
-            len(flat),
-            collision=self.collision[at],
+            L=len(flat),
+            members=torch.arange(units * ALIKE[self.kind]).reshape(units, -1 if units else 0),
+            numbers=torch.tensor(rows[:units], dtype=torch.int64),
+            targets={"reference": self.reference[at]},
+            sequences={} if units else {"label": self.labels[torch.tensor(rows)].float()},
         )
-        facts: Facts = {"reference": self.reference[at], "number": torch.tensor(rows)}
-        if self.kind == "labels":
-            facts["label"] = self.labels[torch.tensor(rows)]
-        for k, name in enumerate(["chosen", "rejected", "gold"] if self.kind != "labels" else []):
-            if k < ALIKE[self.kind]:
-                facts[name] = torch.arange(len(rows)) * ALIKE[self.kind] + k
-        return scores, facts
+        return Columns(policy[at], collision=self.collision[at]), facts
 
 
 def run(
@@ -100,17 +88,21 @@ def run(
     """Value, gradient and what is reported, forest by forest."""
     cut = [batch.forest(rows) for rows in forests]
     before = cut if probes is None else [probes.forest(rows) for rows in forests]
-    statistics = (
-        loss.prepare([s for s, _ in before], [f for _, f in before]) if loss.prepare else None
-    )
+    statistics = None
+    if loss.prepare:
+        statistics = loss.prepare([c for c, _ in before], [f for _, f in before])
+    counts = dict[str, float]()
+    for _, facts in cut:
+        for name, count in loss.counts(facts).items():
+            counts[name] = counts.get(name, 0) + count
     total, values = 0.0, []
     batch.logprob.grad = None
     assert loss.report is not None
-    for scores, facts in cut:
-        value = loss.loss(scores, facts, statistics, batch.denominators)
+    for columns, facts in cut:
+        value = loss.loss(columns, facts, counts, statistics)
         value.backward()
         total += float(value.detach())
-        values.append(loss.report(scores, facts, statistics))
+        values.append(loss.report(columns, facts, statistics))
     assert batch.logprob.grad is not None
     return (
         total,
@@ -172,17 +164,14 @@ def test_gradients_by_finite_differences(mix: dict[str, float], options: dict[st
     statistics = loss.prepare([fixed[0]], [fixed[1]]) if loss.prepare else None
 
     def function(logprob: Tensor) -> Tensor:
-        scores, facts = batch.forest(every, logprob)
-        found = statistics
+        columns, facts = batch.forest(every, logprob)
+        coupled = statistics
         if loss.prepare and {"aot", "aot_unpaired"} & mix.keys():
-            found = loss.prepare([scores], [facts])
-        if "collision" in loss.needs:  # keeps log p − log Σp² at what it is
-            assert scores.collision is not None
+            coupled = loss.prepare([columns], [facts])
+        if loss.read.collision:  # keeps log p − log Σp² at what it is
             moved = (logprob - batch.logprob).detach()
-            scores = Scores(
-                scores.logprob, scores.leaf, scores.sequences, collision=scores.collision + moved
-            )
-        return loss.loss(scores, facts, found, batch.denominators)
+            columns = Columns(columns.logprob, collision=columns.collision + moved)
+        return loss.loss(columns, facts, loss.counts(facts), coupled)
 
     assert torch.autograd.gradcheck(
         function, (batch.logprob.detach().clone().requires_grad_(),), atol=1e-8
@@ -197,9 +186,9 @@ def test_aot_over_micro_batches_is_the_sorted_loss() -> None:
     another number.
     """
     batch = Batch.random("pairs", 6, 3)
-    scores, facts = batch.forest(list(range(6)))
+    columns, facts = batch.forest(list(range(6)))
     total = torch.zeros(12, dtype=torch.float64).index_add(
-        0, scores.leaf, scores.logprob - facts["reference"]
+        0, facts.leaf, columns.logprob - facts.targets["reference"]
     )
     chosen, rejected = total[0::2], total[1::2]
     for sort, expected in ((True, "aot_unpaired"), (False, "dpo")):

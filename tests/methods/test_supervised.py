@@ -8,15 +8,26 @@ import pytest
 import torch
 from torch import Tensor
 
-from posttrain.core.types import Denominators, Loss, Scores
+from posttrain.core.types import Columns, Facts, Loss
 from posttrain.methods.supervised import METHODS, dft, neftune, nll
 
 LN2 = math.log(2)
 
 
-def scores(*probabilities: float) -> Scores:
-    logprob = torch.tensor(probabilities, dtype=torch.float64).log().requires_grad_()
-    return Scores(logprob, torch.zeros(len(probabilities), dtype=torch.int64), sequences=1)
+def facts_of(n: int) -> Facts:
+    """One sequence of n targets."""
+    leaf = torch.zeros(n, dtype=torch.int64)
+    none = torch.zeros(0, dtype=torch.int64)
+    return Facts(leaf, L=1, members=none.reshape(0, 0), numbers=none)
+
+
+def scored(*probabilities: float) -> Columns:
+    return Columns(torch.tensor(probabilities, dtype=torch.float64).log().requires_grad_())
+
+
+def value(method: Loss, probabilities: list[float], counts: dict[str, float]) -> float:
+    columns = scored(*probabilities)
+    return float(method.loss(columns, facts_of(len(probabilities)), counts, None).detach())
 
 
 def grad(loss: Tensor, of: Tensor) -> list[float]:
@@ -27,8 +38,8 @@ def test_nll_by_hand() -> None:
     """p = ½, ¼, 1 of a global batch of 5 targets: (ln 2 + 2 ln 2 + 0) / 5; every target pulls with
     −1/5.
     """
-    batch = scores(0.5, 0.25, 1.0)
-    loss = nll(batch, None, None, Denominators(targets=5, sequences=1))
+    batch = scored(0.5, 0.25, 1.0)
+    loss = nll(batch, facts_of(3), {"targets": 5}, None)
     assert float(loss.detach()) == pytest.approx(3 * LN2 / 5)
     assert grad(loss, batch.logprob) == pytest.approx([-0.2] * 3)
 
@@ -37,8 +48,8 @@ def test_dft_by_hand() -> None:
     """The same targets, each weighed by its own p: (½ ln 2 + ¼·2 ln 2 + 0) / 5; the pull is −p/5,
     for the weight is fixed.
     """
-    batch = scores(0.5, 0.25, 1.0)
-    loss = dft(batch, None, None, Denominators(targets=5, sequences=1))
+    batch = scored(0.5, 0.25, 1.0)
+    loss = dft(batch, facts_of(3), {"targets": 5}, None)
     assert float(loss.detach()) == pytest.approx(LN2 / 5)
     assert grad(loss, batch.logprob) == pytest.approx([-0.1, -0.05, -0.2])
 
@@ -57,7 +68,7 @@ def differences(function: object, z: Tensor, step: float = 1e-6) -> Tensor:
 def through(loss: object, z: Tensor, target: Tensor) -> Tensor:
     """A loss of logits [N, V]."""
     logprob = z.log_softmax(-1).gather(1, target[:, None])[:, 0]
-    return loss(Scores(logprob, target * 0, 1), None, None, Denominators(targets=7, sequences=1))  # type: ignore[operator]
+    return loss(Columns(logprob), facts_of(len(z)), {"targets": 7}, None)  # type: ignore[operator]
 
 
 def test_gradients_by_finite_differences() -> None:
@@ -85,20 +96,16 @@ def test_micro_batches_add_up_whatever_their_size(name: str) -> None:
     """
     method: Loss = METHODS[name]
     probabilities = [0.5, 0.25, 0.125, 0.9, 0.01, 0.3]
-    denominators = Denominators(targets=6, sequences=3)
-    whole = float(method.loss(scores(*probabilities), None, None, denominators).detach())
     parts = [probabilities[:1], probabilities[1:4], probabilities[4:]]
-    added = sum(float(method.loss(scores(*p), None, None, denominators).detach()) for p in parts)
+    counts = [method.counts(facts_of(len(part))) for part in parts]
+    total = {"targets": sum(count["targets"] for count in counts)}
+    assert total == {"targets": 6} == method.counts(facts_of(6))
+    whole = value(method, probabilities, total)
+    added = sum(value(method, part, total) for part in parts)
     assert added == pytest.approx(whole, rel=1e-12)
-    of_means = (
-        sum(
-            float(method.loss(scores(*p), None, None, Denominators(len(p), 1)).detach())
-            for p in parts
-        )
-        / 3
-    )
-    assert abs(of_means - whole) > 0.01
-    assert method.prepare is None and method.per_target
+    means = [value(method, part, count) for part, count in zip(parts, counts, strict=True)]
+    assert abs(sum(means) / 3 - whole) > 0.01
+    assert method.prepare is None and method.additive
 
 
 # ------------------------------------------------------------------------------------------ NEFTune
