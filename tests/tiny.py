@@ -203,7 +203,7 @@ def seq(tokens: Many[int], trained: Many[int] | None = None) -> Sequence:
     return Sequence(np.array(tokens, np.int64), mask)
 
 
-def tree(*sequences: Sequence, units: Many[Many[int]] = (), **facts: Many[float]) -> Tree:
+def tree_of(*sequences: Sequence, units: Many[Many[int]] = (), **facts: Many[float]) -> Tree:
     """A tree, and units of its sequences' places with their facts, a value for each unit."""
     made = []
     for u, members in enumerate(units):
@@ -235,7 +235,7 @@ def random_tree(choose: Choose, segment: int = 5) -> Tree:
     grow([], 1)
     if choose(3) == 0:
         paths.insert(choose(len(paths) + 1), paths[choose(len(paths))])
-    return tree(*(seq(path, [choose(3) > 0 for _ in path]) for path in paths))
+    return tree_of(*(seq(path, [choose(3) > 0 for _ in path]) for path in paths))
 
 
 def random_trees(seed: int, trees: int = 3, segment: int = 5) -> list[Tree]:

@@ -14,7 +14,7 @@ import transformers.utils.chat_template_utils as theirs
 
 from posttrain.core.errors import DataError, ModelError
 from posttrain.data.chat import Chat
-from posttrain.data.forest import Sequence, plant
+from posttrain.data.forest import Sequence, Tree, collate
 from posttrain.data.formats import Example, Format
 from posttrain.data.rows import Row
 from posttrain.data.tokens import Encoder
@@ -161,8 +161,8 @@ def test_an_answer_is_trained_whole_and_up_to_its_end(taken: Any) -> None:
 def test_branches_share_what_they_share(taken: Any) -> None:
     branched = 0
     for row, name, one in taken:
-        tree = tuple(Sequence(np.array(e.ids), e.mask()) for e in one.encoded)
-        forest = plant([tree])
+        tree = Tree(tuple(Sequence(np.array(e.ids), e.mask()) for e in one.encoded))
+        forest = collate([tree])
         total = sum(len(e.ids) for e in one.encoded)
         assert sum(span.end - span.start for e in one.encoded for span in e.spans) == forest.N, (
             row.name,

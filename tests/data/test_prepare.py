@@ -61,7 +61,7 @@ def test_the_completion_and_the_end_are_trained() -> None:
     (one,) = tokenise(rows(pair("ab", "cd")), PLAIN).sequences
     assert one.tokens.tolist() == [*ids("abcd"), STOP]
     assert one.trained.tolist() == [False, False, True, True, True]
-    assert one.targets == 3
+    assert one.N == 3
 
 
 def test_text_is_trained_whole_but_for_the_first_token() -> None:

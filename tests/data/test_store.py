@@ -19,7 +19,7 @@ sequences = st.lists(
         np.array([p[0] for p in pairs], np.int64), np.array([p[1] for p in pairs])
     )
 )
-trees = st.lists(sequences, min_size=1, max_size=4).map(tuple)
+trees = st.lists(sequences, min_size=1, max_size=4).map(lambda some: Tree(tuple(some)))
 
 
 def write(folder: Path, some: list[Tree]) -> Path:
@@ -52,8 +52,8 @@ def test_trees_of_several_folders_come_back_in_order(
 
 
 def test_a_tree_takes_four_bytes_a_token_and_eight_a_sequence_and_a_tree(tmp_path: Path) -> None:
-    one = Sequence(np.arange(100), np.ones(100, bool))
-    write(tmp_path, [(one, one), (one,)])
+    sequence = Sequence(np.arange(100), np.ones(100, bool))
+    write(tmp_path, [Tree((sequence, sequence)), Tree((sequence,))])
     assert {p.name: p.stat().st_size for p in tmp_path.iterdir()} == {
         "tokens": 1200,
         "sequences": 24,

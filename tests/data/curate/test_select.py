@@ -301,8 +301,8 @@ def test_an_embedding_is_the_mean_of_the_final_states(tmp_path: Path) -> None:
         "x" * 200,
     ]
     found = embedder(policy, 32)(texts)
-    network = policy.model.network
-    with torch.no_grad(), policy.model.stock_attention():
+    network = policy.network.inner
+    with torch.no_grad(), policy.network.stock_attention():
         for text, one in zip(texts, found, strict=True):
             ids = torch.tensor([policy.tokenizer(text)["input_ids"][:32] or [0]])
             expected = network.model(input_ids=ids, use_cache=False).last_hidden_state[0].mean(0)
