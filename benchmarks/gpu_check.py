@@ -30,7 +30,7 @@ import transformers
 from transformers import AutoModelForCausalLM
 
 from posttrain.data.forest import Sequence, Tree, forests
-from posttrain.engine.model import Model, probe_forest
+from posttrain.engine.admission import admitted, probe_forest
 from posttrain.engine.policy import Policy
 from posttrain.engine.sampler import Sampling
 from posttrain.engine.settings import OptimiserSettings
@@ -82,15 +82,15 @@ def family_deviation(config: Any) -> tuple[str, float, float]:
     network = AutoModelForCausalLM.from_config(config)
     gradients = []
     for device in ("cpu", "cuda"):
-        model = Model(network.to(device))
-        policy = Policy(model, None)
+        policy = Policy(admitted(network.to(device)), None)
         policy.forward_backward([probe_forest(211)], METHODS["nll"])
         gradients.append(
             torch.cat([p.grad.flatten().cpu() for p in network.parameters() if p.grad is not None])
         )
         network.zero_grad()
     difference = float((gradients[1] - gradients[0]).norm() / gradients[0].norm())
-    return model.mode, model.admission.deviation, difference
+    admission = policy.network.admission
+    return admission.mode, admission.deviation, difference
 
 
 def steps(
@@ -99,11 +99,11 @@ def steps(
     """Losses and tokens/s of n training steps on consecutive batches."""
     losses, rates = [], []
     for i in range(n):
-        here = forests([trees[(i * batch + j) % len(trees)] for j in range(batch)], budget)
+        here = policy.pack([trees[(i * batch + j) % len(trees)] for j in range(batch)], budget)
         begin = time.perf_counter()
         losses.append(policy.forward_backward(here, METHODS["nll"]).loss)
         policy.step()
-        if policy.model.device.type == "cuda":
+        if policy.device.type == "cuda":
             torch.cuda.synchronize()
         rates.append(sum(f.T for f in here) / (time.perf_counter() - begin))
     return losses, rates
@@ -112,7 +112,7 @@ def steps(
 def random_trees(n: int, vocabulary: int, median: int) -> list[Tree]:
     rng = np.random.default_rng(0)
     lengths = np.clip(rng.lognormal(np.log(median), 0.9, n), 16, 2048).astype(int)
-    return [(Sequence(rng.integers(0, vocabulary, k), np.ones(k, bool)),) for k in lengths]
+    return [Tree((Sequence(rng.integers(0, vocabulary, k), np.ones(k, bool)),)) for k in lengths]
 
 
 def main() -> int:
@@ -176,7 +176,7 @@ def main() -> int:
     )
     result["loss"] = {"cpu": slow, "cuda": fast}
     result["tokens_per_second"] = {"28M, batch 8": statistics.median(rates[5:])}
-    prompts = [s.tokens[:12].tolist() for s, *_ in trees[:32]]
+    prompts = [tree[0].tokens[:12].tolist() for tree in trees[:32]]
     drawn = gpu.sample(prompts, Sampling(max_tokens=32, seed=1, n=4))
     once = gpu.sample(prompts[:1], Sampling(max_tokens=32, seed=1, n=4))
     result["sampled"] = gpu.tokenizer.decode(drawn[0].tokens)
@@ -228,10 +228,10 @@ def main() -> int:
     )
     with torch.device("cuda"):
         network = AutoModelForCausalLM.from_config(config)
-    model = Model(network)
-    check("0.6B Qwen3 (random): forest against paths alone, nats", model.admission.deviation, 1e-3)
+    big = Policy(admitted(network), None)
+    off = big.network.admission.deviation
+    check("0.6B Qwen3 (random): forest against paths alone, nats", off, 1e-3)
     network.to(torch.bfloat16)
-    big = Policy(model, None)
     big.train_with(OptimiserSettings(learning_rate=1e-5))  # type: ignore[call-arg]
     torch.cuda.reset_peak_memory_stats()
     _, rates = steps(big, random_trees(600, 151936, 350), 12, 64, 16384)

@@ -21,6 +21,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Sequence as Many
 from pathlib import Path
 from typing import Any
 
@@ -30,18 +31,21 @@ import transformers
 from gpu_check import FAMILIES
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from posttrain.core.types import Read
 from posttrain.data.chat import Chat
+from posttrain.data.examples import Examples, Mismatched
 from posttrain.data.forest import Sequence, Tree
+from posttrain.data.plan import Plan
 from posttrain.data.prepare import prepare
 from posttrain.data.settings import Source
 from posttrain.data.store import Trees
 from posttrain.data.tokens import Encoder
-from posttrain.engine.batch import Mismatched, Rows
+from posttrain.engine.admission import admitted
 from posttrain.engine.learner import Learner
-from posttrain.engine.model import Model
 from posttrain.engine.policy import Policy
 from posttrain.engine.reward import RewardModel
 from posttrain.engine.settings import OptimiserSettings
+from posttrain.engine.source import Batch, Offline, Rows, tree_scores
 from posttrain.methods.preference import Options, preference
 from posttrain.methods.reward import bradley_terry
 
@@ -59,70 +63,63 @@ def pairs(n: int, vocabulary: int, median: int, seed: int = 0) -> list[Tree]:
             rng.integers(0, vocabulary, k)
             for k in (said, max(4, int(said * rng.lognormal(0, 0.3))))
         ]
-        out.append(
-            tuple(
-                Sequence(
-                    np.concatenate([prompt, a])[:2048],
-                    np.arange(len(prompt) + len(a))[:2048] >= len(prompt),
-                )
-                for a in answers
-            )
-        )
+        trained = np.arange(2048) >= len(prompt)
+        sequences = []
+        for answer in answers:
+            tokens = np.concatenate([prompt, answer])[:2048]
+            sequences.append(Sequence(tokens, trained[: len(tokens)]))
+        out.append(Tree(tuple(sequences)))
     return out
 
 
-def rows(trees: list[Tree], *, labelled: bool = False, seed: int = 1) -> Rows:
-    """With made-up reference log-probabilities, and for labels with probes."""
+def whole(trees: list[Tree], method: str, seed: int = 1) -> Batch:
+    """All trees as one batch, with made-up reference log-probabilities; KTO's with labels and
+    probes.
+    """
     rng = np.random.default_rng(seed)
 
-    def drawn(some: Any) -> list[np.ndarray]:
-        return [
-            np.log(rng.uniform(0.001, 0.1, sum(s.targets for s in tree))).astype(np.float32)
-            for tree in some
-        ]
+    def drawn(trees: Many[Tree]) -> list[np.ndarray]:
+        return [np.log(rng.uniform(0.001, 0.1, tree.N)).astype(np.float32) for tree in trees]
 
-    if not labelled:
-        return Rows(trees, 2, reference=drawn(trees))
-    probes = Mismatched(trees, 0, 2048)
-    return Rows(
-        trees,
-        1,
-        [np.array([1, 0], np.float32)] * len(trees),
-        labelled=True,
-        reference=drawn(trees),
-        probes=probes,
-        probe_reference=drawn(probes),
-    )
+    plan = Plan(len(trees), len(trees), 0)
+    if method == "reward":
+        return Offline(Rows(Examples(trees, "pairs")), plan).take(range(len(trees)))
+    if method != "kto":
+        return Offline(Rows(Examples(trees, "pairs"), drawn), plan).take(range(len(trees)))
+    labels = [np.array([1, 0], np.float32)] * len(trees)
+    rows = Rows(Examples(trees, "labels", labels), drawn)
+    probes = Rows(Mismatched(trees, 0, 2048), drawn)
+    return Offline(rows, plan, probes).take(range(len(trees)))
 
 
-def compare(learners: dict[str, Learner], loss: Any, some: Rows) -> tuple[float, float]:
+def compare(learners: dict[str, Learner], loss: Any, batch: Batch) -> tuple[float, float]:
     """Differences of loss and of gradients, relative."""
     found = {}
     for device, learner in learners.items():
-        batch = some.batch(range(len(some)), 512, shared=learner.model.mode == "forest")
-        value = learner.forward_backward(batch.forests, loss, batch.facts, probes=batch.probes).loss
-        network = learner.model.network
-        found[device] = (
-            value,
-            torch.cat([p.grad.flatten().cpu() for p in network.parameters() if p.grad is not None]),
-        )
-        network.zero_grad()
+        probes = None if batch.probes is None else learner.pack(batch.probes, 512)
+        measured = learner.forward_backward(learner.pack(batch.trees, 512), loss, probes=probes)
+        inner = learner.network.inner
+        gradients = [p.grad.flatten().cpu() for p in inner.parameters() if p.grad is not None]
+        found[device] = measured.loss, torch.cat(gradients)
+        inner.zero_grad()
     (a, g), (b, h) = found["cpu"], found["cuda"]
     return abs(a - b) / abs(a), float((g - h).norm() / g.norm())
 
 
-def train(policy: Policy, trees: Trees, steps: int, batch: int) -> tuple[list[float], list[float]]:
+def train(
+    policy: Policy, trees: Many[Tree], steps: int, batch: int
+) -> tuple[list[float], list[float]]:
     """Losses and pairs/s of DPO steps, held against a frozen copy."""
-    reference = policy.reference("copy")
+    reference = tree_scores(policy, policy.reference("copy"), 16384)
     policy.train_with(OptimiserSettings(learning_rate=3e-5))  # type: ignore[call-arg]
-    some, loss = Rows(trees, 2, reference=reference), preference({"dpo": 1}, Options())
+    rows, loss = Rows(Examples(trees, "pairs"), reference), preference({"dpo": 1}, Options())
     losses, rates = [], []
     for i in range(steps):
         begin = time.perf_counter()
-        made = some.batch([(i * batch + k) % len(trees) for k in range(batch)], 16384, shared=True)
-        losses.append(policy.forward_backward(made.forests, loss, made.facts).loss)
+        taken = rows.take([(i * batch + k) % len(trees) for k in range(batch)])
+        losses.append(policy.forward_backward(policy.pack(taken, 16384), loss).loss)
         policy.step()
-        if policy.model.device.type == "cuda":
+        if policy.device.type == "cuda":
             torch.cuda.synchronize()
         rates.append(batch / (time.perf_counter() - begin))
     return losses, rates
@@ -180,24 +177,23 @@ def tiny(check: Any) -> None:
         twin = AutoModelForCausalLM.from_config(FAMILIES[name])
         twin.load_state_dict(network.state_dict())
         both: dict[str, Learner] = {
-            "cpu": Policy(Model(network), None),
-            "cuda": Policy(Model(twin.to("cuda")), None),
+            "cpu": Policy(admitted(network), None),
+            "cuda": Policy(admitted(twin.to("cuda")), None),
         }
         for method in ("dpo", "orpo", "kto"):
-            off = compare(
-                both, preference({method: 1}, Options()), rows(trees, labelled=method == "kto")
-            )
+            off = compare(both, preference({method: 1}, Options()), whole(trees, method))
             check(f"{name} {method}: loss and gradients CUDA against CPU, relative", max(off), 1e-4)
     torch.manual_seed(0)
     config = FAMILIES["llama"]
     config.num_labels, config.pad_token_id = 2, 0
     network, twin = (AutoModelForSequenceClassification.from_config(config) for _ in range(2))
     twin.load_state_dict(network.state_dict())
+    read = Read(logprob=False, reward="sequences")
     both = {
-        "cpu": RewardModel(Model(network), None),
-        "cuda": RewardModel(Model(twin.to("cuda")), None),
+        "cpu": RewardModel(admitted(network), None, read=read),
+        "cuda": RewardModel(admitted(twin.to("cuda")), None, read=read),
     }
-    off = compare(both, bradley_terry(), Rows(trees, 2))
+    off = compare(both, bradley_terry(), whole(trees, "reward"))
     check("reward model: loss and gradients CUDA against CPU, relative", max(off), 1e-4)
 
 
@@ -228,9 +224,10 @@ def real(args: Any, check: Any, result: dict[str, Any]) -> None:
             rates[5:]
         )
         judges = [RewardModel.load(args.model, device=device, seed=3) for device in ("cpu", "cuda")]
-        batch = Rows(trees, 2).batch(range(64), 8192, shared=True)
+        sample = [trees[i] for i in range(64)]
         a, b = (
-            torch.cat([one.reward.cpu() for one in judge.score(batch.forests)]) for judge in judges
+            torch.cat([columns.reward.cpu() for columns in judge.score(judge.pack(sample, 8192))])
+            for judge in judges
         )
         check(
             "rewards, bfloat16 trunk against float32: mean |Δ| over their spread",
@@ -254,11 +251,10 @@ def big(result: dict[str, Any]) -> None:
     )
     with torch.device("cuda"):
         network = AutoModelForCausalLM.from_config(config)
-    model = Model(network)
+    policy, trees = Policy(admitted(network), None), pairs(200, 151936, 350)
     network.to(torch.bfloat16)
-    policy, trees = Policy(model, None), pairs(200, 151936, 350)
     torch.cuda.reset_peak_memory_stats()
-    _, rates = train(policy, trees, 12, 16)  # type: ignore[arg-type]
+    _, rates = train(policy, trees, 12, 16)
     result["pairs_per_second"]["0.6B, 16 pairs a step, a live reference"] = statistics.median(
         rates[4:]
     )

@@ -94,18 +94,18 @@ def split(source: Path, folder: Path) -> tuple[Path, Path]:
 
 def score(model: Path, rows: Path, corpus: Corpus) -> tuple[list[float], list[int]]:
     """Summed loss (nats) and number of targets of every held-out sequence, in file order."""
-    from posttrain.data.forest import forests
     from posttrain.engine.policy import Policy
 
     policy = Policy.load(model)
     trees = record.trees(
         sourced(rows, corpus), policy.tokenizer, corpus.template, OPTIONS["max-length"]
     )
-    sums, counts = [0.0] * len(trees), [tree[0].targets for tree in trees]
-    for forest in forests(trees, 4096, shared=policy.model.mode == "forest"):
-        (scores,) = policy.score([forest])
-        for leaf, number in enumerate(forest.sequence.tolist()):
-            sums[number] = -float(scores.logprob[scores.leaf == leaf].double().sum())
+    sums, counts = [0.0] * len(trees), [tree.N for tree in trees]
+    for forest in policy.pack(trees, 4096):
+        (columns,) = policy.score([forest])
+        losses = forest.facts.sums(-columns.logprob.double().cpu()).tolist()
+        for number, loss in zip(forest.sequence.tolist(), losses, strict=True):
+            sums[number] = loss
     return sums, counts
 
 
@@ -191,7 +191,7 @@ def small_model(shared: Path) -> dict[str, Any]:
     import transformers
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from posttrain.data.forest import Sequence, forests
+    from posttrain.data.forest import Sequence, Tree, forests
     from posttrain.engine.policy import Policy
 
     transformers.utils.logging.disable_progress_bar()
@@ -199,9 +199,8 @@ def small_model(shared: Path) -> dict[str, Any]:
     with gzip.open(shared / STORIES, "rt") as file:
         texts = [" ".join(json.loads(line)["text"].split())[:600] for line in islice(file, 20)]
     ids = [torch.tensor(tokenizer(text)["input_ids"]) for text in texts]
-    packed = forests(
-        [(Sequence(i.numpy(), torch.ones(len(i), dtype=torch.bool).numpy()),) for i in ids], 2048
-    )
+    sequences = [Sequence(i.numpy(), torch.ones(len(i), dtype=torch.bool).numpy()) for i in ids]
+    packed = forests([Tree((sequence,)) for sequence in sequences], 2048)
     plain = AutoModelForCausalLM.from_pretrained(
         shared / SMALL, dtype=torch.float32, attn_implementation="eager"
     )
@@ -220,7 +219,7 @@ def small_model(shared: Path) -> dict[str, Any]:
 
     ours, theirs = both()
     plain.double()
-    policy.model.network.double()
+    policy.network.double()
     exact_ours, exact_theirs = both()
     return {
         "text": STORIES,

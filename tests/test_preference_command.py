@@ -535,10 +535,10 @@ def test_killed_at_any_step_it_ends_with_the_same_weights(
     assert lives.wait(lives.live(whole)) == 0
     broken = [one.replace("/whole", "/broken") for one in whole]
     import posttrain.engine.learner as learner
-    import posttrain.engine.reference as reference
+    import posttrain.engine.source as source
 
     deaths = [lives._after(learner.Learner, "step", n) for n in (2, 2)]
-    deaths += [lives._after(reference, "by_tree", 1)] if METHODS[method].reference else []
+    deaths += [lives._after(source, "by_tree", 1)] if METHODS[method].reference else []
     for death in reversed(deaths):
         assert lives.wait(lives.live(broken, death)) == -9
     assert lives.wait(lives.live(broken)) == 0

@@ -219,7 +219,7 @@ def test_the_rate_of_the_head_is_ten_times_the_trunks(data: Path, tmp_path: Path
     """One step of Adam moves every weight that has a gradient by its rate: 1e-5, and of the head
     1e-4.
     """
-    start = RewardModel.load(data / "tiny", device="cpu", seed=0).model.network.state_dict()
+    start = RewardModel.load(data / "tiny", device="cpu", seed=0).network.inner.state_dict()
     outcome = posttrain.reward_model(
         model=data / "tiny",
         data=data / "train.jsonl",
@@ -251,7 +251,7 @@ def test_margins_heads_and_center_are_in_the_loss(data: Path, tmp_path: Path) ->
         quiet=True,
     )
     model = RewardModel.load(data / "tiny", device="cpu", heads=2)
-    model.converse(AutoTokenizer.from_pretrained(out.model).chat_template, "<|end|>")
+    model.set_chat(AutoTokenizer.from_pretrained(out.model).chat_template, "<|end|>")
     model.save(tmp_path / "start")
     words, total = AutoTokenizer.from_pretrained(out.model), 0.0
     network = AutoModelForSequenceClassification.from_pretrained(tmp_path / "start")

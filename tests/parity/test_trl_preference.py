@@ -12,8 +12,8 @@ out. Those losses are held to numbers by hand only (tests/methods).
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +30,9 @@ from trl.experimental.tpo import TPOConfig, TPOTrainer
 
 from posttrain.core.errors import ConfigError
 from posttrain.core.types import Loss, Measured
-from posttrain.data.forest import Sequence, Tree
-from posttrain.engine.batch import Rows
+from posttrain.data.forest import Sequence, Tree, Unit
 from posttrain.engine.policy import Policy
+from posttrain.engine.source import Rows, tree_scores
 from posttrain.methods.preference import METHODS, Options, preference
 
 pytestmark = [  # of names that TRL uses and this transformers version renamed
@@ -188,43 +188,46 @@ def sequences(tokens: torch.Tensor, real: torch.Tensor, trained: torch.Tensor) -
 
 
 def trees(inputs: dict[str, Any]) -> list[Tree]:
-    """TRL's batch as our trees, each (chosen, rejected) or (chosen, rejected, gold)."""
+    """TRL's batch as our trees, each a unit of (chosen, rejected) or (chosen, rejected, gold)."""
     if "chosen_labels" in inputs:
-        sides = [
-            sequences(
-                inputs[f"{s}_input_ids"],
-                inputs[f"{s}_attention_mask"],
-                inputs[f"{s}_labels"] != -100,
-            )
-            for s in ("chosen", "rejected")
-        ]
-        return list(zip(*sides, strict=True))
-    every = sequences(inputs["input_ids"], inputs["attention_mask"], inputs["completion_mask"])
-    return list(zip(*(every[i : i + ROWS] for i in range(0, len(every), ROWS)), strict=True))
+        sides = []
+        for side in ("chosen", "rejected"):
+            trained = inputs[f"{side}_labels"] != -100
+            real = inputs[f"{side}_attention_mask"]
+            sides.append(sequences(inputs[f"{side}_input_ids"], real, trained))
+    else:
+        every = sequences(inputs["input_ids"], inputs["attention_mask"], inputs["completion_mask"])
+        sides = [every[i : i + ROWS] for i in range(0, len(every), ROWS)]
+    unit = Unit(tuple(range(len(sides))))
+    return [Tree(members, (unit,)) for members in zip(*sides, strict=True)]
 
 
 def ours(
-    policies: tuple[Policy, Policy], loss: Loss, found: list[Tree], **more: Any
+    policies: tuple[Policy, Policy], loss: Loss, trees: list[Tree], probes: list[Tree] | None = None
 ) -> tuple[Measured, dict[str, torch.Tensor]]:
     """The same batch through our engine, in several forests."""
     policy, other = policies
-    reference: Callable[..., Any] = lambda forests: [s.logprob for s in other.score(forests)]  # noqa: E731
-    if "probes" in more:
-        more["probe_reference"] = reference
-    data = Rows(found, together=loss.together, reference=reference, **more)
-    batch = data.batch(range(len(found)), BUDGET, shared=True)
-    assert len(batch.forests) > 1
-    policy.model.network.zero_grad()
-    measured = policy.forward_backward(batch.forests, loss, batch.facts, probes=batch.probes)
-    return measured, gradients(policy.model.network)
+    reference = tree_scores(other, other.logprobs, BUDGET)
+    forests = policy.pack(Rows(trees, reference).take(range(len(trees))), BUDGET)
+    assert len(forests) > 1
+    probed = None
+    if probes is not None:
+        probed = policy.pack(Rows(probes, reference).take(range(len(probes))), BUDGET)
+    policy.network.zero_grad()
+    measured = policy.forward_backward(forests, loss, probes=probed)
+    return measured, gradients(policy.network.inner)
 
 
 def same(
-    table: Table, what: str, policies: tuple[Policy, Policy], loss: Loss, other: Theirs, **more: Any
+    table: Table,
+    what: str,
+    policies: tuple[Policy, Policy],
+    loss: Loss,
+    other: Theirs,
+    batch: tuple[list[Tree], list[Tree] | None] | None = None,
 ) -> Measured:
     """Loss, gradients of all parameters and what is shown agree."""
-    found = more.pop("trees", None) or trees(other.inputs)
-    measured, mine = ours(policies, loss, found, **more)
+    measured, mine = ours(policies, loss, *(batch or (trees(other.inputs),)))
     assert measured.loss == pytest.approx(other.loss, rel=1e-5, abs=1e-6)
     assert farthest(mine, other.gradients) < 1e-4
     table.append((what, measured.loss, other.loss, ""))
@@ -447,19 +450,18 @@ def labelled(data: list[Row]) -> list[Row]:
     ]
 
 
-def kto_rows(inputs: dict[str, Any]) -> dict[str, Any]:
-    probes = (
-        sequences(inputs["KL_input_ids"], inputs["KL_attention_mask"], inputs["KL_completion_mask"])
-        if "KL_input_ids" in inputs
-        else None
-    )
-    every = sequences(inputs["input_ids"], inputs["attention_mask"], inputs["completion_mask"])
-    out = {
-        "trees": [(one,) for one in every],
-        "labelled": True,
-        "numbers": [np.array([int(one)]) for one in inputs["label"]],
-    }
-    return out | ({"probes": [(one,) for one in probes]} if probes else {})
+def kto_batch(inputs: dict[str, Any]) -> tuple[list[Tree], list[Tree] | None]:
+    """TRL's labelled answers as our trees, and its mismatched ones as our probes."""
+    probes = None
+    if "KL_input_ids" in inputs:
+        tokens, real = inputs["KL_input_ids"], inputs["KL_attention_mask"]
+        mismatched = sequences(tokens, real, inputs["KL_completion_mask"])
+        probes = [Tree((sequence,)) for sequence in mismatched]
+    answers = sequences(inputs["input_ids"], inputs["attention_mask"], inputs["completion_mask"])
+    labelled = []
+    for answer, label in zip(answers, inputs["label"], strict=True):
+        labelled.append(Tree((replace(answer, whole={"label": float(label)}),)))
+    return labelled, probes
 
 
 @pytest.mark.parametrize("swapped", [False, True], ids=["z at 0", "z above 0"])
@@ -496,7 +498,7 @@ def test_ktos_trainer(
         policies[turn],
         preference({name: 1}, Options(**options)),
         other,
-        **kto_rows(other.inputs),
+        kto_batch(other.inputs),
     )
     shows(
         measured,
@@ -681,8 +683,7 @@ def test_trls_micro_batches_are_means_of_means(
         )
         / 2
     )
-    data = kto_rows(whole.inputs)
-    measured, _ = ours(policies[::-1], preference({"kto": 1}), data.pop("trees"), **data)
+    measured, _ = ours(policies[::-1], preference({"kto": 1}), *kto_batch(whole.inputs))
     assert measured.loss == pytest.approx(whole.loss, rel=1e-5)
     assert abs(accumulated - whole.loss) > 1e-4
     table.append(("kto, accumulated", measured.loss, accumulated, why))

@@ -21,9 +21,8 @@ from tests.parity.test_trl_sft import SHAPE, farthest, gradients, make_tokenizer
 from transformers import LlamaConfig, LlamaForSequenceClassification
 from trl import RewardConfig, RewardTrainer
 
-from posttrain.core.types import Denominators, Facts, Loss, Rewards
-from posttrain.data.forest import Sequence
-from posttrain.engine.batch import Rows
+from posttrain.core.types import Columns, Facts, Loss
+from posttrain.data.forest import Sequence, Tree, Unit
 from posttrain.engine.reward import RewardModel
 from posttrain.methods.reward import bradley_terry
 
@@ -95,20 +94,22 @@ def ours(
 ) -> tuple[float, dict[str, torch.Tensor], Any]:
     """In micro-batches of `size` pairs."""
     total, values = 0.0, []
-    denominators = Denominators(targets=2 * PAIRS, sequences=2 * PAIRS, pairs=PAIRS)
     for i in range(0, PAIRS, size):
         at = torch.tensor([*range(i, i + size), *range(PAIRS + i, PAIRS + i + size)])
         part = {name: inputs[name][at] for name in ("input_ids", "attention_mask")}
-        reward = trainer.model(**part, use_cache=False).logits
-        facts: Facts = {"chosen": torch.arange(size), "rejected": torch.arange(size) + size}
-        if "margin" in inputs:
-            facts["margin"] = inputs["margin"][i : i + size]
-        scores = Rewards(reward, torch.arange(2 * size), 2 * size)
-        value = loss.loss(scores, facts, None, denominators)
+        columns = Columns(reward=trainer.model(**part, use_cache=False).logits)
+        facts = Facts(
+            torch.arange(2 * size),
+            L=2 * size,
+            members=torch.arange(2 * size).reshape(2, size).T,
+            numbers=torch.arange(i, i + size),
+            units={"margin": inputs["margin"][i : i + size]} if "margin" in inputs else {},
+        )
+        value = loss.loss(columns, facts, {"pairs": PAIRS}, None)
         value.backward()
         total += float(value.detach())
         assert loss.report is not None
-        values.append(loss.report(scores, facts, None))
+        values.append(loss.report(columns, facts, None))
     return (
         total,
         gradients(trainer.model),
@@ -176,28 +177,20 @@ def test_the_engine_has_trls_loss_and_gradients(
         ids[mask.bool()].numpy()
         for ids, mask in zip(inputs["input_ids"], inputs["attention_mask"], strict=True)
     ]
-    rows = Rows(
-        [
-            tuple(Sequence(ids, np.ones(len(ids), bool)) for ids in (every[i], every[PAIRS + i]))
-            for i in range(PAIRS)
-        ],
-        2,
-        numbers=[np.array([m], np.float32) for m in inputs["margin"].tolist()] if margin else None,
-    )
+    trees = []
+    for i in range(PAIRS):
+        answers = (every[i], every[PAIRS + i])
+        pair = tuple(Sequence(ids, np.ones(len(ids), bool)) for ids in answers)
+        unit = Unit((0, 1), {"margin": float(inputs["margin"][i])} if margin else {})
+        trees.append(Tree(pair, (unit,)))
     model = RewardModel.load(tmp_path / "model", device="cpu")
-    made_of = rows.batch(range(PAIRS), budget, shared=True)
-    assert (len(made_of.forests) > 1) == (budget == 50)
-    assert sum(forest.T for forest in made_of.forests) < int(
-        inputs["attention_mask"].sum()
-    )  # prompts are computed once
-    found = model.forward_backward(made_of.forests, bradley_terry(0.01), made_of.facts)
+    forests = model.pack(trees, budget)
+    assert (len(forests) > 1) == (budget == 50)
+    # prompts are computed once
+    assert sum(forest.T for forest in forests) < int(inputs["attention_mask"].sum())
+    found = model.forward_backward(forests, bradley_terry(0.01))
     assert found.loss == pytest.approx(expected, rel=1e-5)
-    assert farthest(gradients(model.model.network), gradient) < 1e-5
+    assert farthest(gradients(model.network.inner), gradient) < 1e-5
     table.append(
-        (
-            f"engine, {len(made_of.forests)} forests{' margin' if margin else ''}",
-            found.loss,
-            expected,
-            "",
-        )
+        (f"engine, {len(forests)} forests{' margin' if margin else ''}", found.loss, expected, "")
     )

@@ -30,7 +30,7 @@ from transformers import (
 from trl import SFTConfig, SFTTrainer
 
 from posttrain.core.errors import DataError
-from posttrain.data.forest import Sequence, forests
+from posttrain.data.forest import Sequence, Tree, forests
 from posttrain.data.prepare import Account
 from posttrain.engine.optimiser import rate
 from posttrain.engine.policy import Policy
@@ -279,9 +279,11 @@ def test_a_batch_has_trls_loss_and_gradients(
         expected = loss.item()
         theirs = gradients(trainer.model)
         sequences = known.batch(inputs)
-        got = policy.forward_backward(forests([(s,) for s in sequences], 128), METHODS[method]).loss
+        got = policy.forward_backward(
+            forests([Tree((s,)) for s in sequences], 128), METHODS[method]
+        ).loss
         assert abs(got - expected) < 1e-5 * min(1, expected)
-        assert farthest(gradients(policy.model.network), theirs) < 1e-4
+        assert farthest(gradients(policy.network.inner), theirs) < 1e-4
         seen += len(sequences)
     assert seen == len(rows)
     table.append(
@@ -340,7 +342,7 @@ def test_twenty_steps_have_trls_losses(
     )
     known = Lookup(ours(rows, policy.tokenizer).sequences)
     for step, batch in enumerate(batches):
-        trees = [(s,) for s in known.batch(batch)]
+        trees = [Tree((s,)) for s in known.batch(batch)]
         got = policy.forward_backward(forests(trees, 128), METHODS[method]).loss
         norm = policy.step(rate("linear", step, steps, 0))
         assert abs(got - losses[step]) < 1e-5 * min(1, losses[step]), f"step {step}"
@@ -351,7 +353,7 @@ def test_twenty_steps_have_trls_losses(
     assert abs(losses[-1] / losses[0] - 1) > 0.05, "the comparison is empty where nothing is learnt"
     assert max(norms) > clip, "clipping must have been at work"
     weights = dict(trainer.model.named_parameters())
-    final = {name: p.detach() for name, p in policy.model.network.named_parameters()}
+    final = {name: p.detach() for name, p in policy.network.inner.named_parameters()}
     assert farthest(final, {name: weights[name].detach() for name in final}) < 1e-3
 
 
