@@ -165,7 +165,7 @@ def test_the_numbers_of_a_run_are_those_of_plain_transformers(
     those of the exported folder in one padded batch.
     """
     start = RewardModel.load("embedded", device="cpu", seed=0)
-    start.converse(AutoTokenizer.from_pretrained(trained / "model").chat_template, "<|end|>")
+    start.set_chat(AutoTokenizer.from_pretrained(trained / "model").chat_template, "<|end|>")
     start.save(tmp_path / "start")
     records, found = log(trained), summary(trained)
     first = next(one for one in records if one["step"] == 1)

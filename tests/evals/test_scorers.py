@@ -42,8 +42,8 @@ def made(folder: Path, *, process: bool = False, heads: int = 2, **notes: Any) -
     from posttrain.data.chat import Chat
 
     chat = Chat(model.tokenizer)
-    model.converse(chat.template, chat.stop)
-    model.remember(notes)
+    model.set_chat(chat.template, chat.stop)
+    model.set_written(notes)
     model.save(folder / "rm")
     return folder / "rm"
 

@@ -12,7 +12,7 @@ The reference is the model that training starts from, or another. Its log-probab
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -21,9 +21,6 @@ from posttrain.core.settings import Settings, assemble
 from posttrain.engine.settings import OptimiserSettings
 from posttrain.stages import dataset, training
 from posttrain.stages.training import Outcome, TrainingSettings
-
-if TYPE_CHECKING:
-    pass
 
 MethodName = Literal[
     "dpo",
@@ -51,11 +48,6 @@ MethodName = Literal[
     "bco",
     "apo_zero_unpaired",
 ]
-ANSWER = 64  # tokens of an answer that is written to see how long answers are
-AGREES = {
-    "cpu": 1e-4,
-    "cuda": 0.5,
-}  # nats a token by which reference and start may differ, in float32 and in bfloat16
 
 
 class PreferenceOptimiser(OptimiserSettings):

@@ -27,6 +27,8 @@ from posttrain.stages.dataset import Dataset
 from posttrain.stages.objectives.objective import Setup
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from posttrain.data.examples import Kind
     from posttrain.data.forest import Sequence
     from posttrain.engine.loop import Run
@@ -44,6 +46,11 @@ class Agreement:
     mean: float
     percentile: float  # the 99th
     most: float
+
+    def allows(self, gaps: Tensor) -> bool:
+        """Whether differences of log-probabilities [N], nats, are within all three limits."""
+        mean, percentile, most = float(gaps.mean()), float(gaps.quantile(0.99)), float(gaps.max())
+        return mean <= self.mean and percentile <= self.percentile and most <= self.most
 
 
 # in float32, and in bfloat16, where rare tokens are off by rounding alone
@@ -357,15 +364,13 @@ def _check_agreement(run: Run, observer: ConsoleObserver) -> None:
         gaps.append((logprob.float().cpu() - forest.facts.targets["reference"]).abs())
     off = torch.cat(gaps)
     mean, most = float(off.mean()), float(off.max())
-    percentile = float(off.quantile(0.99))
-    observer.note(
-        "reference",
-        f"agrees with the model that training starts from within {most:.0e} nats a token",
-    )
-    limit = AGREEMENT[learner.device.type]
-    if not (mean <= limit.mean and percentile <= limit.percentile and most <= limit.most):
+    if not AGREEMENT[learner.device.type].allows(off):
         raise PosttrainError(
             "the reference is not the model that training starts from: log-probabilities differ by"
             f" {mean:.2g} nats a token on average and {most:.2g} at most",
             cure="remove --reference-cache, or give --reference copy",
         )
+    observer.note(
+        "reference",
+        f"agrees with the model that training starts from within {most:.0e} nats a token",
+    )
