@@ -128,13 +128,13 @@ def test_the_end_token_is_not_shown(voice: Voice, monkeypatch: pytest.MonkeyPatc
         words.convert_tokens_to_ids(making.END),
     ]
 
-    def scripted(_model: Any, prompts: Any, params: Sampling, told: Any) -> Any:
+    def scripted(_network: Any, prompts: Any, params: Sampling, told: Any, _seeds: Any) -> Any:
         assert params.stop == voice.policy.stops and script[-1] in voice.policy.stops
         for token in script:
             told(0, 0, token)
         return [type("Done", (), {"finished": True})]
 
-    monkeypatch.setattr("posttrain.serve.voice.sample", scripted)
+    monkeypatch.setattr("posttrain.engine.sampler.sample", scripted)
     answer = voice.answer(HELLO, Sampling(), lambda _: None)
     assert (answer.text, answer.tokens, answer.finished) == ("ok", 3, True)
 
