@@ -17,6 +17,7 @@ so, or is refused with the reason.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import math
@@ -34,10 +35,10 @@ from posttrain.core.files import sha256_json
 from posttrain.core.seeds import generator
 from posttrain.core.types import Read
 from posttrain.data.forest import Sequence, TokenForest, Tree, collate
-from posttrain.engine.modes import MODES, Admission, Mode
+from posttrain.engine.modes import MODES, TOLERANCE, Admission, Mode
 from posttrain.engine.network import Network, quiet, trunk_of
 
-TOLERANCE = 1e-3  # nats, in float32; models that agree do so within 1e-5, others are off by 0.1
+NOISE = 1e-2  # nats by which a model's own calls may differ, at the scale its config draws
 LOW_MEAN, LOW_MOST = 0.05, 1.0  # nats, mean and largest, in half precision or less
 LONGEST_PROBE = 1024  # tokens; a threshold beyond this is not probed
 SMALL_VOCABULARY = 128
@@ -85,7 +86,9 @@ def _verified(inner: PreTrainedModel, verdict: Admission) -> Network:
     forest = probe_forest(network.vocabulary).to(network.device)
     off = (_scores(network, forest) - _paths_alone(network, forest)).abs()
     exact = torch.finfo(network.dtype).bits >= 32
-    close = off.max() < TOLERANCE if exact else off.mean() < LOW_MEAN and off.max() < LOW_MOST
+    close = (
+        off.max() < verdict.tolerance if exact else off.mean() < LOW_MEAN and off.max() < LOW_MOST
+    )
     if not bool(close):
         raise ModelError(
             f"{name} is refused: with these weights {MODES[verdict.mode]} is off by"
@@ -172,9 +175,9 @@ def _probe(inner: PreTrainedModel) -> Admission:
     for scale in (SCALE, 1.0):
         copied = _small_copy(inner, scale)
         if copied is None:  # its class cannot be made from its config alone: the model itself
-            return _compared(name, inner, own)
+            return _compared(name, inner, own, NOISE)
         try:
-            return _compared(name, copied, own)
+            return _compared(name, copied, own, TOLERANCE if scale != 1.0 else NOISE)
         except _Chaotic as chaotic:
             error = chaotic
     assert error is not None
@@ -209,7 +212,8 @@ def _small_copy(inner: PreTrainedModel, scale: float) -> PreTrainedModel | None:
         if text is not config:
             _small_vocabulary(config)
             _few_vision_layers(config)
-        shrink(text, inner)
+        with contextlib.suppress(AttributeError):  # a list that follows from other settings
+            shrink(text, inner)
         if hasattr(config, "quantization_config"):
             del config.quantization_config
         config.dtype = torch.float32
@@ -258,7 +262,7 @@ def _few_layers(config: Any, inner: PreTrainedModel) -> None:
         first = sorted(kinds.index(kind) for kind in set(kinds))
         if len(first) < 2:
             first = [0, 1]
-        config.layer_types = [kinds[i] for i in first]
+        config.layer_types = [kinds[i] for i in first]  # first: it may not be ours to set
         config.num_hidden_layers = len(first)
         for name in ("mlp_layer_types", "num_attention_heads_per_layer", "no_rope_layers"):
             listed = getattr(config, name, None)
@@ -307,13 +311,14 @@ def _draw(model: nn.Module, scale: float) -> None:
 
 
 @torch.no_grad()
-def _compared(name: str, inner: PreTrainedModel, own: str) -> Admission:
+def _compared(name: str, inner: PreTrainedModel, own: str, noise: float) -> Admission:
     """Score a random forest in every mode, best first, and take the first that agrees with every
     path run alone.
 
     Args:
         name: of the class.
         own: transformers' attention that the model came with.
+        noise: nats by which a path among others may differ from the same path alone.
     Raises:
         ModelError: none agrees.
     """
@@ -322,7 +327,8 @@ def _compared(name: str, inner: PreTrainedModel, own: str) -> Admission:
     embeddings: Any = inner.get_input_embeddings()
     rows = int(embeddings.weight.shape[0])
     forest = probe_forest(rows, max(reach) + 8 if reach else 0).to(inner.device)
-    network, truth = _truth(name, inner, forest)
+    network, truth, off = _truth(name, inner, forest, noise)
+    verdict = Admission(noise=off)
 
     def deviation() -> float:
         return float((_scores(network, forest) - truth).abs().max())
@@ -336,7 +342,7 @@ def _compared(name: str, inner: PreTrainedModel, own: str) -> Admission:
         off = deviation()
     except Exception:
         off = math.inf
-    if not off < TOLERANCE:
+    if not off < verdict.tolerance:
         reasons.append(
             f"{name}: transformers' {own} attention is off by {off:.2g} nats; sampling uses eager"
         )
@@ -349,16 +355,21 @@ def _compared(name: str, inner: PreTrainedModel, own: str) -> Admission:
             first = str(error).splitlines()[0] if str(error) else ""
             reasons.append(f"{name} {MODES[mode]}: {type(error).__name__}: {first}")
             continue
-        if off < TOLERANCE:
-            return Admission(mode, network.stock, off, tuple(reasons))
+        if off < verdict.tolerance:
+            return replace(
+                verdict, mode=mode, stock=network.stock, deviation=off, reasons=tuple(reasons)
+            )
         reasons.append(f"{name} {MODES[mode]}: log-probabilities off by {off:.2g} nats")
     raise ModelError(
         f"{name} is refused: " + "; ".join(reasons), cure="use another model, or report this one"
     )
 
 
-def _truth(name: str, inner: PreTrainedModel, forest: TokenForest) -> tuple[Network, Tensor]:
-    """A network that runs paths alone in eager attention, and what each of them says.
+def _truth(
+    name: str, inner: PreTrainedModel, forest: TokenForest, noise: float
+) -> tuple[Network, Tensor, float]:
+    """A network that runs paths alone in eager attention, what each of them says, and by how much
+    a path among others differs from it.
 
     Raises:
         ModelError: it cannot be run, or does not agree with itself.
@@ -372,8 +383,8 @@ def _truth(name: str, inner: PreTrainedModel, forest: TokenForest) -> tuple[Netw
             f"{name} cannot be run as a causal language model: {type(error).__name__}: {error}",
             cure="use a decoder-only language model with one output head",
         ) from error
-    if off < TOLERANCE:
-        return network, truth
+    if off < noise:
+        return network, truth, off
     changed = float((_paths_alone(network, forest, backwards=True) - truth).abs().max())
     if changed > TOLERANCE:
         why = (

@@ -238,7 +238,7 @@ class _Columns(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         hidden, target, entropy = ctx.saved_tensors
         head, read = ctx.head, ctx.read
-        given = dict(zip(NAMES, grads, strict=True))
+        given: dict[str, Tensor] = dict(zip(NAMES, grads, strict=True))
         into = head.new_gradients()
         out = torch.empty_like(hidden)
         for part in _parts(head, target):

@@ -103,7 +103,8 @@ class Learner:
             read: `self.read` unless given.
         """
         self.network.eval()
-        return [self.network(forest, read or self.read) for forest in forests]
+        columns = [self.network(forest, read or self.read) for forest in _even(forests)]
+        return columns[: len(forests)]
 
     def forward_backward(
         self,
@@ -154,7 +155,7 @@ class Learner:
 
         self.network.train(train)
         total, values = 0.0, list[dict[str, Tensor]]()
-        for i, forest in enumerate(distributed.even(list(forests))):
+        for i, forest in enumerate(_even(forests)):
             with self._seeded(derive(seed, "forward", i)):
                 inside = bound if train and loss.additive else None
                 columns = self.network(forest, loss.read, inside, noise=noise)
@@ -296,6 +297,11 @@ class Learner:
         stop_id = self.tokenizer.convert_tokens_to_ids(stop)
         stops = list(dict.fromkeys([*self.stops, stop_id]))
         self._generation.eos_token_id = stops if len(stops) > 1 else stops[0]
+
+
+def _even(forests: Many[TokenForest]) -> list[TokenForest]:
+    """The forests of this rank, and empty ones until every rank has as many."""
+    return distributed.even(list(forests))
 
 
 def _nothing(columns: Columns) -> Tensor:

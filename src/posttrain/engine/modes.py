@@ -13,6 +13,9 @@ MODES: dict[Mode, str] = {
 }
 
 
+TOLERANCE = 1e-3  # nats, in float32; models that agree do so within 1e-5, others are off by 0.1
+
+
 @dataclass(frozen=True)
 class Admission:
     """How a model may be run, and why not better.
@@ -21,6 +24,7 @@ class Admission:
         mode: see MODES.
         stock: transformers' attention that agrees with its eager one, for sampling.
         deviation: largest difference of a log-probability from the path alone, nats.
+        noise: by how much the model's own calls differ, one path alone or among others, nats.
         reasons: what ruled the better modes out, and what else the user should know; one sentence
             each.
     """
@@ -28,4 +32,10 @@ class Admission:
     mode: Mode = "forest"
     stock: str = "eager"
     deviation: float = 0.0
+    noise: float = 0.0
     reasons: tuple[str, ...] = ()
+
+    @property
+    def tolerance(self) -> float:
+        """What a log-probability in float32 may be off by, nats."""
+        return max(TOLERANCE, 4 * self.noise)
