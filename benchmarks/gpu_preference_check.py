@@ -32,10 +32,9 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from posttrain.data.chat import Chat
 from posttrain.data.forest import Sequence, Tree
-from posttrain.data.prepare import prepare
+from posttrain.data.prepare import Preparation, prepare
 from posttrain.data.settings import Source
 from posttrain.data.store import Trees
-from posttrain.data.tokens import Encoder
 from posttrain.engine.batch import Mismatched, Rows
 from posttrain.engine.learner import Learner
 from posttrain.engine.model import Model
@@ -207,11 +206,8 @@ def real(args: Any, check: Any, result: dict[str, Any]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         prepare(
             Source(path=str(args.data)),
-            Chat(cpu.tokenizer),
-            Encoder(cpu.tokenizer),
+            Preparation(Chat(cpu.tokenizer), max_length=512, learned="pairs"),
             Path(folder),
-            max_length=512,
-            learned="pairs",
         )
         trees = Trees(Path(folder))
         slow, _ = train(cpu, trees, 20, 8)
