@@ -164,13 +164,14 @@ def anatomy(prepared: Prepared, dropped: str, preparation: Preparation) -> Anato
 
 def _windows(branches: list[Labelled], example: Example, preparation: Preparation) -> list[_Window]:
     """The sequences to train on, one or more of each branch."""
-    policy, found = preparation.policy(example), []
+    policy = preparation.policy(example)
+    row_windows = []
     for number, branch in enumerate(branches):
         every = np.arange(len(branch.encoded.ids))
         kept = windows(branch.encoded, preparation.max_length, policy, preparation.begin)
         for window in kept or [slice(0, 0)]:
-            found.append(_Window(number, branch, every[window]))
-    return found
+            row_windows.append(_Window(number, branch, every[window]))
+    return row_windows
 
 
 # ------------------------------------------------------------------------------------ what is shown
@@ -242,9 +243,9 @@ def _heading(row_windows: list[_Window], k: int, branches: int, dropped: str) ->
     window, words = row_windows[k], []
     if branches > 1:
         name = f"branch {window.branch + 1} of {branches}"
-        words.append(
-            f"{name}: the template shows earlier turns otherwise here" if window.branch else name
-        )
+        if window.branch:
+            name += ": the template shows earlier turns otherwise here"
+        words.append(name)
     parts = [i for i, other in enumerate(row_windows) if other.branch == window.branch]
     if len(parts) > 1:
         words.append(f"part {k - parts[0] + 1} of {len(parts)}")

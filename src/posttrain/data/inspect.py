@@ -207,7 +207,7 @@ class Report:
             check(part.account, part.source)
 
 
-class _TreeSize(NamedTuple):
+class TreeSize(NamedTuple):
     """Tokens of a tree in a forest, tokens of its longest sequence, and its sequences."""
 
     tokens: int
@@ -220,13 +220,13 @@ class _Measured:
 
     def __init__(self) -> None:
         self.lengths = Counter[int]()
-        self.sizes = Reservoir[_TreeSize](SAMPLE, "packing")
+        self.sizes = Reservoir[TreeSize](SAMPLE, "packing")
 
     def add(self, prepared: Prepared, trees: list[Tree]) -> None:
         self.lengths.update(len(encoded.ids) for encoded in prepared.encoded)
         for tree in trees:
             longest = max(len(sequence.tokens) for sequence in tree)
-            self.sizes.add(_TreeSize(size(tree), longest, len(tree)))
+            self.sizes.add(TreeSize(size(tree), longest, len(tree)))
 
 
 class _Selection:
@@ -348,7 +348,7 @@ def _template(chat: Chat) -> str:
     return f"{origin}; answers end with {chat.stop}"
 
 
-def _packing(sizes: list[_TreeSize], batch_size: int, budget: int | None) -> Packing | None:
+def _packing(sizes: list[TreeSize], batch_size: int, budget: int | None) -> Packing | None:
     """Measure the batches of one epoch."""
     if not sizes:
         return None
