@@ -52,14 +52,13 @@ def child(job: dict[str, Any]) -> None:
     from transformers import AutoTokenizer
 
     from posttrain.data.chat import Chat
-    from posttrain.data.prepare import prepare
+    from posttrain.data.prepare import Preparation, prepare
     from posttrain.data.settings import Source
-    from posttrain.data.tokens import Encoder
 
     tokenizer = AutoTokenizer.from_pretrained(job["model"])
     total, begin, seen = Path(job["file"]).stat().st_size, time.perf_counter(), [0]
 
-    def told(read: int) -> None:
+    def progress(read: int) -> None:
         if read * 20 // total > seen[0]:
             seen[0] = read * 20 // total
             point = {
@@ -71,11 +70,9 @@ def child(job: dict[str, Any]) -> None:
 
     account = prepare(
         Source(path=job["file"]),
-        Chat(tokenizer),
-        Encoder(tokenizer),
+        Preparation(Chat(tokenizer), max_length=1024),
         Path(job["out"]),
-        max_length=1024,
-        told=told,
+        progress=progress,
     )
     print(
         json.dumps(

@@ -88,16 +88,15 @@ def run_trl(job: dict[str, Any], shape: str, processes: int | None) -> dict[str,
 def run_posttrain(job: dict[str, Any], shape: str) -> dict[str, Any]:
     from posttrain.data.chat import Chat
     from posttrain.data.forest import pack
-    from posttrain.data.prepare import prepare
+    from posttrain.data.prepare import Preparation, prepare
     from posttrain.data.settings import Source
     from posttrain.data.store import Trees
-    from posttrain.data.tokens import Encoder
 
     tokenizer = tokenizer_of(job)
     begin = time.perf_counter()
     chat = Chat(tokenizer, prompt_template="{prompt}" if shape == "text" else None)
     folder = Path(job["work"]) / "trees"
-    account = prepare(Source(path=job[shape]), chat, Encoder(tokenizer), folder, max_length=LIMIT)
+    account = prepare(Source(path=job[shape]), Preparation(chat, LIMIT), folder)
     bins = pack(Trees(folder).lengths().tolist(), LIMIT)
     return {"seconds": time.perf_counter() - begin, "bins": len(bins), "tokens": account.tokens}
 

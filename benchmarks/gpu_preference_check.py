@@ -36,10 +36,9 @@ from posttrain.data.chat import Chat
 from posttrain.data.examples import Examples, Mismatched
 from posttrain.data.forest import Sequence, Tree
 from posttrain.data.plan import Plan
-from posttrain.data.prepare import prepare
+from posttrain.data.prepare import Preparation, prepare
 from posttrain.data.settings import Source
 from posttrain.data.store import Trees
-from posttrain.data.tokens import Encoder
 from posttrain.engine.admission import admitted
 from posttrain.engine.learner import Learner
 from posttrain.engine.policy import Policy
@@ -203,11 +202,8 @@ def real(args: Any, check: Any, result: dict[str, Any]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         prepare(
             Source(path=str(args.data)),
-            Chat(cpu.tokenizer),
-            Encoder(cpu.tokenizer),
+            Preparation(Chat(cpu.tokenizer), max_length=512, learned="pairs"),
             Path(folder),
-            max_length=512,
-            learned="pairs",
         )
         trees = Trees(Path(folder))
         slow, _ = train(cpu, trees, 20, 8)

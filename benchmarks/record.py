@@ -54,19 +54,14 @@ def trees(path: str, tokenizer: Any, template: str, max_length: int) -> list[Any
     from pydantic import TypeAdapter
 
     from posttrain.data.chat import Chat
-    from posttrain.data.prepare import prepare
+    from posttrain.data.prepare import Preparation, prepare
     from posttrain.data.settings import Sourced
     from posttrain.data.store import Trees
-    from posttrain.data.tokens import Encoder
 
     source = TypeAdapter(Sourced).validate_python(path)
     with tempfile.TemporaryDirectory() as name:
         prepare(
-            source,
-            Chat(tokenizer, prompt_template=template),
-            Encoder(tokenizer),
-            Path(name),
-            max_length=max_length,
+            source, Preparation(Chat(tokenizer, prompt_template=template), max_length), Path(name)
         )
         found = Trees(Path(name))
         return [found[i] for i in range(len(found))]

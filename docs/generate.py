@@ -140,23 +140,23 @@ cure), 130 interrupted; the same command goes on. [All of them](errors-and-exit-
 """
 
 
-class _Found(Exception):
+class _ParserReady(Exception):
     def __init__(self, parser: Parser) -> None:
         self.parser = parser
 
 
 def parser_of(command: str) -> Parser:
-    """The parser that a command makes: caught when it is about to read its arguments."""
+    """The parser that a command makes, caught when it is about to read its arguments."""
 
     def catch(self: Parser, argv: list[str]) -> argparse.Namespace:
-        raise _Found(self)
+        raise _ParserReady(self)
 
     parse, Parser.parse = Parser.parse, catch
     try:
         module, _, function = COMMANDS[command][0].partition(":")
         getattr(import_module(module), function or "main")([])
-    except _Found as found:
-        return found.parser
+    except _ParserReady as ready:
+        return ready.parser
     finally:
         Parser.parse = parse
     raise RuntimeError(f"posttrain {command} does not use posttrain.cli.options.Parser")
@@ -210,123 +210,113 @@ def command(stage: str) -> str:
 def recipes() -> str:
     top = schema()
     stages = top["properties"]["stages"]["properties"]
-    keys = [
-        row(
-            f"`{name}`",
-            kind(one),
-            one["description"] + (" (required)" if name in top["required"] else ""),
-        )
-        for name, one in top["properties"].items()
-    ]
-    kinds = [
-        row(
-            f"[`{name}`](#stage-{name})",
-            COMMANDS[command(name)][1] if command(name) in COMMANDS else "",
-            ", ".join(f"`{model}`" for model in one.models),
-            "a model" if one.makes_model else f"rows: `{one.makes_rows}`" if one.makes_rows else "",
-        )
-        for name, one in KINDS.items()
-    ]
-    found = Source.model_json_schema()["properties"]
-    sources = [
-        row(f"`{name}`", kind(one), default(one), one["description"])
-        for name, one in found.items()
-        if name not in ("path", "columns")
-    ]
-    elsewhere = dict.fromkeys(
-        f"`{leaf.name}`"
-        for one in KINDS.values()
-        for leaf in leaves(one.model)
-        if leaf.path[0] in ELSEWHERE and leaf.name != "out"
-    )
+    keys = []
+    for name, rule in top["properties"].items():
+        required = " (required)" if name in top["required"] else ""
+        keys.append(row(f"`{name}`", kind(rule), rule["description"] + required))
+    sources = []
+    for name, rule in Source.model_json_schema()["properties"].items():
+        if name not in ("path", "columns"):
+            sources.append(row(f"`{name}`", kind(rule), default(rule), rule["description"]))
     return RECIPES.format(
         keys="\n".join(keys),
-        kinds="\n".join(kinds),
+        kinds="\n".join(kinds()),
         sources="\n".join(sources),
-        elsewhere=", ".join(elsewhere),
+        elsewhere=", ".join(f"`{name}`" for name in outside_identity()),
         columns=", ".join(f"`{name}`" for name in COLUMNS),
         stages="\n".join(stage(name, stages[name]) for name in stages),
     )
 
 
+def kinds() -> list[str]:
+    """A row for every kind of stage."""
+    rows = []
+    for name, stage_kind in KINDS.items():
+        text = COMMANDS[command(name)][1] if command(name) in COMMANDS else ""
+        models = ", ".join(f"`{model}`" for model in stage_kind.models)
+        makes = ""
+        if stage_kind.makes_model:
+            makes = "a model"
+        elif stage_kind.makes_rows:
+            makes = f"rows: `{stage_kind.makes_rows}`"
+        rows.append(row(f"[`{name}`](#stage-{name})", text, models, makes))
+    return rows
+
+
+def outside_identity() -> list[str]:
+    """The settings that do not change what a stage makes."""
+    names: dict[str, None] = {}
+    for stage_kind in KINDS.values():
+        for leaf in leaves(stage_kind.model):
+            if leaf.path[0] in ELSEWHERE and leaf.name != "out":
+                names[leaf.name] = None
+    return list(names)
+
+
 def stage(name: str, rule: dict[str, Any]) -> str:
     """The options of one kind of stage."""
-    same = (
-        f"The options of [`posttrain {command(name)}`](cli.md#posttrain-{command(name)}) but"
-        " `out`. "
-        if command(name) in COMMANDS
-        else ""
-    )
-    lines = [
+    intro = "Without a default an option is unset."
+    if command(name) in COMMANDS:
+        link = f"[`posttrain {command(name)}`](cli.md#posttrain-{command(name)})"
+        intro = f"The options of {link} but `out`. {intro}"
+    rows = []
+    for option, value in rule["properties"].items():
+        if option != "stage":
+            preset = "required" if option in rule["required"] else default(value)
+            rows.append(row(f"`{option}`", kind(value), preset, value["description"]))
+    head = [
         f"## stage: {name}",
         "",
-        f"{same}Without a default an option is unset.",
+        intro,
         "",
         "| option | value | default | |",
         "|---|---|---|---|",
     ]
-    for option, one in rule["properties"].items():
-        if option != "stage":
-            lines.append(
-                row(
-                    f"`{option}`",
-                    kind(one),
-                    "required" if option in rule["required"] else default(one),
-                    one["description"],
-                )
-            )
-    return "\n".join([*lines, ""])
+    return "\n".join([*head, *rows, ""])
 
 
 def row(*cells: str) -> str:
-    return f"| {' | '.join(cell(as_key(one)) for one in cells)} |"
+    return f"| {' | '.join(cell(as_key(text)) for text in cells)} |"
 
 
 def as_key(text: str) -> str:
     """`--max-length` of a help text as the key it is in a recipe."""
-    return re.sub(r"--([a-z][a-z-]*)", lambda found: f"`{found[1].replace('-', '_')}`", text)
+    return re.sub(r"--([a-z][a-z-]*)", lambda match: f"`{match[1].replace('-', '_')}`", text)
 
 
-def default(one: dict[str, Any]) -> str:
-    value = one.get("default")
-    return (
-        ""
-        if value in (None, "", [], {})
-        else f"`{value if isinstance(value, str) else json.dumps(value)}`"
-    )
+def default(rule: dict[str, Any]) -> str:
+    value = rule.get("default")
+    if value in (None, "", [], {}):
+        return ""
+    return f"`{value if isinstance(value, str) else json.dumps(value)}`"
 
 
-def kind(one: dict[str, Any]) -> str:
+WORDS = {
+    "string": "text",
+    "integer": "integer",
+    "number": "number",
+    "boolean": "`true`, `false`",
+    "object": "mapping",
+}
+BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+
+
+def kind(rule: dict[str, Any]) -> str:
     """A JSON schema in a word or two."""
-    if "anyOf" in one:
-        some = [x for x in one["anyOf"] if x.get("type") != "null"]
-        single = [kind(x) for x in some if x.get("type") != "array"]
-        return " or ".join(single) + (", or a list" if len(single) < len(some) else "")
-    if "enum" in one:
-        return ", ".join(f"`{value}`" for value in one["enum"] if value)
-    if "prefixItems" in one:
-        return f"[{', '.join(kind(x) for x in one['prefixItems'])}]"
-    if one.get("type") == "array":
-        return f"list: {kind(one['items'])}"
-    if one.get("type") == ["string", "object"]:
+    if "anyOf" in rule:
+        choices = [choice for choice in rule["anyOf"] if choice.get("type") != "null"]
+        single = [kind(choice) for choice in choices if choice.get("type") != "array"]
+        return " or ".join(single) + (", or a list" if len(single) < len(choices) else "")
+    if "enum" in rule:
+        return ", ".join(f"`{value}`" for value in rule["enum"] if value)
+    if "prefixItems" in rule:
+        return f"[{', '.join(kind(item) for item in rule['prefixItems'])}]"
+    if rule.get("type") == "array":
+        return f"list: {kind(rule['items'])}"
+    if rule.get("type") == ["string", "object"]:
         return "source"
-    word = {
-        "string": "path" if one.get("format") == "path" else "text",
-        "integer": "integer",
-        "number": "number",
-        "boolean": "`true`, `false`",
-        "object": "mapping",
-    }[one["type"]]
-    bounds = [
-        f"{sign} {one[name]:g}"
-        for name, sign in (
-            ("minimum", "≥"),
-            ("exclusiveMinimum", ">"),
-            ("maximum", "≤"),
-            ("exclusiveMaximum", "<"),
-        )
-        if name in one
-    ]
+    word = "path" if rule.get("format") == "path" else WORDS[rule["type"]]
+    bounds = [f"{sign} {rule[name]:g}" for name, sign in BOUNDS.items() if name in rule]
     return f"{word} {' and '.join(bounds)}".strip()
 
 
@@ -335,11 +325,8 @@ PAGES = {REFERENCE / "cli.md": command_line, REFERENCE / "recipes.md": recipes}
 
 def main(argv: list[str]) -> int:
     if "--check" in argv:
-        return (
-            0
-            if all(path.is_file() and path.read_text() == page() for path, page in PAGES.items())
-            else 1
-        )
+        current = [path.is_file() and path.read_text() == page() for path, page in PAGES.items()]
+        return 0 if all(current) else 1
     REFERENCE.mkdir(exist_ok=True)
     for path, page in PAGES.items():
         path.write_text(page())

@@ -1,17 +1,17 @@
 """Makes the embedded base model, from texts and the curriculum to src/posttrain/assets/base.
 
-    python scripts/make_base.py --texts books.jsonl.gz stories.jsonl.gz --work runs/base [--tokens
-    500e6] [--install]
+    python scripts/make_base.py --texts books.jsonl.gz stories.jsonl.gz --work runs/base \\
+        [--tokens 500e6] [--install]
 
 1. `data`: pages of the curriculum, drawn anew, beside the texts.
-2. `tokenizer`: byte-level BPE of 4,096 tokens, digits split, with turn tokens that the pretraining
-    does not use.
+2. `tokenizer`: byte-level BPE of 4,096 tokens, digits split, with turn tokens that pretraining does
+   not use.
 3. `model`: a Llama of 4.7 M parameters with random weights.
 4. `adapt`: this project's own stage reads all of it. About six minutes on one H200; on a CPU it
-    would take days.
+   would take days.
 5. With --install the result goes to src/posttrain/assets/base, with MODEL_CARD.md.
 
-Each step is done once; the same command goes on.
+Each step is done once; the same command continues.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from posttrain.core.files import atomic_folder, sha256_file
 ASSETS = Path(__file__).resolve().parents[1] / "src" / "posttrain" / "assets"
 VOCABULARY, CONTEXT, BATCH = 4096, 1024, 128
 PAGE = 2400  # characters; about a context
-CHARACTERS = 2.6  # a token of this vocabulary
+CHARACTERS = 2.6  # of a token of this vocabulary, on average
 SHARE = 0.6  # of the tokens that are curriculum
-UNIQUE = 0.5  # of the curriculum's tokens that are drawn anew; it is read twice
+UNIQUE = 0.5  # of the curriculum's tokens that are different: it is read twice
 SPECIAL = ["<|end|>", "<|pad|>", "<|system|>", "<|user|>", "<|assistant|>"]
 
 
@@ -61,10 +61,14 @@ def make_data(folder: Path, tokens: float) -> None:
         return
     count = int(tokens * SHARE * UNIQUE * CHARACTERS / PAGE)
     parts = 32
-    each = count // parts + 1
+    pages_each = count // parts + 1
+    # a page has at most 60 documents, so parts never overlap
+    documents_each = 60 * pages_each
     with atomic_folder(folder / "curriculum") as target, ProcessPoolExecutor() as pool:
-        # a page has at most 60 documents, so parts never meet
-        jobs = [(str(target / f"part-{i:02d}.jsonl.gz"), i * each * 60, each) for i in range(parts)]
+        jobs = []
+        for i in range(parts):
+            path = target / f"part-{i:02d}.jsonl.gz"
+            jobs.append((str(path), i * documents_each, pages_each))
         list(pool.map(_write_part, jobs))
 
 
@@ -141,10 +145,9 @@ def pretrain(texts: list[Path], folder: Path, tokens: float) -> Path:
     parts = sorted(str(p) for p in (folder / "curriculum").iterdir())
     # rows are windows of about a context each, so shares of rows are about shares of tokens
     data = [f"{path},weight={SHARE / len(parts)}" for path in parts]
-    data += [
-        f"{path},weight={(1 - SHARE) * path.stat().st_size / sum(p.stat().st_size for p in texts)}"
-        for path in texts
-    ]
+    total = sum(path.stat().st_size for path in texts)
+    for path in texts:
+        data.append(f"{path},weight={(1 - SHARE) * path.stat().st_size / total}")
     outcome = adapt(
         model=folder / "random",
         data=data,

@@ -97,20 +97,16 @@ def trees(
     from pydantic import TypeAdapter
 
     from posttrain.data.chat import Chat
-    from posttrain.data.prepare import prepare
+    from posttrain.data.prepare import Preparation, prepare
     from posttrain.data.settings import Sourced
     from posttrain.data.store import Trees
-    from posttrain.data.tokens import Encoder
 
     with tempfile.TemporaryDirectory() as name:
         path = write(Path(name) / "a.jsonl", rows)
         account = prepare(
             TypeAdapter(Sourced).validate_python(f"{path}{source}"),
-            Chat(words, **chat),
-            Encoder(words),
+            Preparation(Chat(words, **chat), max_length, truncate),
             Path(name) / "trees",
-            max_length=max_length,
-            truncate=truncate,
             rejects=rejects,
         )
         found = Trees(Path(name) / "trees")

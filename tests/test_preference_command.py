@@ -409,6 +409,49 @@ def test_it_learns_and_says_so(bench: Bench, tmp_path: Path) -> None:
     assert "rewards/margins" in summary["last_steps"] and "held-out rows" in out
 
 
+def test_a_shared_prompt_counts_once_towards_the_budget(bench: Bench, tmp_path: Path) -> None:
+    """A prompt of 41 tokens and two answers of 2 make 45, not 86: trained, held out and referenced
+    within 46.
+    """
+    rows = [{"prompt": "1+" * 19 + f"{n}==", "chosen": f"{n}", "rejected": "9"} for n in range(4)]
+    data = making.write(tmp_path / "long.jsonl", rows)
+    code, _, err = bench.run(
+        tmp_path / "run", "--budget", "46", "--validation", data, "--data", data
+    )
+    assert code == 0, err
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == 3
+
+
+def test_held_out_pairs_of_one_prompt_count_as_one_witness(bench: Bench, tmp_path: Path) -> None:
+    """Eight pairs of a prompt that are all right and eight of another that are all wrong: Wilson's
+    interval of 8 in 16 is [0.28, 0.72], that of two prompts is all of [0, 1].
+    """
+    right = {"prompt": "8=", "chosen": "1", "rejected": "2"}
+    wrong = {"prompt": "9=", "chosen": "2", "rejected": "1"}
+    train = [{**right, "prompt": f"{n}="} for n in range(8)]
+    code, _, err = bench.run(
+        tmp_path / "run",
+        "--data",
+        making.write(tmp_path / "train.jsonl", train),
+        "--validation",
+        making.write(tmp_path / "held.jsonl", [*[right] * 8, *[wrong] * 8]),
+    )
+    assert code == 0, err
+    held = json.loads((tmp_path / "run" / "summary.json").read_text())["held_out"]
+    assert (held["accuracy"], held["sequences"]) == (0.5, 16)
+    assert (held["accuracy_low"], held["accuracy_high"]) == (0.0, 1.0)
+
+
+def test_held_out_pairs_of_a_single_prompt_have_no_interval(bench: Bench, tmp_path: Path) -> None:
+    """One prompt says nothing of how prompts vary: the run ends well and shows the mean alone."""
+    held = [{"prompt": "8=", "chosen": "1", "rejected": str(n)} for n in range(2, 5)]
+    data = making.write(tmp_path / "held.jsonl", held)
+    code, out, err = bench.run(tmp_path / "run", "--validation", data)
+    assert code == 0, err
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())["held_out"]
+    assert summary["accuracy_low"] is None and "held-out rows" in out
+
+
 # ------------------------------------------------------------------------------------ the reference
 
 

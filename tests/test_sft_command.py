@@ -25,6 +25,7 @@ from posttrain.core.files import sha256_file, sha256_json
 from posttrain.engine import loop
 from posttrain.stages import dataset
 from tests import making
+from tests.children import child
 
 STEP = {
     "step",
@@ -723,12 +724,12 @@ def test_a_reader_that_goes_away_does_not_end_the_run(bench: Bench, tmp_path: Pa
         "--learning-rate",
         "0.01",
     ]
-    run = subprocess.Popen(
+    with child(
         [sys.executable, "-m", "posttrain", *argv], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
-    assert run.stdout is not None
-    run.stdout.close()
-    assert run.wait(120) == 0
+    ) as run:
+        assert run.stdout is not None
+        run.stdout.close()
+        assert run.wait(120) == 0
     assert summary(tmp_path / "run")["steps"] == 6
 
 

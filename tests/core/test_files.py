@@ -16,6 +16,7 @@ import pytest
 
 from posttrain.core import files
 from posttrain.core.errors import CheckpointError, PosttrainError
+from tests.children import child
 
 
 def names(folder: Path) -> list[str]:
@@ -155,6 +156,7 @@ HOLD = """
 import sys, time
 from pathlib import Path
 from posttrain.core.files import lock
+from tests.children import child
 with lock(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
@@ -163,10 +165,8 @@ with lock(Path(sys.argv[1])):
 
 def test_the_lock_excludes_another_process_until_it_dies(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    holder = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE, text=True
-    )
-    try:
+    argv = [sys.executable, "-c", HOLD, str(folder)]
+    with child(argv, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
         with pytest.raises(PosttrainError) as caught, files.lock(folder):
@@ -177,9 +177,6 @@ def test_the_lock_excludes_another_process_until_it_dies(tmp_path: Path) -> None
         holder.wait(30)
         with files.lock(folder):
             assert (folder / ".lock").read_text() == str(os.getpid())
-    finally:
-        holder.kill()
-        holder.communicate(timeout=30)
 
 
 def test_the_lock_is_given_back_after_an_error(tmp_path: Path) -> None:

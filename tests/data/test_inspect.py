@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 from posttrain.core.errors import ConfigError, DataError
 from posttrain.data.anatomy import Anatomy, Piece, elided, visible
 from posttrain.data.chat import Chat
-from posttrain.data.inspect import Lengths, Report, Reservoir, _packing, inspect, table
+from posttrain.data.inspect import Lengths, Report, Reservoir, TreeSize, _packing, inspect, table
 from posttrain.data.plan import Plan
 from posttrain.data.settings import DataSettings
 from tests.making import END, tokenizer, trees, write
@@ -429,7 +429,7 @@ def test_bins_are_few_and_whole_for_any_lengths() -> None:
 
 
 def test_packing_by_hand() -> None:
-    sizes = [(3, 3, 1), (5, 5, 1), (8, 8, 1), (2, 2, 1)]
+    sizes = [TreeSize(n, n, 1) for n in (3, 5, 8, 2)]
     found = _packing(sizes, 4, 10)
     assert found is not None
     # 8 + 2 and 5 + 3: two passes of 10, 18 of 20 filled; padded: 4 rows of 8
@@ -439,7 +439,7 @@ def test_packing_by_hand() -> None:
     order = Plan(4, 3, 0).next()  # the rows of the first of two steps
     rest = next(i for i in range(4) if i not in order)
     assert (found.passes, found.tokens, found.filled) == (1, 9, 18 / (2 * 4096))
-    assert found.padded == 18 / (3 * max(sizes[i][0] for i in order) + sizes[rest][0])
+    assert found.padded == 18 / (3 * max(sizes[i].tokens for i in order) + sizes[rest].tokens)
     assert _packing([], 8, None) is None
     with pytest.raises(
         ConfigError, match="--budget 7 is less than the 8 tokens of the longest sequence"

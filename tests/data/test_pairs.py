@@ -23,6 +23,7 @@ from posttrain.data.curate import convert
 from posttrain.data.curate.bias import balanced, compare, looks
 from posttrain.data.curate.cycles import components
 from posttrain.data.curate.near_pairs import NearPairs
+from posttrain.data.curate.pair_table import Places, Table, loose, votes
 from posttrain.data.curate.pairs import (
     AGAINST,
     BELOW,
@@ -40,12 +41,8 @@ from posttrain.data.curate.pairs import (
     UNCLEAR,
     Check,
     Fates,
-    Places,
     Rules,
-    Table,
-    judge,
-    loose,
-    votes,
+    clean,
 )
 from posttrain.data.formats import Format
 from posttrain.data.rows import Row
@@ -73,7 +70,7 @@ def table(rows: list[Given], near: NearPairs | None = None) -> Table:
 
 
 def fates(rows: list[Given], **rules: Any) -> Fates:
-    return judge(table(rows), Rules(**rules))
+    return clean(table(rows), Rules(**rules))
 
 
 def reasons(found: Fates) -> list[str]:
@@ -375,7 +372,7 @@ def test_near_means_prompt_and_both_sides(tmp_path: Path) -> None:
         pair("q", other, LONG.replace("w30", "x y")),
     ]  # sides near each other, too
     with NearPairs(tmp_path) as near:
-        found = judge(table(rows, near), Rules(near=0.8))
+        found = clean(table(rows, near), Rules(near=0.8))
     assert reasons(found) == ["", NEAR, "", "", *[NEAR_CONTRADICTION] * 5]
     assert found.of[1] == 0 and found.of[5] == 4
 
@@ -388,7 +385,7 @@ def test_near_labels(tmp_path: Path) -> None:
         label("q", LONG.replace("w9", "x"), False),
     ]
     with NearPairs(tmp_path) as near:
-        assert reasons(judge(table(rows, near), Rules(near=0.8))) == [
+        assert reasons(clean(table(rows, near), Rules(near=0.8))) == [
             "",
             NEAR,
             NEAR_CONTRADICTION,
@@ -513,7 +510,10 @@ def test_pairs_of_answers(rows: list[tuple[int, int, bool]], most: int, seed: in
     answers = np.array([10 * p + a for p, a, _ in rows], int)
     good = np.array([g for _, _, g in rows], bool)
     pairs, why, possible = convert.paired(
-        prompts, answers, good, np.ones(len(rows), bool), most, seed, lambda i: str(prompts[i])
+        convert.Labelled(prompts, answers, good, np.ones(len(rows), bool)),
+        most,
+        seed,
+        lambda i: str(prompts[i]),
     )
     assert len({tuple(p) for p in pairs.tolist()}) == len(pairs)
     for a, b in pairs:
@@ -539,10 +539,12 @@ def test_pairs_of_answers(rows: list[tuple[int, int, bool]], most: int, seed: in
 def test_all_answers_are_used_before_one_is_used_again() -> None:
     n = 6
     pairs, why, _ = convert.paired(
-        np.zeros(2 * n, int),
-        np.arange(2 * n),
-        np.arange(2 * n) < n,
-        np.ones(2 * n, bool),
+        convert.Labelled(
+            prompts=np.zeros(2 * n, int),
+            answers=np.arange(2 * n),
+            good=np.arange(2 * n) < n,
+            stays=np.ones(2 * n, bool),
+        ),
         n,
         0,
         lambda i: "p",

@@ -12,8 +12,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from posttrain.core.errors import DataError
+from posttrain.data.account import Account
 from posttrain.data.forest import Sequence
-from posttrain.data.prepare import Account
 from tests.making import END, tokenizer, trees
 
 PLAIN = tokenizer()

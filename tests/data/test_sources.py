@@ -270,7 +270,7 @@ def test_ten_megabytes_in_a_line_are_read_whole(tmp_path: Path) -> None:
 def test_a_line_over_the_limit_is_no_row(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(readers, "LONGEST", 2**20)
+    monkeypatch.setattr(readers, "LONGEST_LINE", 2**20)
     start = "text\n" if name == "a.csv" else '{"t": 1}\n'
     assert len(
         rows(put(tmp_path / name, start + json.dumps({"text": "x" * (2**20 - 13)}) + "\n"))
@@ -286,7 +286,7 @@ def test_a_line_over_the_limit_is_no_row(
 def test_a_file_that_is_too_large_to_be_read_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(readers, "WHOLE", 2**10)
+    monkeypatch.setattr(readers, "LARGEST_WHOLE", 2**10)
     fault(
         put(tmp_path / "a.txt", "x" * 1025),
         "PATH holds more than 0 GB and cannot be read line by line",

@@ -15,10 +15,9 @@ from transformers import PreTrainedTokenizerFast
 
 from posttrain.core.errors import DataError
 from posttrain.data.chat import Chat
-from posttrain.data.prepare import prepare
+from posttrain.data.prepare import Preparation, prepare
 from posttrain.data.settings import Source
 from posttrain.data.store import Numbers, Trees
-from posttrain.data.tokens import Encoder
 from tests import making
 
 ROW = {"prompt": "2+3", "completions": ["ab", "c", "def"], "labels": [True, 0.25, False]}
@@ -34,11 +33,8 @@ def prepared(
         path = making.write(Path(name) / "a.jsonl", rows)
         account = prepare(
             Source(path=str(path)),
-            chat,
-            Encoder(words),
+            Preparation(chat, learned="steps", **{"max_length": 100, **more}),
             Path(name) / "out",
-            learned="steps",
-            **{"max_length": 100, **more},
         )
         trees, numbers = Trees(Path(name) / "out"), Numbers(Path(name) / "out")
         return [tree[0] for tree in trees], [one.tolist() for one in numbers], account

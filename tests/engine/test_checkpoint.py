@@ -21,6 +21,7 @@ from posttrain.cli.main import main
 from posttrain.core.errors import CheckpointError
 from posttrain.core.files import PARTIAL, lock
 from posttrain.engine.checkpoint import Checkpoint, Store
+from tests.children import child
 from tests.engine.test_kill import base, command, ending  # noqa: F401 - base is a fixture
 
 
@@ -169,30 +170,20 @@ def test_two_runs_exclude_each_other(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    holder = subprocess.Popen(
-        [
-            sys.executable,
-            "-c",
-            f"""
+    hold = f"""
 import time
 from pathlib import Path
 from posttrain.core.files import lock
 with lock(Path({str(tmp_path)!r})):
     print("held", flush=True)
     time.sleep(60)
-""",
-        ],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
+"""
+    argv = [sys.executable, "-c", hold]
+    with child(argv, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
         assert main([*command(base, "--steps", "2", "--quiet"), "--out", str(tmp_path)]) == 2
         assert f"process {holder.pid}" in capsys.readouterr().err
-    finally:
-        holder.kill()
-        holder.communicate()  # closes its pipe, too
     with lock(tmp_path):  # the system dropped it with the process
         pass
 
@@ -213,18 +204,18 @@ def test_a_polite_stop_saves_first(base: Path, tmp_path: Path, signum: signal.Si
         "--out",
         str(tmp_path),
     )
-    run = subprocess.Popen(
+    log = tmp_path / "metrics.jsonl"
+    with child(
         [sys.executable, "-m", "posttrain", *argv],
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    log = tmp_path / "metrics.jsonl"
-    while not log.exists() or log.read_text().count("\n") < 5:
-        assert run.poll() is None
-        time.sleep(0.02)
-    run.send_signal(signum)
-    _, said = run.communicate(timeout=60)
+    ) as run:
+        while not log.exists() or log.read_text().count("\n") < 5:
+            assert run.poll() is None
+            time.sleep(0.02)
+        run.send_signal(signum)
+        _, said = run.communicate(timeout=300)
     assert run.returncode == 128 + signum
     step = max(json.loads(line)["step"] for line in log.read_text().splitlines())
     assert f"stopped by {signum.name} after step {step}" in said

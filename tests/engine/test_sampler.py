@@ -314,6 +314,15 @@ def test_draw_by_hand(params: dict[str, Any], kept: dict[int, float]) -> None:
     assert drawn(math.nextafter(1.0, 0.0), **params)[0] == list(kept)[-1]
 
 
+def test_top_p_stops_where_the_kept_tokens_have_exactly_that_share() -> None:
+    """p = ½, ¼, ¼: ½ alone has a share of ½, so top-p ½ keeps it alone, and ¾ keeps two."""
+    logits = torch.tensor([[2.0, 1.0, 1.0]], dtype=torch.float64) * math.log(2)
+    last = torch.tensor([math.nextafter(1.0, 0.0)], dtype=torch.float64)
+    for top_p, expected in ((0.5, 1.0), (math.nextafter(0.5, 1.0), 1 / 3), (0.75, 1 / 3)):
+        _, logprob = draw(logits, last, Sampling(top_p=top_p))
+        assert math.exp(float(logprob)) == pytest.approx(expected, rel=1e-12)
+
+
 def test_an_edge_belongs_to_the_token_above_it() -> None:
     """Two tokens of exactly ½: uniforms in [0, ½) draw the first, those in [½, 1) the second; ½
     itself is the second's.

@@ -30,8 +30,8 @@ from transformers import (
 from trl import SFTConfig, SFTTrainer
 
 from posttrain.core.errors import DataError
+from posttrain.data.account import Account
 from posttrain.data.forest import Sequence, Tree, forests
-from posttrain.data.prepare import Account
 from posttrain.engine.optimiser import rate
 from posttrain.engine.policy import Policy
 from posttrain.engine.settings import OptimiserSettings

@@ -7,6 +7,7 @@ import os
 import random
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from posttrain.pipeline import code, estimate
 from posttrain.pipeline.plan import plan
 from posttrain.pipeline.recipe import load
 from tests import making
+from tests.children import child
 from tests.pipeline import small
 
 
@@ -46,13 +48,14 @@ def test_the_digest_does_not_depend_on_the_process(recipe: Path) -> None:
         str(recipe.parent / "run"),
         "--json",
     ]
-    both = [
-        subprocess.Popen(argv, stdout=subprocess.PIPE, env={**os.environ, "PYTHONHASHSEED": seed})
-        for seed in ("1", "2")
-    ]
-    found = [json.loads(one.communicate(timeout=60)[0]) for one in both]
-    for some in found:
-        assert {one["stage"]: one["digest"] for one in some} == digests(recipe)
+    with ExitStack() as stack:
+        runs = []
+        for seed in ("1", "2"):
+            environment = {**os.environ, "PYTHONHASHSEED": seed}
+            runs.append(stack.enter_context(child(argv, stdout=subprocess.PIPE, env=environment)))
+        printed = [json.loads(run.communicate(timeout=300)[0]) for run in runs]
+    for stages in printed:
+        assert {entry["stage"]: entry["digest"] for entry in stages} == digests(recipe)
 
 
 def test_the_digest_covers_what_a_stage_reads_and_no_more(recipe: Path) -> None:

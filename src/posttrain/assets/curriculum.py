@@ -1,14 +1,16 @@
-"""The curriculum of the embedded model: what it reads in pretraining, and the data of every stage
-after it.
+"""The curriculum of the embedded model: what it reads in pretraining, and the data of every later
+stage.
 
-    pretraining   documents, never a chat   demonstrations    conversations for SFT   preferences
-                  pairs, with their rule
-    held_out      items, exact match        multiple_choice   four choices            prompts
-                  for RL, with the answer
+    pretraining       documents, never a chat
+    demonstrations    conversations for SFT
+    preferences       pairs, with their rule
+    held_out          items, for exact match
+    multiple_choice   items with four choices
+    prompts           for RL, with the answer
 
-and `safety` for requests that ought to be refused. Everything is a function of (seed, split,
-index): nothing is stored, and train, validation and test never share a question, whatever the
-seeds. Pretraining reads train questions alone, in other words.
+Requests that ought to be refused are in `safety`. Everything is a function of (seed, split, index):
+nothing is stored, and train, validation and test never share a question, whatever the seeds.
+Pretraining reads only train questions, in other words.
 
 Left out: tool calls, languages other than English, answers longer than a line.
 """
@@ -22,13 +24,13 @@ from typing import Any, Final
 
 from posttrain.assets import safety
 from posttrain.assets.facts import fact, portrait, register, unknown
-from posttrain.assets.skills import chosen_skills, exercise, item, mistakes
+from posttrain.assets.skills import Exercise, chosen_skills, exercise, item, mistakes
 from posttrain.assets.words import FIRST, Draw, Item, Split, normalise
 from posttrain.core.errors import ConfigError
 
 Row = dict[str, Any]
 
-# the difficulty of the course; harder shares leave more room for RL
+# of the levels; more of the hard ones leaves more room for RL
 LEVEL_SHARES: Final[Mapping[int, int]] = {1: 30, 2: 25, 3: 20, 4: 15, 5: 10}
 DOCUMENTS: Final = {
     "sheet": 14,
@@ -79,37 +81,58 @@ def pretraining(seed: int = 0, start: int = 0) -> Iterator[str]:
 
 def document(seed: int, index: int) -> str:
     """One document of pretraining, some 20 … 600 characters."""
-    d = Draw(seed, "document", index)
-    kind = d.weighted(DOCUMENTS)
+    draw = Draw(seed, "document", index)
+    kind = draw.weighted(DOCUMENTS)
     if kind in _WORLD:
-        return _WORLD[kind](d)
-    skill = d.pick(chosen_skills())
-    rows = [
-        exercise(d, skill, d.between(1, 5))
-        for _ in range(d.between(1, 3) if kind == "sheet" else d.between(2, 4))
-    ]
-    if kind == "statements":
-        told = [row[3] for row in rows]
-        return (" " if all(one.endswith(".") and "\n" not in one for one in told) else "\n").join(
-            told
-        )
-    if kind == "sheet":
-        return "\n\n".join(
-            f"Exercise. {q}\n" + (f"Solution. {s}\n" if s else "") + f"Result. {a}"
-            for q, a, s, _ in rows
-        )
-    if kind == "table":
-        return "\n".join(("exercise | result", *(f"{q} | {a}" for q, a, _, _ in rows)))
-    if kind == "spoken":
-        p, r = d.some(FIRST, 2)
-        return "\n".join(
-            f'"{q}" {p} {d.pick(("asked", "read", "began"))}. "{a}," {r}'
-            f" {d.pick(('said', 'replied', 'knew'))}."
-            for q, a, _, _ in rows
-        )
-    return "\n".join(f"Q: {q}\nA: {a}" for q, a, _, _ in rows)
+        return _WORLD[kind](draw)
+    skill = draw.pick(chosen_skills())
+    count = draw.between(1, 3) if kind == "sheet" else draw.between(2, 4)
+    exercises = [exercise(draw, skill, draw.between(1, 5)) for _ in range(count)]
+    return _LAYOUTS[kind](draw, exercises)
 
 
+def _statements(draw: Draw, exercises: list[Exercise]) -> str:
+    statements = [exercise.statement for exercise in exercises]
+    prose = all(text.endswith(".") and "\n" not in text for text in statements)
+    return (" " if prose else "\n").join(statements)
+
+
+def _sheet(draw: Draw, exercises: list[Exercise]) -> str:
+    blocks = []
+    for question, answer, solution, _ in exercises:
+        lines = [f"Exercise. {question}", f"Result. {answer}"]
+        if solution:
+            lines.insert(1, f"Solution. {solution}")
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks)
+
+
+def _table(draw: Draw, exercises: list[Exercise]) -> str:
+    rows = [f"{exercise.question} | {exercise.answer}" for exercise in exercises]
+    return "\n".join(["exercise | result", *rows])
+
+
+def _spoken(draw: Draw, exercises: list[Exercise]) -> str:
+    asking, answering = draw.sample(FIRST, 2)
+    lines = []
+    for question, answer, _, _ in exercises:
+        asked = draw.pick(("asked", "read", "began"))
+        said = draw.pick(("said", "replied", "knew"))
+        lines.append(f'"{question}" {asking} {asked}. "{answer}," {answering} {said}.')
+    return "\n".join(lines)
+
+
+def _dialogue(draw: Draw, exercises: list[Exercise]) -> str:
+    return "\n".join(f"Q: {exercise.question}\nA: {exercise.answer}" for exercise in exercises)
+
+
+_LAYOUTS: Final = {
+    "statements": _statements,
+    "sheet": _sheet,
+    "table": _table,
+    "spoken": _spoken,
+    "dialogue": _dialogue,
+}
 _WORLD: Final = {"portrait": portrait, "register": register, "tale": safety.tale}
 
 
@@ -127,42 +150,38 @@ def held_out(
     """`n` items with different content, the skills in turn, for exact match.
 
     Args:
-        skills: names of skills, "fact" and "unknown" among them; all skills but these two unless
-            told.
+        skills: names of skills, "fact" and "unknown" among them; by default all skills but these
+            two.
         levels: level → whole-number share; facts and unknowns have their own levels.
     Raises:
         ConfigError: no such skill, or the split has fewer than `n` different items of these levels.
     """
-    names = [s for s in skills if s not in ("fact", "unknown")]
-    names = (
-        *(chosen_skills(names) if names or not skills else ()),
-        *(s for s in skills if s in ("fact", "unknown")),
-    )
-    found: dict[str, Item] = {}
+    of_world = [skill for skill in skills if skill in ("fact", "unknown")]
+    others = [skill for skill in skills if skill not in of_world]
+    names = [*(chosen_skills(others) if others or not skills else ()), *of_world]
+    different: dict[str, Item] = {}
     for index in range(20 * n + 200):
-        d = Draw(seed, "item", split, index)
-        one = _item(d, split, names[index % len(names)], d.weighted(levels))
-        found.setdefault(one["key"], one)
-        if len(found) >= n:
-            return list(found.values())[:n]
+        draw = Draw(seed, "item", split, index)
+        candidate = _item(draw, split, names[index % len(names)], draw.weighted(levels))
+        different.setdefault(candidate["key"], candidate)
+        if len(different) >= n:
+            return list(different.values())[:n]
     raise ConfigError(
         f"the split {split} has fewer than {n} different items of {', '.join(names)}",
         cure="ask for fewer, for more skills or for more levels",
     )
 
 
-def _item(d: Draw, split: Split, skill: str, level: int) -> Item:
-    return (
-        fact(d, split)
-        if skill == "fact"
-        else unknown(d, split)
-        if skill == "unknown"
-        else item(d, split, skill, level)
-    )
+def _item(draw: Draw, split: Split, skill: str, level: int) -> Item:
+    if skill == "fact":
+        return fact(draw, split)
+    if skill == "unknown":
+        return unknown(draw, split)
+    return item(draw, split, skill, level)
 
 
 def final(answer: str) -> str:
-    """What is answered in the end: after the last 'Answer:', or all of it."""
+    """The final answer: what follows the last 'Answer:', or all of it."""
     return normalise(answer.rpartition("Answer:")[2])
 
 
@@ -178,20 +197,21 @@ def multiple_choice(
     in random order.
     """
     rows: list[Row] = []
-    for index, one in enumerate(held_out(n, split, seed, levels=levels)):
-        d, wrong = Draw(seed, "choices", split, index), {}
-        for guess in mistakes(d, one["question"], one["answer"]):
+    for index, held in enumerate(held_out(n, split, seed, levels=levels)):
+        draw = Draw(seed, "choices", split, index)
+        wrong: dict[str, None] = {}
+        for guess in mistakes(draw, held["question"], held["answer"]):
             wrong[guess] = None
             if len(wrong) == 3:
                 break
-        choices = d.shuffled([one["answer"], *wrong])
+        choices = draw.shuffled([held["answer"], *wrong])
         rows.append(
             {
-                "question": one["question"],
+                "question": held["question"],
                 "choices": choices,
-                "answer_index": choices.index(one["answer"]),
-                "skill": one["skill"],
-                "level": one["level"],
+                "answer_index": choices.index(held["answer"]),
+                "skill": held["skill"],
+                "level": held["level"],
             }
         )
     return rows
@@ -206,8 +226,7 @@ def demonstrations(
     """Rows `{"messages": …}`: one to three turns of skills, facts, abstention, harmless requests
     and courtesy.
 
-    Nothing is refused here: what ought to be is taught by the safety stage, which then has
-        something to show.
+    Nothing is refused here: refusals are left to the safety stage, whose effect then shows.
     """
     return [
         {"messages": _conversation(Draw(seed, "conversation", split, index), split, levels)}
@@ -215,19 +234,18 @@ def demonstrations(
     ]
 
 
-def _conversation(d: Draw, split: Split, levels: Mapping[int, int]) -> list[dict[str, str]]:
-    kind = d.weighted(TURNS)
+def _conversation(draw: Draw, split: Split, levels: Mapping[int, int]) -> list[dict[str, str]]:
+    kind = draw.weighted(TURNS)
     if kind == "request":
-        one = safety.request(d, split, d.pick([*safety.CATEGORIES]), harmful=False)
-        return [*one["messages"], {"role": "assistant", "content": one["answer"]}]
-    turns = [_turn(d, split, kind, levels)]
-    while len(turns) < 3 and d.chance(0.2):
-        turns.append(
-            _turn(d, split, d.weighted({k: v for k, v in TURNS.items() if k != "request"}), levels)
-        )
-    system, think = d.pick(SYSTEMS) if d.chance(0.3) else "", False
-    if any(solution for _, _, solution in turns) and d.chance(0.12):
-        system, think = d.pick(THINK), True
+        harmless = safety.request(draw, split, draw.pick([*safety.CATEGORIES]), harmful=False)
+        return [*harmless["messages"], {"role": "assistant", "content": harmless["answer"]}]
+    turns = [_turn(draw, split, kind, levels)]
+    later_turns = {name: share for name, share in TURNS.items() if name != "request"}
+    while len(turns) < 3 and draw.chance(0.2):
+        turns.append(_turn(draw, split, draw.weighted(later_turns), levels))
+    system, think = draw.pick(SYSTEMS) if draw.chance(0.3) else "", False
+    if any(solution for _, _, solution in turns) and draw.chance(0.12):
+        system, think = draw.pick(THINK), True
     messages = [{"role": "system", "content": system}] if system else []
     for question, answer, solution in turns:
         content = f"{solution} Answer: {answer}" if think and solution else answer
@@ -238,11 +256,13 @@ def _conversation(d: Draw, split: Split, levels: Mapping[int, int]) -> list[dict
     return messages
 
 
-def _turn(d: Draw, split: Split, kind: str, levels: Mapping[int, int]) -> tuple[str, str, str]:
+def _turn(draw: Draw, split: Split, kind: str, levels: Mapping[int, int]) -> tuple[str, str, str]:
+    """Question, answer and solution."""
     if kind == "courtesy":
-        return (*d.pick(COURTESIES), "")
-    one = _item(d, split, d.pick(chosen_skills()) if kind == "skill" else kind, d.weighted(levels))
-    return one["question"], one["answer"], one["solution"]
+        return (*draw.pick(COURTESIES), "")
+    skill = draw.pick(chosen_skills()) if kind == "skill" else kind
+    asked = _item(draw, split, skill, draw.weighted(levels))
+    return asked["question"], asked["answer"], asked["solution"]
 
 
 def prompts(
@@ -256,15 +276,11 @@ def prompts(
     """Rows `{"prompt": messages, "answer", "skill", "level"}` for RL; `score(row, completion)` is
     the reward.
     """
-    return [
-        {
-            "prompt": [{"role": "user", "content": one["question"]}],
-            "answer": one["answer"],
-            "skill": one["skill"],
-            "level": one["level"],
-        }
-        for one in held_out(n, split, seed, skills=skills, levels=levels)
-    ]
+    rows = []
+    for held in held_out(n, split, seed, skills=skills, levels=levels):
+        row = {name: held[name] for name in ("answer", "skill", "level")}
+        rows.append({"prompt": [{"role": "user", "content": held["question"]}], **row})
+    return rows
 
 
 # -------------------------------------------------------------------------------------- preferences
@@ -308,29 +324,18 @@ def preferences(
     `quality` measures it.
     """
     rows: list[Row] = []
-    for index, one in enumerate(held_out(n, split, seed, levels=levels)):
-        d, answer = Draw(seed, "preference", split, index), one["answer"]
-        rule, system = [*RULES][index // len(chosen_skills()) % len(RULES)], ""
-        pair = answer, next(mistakes(d, one["question"], answer))
-        if rule == "brief":
-            pair = answer, d.pick(_LONG).format(answer)
-        elif rule == "polite":
-            pair = (
-                f"{answer}\n{d.pick(_FRIENDLY)}",
-                f"{answer}\n{d.pick(_CURT)}" if d.chance(0.5) else answer,
-            )
-        elif rule == "format":
-            system = d.pick([*_FORMS])
-            pair = (
-                _FORMS[system].format(answer),
-                answer if d.chance(0.5) else d.pick([*_FORMS.values()]).format(answer) + ".",
-            )
+    rules = [*RULES]
+    for index, held in enumerate(held_out(n, split, seed, levels=levels)):
+        draw, answer = Draw(seed, "preference", split, index), held["answer"]
+        rule = rules[index // len(chosen_skills()) % len(rules)]
+        wrong = next(mistakes(draw, held["question"], answer))
+        system, chosen, rejected = _pair(draw, rule, answer, wrong)
         prompt = [{"role": "system", "content": system}] if system else []
         rows.append(
             {
-                "prompt": [*prompt, {"role": "user", "content": one["question"]}],
-                "chosen": pair[0],
-                "rejected": pair[1],
+                "prompt": [*prompt, {"role": "user", "content": held["question"]}],
+                "chosen": chosen,
+                "rejected": rejected,
                 "rule": rule,
                 "answer": answer,
             }
@@ -338,13 +343,28 @@ def preferences(
     return rows
 
 
+def _pair(draw: Draw, rule: str, answer: str, wrong: str) -> tuple[str, str, str]:
+    """System prompt, chosen and rejected answer by a rule."""
+    if rule == "correct":
+        return "", answer, wrong
+    if rule == "brief":
+        return "", answer, draw.pick(_LONG).format(answer)
+    if rule == "polite":
+        chosen = f"{answer}\n{draw.pick(_FRIENDLY)}"
+        return "", chosen, f"{answer}\n{draw.pick(_CURT)}" if draw.chance(0.5) else answer
+    system = draw.pick([*_FORMS])
+    rejected = answer
+    if not draw.chance(0.5):
+        rejected = draw.pick([*_FORMS.values()]).format(answer) + "."
+    return system, _FORMS[system].format(answer), rejected
+
+
 def quality(row: Row, answer: str) -> float:
-    """How good an answer to the row's prompt is by the row's rule; the chosen one is above the
+    """How good an answer to the row's prompt is by the row's rule; the chosen answer is above the
     rejected one.
 
     correct: 0 or 1. brief: 1 / words. polite: 0, 1, 2 for curt, plain, friendly. format: 0 or 1.
-        All but the first give −1 to an
-    answer in which the right one does not occur.
+    All but the first give −1 to an answer in which the right one does not occur.
     """
     rule, right = row["rule"], normalise(row["answer"])
     if rule == "correct":

@@ -1,9 +1,9 @@
 """An invented world: people and towns that the base model has read about, and questions whose right
 answer is to abstain.
 
-The world is one and fixed, whatever the seed: the shipped model has read of it. Pretraining states
-every fact; questions about a fact belong to the split of the fact, so that a test question asks
-what was read and never what was asked.
+There is one world, whatever the seed: the shipped model has read about it. Pretraining states every
+fact; questions about a fact belong to the split of the fact, so that a test question asks for what
+was read and was never a training question.
 """
 
 from __future__ import annotations
@@ -137,17 +137,19 @@ _LAND_OF_HOME = (
 
 
 def _people() -> dict[str, dict[str, str]]:
-    """160 people; of every attribute about one in six is recorded nowhere."""
-    d = Draw(WORLD_SEED, "people")
+    """160 people; about a sixth of their attributes are recorded nowhere."""
+    draw = Draw(WORLD_SEED, "people")
     values = {"home": KNOWN_TOWNS, "job": JOBS, "pet": ANIMALS, "food": FOODS, "colour": COLOURS}
-    names = dict.fromkeys(f"{d.pick(KNOWN_FIRST)} {d.pick(FAMILY)}" for _ in range(160))
-    return {name: {k: d.pick(v) for k, v in values.items() if d.chance(5 / 6)} for name in names}
+    names = dict.fromkeys(f"{draw.pick(KNOWN_FIRST)} {draw.pick(FAMILY)}" for _ in range(160))
+    return {
+        name: {k: draw.pick(v) for k, v in values.items() if draw.chance(5 / 6)} for name in names
+    }
 
 
 def _towns() -> dict[str, dict[str, str]]:
-    d = Draw(WORLD_SEED, "towns")
+    draw = Draw(WORLD_SEED, "towns")
     return {
-        t: {"land": d.pick(LANDS), "river": d.pick(RIVERS), "goods": d.pick(THINGS)}
+        t: {"land": draw.pick(LANDS), "river": draw.pick(RIVERS), "goods": draw.pick(THINGS)}
         for t in KNOWN_TOWNS
     }
 
@@ -173,13 +175,13 @@ _BY_SPLIT = {
 }
 
 
-def fact(d: Draw, split: Split) -> Item:
+def fact(draw: Draw, split: Split) -> Item:
     """A question about the world: a person (level 1), a town (2), the land where a person's town
     lies (3).
 
     The last was never written anywhere: it follows from two facts.
     """
-    level, name, attribute, value = d.pick(_BY_SPLIT[split])
+    level, name, attribute, value = draw.pick(_BY_SPLIT[split])
     instructions = {**_PERSON, **_TOWN, "land of home": _LAND_OF_HOME}[attribute][0]
     solution = (
         f"{name} lives in {PEOPLE[name]['home']}. {PEOPLE[name]['home']} is a town in {value}."
@@ -190,60 +192,62 @@ def fact(d: Draw, split: Split) -> Item:
         skill="fact",
         level=level,
         key=f"fact {name} {attribute}",
-        question=d.pick(instructions).format(name=name),
+        question=draw.pick(instructions).format(name=name),
         answer=value,
         solution=solution,
     )
 
 
-def unknown(d: Draw, split: Split) -> Item:
+def unknown(draw: Draw, split: Split) -> Item:
     """A question that the world does not answer: a strange first name (1), a strange town (2), two
     known names that nobody bears together (3), something that is recorded nowhere (4). The answer
     is `ABSTAIN`.
     """
     while True:
-        level = d.between(1, 4)
+        level = draw.between(1, 4)
         table = _TOWN if level == 2 else _PERSON
-        attribute = d.pick([*table])
+        attribute = draw.pick([*table])
         if level == 4:
-            name, attribute = d.pick(BLANKS)
+            name, attribute = draw.pick(BLANKS)
         elif level == 2:
-            name = d.pick(STRANGE_TOWNS)
+            name = draw.pick(STRANGE_TOWNS)
         else:
-            name = f"{d.pick(STRANGE_FIRST if level == 1 else KNOWN_FIRST)} {d.pick(FAMILY)}"
+            name = f"{draw.pick(STRANGE_FIRST if level == 1 else KNOWN_FIRST)} {draw.pick(FAMILY)}"
         key = f"unknown {name} {attribute}"
         if split_of(key) == split and attribute not in PEOPLE.get(name, {}):
             return Item(
                 skill="unknown",
                 level=level,
                 key=key,
-                question=d.pick(table[attribute][0]).format(name=name),
+                question=draw.pick(table[attribute][0]).format(name=name),
                 answer=ABSTAIN,
                 solution="",
             )
 
 
-def portrait(d: Draw) -> str:
+def portrait(draw: Draw) -> str:
     """All that is recorded of one to three people or towns, as a paragraph each, in any order and
     wording.
     """
-    table, known = (_PERSON, PEOPLE) if d.chance(0.75) else (_TOWN, PLACES)
+    table, known = (_PERSON, PEOPLE) if draw.chance(0.75) else (_TOWN, PLACES)
     return "\n".join(
         " ".join(
-            d.pick(table[k][2]).format(name=name, v=v, a=an(v))
-            for k, v in d.shuffled([*known[name].items()])
+            draw.pick(table[k][2]).format(name=name, v=v, a=an(v))
+            for k, v in draw.shuffled([*known[name].items()])
         )
-        for name in d.some([*known], d.between(1, 3))
+        for name in draw.sample([*known], draw.between(1, 3))
         if known[name]
     )
 
 
-def register(d: Draw) -> str:
+def register(draw: Draw) -> str:
     """Questions about facts of the train split with their answers, in the wordings of
     pretraining.
     """
     lines = []
-    for level, name, attribute, value in d.some(_BY_SPLIT["train"], d.between(2, 5)):
+    for level, name, attribute, value in draw.sample(_BY_SPLIT["train"], draw.between(2, 5)):
         if level < 3:
-            lines.append(f"{d.pick({**_PERSON, **_TOWN}[attribute][1]).format(name=name)} {value}")
-    return "\n".join(lines) or portrait(d)
+            lines.append(
+                f"{draw.pick({**_PERSON, **_TOWN}[attribute][1]).format(name=name)} {value}"
+            )
+    return "\n".join(lines) or portrait(draw)

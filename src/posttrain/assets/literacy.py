@@ -34,18 +34,18 @@ SEPARATORS = {
 }
 
 
-def alphabet(d: Draw, level: int) -> Problem:
+def alphabet(draw: Draw, level: int) -> Problem:
     """Three to six words into alphabetical order; from level 3 two share their first letter, from 4
     also backwards.
     """
     count = (3, 4, 4, 5, 6)[level - 1]
-    words = [d.pick(BY_INITIAL[letter]) for letter in d.some([*BY_INITIAL], count)]
+    words = [draw.pick(BY_INITIAL[letter]) for letter in draw.sample([*BY_INITIAL], count)]
     if level > 2:
-        words[1] = d.pick(
+        words[1] = draw.pick(
             [w for w in WORDS if w[0] == words[0][0] and w not in words] or [words[1]]
         )
-    words = d.shuffled(words)
-    kind = "alphabet-down" if level > 3 and d.chance(0.5) else "alphabet-up"
+    words = draw.shuffled(words)
+    kind = "alphabet-down" if level > 3 and draw.chance(0.5) else "alphabet-up"
     return Problem(
         kind,
         " ".join(sorted(words)),
@@ -54,18 +54,18 @@ def alphabet(d: Draw, level: int) -> Problem:
     )
 
 
-def reverse(d: Draw, level: int) -> Problem:
+def reverse(draw: Draw, level: int) -> Problem:
     """A list of three to five words (1 … 3), a word of three or four letters (4), a longer word
     (5).
     """
     if level < 4:
-        words = d.some(WORDS, level + 2)
+        words = draw.sample(WORDS, level + 2)
         return Problem(
             "reverse-list", " ".join(words), {"list": commas(words)}, commas(words[::-1])
         )
     # letters of invented words: too few English ones are short
-    pattern = d.pick(("cvc", "cvcv") if level == 4 else ("cvcvc", "vccvc", "cvccvc"))
-    word = "".join(d.pick("bdfgklmnprstvz" if c == "c" else "aeiou") for c in pattern)
+    pattern = draw.pick(("cvc", "cvcv") if level == 4 else ("cvcvc", "vccvc", "cvccvc"))
+    word = "".join(draw.pick("bdfgklmnprstvz" if c == "c" else "aeiou") for c in pattern)
     return Problem(
         "reverse-letters",
         word,
@@ -75,17 +75,17 @@ def reverse(d: Draw, level: int) -> Problem:
     )
 
 
-def count(d: Draw, level: int) -> Problem:
+def count(draw: Draw, level: int) -> Problem:
     """Words of a list (1), one word in a list (2), letters of a word (3), of two words (4), one
     letter in words (5).
     """
     if level == 1:
-        words = d.some(WORDS, d.between(2, 9))
+        words = draw.sample(WORDS, draw.between(2, 9))
         return Problem("count-words", " ".join(words), {"list": " ".join(words)}, str(len(words)))
     if level == 2:
-        word, *others = d.some(WORDS, 4)
-        n = d.between(1, 6)
-        words = d.shuffled([word] * n + [d.pick(others) for _ in range(d.between(1, 4))])
+        word, *others = draw.sample(WORDS, 4)
+        n = draw.between(1, 6)
+        words = draw.shuffled([word] * n + [draw.pick(others) for _ in range(draw.between(1, 4))])
         return Problem(
             "count-word",
             f"{word}: {' '.join(words)}",
@@ -93,10 +93,10 @@ def count(d: Draw, level: int) -> Problem:
             str(n),
         )
     if level == 3:
-        word = d.pick(BY_LENGTH[d.between(3, 8)])
+        word = draw.pick(BY_LENGTH[draw.between(3, 8)])
         return Problem("count-letters", word, {"word": word}, str(len(word)), f"{', '.join(word)}.")
     if level == 4:
-        words = [d.pick(BY_LENGTH[d.between(3, 8)]) for _ in range(2)]
+        words = [draw.pick(BY_LENGTH[draw.between(3, 8)]) for _ in range(2)]
         a, b = map(len, words)
         return Problem(
             "count-letters-of-two",
@@ -105,11 +105,12 @@ def count(d: Draw, level: int) -> Problem:
             str(a + b),
             f"{words[0]} has {a} letters and {words[1]} has {b}.",
         )
-    words = d.some(WORDS, 3)
+    words = draw.sample(WORDS, 3)
     letters = "".join(words)
-    found = {letters.count(letter) for letter in letters}
-    n = d.pick(sorted(found))  # the number first: chosen by letter, nearly every answer would be 1
-    letter = d.pick(sorted({one for one in letters if letters.count(one) == n}))
+    counts = {letter: letters.count(letter) for letter in letters}
+    # the number first: chosen by letter, nearly every answer would be 1
+    n = draw.pick(sorted(set(counts.values())))
+    letter = draw.pick(sorted(letter for letter, occurrences in counts.items() if occurrences == n))
     return Problem(
         "count-letter",
         f"{letter}: {' '.join(words)}",
@@ -119,13 +120,13 @@ def count(d: Draw, level: int) -> Problem:
     )
 
 
-def edit(d: Draw, level: int) -> Problem:
+def edit(draw: Draw, level: int) -> Problem:
     """Capitals or an end of a list (1), its n-th word (2), a replacement (3), a removal or a swap
     (4), two changes (5).
     """
-    words = d.some(WORDS, (3, 5, 4, 5, 4)[level - 1])
-    n = d.below(len(words))
-    other = d.pick([w for w in d.some(WORDS, 6) if w not in words])
+    words = draw.sample(WORDS, (3, 5, 4, 5, 4)[level - 1])
+    n = draw.below(len(words))
+    other = draw.pick([w for w in draw.sample(WORDS, 6) if w not in words])
     slots: dict[str, object] = {
         "list": " ".join(words),
         "nth": ORDINALS[n],
@@ -133,7 +134,7 @@ def edit(d: Draw, level: int) -> Problem:
         "new": other,
     }
     swapped = [words[-1], *words[1:-1], words[0]]
-    kind, made = d.pick(
+    kind, made = draw.pick(
         {
             1: (
                 ("edit-upper", [w.upper() for w in words]),
@@ -157,13 +158,13 @@ def edit(d: Draw, level: int) -> Problem:
     return Problem(kind, f"{slots['list']} {used}", slots, " ".join(made))
 
 
-def form(d: Draw, level: int) -> Problem:
+def form(draw: Draw, level: int) -> Problem:
     """A format instruction: a separator (1), numbering or brackets (2), first words or repetition
     (3), two demands (4, 5).
     """
-    words, name = d.some(WORDS, 3 if level == 1 else 4), d.pick([*SEPARATORS])
+    words, name = draw.sample(WORDS, 3 if level == 1 else 4), draw.pick([*SEPARATORS])
     glue = SEPARATORS[name]
-    n = d.between(2, 3)
+    n = draw.between(2, 3)
     slots: dict[str, object] = {
         "list": listed(words),
         "separator": name,
@@ -174,7 +175,7 @@ def form(d: Draw, level: int) -> Problem:
     if level == 1:
         return Problem("form-separator", key, slots, glue.join(words))
     if level == 2:
-        kind, answer = d.pick(
+        kind, answer = draw.pick(
             (
                 ("form-numbered", " ".join(f"{i + 1}. {w}" for i, w in enumerate(words))),
                 ("form-brackets", " ".join(f"[{w}]" for w in words)),
@@ -183,7 +184,7 @@ def form(d: Draw, level: int) -> Problem:
         )
         return Problem(kind, " ".join(words), slots, answer)
     if level == 3:
-        if d.chance(0.5):
+        if draw.chance(0.5):
             return Problem(
                 "form-first-words",
                 f"{' '.join(words)} {slots['n']}",
@@ -195,8 +196,8 @@ def form(d: Draw, level: int) -> Problem:
         )
     if level == 4:
         return Problem("form-capitals", key, slots, glue.join(w.upper() for w in words))
-    values = d.different(4, 1, 99)
-    if d.chance(0.5):
+    values = draw.different(4, 1, 99)
+    if draw.chance(0.5):
         return Problem(
             "form-sorted",
             f"{sorted(values)} {name}",
@@ -219,35 +220,35 @@ _ATTRIBUTES = {
 }
 
 
-def _say(d: Draw, attribute: str, p: str, v: str) -> str:
-    return d.pick(_ATTRIBUTES[attribute][0]).format(p=p, v=v, a=an(v))
+def _say(draw: Draw, attribute: str, p: str, v: str) -> str:
+    return draw.pick(_ATTRIBUTES[attribute][0]).format(p=p, v=v, a=an(v))
 
 
-def passage(d: Draw, level: int) -> Problem:
+def passage(draw: Draw, level: int) -> Problem:
     """One fact of two (1) or three people (2), two of each (3), who it is of four (4), over a
     friend (5).
     """
-    people = d.some(FIRST, (2, 3, 3, 4, 3)[level - 1])
-    first, second = d.some([*_ATTRIBUTES], 2)
-    facts = dict(zip(people, d.some(_ATTRIBUTES[first][1], len(people)), strict=True))
-    sentences = [_say(d, first, p, v) for p, v in facts.items()]
-    p = d.pick(people)
+    people = draw.sample(FIRST, (2, 3, 3, 4, 3)[level - 1])
+    first, second = draw.sample([*_ATTRIBUTES], 2)
+    facts = dict(zip(people, draw.sample(_ATTRIBUTES[first][1], len(people)), strict=True))
+    sentences = [_say(draw, first, p, v) for p, v in facts.items()]
+    p = draw.pick(people)
     kind, slots, answer, solution = f"passage-{first}", {"p": p}, facts[p], ""
     if level == 3:
-        others = d.some(_ATTRIBUTES[second][1], len(people))
-        sentences = [
-            f"{one} {_say(d, second, q, v)}"
-            for one, q, v in zip(sentences, people, others, strict=True)
-        ]
+        others = draw.sample(_ATTRIBUTES[second][1], len(people))
+        for i, (person, value) in enumerate(zip(people, others, strict=True)):
+            sentences[i] += f" {_say(draw, second, person, value)}"
     elif level == 4:
         kind, slots, answer = f"passage-who-{first}", {"v": facts[p], "a": an(facts[p])}, p
     elif level == 5:
-        q = d.pick([other for other in people if other != p])
+        q = draw.pick([other for other in people if other != p])
         sentences.append(
-            d.pick(("{p} is a friend of {q}.", "The best friend of {q} is {p}.")).format(p=p, q=q)
+            draw.pick(("{p} is a friend of {q}.", "The best friend of {q} is {p}.")).format(
+                p=p, q=q
+            )
         )
         kind, slots, solution = f"passage-friend-{first}", {"p": q}, f"The friend of {q} is {p}."
-    text = " ".join(d.shuffled(sentences))
+    text = " ".join(draw.shuffled(sentences))
     return Problem(
         kind, f"{text} {slots.get('p') or slots['v']}", {**slots, "passage": text}, answer, solution
     )

@@ -1,5 +1,5 @@
 """The skills with numbers. Each draws a `Problem` of one level, 1 (easy) … 5 (hard); `wordings`
-says it in English.
+puts it into English.
 """
 
 from __future__ import annotations
@@ -41,28 +41,33 @@ class Problem(NamedTuple):
 def parts(n: int) -> list[int]:
     """347 → [300, 40, 7]"""
     digits = str(n)
-    return [int(d) * 10 ** (len(digits) - i - 1) for i, d in enumerate(digits) if d != "0"] or [0]
+    places = []
+    for power, digit in zip(reversed(range(len(digits))), digits, strict=True):
+        if digit != "0":
+            places.append(int(digit) * 10**power)
+    return places or [0]
 
 
 def _sum(a: int, b: int) -> str:
     """Place by place from the left: '40 plus 30 is 70, 7 plus 8 is 15, 70 plus 15 is 85.'"""
-    place, steps, found = 10 ** max(len(str(a)), len(str(b))), [], []
+    steps, place_sums = [], []
+    place = 10 ** max(len(str(a)), len(str(b)))
     while place := place // 10:
         x, y = a // place % 10 * place, b // place % 10 * place
         if x and y:
             steps.append(f"{x} plus {y} is {x + y}")
         if x or y:
-            found.append(x + y)
-    total = found[0]
-    for part in found[1:]:
-        steps.append(f"{total} plus {part} is {total + part}")
-        total += part
+            place_sums.append(x + y)
+    total = place_sums[0]
+    for place_sum in place_sums[1:]:
+        steps.append(f"{total} plus {place_sum} is {total + place_sum}")
+        total += place_sum
     return ", ".join(steps) + "."
 
 
-def plus(d: Draw, level: int) -> Problem:
-    if level == 5 and d.chance(0.5):
-        a, b, c = (d.between(11, 99) for _ in range(3))
+def plus(draw: Draw, level: int) -> Problem:
+    if level == 5 and draw.chance(0.5):
+        a, b, c = (draw.between(11, 99) for _ in range(3))
         return Problem(
             "plus3",
             f"{sorted((a, b, c))}",
@@ -77,13 +82,13 @@ def plus(d: Draw, level: int) -> Problem:
         ((100, 999), (10, 99)),
         ((100, 999), (100, 999)),
     )[level - 1]
-    a, b = d.between(low, high), d.between(least, most)
-    if d.chance(0.5):
+    a, b = draw.between(low, high), draw.between(least, most)
+    if draw.chance(0.5):
         a, b = b, a
     return Problem("plus", f"{min(a, b)} {max(a, b)}", {"a": a, "b": b}, str(a + b), _sum(a, b))
 
 
-def minus(d: Draw, level: int) -> Problem:
+def minus(draw: Draw, level: int) -> Problem:
     (low, high), (least, most) = (
         ((3, 20), (1, 20)),
         ((10, 99), (2, 9)),
@@ -91,8 +96,8 @@ def minus(d: Draw, level: int) -> Problem:
         ((100, 999), (10, 99)),
         ((200, 999), (100, 999)),
     )[level - 1]
-    a = d.between(low, high)
-    b = d.between(least, min(most, a - 1))
+    a = draw.between(low, high)
+    b = draw.between(least, min(most, a - 1))
     left, steps = a, []
     for part in parts(b):
         steps.append(f"{left} minus {part} is {left - part}")
@@ -100,7 +105,7 @@ def minus(d: Draw, level: int) -> Problem:
     return Problem("minus", f"{a} {b}", {"a": a, "b": b}, str(a - b), ", ".join(steps) + ".")
 
 
-def times(d: Draw, level: int) -> Problem:
+def times(draw: Draw, level: int) -> Problem:
     (low, high), (least, most) = (
         ((2, 10), (2, 10)),
         ((2, 12), (11, 30)),
@@ -108,27 +113,22 @@ def times(d: Draw, level: int) -> Problem:
         ((100, 999), (2, 9)),
         ((11, 99), (11, 99)),
     )[level - 1]
-    a, b = d.between(low, high), d.between(least, most)
+    a, b = draw.between(low, high), draw.between(least, most)
     big, small = max(a, b), min(a, b)
     pieces = [(part, part * small) for part in parts(big)]
     steps = [f"{part} times {small} is {value}" for part, value in pieces]
     if len(pieces) > 1:
         steps.append(f"{listed([value for _, value in pieces])} make {a * b}")
-    if d.chance(0.5):
+    if draw.chance(0.5):
         a, b = b, a
     return Problem("times", f"{small} {big}", {"a": a, "b": b}, str(a * b), ", ".join(steps) + ".")
 
 
-def compare(d: Draw, level: int) -> Problem:
+def compare(draw: Draw, level: int) -> Problem:
     count, high = ((2, 99), (3, 99), (4, 999), (4, 99), (4, 99))[level - 1]
-    values = d.different(count, 1 if level < 3 else 10, high)
-    kind = d.pick(
-        ("largest", "smallest")
-        if level < 4
-        else ("second-largest", "second-smallest")
-        if level == 4
-        else ("range",)
-    )
+    values = draw.different(count, 1 if level < 3 else 10, high)
+    kinds = {4: ("second-largest", "second-smallest"), 5: ("range",)}
+    kind = draw.pick(kinds.get(level, ("largest", "smallest")))
     order = sorted(values, reverse="largest" in kind)
     if kind == "range":
         answer, solution = (
@@ -141,10 +141,10 @@ def compare(d: Draw, level: int) -> Problem:
     return Problem(kind, f"{sorted(values)}", {"list": listed(values)}, str(answer), solution)
 
 
-def sort(d: Draw, level: int) -> Problem:
+def sort(draw: Draw, level: int) -> Problem:
     count, high = ((3, 99), (4, 99), (5, 99), (5, 999), (7, 999))[level - 1]
-    values = d.different(count, 1, high)
-    kind = "sort-up" if level == 1 or d.chance(0.5) else "sort-down"
+    values = draw.different(count, 1, high)
+    kind = "sort-up" if level == 1 or draw.chance(0.5) else "sort-down"
     return Problem(
         kind,
         f"{sorted(values)}",
@@ -153,18 +153,18 @@ def sort(d: Draw, level: int) -> Problem:
     )
 
 
-def sequence(d: Draw, level: int) -> Problem:
+def sequence(draw: Draw, level: int) -> Problem:
     """Next in an even row; from level 3 downwards, too; at 4 with a gap inside; at 5 by doubling or
     by growing steps.
     """
-    step = d.pick((1, 2, 5, 10)) if level == 1 else d.between(2, 9 if level < 3 else 15)
-    row = [d.between(1, (99, 150, 200, 200, 200)[level - 1]) + (step * 5 if level > 2 else 0)]
-    shrink = level > 2 and d.chance(0.5)
+    step = draw.pick((1, 2, 5, 10)) if level == 1 else draw.between(2, 9 if level < 3 else 15)
+    row = [draw.between(1, (99, 150, 200, 200, 200)[level - 1]) + (step * 5 if level > 2 else 0)]
+    shrink = level > 2 and draw.chance(0.5)
     row += [row[0] + (-step if shrink else step) * i for i in range(1, 5)]
     solution = f"Each number is {step} {'less' if shrink else 'more'} than the one before it."
     if level == 5:
-        start, grow = d.between(1, 99), d.between(1, 12)
-        if d.chance(0.25):
+        start, grow = draw.between(1, 99), draw.between(1, 12)
+        if draw.chance(0.25):
             row, solution = (
                 [start * 2**i for i in range(5)],
                 "Each number is twice the one before it.",
@@ -173,33 +173,33 @@ def sequence(d: Draw, level: int) -> Problem:
             row = [start + grow * i + i * (i - 1) // 2 for i in range(5)]
             steps = [row[i + 1] - row[i] for i in range(4)]
             solution = f"The steps are {listed(steps)}: each is 1 more than the one before it."
-    gap = d.between(1, 3) if level == 4 else 4
+    gap = draw.between(1, 3) if level == 4 else 4
     shown = [value if i != gap else "_" for i, value in enumerate(row)]
     kind, shown = ("sequence-gap", shown) if level == 4 else ("sequence", shown[:-1])
     return Problem(kind, f"{shown}", {"list": commas(shown)}, str(row[gap]), solution)
 
 
-def story(d: Draw, level: int) -> Problem:
+def story(draw: Draw, level: int) -> Problem:
     """Word problems: one step (1 and 2), multiplication (3), two steps (4), three steps (5)."""
-    p, q = d.some(FIRST, 2)
+    p, q = draw.sample(FIRST, 2)
     slots: dict[str, object] = {
         "p": p,
         "q": q,
-        "things": d.pick(THINGS),
-        "boxes": d.pick(CONTAINERS),
+        "things": draw.pick(THINGS),
+        "boxes": draw.pick(CONTAINERS),
     }
     high = 12 if level < 3 else 9
-    a, b, c = d.between(3, high * 3), d.between(2, high), d.between(2, 20)
+    a, b, c = draw.between(3, high * 3), draw.between(2, high), draw.between(2, 20)
     if level < 3:
         a += 10 * (level - 1)
         kind, answer, solution = "story-more", a + b, f"{a} plus {b} is {a + b}."
-        if d.chance(0.5):
+        if draw.chance(0.5):
             a += b
             kind, answer, solution = "story-less", a - b, f"{a} minus {b} is {a - b}."
     elif level == 3:
         kind, answer, solution = "story-times", a * b, f"{a} times {b} is {a * b}."
-    elif level == 4 and d.chance(0.5):
-        c = d.between(2, a + b - 1)
+    elif level == 4 and draw.chance(0.5):
+        c = draw.between(2, a + b - 1)
         kind, answer, solution = (
             "story-twice",
             a + b - c,
@@ -212,7 +212,7 @@ def story(d: Draw, level: int) -> Problem:
             f"{a} times {b} is {a * b}, {a * b} plus {c} is {a * b + c}.",
         )
     else:
-        e, made = d.between(2, 5), a * b + c
+        e, made = draw.between(2, 5), a * b + c
         kind, answer = "story-three", made - e
         solution = (
             f"{a} times {b} is {a * b}, {a * b} plus {c} is {made}, {made} minus {e} is {answer}."
@@ -223,19 +223,19 @@ def story(d: Draw, level: int) -> Problem:
     return Problem(kind, f"{numbers} {slots['things']}", slots, str(answer), solution)
 
 
-def calendar(d: Draw, level: int) -> Problem:
+def calendar(draw: Draw, level: int) -> Problem:
     """Hours (1), days (2 and 4), months (3), and both ways in one question (5)."""
-    back = d.chance(0.5)
+    back = draw.chance(0.5)
     if level == 1:
-        a, b = d.between(1, 12), d.between(1, 11)
+        a, b = draw.between(1, 12), draw.between(1, 11)
         hour = (a + (-b if back else b) - 1) % 12 + 1
         return Problem(
             "hour-before" if back else "hour-after", f"{a} {b}", {"a": a, "b": b}, str(hour)
         )
     cycle, name = (MONTHS, "month") if level == 3 else (DAYS, "day")
-    start = d.below(len(cycle))
+    start = draw.below(len(cycle))
     if level == 5:
-        a, b = d.between(5, 40), d.between(2, 20)
+        a, b = draw.between(5, 40), draw.between(2, 20)
         middle, end = DAYS[(start + a) % 7], DAYS[(start + a - b) % 7]
         return Problem(
             "day-both",
@@ -244,7 +244,7 @@ def calendar(d: Draw, level: int) -> Problem:
             end,
             f"{a} days after {DAYS[start]} is {middle}. {b} days before {middle} is {end}.",
         )
-    n = d.between(2, 30) if level != 4 else d.between(20, 200)
+    n = draw.between(2, 30) if level != 4 else draw.between(20, 200)
     end = cycle[(start + (-n if back else n)) % len(cycle)]
     rest = n % len(cycle)
     solution = f"{n} is {n - rest} plus {rest}, so count {rest} {name}s." if n >= len(cycle) else ""
@@ -266,15 +266,16 @@ _UNITS = (
 )
 
 
-def convert(d: Draw, level: int) -> Problem:
+def convert(draw: Draw, level: int) -> Problem:
     """Into the small unit (1, 2), into the large one (3), of a mixed amount (4), into a mixed
     amount (5).
     """
-    one, small, size = d.pick([u for u in _UNITS if level > 1 or u[2] in (7, 12, 100, 1000)])
-    big = one + "s"
-    a, b = d.between(2, 20 if level < 2 else 60), d.between(1, size - 1)
+    units = [unit for unit in _UNITS if level > 1 or unit[2] in (7, 12, 100, 1000)]
+    singular, small, size = draw.pick(units)
+    big = singular + "s"
+    a, b = draw.between(2, 20 if level < 2 else 60), draw.between(1, size - 1)
     slots: dict[str, object] = {"big": big, "small": small, "a": a, "b": b, "total": a * size + b}
-    rule = f"There are {size} {small} in one {one}"
+    rule = f"There are {size} {small} in one {singular}"
     if level < 3:
         return Problem(
             "convert-down",
@@ -308,21 +309,23 @@ def convert(d: Draw, level: int) -> Problem:
     )
 
 
-def code(d: Draw, level: int) -> Problem:
+def code(draw: Draw, level: int) -> Problem:
     """What a line prints (1), two variables (2), a call (3), an update (4), a loop (5)."""
-    x, y = d.some("abcnxyz", 2)
-    a, b, n = d.between(1, 30), d.between(1, 30), d.between(2, 5)
+    x, y = draw.sample("abcnxyz", 2)
+    a, b, n = draw.between(1, 30), draw.between(1, 30), draw.between(2, 5)
     if level < 3:
-        op = d.pick("+-" if level == 1 else "+-*")
-        a, b = (max(a, b), min(a, b)) if op == "-" else (a, b % 9 + 1) if op == "*" else (a, b)
-        text = (
-            f"{x} = {a}\nprint({x} {op} {b})"
-            if level == 1
-            else f"{x} = {a}\n{y} = {b}\nprint({x} {op} {y})"
-        )
-        answer = a + b if op == "+" else a - b if op == "-" else a * b
+        op = draw.pick("+-" if level == 1 else "+-*")
+        if op == "-":
+            a, b = max(a, b), min(a, b)
+        elif op == "*":
+            b = b % 9 + 1
+        if level == 1:
+            text = f"{x} = {a}\nprint({x} {op} {b})"
+        else:
+            text = f"{x} = {a}\n{y} = {b}\nprint({x} {op} {y})"
+        answer = {"+": a + b, "-": a - b, "*": a * b}[op]
     elif level == 3:
-        text, answer = _call(d, x)
+        text, answer = _call(draw, x)
     elif level == 4:
         text, answer = f"{x} = {a}\n{y} = {x} + {b}\n{x} = {y} * {n}\nprint({x})", (a + b) * n
     else:
@@ -333,10 +336,10 @@ def code(d: Draw, level: int) -> Problem:
     return Problem("code", text, {"code": text}, str(answer))
 
 
-def _call(d: Draw, x: str) -> tuple[str, object]:
-    numbers: Sequence[int] = d.different(4, 1, 60)
-    word, i = d.pick(WORDS), d.below(4)
-    return d.pick(
+def _call(draw: Draw, x: str) -> tuple[str, object]:
+    numbers: Sequence[int] = draw.different(4, 1, 60)
+    word, i = draw.pick(WORDS), draw.below(4)
+    return draw.pick(
         (
             (f"{x} = {numbers}\nprint(max({x}))", max(numbers)),
             (f"{x} = {numbers}\nprint(min({x}))", min(numbers)),

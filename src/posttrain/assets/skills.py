@@ -28,7 +28,7 @@ passage     2 people            3                 6 facts           who of four 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 from posttrain.assets import literacy, numeracy
 from posttrain.assets.numeracy import Problem
@@ -90,43 +90,50 @@ POOLS: Final = (
 )
 
 
-def problem(d: Draw, split: Split, skill: str, level: int) -> Problem:
+def problem(draw: Draw, split: Split, skill: str, level: int) -> Problem:
     """The next problem of the stream that belongs to the split."""
     while True:
-        found = SKILLS[skill](d, level)
-        if split_of(f"{found.kind} {found.key}") == split:
-            return found
+        candidate = SKILLS[skill](draw, level)
+        if split_of(f"{candidate.kind} {candidate.key}") == split:
+            return candidate
 
 
-def item(d: Draw, split: Split, skill: str, level: int) -> Item:
+def item(draw: Draw, split: Split, skill: str, level: int) -> Item:
     """The next item of the stream: a problem, worded as an instruction.
 
     >>> item(Draw(0, "example"), "test", "plus", 1)["skill"]
     'plus'
     """
-    found = problem(d, split, skill, level)
-    question = d.pick(WORDINGS[found.kind].instructions).format(**found.slots)
+    drawn = problem(draw, split, skill, level)
+    question = draw.pick(WORDINGS[drawn.kind].instructions).format(**drawn.slots)
     return Item(
         skill=skill,
         level=level,
-        key=f"{found.kind} {found.key}",
+        key=f"{drawn.kind} {drawn.key}",
         question=question,
-        answer=found.answer,
-        solution=found.solution,
+        answer=drawn.answer,
+        solution=drawn.solution,
     )
 
 
-def exercise(d: Draw, skill: str, level: int) -> tuple[str, str, str, str]:
-    """(question, answer, solution, statement) in the wordings of pretraining, of the train
-    split.
-    """
-    found = problem(d, "train", skill, level)
-    wording = WORDINGS[found.kind]
-    return (
-        d.pick(wording.exercises).format(**found.slots),
-        found.answer,
-        found.solution,
-        d.pick(wording.statements).format(**found.slots, answer=found.answer),
+class Exercise(NamedTuple):
+    """A problem in the wordings of pretraining."""
+
+    question: str
+    answer: str
+    solution: str
+    statement: str
+
+
+def exercise(draw: Draw, skill: str, level: int) -> Exercise:
+    """A problem of the train split, worded as a textbook exercise and as a statement."""
+    drawn = problem(draw, "train", skill, level)
+    wording = WORDINGS[drawn.kind]
+    return Exercise(
+        draw.pick(wording.exercises).format(**drawn.slots),
+        drawn.answer,
+        drawn.solution,
+        draw.pick(wording.statements).format(**drawn.slots, answer=drawn.answer),
     )
 
 
@@ -142,39 +149,36 @@ def chosen_skills(names: Sequence[str] = ()) -> tuple[str, ...]:
     return tuple(names) or tuple(SKILLS)
 
 
-def mistakes(d: Draw, question: str, answer: str) -> Iterator[str]:
-    """Wrong answers that look right, endless, with repeats: a number nearly hit, another order,
-    another word of the kind.
+def mistakes(draw: Draw, question: str, answer: str) -> Iterator[str]:
+    """Wrong answers that look right, without end and with repeats: a number nearly hit, another
+    order, another word of the kind.
     """
     kind = next((pool for pool in POOLS if answer in pool), ())
-    pool = (
-        [w for w in kind if f" {w}" in question] * 3 + d.some(kind, 4)
-        if kind
-        else [answer[1:], answer[:-1], answer * 2]
-    )
+    if kind:
+        in_question = [word for word in kind if f" {word}" in question]
+        guesses = in_question * 3 + draw.sample(kind, 4)
+    else:
+        guesses = [answer[1:], answer[:-1], answer * 2]
     while True:
-        guess = _mistake(d, answer.split(), pool)
+        guess = _mistake(draw, answer.split(), guesses)
         if normalise(guess) not in ("", normalise(answer)):
             yield guess
 
 
-def _mistake(d: Draw, words: list[str], pool: Sequence[str]) -> str:
+def _mistake(draw: Draw, words: list[str], guesses: Sequence[str]) -> str:
     numbers = [i for i, word in enumerate(words) if word.isdigit()]
     bare = [word.rstrip(",;") for word in words]
     if numbers and len(words) < 6 and bare == words:  # one number, or '3 hours and 20 minutes'
-        i = d.pick(numbers)
-        words[i] = str(
-            abs(
-                int(words[i])
-                + d.pick((-10, -2, -1, 1, 2, 10) if int(words[i]) > 12 else (-1, 1, 2, 3))
-            )
-        )
+        i = draw.pick(numbers)
+        number = int(words[i])
+        off_by = draw.pick((-10, -2, -1, 1, 2, 10) if number > 12 else (-1, 1, 2, 3))
+        words[i] = str(abs(number + off_by))
     elif len(words) == 1:
-        return d.pick(pool)
+        return draw.pick(guesses)
     elif len(set(bare)) < 3:  # one word, repeated
-        words = (words * 4)[: d.between(1, 7)]
-    else:
-        i, j = d.some(range(len(words)), 2)
+        words = (words * 4)[: draw.between(1, 7)]
+    else:  # two words change places; commas stay where they are
+        i, j = draw.sample(range(len(words)), 2)
         tails = [word[len(short) :] for word, short in zip(words, bare, strict=True)]
         bare[i], bare[j] = bare[j], bare[i]
         words = [short + tail for short, tail in zip(bare, tails, strict=True)]

@@ -381,12 +381,11 @@ passage-friend-colour
 
 
 def _parse(text: str) -> dict[str, Wording]:
-    lines = (
-        text.strip().replace("\n| ", " | ").split("\n")
-    )  # a line that begins with a bar goes on with the one before
-    rows = [
-        tuple(part.strip().replace("\\n", "\n") for part in line.split(" | ")) for line in lines
-    ]
+    # a line that begins with a bar continues the one before
+    lines = text.strip().replace("\n| ", " | ").split("\n")
+    rows = []
+    for line in lines:
+        rows.append(tuple(part.strip().replace("\\n", "\n") for part in line.split(" | ")))
     return {rows[i][0]: Wording(*rows[i + 1 : i + 4]) for i in range(0, len(rows), 4)}
 
 

@@ -22,9 +22,10 @@ LEVELS: Final = (1, 2, 3, 4, 5)
 class Item(TypedDict):
     """A question with one right answer.
 
-    `key` is what is asked, in any wording: two items with one key are the same question, and stand
-        in the same split.
-    `solution` is reasoning that ends before the answer; empty where there is nothing to work out.
+    Attributes:
+        key: what identifies the question in any wording: items with one key are the same question,
+            and belong to the same split.
+        solution: reasoning that ends before the answer; empty if there is nothing to work out.
     """
 
     skill: str
@@ -62,7 +63,7 @@ class Draw:
     def pick(self, values: Sequence[T]) -> T:
         return values[self.below(len(values))]
 
-    def some(self, values: Sequence[T], k: int) -> list[T]:
+    def sample(self, values: Sequence[T], k: int) -> list[T]:
         """`k` of the values at different places, in random order."""
         places: dict[int, None] = {}
         while len(places) < k:
@@ -84,12 +85,14 @@ class Draw:
 
     def different(self, k: int, low: int, high: int) -> list[int]:
         """`k` different integers of low … high."""
-        return self.some(range(low, high + 1), k)
+        return self.sample(range(low, high + 1), k)
 
 
 @cache
 def _split(bucket: int) -> Split:
-    return "train" if bucket < 80 else "validation" if bucket < 90 else "test"
+    if bucket < 80:
+        return "train"
+    return "validation" if bucket < 90 else "test"
 
 
 def split_of(key: str) -> Split:

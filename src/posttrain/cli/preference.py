@@ -38,10 +38,13 @@ def show(outcome: Outcome) -> None:
             table.add_column(column, justify="left" if not column else "right")
         for name, held in (("before", before), (f"step {after['step']}", after)):
             margin = held.get("rewards/margins")
+            low, high = held["accuracy_low"], held["accuracy_high"]
+            # a single prompt has no interval
+            interval = "" if low is None else f" [{low:.3f}, {high:.3f}]"
             table.add_row(
                 name,
                 loss(held),
-                f"{held['accuracy']:.3f} [{held['accuracy_low']:.3f}, {held['accuracy_high']:.3f}]",
+                f"{held['accuracy']:.3f}{interval}",
                 "–" if margin is None else f"{margin:+.3f}",
                 f"{held['sequences']:,}",
             )

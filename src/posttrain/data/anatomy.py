@@ -2,30 +2,24 @@
 not.
 
 Which tokens are trained is read from what training reads: the spans of `Encoded` and the windows of
-`prepare.kept`. Only where a given token comes from, a message or the template, is found here: the
-row is rendered again with marks for its texts.
-
-Left out: from which message a tool call or reasoning that is only given comes; it counts as written
-    by the template.
+`posttrain.data.prepare`. What the other tokens are is found in `posttrain.data.labels`.
 """
 
 from __future__ import annotations
 
-import re
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from posttrain.core.errors import PosttrainError
-from posttrain.data.chat import Chat, Turn
-from posttrain.data.formats import Example, Text
-from posttrain.data.prepare import Prepared, kept, policy_for
-from posttrain.data.tokens import Encoded
+from posttrain.data.chat import Turn
+from posttrain.data.formats import Example
+from posttrain.data.labels import Kind, Labelled, label
+from posttrain.data.prepare import Preparation, Prepared, windows
 
-Kind = Literal["trained", "end", "given", "template", "special", "first", "cut", "gap"]
 LEGEND: dict[Kind, str] = {
     "trained": "trained: the model learns to write this",
     "end": "trained: the token that ends a turn, so that the model learns to stop",
@@ -36,19 +30,18 @@ LEGEND: dict[Kind, str] = {
     "cut": "not in the batch: over the length limit",
     "gap": "tokens that are not shown here",
 }
-_MARK = re.compile(r"Zq(\d+)qZ")  # stands for a text of the row in a rendering
-CUT_SHOWN = 60  # tokens of a stretch that was cut
+CUT_SHOWN = 60  # pieces of a stretch that was cut
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Tokens that are written together: one, or the several that make one character.
+    """Tokens that are shown together: one, or the several that make one character.
 
     Attributes:
         ids: their ids.
-        text: what they say.
+        text: what they decode to.
         kind: see `LEGEND`.
-        message: the number of the message they are of; 0 for none, or where that is not known.
+        message: the number of the message they belong to; 0 for none, or if it is not known.
     """
 
     ids: tuple[int, ...]
@@ -59,8 +52,9 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A message of a row, and what becomes of it in words. Of plain text: `prompt` (1),
-    `completion` or `text` (0).
+    """A message of a row, and what becomes of it, in words.
+
+    Plain text has the messages `prompt` (1) and `completion` or `text` (0).
     """
 
     number: int
@@ -75,8 +69,8 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """A sequence to train on: what it is, in words, and its tokens but for those that an earlier
-    branch has shown.
+    """A sequence to train on: a heading, and its tokens without those that an earlier branch has
+    shown.
     """
 
     heading: str
@@ -85,8 +79,12 @@ class Passage:
 
 @dataclass(frozen=True, slots=True)
 class Anatomy:
-    """A row: where it stands, why it is not trained on (empty: it is), its messages and its
-    sequences.
+    """A row from inside.
+
+    Attributes:
+        where: where the row stands.
+        dropped: why it is not trained on; empty if it is.
+        messages, passages: its messages and its sequences.
     """
 
     where: str
@@ -96,7 +94,7 @@ class Anatomy:
 
     def why(self, piece: Piece) -> str:
         """Why tokens are trained or not, in a few words."""
-        names = {one.number: one.name for one in self.messages}
+        names = {message.number: message.name for message in self.messages}
         name = names.get(piece.message, "") if piece.message or self.messages[0].plain else ""
         match piece.kind:
             case "trained":
@@ -110,224 +108,100 @@ class Anatomy:
         return LEGEND[piece.kind]
 
 
-@dataclass
-class _Labelled:
-    """A tokenised sequence with its labels.
+@dataclass(frozen=True)
+class _Window:
+    """A sequence to train on: its branch, and its tokens' positions there.
 
     Attributes:
-        encoded: token ids and spans. turn: the last turn in it, whose text is all of its text.
-        groups: (first token, end, text) of every piece.
-        kinds, numbers: of every token, what it is while no limit is set, and the message it is of.
+        branch: index of the branch.
+        labelled: the branch.
+        positions: [n] of its tokens in the branch. A sequence that is left out as too long has
+            none.
     """
 
-    encoded: Encoded
-    turn: Turn
-    groups: list[tuple[int, int, str]]
-    kinds: np.ndarray
-    numbers: np.ndarray
+    branch: int
+    labelled: Labelled
+    positions: np.ndarray
+
+    @property
+    def ids(self) -> list[int]:
+        return [self.labelled.encoded.ids[position] for position in self.positions]
+
+    @property
+    def targets(self) -> np.ndarray:
+        """The positions of trained tokens; nothing predicts a first one."""
+        later = self.positions[1:]
+        return later[self.labelled.mask[later]]
 
 
-def anatomy(one: Prepared, dropped: str, chat: Chat, *, max_length: int, truncate: str) -> Anatomy:
+def anatomy(prepared: Prepared, dropped: str, preparation: Preparation) -> Anatomy:
     """Take a row apart.
 
     Args:
-        one: the row as it was tokenised. dropped: why it is not trained on; empty where it is.
-        chat, max_length, truncate: what it was prepared with.
+        prepared: the row as it was tokenised.
+        dropped: why it is not trained on; empty if it is.
+        preparation: how it was prepared.
     """
-    answer, policy = one.example.answers[0], policy_for(one.example, truncate)
-    turns = chat.turns(one.example, answer)
-    marked, texts = _marked(one.example, turns[0].plain)
-    try:
-        marks = {turn.number: turn for turn in chat.turns(marked, marked.answers[0])}
-    except PosttrainError:  # a template that asks for something in the text
-        marks = {}
-    labelled = []
-    for encoded in one.encoded:
-        turn = next(t for t in turns if t.number == encoded.spans[-1].number)
-        labelled.append(_labelled(encoded, turn, marks.get(turn.number), texts, chat.tokenizer))
-    windows = [
-        (branch, at)
-        for branch, some in enumerate(labelled)
-        for at in _windows(some, max_length, policy, chat)
-    ]
-    trained: dict[int, int] = {}
-    passages, before = [], []
-    for branch, at in windows:
-        some = labelled[branch]
-        targets = [p for p in at[1:].tolist() if some.encoded.mask()[p]]
-        for number in some.numbers[targets].tolist() if not dropped else ():
-            trained[number] = trained.get(number, 0) + 1
-        heading, skip = _heading(labelled, windows, len(passages), before, len(targets), dropped)
-        passages.append(Passage(heading, _pieces(some, at, skip, policy, chat.tokenizer)))
-        before.append([some.encoded.ids[p] for p in at.tolist()])
-    return Anatomy(
-        one.row.where,
-        dropped,
-        _messages(one.example, turns, labelled, trained, chat, max_length),
-        tuple(passages),
-    )
+    example, chat = prepared.example, preparation.chat
+    turns = chat.turns(example, example.answers[0])
+    branches = label(prepared, turns, chat)
+    row_windows = _windows(branches, example, preparation)
+    trained = Counter[int]()  # number of a message → its trained tokens
+    passages = []
+    for k, window in enumerate(row_windows):
+        if not dropped:
+            trained.update(window.labelled.numbers[window.targets].tolist())
+        repeated, source = _repeated(row_windows, k, len(branches))
+        heading = _heading(row_windows, k, len(branches), dropped)
+        if repeated:
+            note = f"its first {repeated:,} tokens are those of branch {source + 1}"
+            heading.insert(1, f"{note} and not repeated here")
+        pieces = _pieces(window, repeated, preparation.policy(example), chat.tokenizer)
+        passages.append(Passage("; ".join(heading), pieces))
+    messages = _messages(example, turns, branches, trained, preparation.max_length)
+    return Anatomy(prepared.row.where, dropped, messages, tuple(passages))
 
 
-def _windows(some: _Labelled, limit: int, policy: str, chat: Chat) -> list[np.ndarray]:
-    """Positions of the tokens of every sequence that is made; of one that is left out as too long,
-    none.
-    """
-    every = np.arange(len(some.encoded.ids))
-    return [every[at] for at in kept(some.encoded, limit, policy, chat.tokenizer.bos_token_id)] or [
-        every[:0]
-    ]
-
-
-# ------------------------------------------------------------------------------------------- labels
-
-
-def _labelled(
-    encoded: Encoded, turn: Turn, marked: Turn | None, texts: list[tuple[int, str]], tokenizer: Any
-) -> _Labelled:
-    def decode(ids: list[int]) -> str:
-        return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-
-    added = set(tokenizer.added_tokens_decoder)
-    groups = _groups(encoded.ids, decode, added)
-    n = len(encoded.ids)
-    kinds, numbers = np.full(n, "given", object), np.zeros(n, np.int64)
-    whole, text = "".join(text for _, _, text in groups), turn.before + turn.after
-    # some tokenizers put spaces where the text has none: then only the other characters are counted
-    size = len if text in whole else lambda s: len("".join(s.split()))
-    start = (
-        whole.find(text) if text in whole else "".join(whole.split()).find("".join(text.split()))
-    )
-    if marked is not None and start >= 0:
-        origins, known = _origins(text, marked.before + marked.after, texts)
-        origins, known = (
-            [(size(text[:x]), size(text[:y]), number) for x, y, number in origins],
-            size(text[:known]),
-        )
-        at = -start
-        for a, b, piece in groups:
-            mine = next(
-                (number for x, y, number in origins if x < at + size(piece) and at < y), None
-            )
-            numbers[a:b] = mine or 0
-            if mine is None and at < known:
-                kinds[a:b] = "template"
-            at += size(piece)
-    if not turn.before:
-        kinds[0] = "first"
-    kinds[[i for i, token in enumerate(encoded.ids) if token in added]] = "special"
-    for span in encoded.spans:
-        kinds[span.start : span.end], numbers[span.start : span.end] = "trained", span.number
-        if (end := encoded.ids[span.end - 1]) in added:  # a row may write it within its text, too
-            kinds[[i for i in range(span.start, span.end) if encoded.ids[i] == end]] = "end"
-    return _Labelled(encoded, turn, groups, kinds, numbers)
-
-
-def _groups(
-    ids: list[int], decode: Callable[[list[int]], str], added: set[int]
-) -> list[tuple[int, int, str]]:
-    """Tokens one by one, or together where only together they are a character, and their texts,
-    which add up to the whole.
-    """
-    out: list[tuple[int, int, str]] = []
-    before = start = 0
-    for i, token in enumerate(ids):
-        text = decode(ids[before : i + 1])[len(decode(ids[before:start])) if start else 0 :]
-        last = (
-            i + 1 == len(ids) or token in added or ids[i + 1] in added or i - start == 3
-        )  # UTF-8 has four bytes at most
-        if text.endswith("\ufffd") and not last:
-            continue
-        out.append((start, i + 1, text))
-        before, start = start, i + 1
-    return out
-
-
-def _marked(example: Example, plain: bool) -> tuple[Example, list[tuple[int, str]]]:
-    """The example with marks in the places of its texts; the number of the message and the text
-    that each mark stands for.
-    """
-    texts: list[tuple[int, str]] = []
-
-    def mark(text: str, number: int) -> str:
-        if not text.strip():
-            return text
-        texts.append((number, text))
-        return f"Zq{len(texts) - 1}qZ"
-
-    def part(value: Text, first: int) -> Text:
-        if isinstance(value, str):
-            return mark(value, first)
-        return tuple(
-            {**message, "content": mark(message["content"], first + i)}
-            for i, message in enumerate(value)
-        )
-
-    ahead = bool(example.prompt) if isinstance(example.prompt, str) else len(example.prompt)
-    return (
-        replace(
-            example,
-            prompt=part(example.prompt, 1),
-            answers=(part(example.answers[0], 0 if plain else ahead + 1),),
-        ),
-        texts,
-    )
-
-
-def _origins(
-    text: str, marked: str, texts: list[tuple[int, str]]
-) -> tuple[list[tuple[int, int, int]], int]:
-    """Where in a rendering the row's own texts stand, found from a rendering with marks in their
-    places.
-
-    Returns: (start, end, number of the message) of each, and up to which character this is certain.
-    """
-    parts = _MARK.split(marked)  # words of the template, number of a mark, words of the template, …
-    found: list[tuple[int, int, int]] = []
-    if not text.startswith(parts[0]):
-        return [], 0
-    at = len(parts[0])
-    for mark, after in zip(parts[1::2], parts[2::2], strict=True):
-        number, own = texts[int(mark)]
-        form = next(
-            (
-                form
-                for form in (own, own.strip(), own.rstrip(), own.lstrip())
-                if text.startswith(form + after, at)
-            ),
-            None,
-        )
-        if form is None:  # the template does something else with this text than with a mark
-            return found, at
-        found.append((at, at + len(form), number))
-        at += len(form) + len(after)
-    return found, at
+def _windows(branches: list[Labelled], example: Example, preparation: Preparation) -> list[_Window]:
+    """The sequences to train on, one or more of each branch."""
+    policy = preparation.policy(example)
+    row_windows = []
+    for number, branch in enumerate(branches):
+        every = np.arange(len(branch.encoded.ids))
+        kept = windows(branch.encoded, preparation.max_length, policy, preparation.begin)
+        for window in kept or [slice(0, 0)]:
+            row_windows.append(_Window(number, branch, every[window]))
+    return row_windows
 
 
 # ------------------------------------------------------------------------------------ what is shown
 
 
-def _pieces(
-    some: _Labelled, at: np.ndarray, skip: int, policy: str, tokenizer: Any
-) -> tuple[Piece, ...]:
-    """The tokens of a window but for its first `skip`, and around them those that were cut, in few
-    words.
+def _pieces(window: _Window, repeated: int, policy: str, tokenizer: Any) -> tuple[Piece, ...]:
+    """The tokens of a window without its first `repeated`, and around them those that were cut,
+    with the middle of long cuts left out.
     """
-    ids, kinds = some.encoded.ids, some.kinds.copy()
+    branch, positions = window.labelled, window.positions
+    ids, kinds = branch.encoded.ids, branch.kinds.copy()
     inside = np.zeros(len(ids), bool)
-    inside[at] = True
+    inside[positions] = True
     kinds[~inside] = "cut"
-    if len(at) and kinds[at[0]] in ("trained", "end"):
-        kinds[at[0]] = "first"
+    if len(positions) and kinds[positions[0]] in ("trained", "end"):
+        kinds[positions[0]] = "first"
     shown = np.ones(len(ids), bool) if policy != "split" else inside.copy()
-    shown[at[:skip]] = False
-    out: list[Piece] = []
-    for a, b, text in some.groups:
-        mine = [i for i in range(a, b) if shown[i]]
-        for run in _runs(mine, lambda i: (kinds[i], int(some.numbers[i]))):
-            own = tuple(ids[i] for i in run)
-            words = text if len(run) == b - a else tokenizer.decode(own, skip_special_tokens=False)
-            out.append(Piece(own, words, kinds[run[0]], int(some.numbers[run[0]])))
-    return elided(tuple(out), CUT_SHOWN, only="cut")
+    shown[positions[:repeated]] = False
+
+    def look(i: int) -> tuple[Kind, int]:
+        return kinds[i], int(branch.numbers[i])
+
+    pieces: list[Piece] = []
+    for start, end, text in branch.groups:
+        for run in _runs([i for i in range(start, end) if shown[i]], look):
+            run_ids = tuple(ids[i] for i in run)
+            whole = len(run) == end - start
+            words = text if whole else tokenizer.decode(run_ids, skip_special_tokens=False)
+            pieces.append(Piece(run_ids, words, *look(run[0])))
+    return elided(tuple(pieces), CUT_SHOWN, only="cut")
 
 
 def _runs(items: list[int], key: Callable[[int], Any]) -> Iterator[list[int]]:
@@ -343,142 +217,130 @@ def _runs(items: list[int], key: Callable[[int], Any]) -> Iterator[list[int]]:
 
 
 def elided(pieces: tuple[Piece, ...], most: int, *, only: Kind | None = None) -> tuple[Piece, ...]:
-    """Pieces with the middle of long stretches of one kind left out; what is trained and what is
-    not keeps its borders.
+    """Pieces with the middle of long stretches left out.
+
+    A stretch is all trained, all cut or all given, so that the borders between these stay visible.
 
     Args:
-        most: pieces of a stretch that are kept, half at each end.
-        only: of this kind; None: of every kind.
+        most: pieces of a stretch that stay, half at each end.
+        only: shorten only stretches of this kind; None: of every kind.
     """
     families = {"end": "trained", "trained": "trained", "cut": "cut"}
-    out: list[Piece] = []
+    half = most // 2
+    shortened: list[Piece] = []
     for run in _runs(list(range(len(pieces))), lambda i: families.get(pieces[i].kind, "given")):
-        some = pieces[run[0] : run[-1] + 1]
-        half = most // 2
-        if len(some) > most + 1 and only in (None, some[0].kind):
-            left = sum(len(one.ids) for one in some[half:-half])
-            some = (*some[:half], Piece((), f"… {left:,} tokens …", "gap"), *some[-half:])
-        out += some
-    return tuple(out)
+        stretch = pieces[run[0] : run[-1] + 1]
+        if len(stretch) > most + 1 and only in (None, stretch[0].kind):
+            hidden = sum(len(piece.ids) for piece in stretch[half:-half])
+            gap = Piece((), f"… {hidden:,} tokens …", "gap")
+            stretch = (*stretch[:half], gap, *stretch[-half:])
+        shortened += stretch
+    return tuple(shortened)
 
 
-def _heading(
-    labelled: list[_Labelled],
-    windows: list[tuple[int, np.ndarray]],
-    k: int,
-    before: list[list[int]],
-    targets: int,
-    dropped: str,
-) -> tuple[str, int]:
-    """What sequence k of a row is, in words, and how many of its first tokens an earlier branch has
-    shown.
-    """
-    branch, at = windows[k]
-    some, parts = labelled[branch], [i for i, (other, _) in enumerate(windows) if other == branch]
-    words, skip = [], 0
-    if len(labelled) > 1:
-        words.append(
-            f"branch {branch + 1} of {len(labelled)}: the template shows earlier turns otherwise"
-            " here"
-            if branch
-            else f"branch 1 of {len(labelled)}"
-        )
+def _heading(row_windows: list[_Window], k: int, branches: int, dropped: str) -> list[str]:
+    """What window k of a row is, in words."""
+    window, words = row_windows[k], []
+    if branches > 1:
+        name = f"branch {window.branch + 1} of {branches}"
+        if window.branch:
+            name += ": the template shows earlier turns otherwise here"
+        words.append(name)
+    parts = [i for i, other in enumerate(row_windows) if other.branch == window.branch]
     if len(parts) > 1:
         words.append(f"part {k - parts[0] + 1} of {len(parts)}")
-    elif before and len(windows) == len(labelled):
-        ids = [some.encoded.ids[p] for p in at.tolist()]
-        shared, other = max(
-            ((_common(ids, earlier), -i) for i, earlier in enumerate(before)), default=(0, 0)
-        )
-        first = next(
-            (i for i, p in enumerate(at.tolist()) if i and some.encoded.mask()[p]), len(ids)
-        )
-        if skip := min(shared, first):
-            words.append(
-                f"its first {skip:,} tokens are those of branch {windows[-other][0] + 1} and not"
-                " repeated here"
-            )
-    lost = len(some.encoded.ids) - len(at) if len(parts) == 1 else 0
-    words.append(f"{len(at):,} tokens, {targets:,} trained" + (f", {lost:,} cut" if lost else ""))
+    size, targets = len(window.positions), len(window.targets)
+    counts = f"{size:,} tokens, {targets:,} trained"
+    lost = len(window.labelled.encoded.ids) - size
+    if lost and len(parts) == 1:
+        counts += f", {lost:,} cut"
+    words.append(counts)
     if not targets and not dropped:
         words.append("left out: nothing in it is trained")
-    return "; ".join(words), skip
+    return words
+
+
+def _repeated(row_windows: list[_Window], k: int, branches: int) -> tuple[int, int]:
+    """How many of window k's first tokens an earlier branch has shown, and which branch.
+
+    None where branches were split, and never a trained token.
+    """
+    if k == 0 or len(row_windows) != branches:
+        return 0, 0
+    window, ids = row_windows[k], row_windows[k].ids
+    common = [_common(ids, earlier.ids) for earlier in row_windows[:k]]
+    targets = window.targets
+    until = int(np.searchsorted(window.positions, targets[0])) if len(targets) else len(ids)
+    return min(max(common), until), common.index(max(common))
 
 
 def _common(a: list[int], b: list[int]) -> int:
-    return next(
-        (i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b))
-    )
+    """How many tokens two sequences begin with in common."""
+    for i, (x, y) in enumerate(zip(a, b, strict=False)):
+        if x != y:
+            return i
+    return min(len(a), len(b))
 
 
 def _messages(
-    example: Example,
-    turns: list[Turn],
-    labelled: list[_Labelled],
-    trained: dict[int, int],
-    chat: Chat,
-    limit: int,
+    example: Example, turns: list[Turn], branches: list[Labelled], trained: Counter[int], limit: int
 ) -> tuple[Message, ...]:
     """What becomes of every message."""
-    totals: dict[int, int] = {}
-    for some in labelled:
-        for span in some.encoded.spans:
-            totals[span.number] = totals.get(span.number, 0) + span.end - span.start
+    totals = Counter[int]()
+    for branch in branches:
+        for span in branch.encoded.spans:
+            totals[span.number] += span.end - span.start
 
     def learned(number: int) -> str:
-        done, total = trained.get(number, 0), totals[number]
+        done, total = trained[number], totals[number]
         if done == total:
             return f"trained: {total:,} tokens"
-        return (
-            f"trained: {done:,} of {total:,} tokens; the others are over the limit of {limit:,}"
-            if done
-            else (f"not trained: over the limit of {limit:,} tokens")
-        )
+        if not done:
+            return f"not trained: over the limit of {limit:,} tokens"
+        return f"trained: {done:,} of {total:,} tokens; the others are over the limit of {limit:,}"
 
     answer = example.answers[0]
     if turns[0].plain:
-        given = (Message(1, "prompt", "given", True),) if example.prompt else ()
-        return (*given, Message(0, "completion" if given else "text", learned(0), True))
+        if not example.prompt:
+            return (Message(0, "text", learned(0), True),)
+        return Message(1, "prompt", "given", True), Message(0, "completion", learned(0), True)
     if isinstance(answer, str):
         return Message(1, "user", "given"), Message(2, "assistant", learned(2))
     assert not isinstance(example.prompt, str) or not example.prompt
-    out = []
+    messages = []
     for number, message in enumerate((*example.prompt, *answer), 1):
         assert isinstance(message, dict)
-        what = "given"
         if number in totals:
             what = learned(number)
-        elif message["role"] == "assistant":
-            why = (
-                "part of the prompt"
-                if number <= len(example.prompt)
-                else (
-                    "only the last answer is trained"
-                    if message.get("weight", 1)
-                    else "its weight is 0"
-                )
-            )
-            what = f"given: {why}"
-        out.append(Message(number, message["role"], what))
-    return tuple(out)
+        elif message["role"] != "assistant":
+            what = "given"
+        elif number <= len(example.prompt):
+            what = "given: part of the prompt"
+        elif message.get("weight", 1):
+            what = "given: only the last answer is trained"
+        else:
+            what = "given: its weight is 0"
+        messages.append(Message(number, message["role"], what))
+    return tuple(messages)
 
 
 def visible(text: str) -> str:
     """Text whose line breaks, tabs and control characters are seen and do nothing: a row must not
     command a terminal.
     """
-    return "".join(map(_sign, text))
+    return "".join(map(_visible_character, text))
 
 
-def _sign(c: str) -> str:
-    if c == "\n":
+def _visible_character(character: str) -> str:
+    if character == "\n":
         return "⏎\n"
-    if c == "\t":
+    if character == "\t":
         return "⇥\t"
-    if c < " " or c == "\x7f":
-        return chr(0x2400 + ord(c)) if c < " " else "␡"
-    return (
-        f"\\u{ord(c):04x}"
-        if unicodedata.category(c) in ("Cc", "Cf", "Zl", "Zp") and c not in "\u200c\u200d"
-        else c
-    )
+    if character < " ":
+        return chr(0x2400 + ord(character))  # Unicode's control pictures
+    if character == "\x7f":
+        return "␡"
+    joiner = character in "\u200c\u200d"  # letters need these
+    if not joiner and unicodedata.category(character) in ("Cc", "Cf", "Zl", "Zp"):
+        return f"\\u{ord(character):04x}"
+    return character

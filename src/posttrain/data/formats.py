@@ -1,29 +1,27 @@
-"""Formats: the shapes in which rows come, and the one shape in which they go on.
+"""Formats: the shapes in which rows come, and the one shape, `Example`, in which they go on.
 
-    messages            messages: [{role, content, …}], tools, chat_template_kwargs        OpenAI
-                        chat, TRL
+    messages            messages: [{role, content, …}], tools, chat_template_kwargs: the chat
+                        format of OpenAI and TRL; with a label, the last answer is labelled
     sharegpt            conversations: [{from, value}], system, tools
     alpaca              instruction, input, output, system, history
-    preference          prompt, chosen, rejected: text or messages; the prompt may be inside both
-                        answers; margin, a number; reference, an answer to imitate beside them
-    label               prompt, completion, label (true or false): an answer that is good or bad;
-                        messages may have one, too
+    preference          prompt, chosen, rejected: text or messages; both answers may begin with the
+                        prompt; margin, a number; reference, a third answer, to imitate
+    label               prompt, completion, label (true or false): a good or a bad answer
     steps               prompt, completions: [text, …], labels: [true or false, …]: an answer in
-                        steps that are right or wrong
+                        steps, each right or wrong
     prompt-completion   prompt, completion: text or messages
     text                text
     prompt              prompt alone: text or messages
 
-The first row of a source decides which one it is; a row of another shape is an error that names
-both lines.
-Left out: messages with images or audio.
+The first row of a source decides its format; a later row of another shape is an error that names
+both lines. Left out: messages with images or audio.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from math import inf
+from math import inf, isfinite
 from types import NoneType
 from typing import Any
 
@@ -43,18 +41,19 @@ from posttrain.data.rows import Row, kind, text
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One row in our terms: what is given, and the answers to learn from or to compare.
+    """One row in our terms: a prompt, and the answers to learn from or to compare.
 
     Attributes:
-        where: the row it was.
-        prompt: what is given; empty where there is nothing.
-        answers: none (a prompt alone), one (a demonstration), two (chosen, rejected) or three (and
-            one to imitate). Of an answer that is messages the assistant's are trained.
-        label: whether the one answer is good; None where that is not said.
+        where: where the row stands.
+        prompt: text or messages; empty where there is none.
+        answers: none (a prompt alone), one (a demonstration), two (chosen, rejected) or three
+            (chosen, rejected, one to imitate). In an answer of messages, the assistant's are
+            trained.
+        label: whether the one answer is good; None if the row does not say.
         tools: JSON schemas of the tools that may be called.
-        kwargs: what the row hands to the chat template.
-        margin: by how much the chosen answer is better; None where that is not said.
-        steps: of the one answer, each with how right it is, 0 … 1; none where it has no steps.
+        kwargs: arguments of the row for the chat template.
+        margin: by how much the chosen answer is better; None if the row does not say.
+        steps: the steps of the one answer, each with how right it is, 0 … 1; empty if it has none.
     """
 
     where: str
@@ -68,45 +67,57 @@ class Example:
 
 
 class Format:
-    """The format of one source: told, or found from its first row."""
+    """Reads the rows of one source, all in one format.
+
+    Args:
+        name: of the format; empty: the first row decides.
+    """
 
     def __init__(self, name: str = "") -> None:
-        self.name, self.told = name, bool(name)
-        self.first: Row | None = None
+        self.name, self._given = name, bool(name)
+        self.first: Row | None = None  # the first usable row
 
     def read(self, row: Row) -> Example:
-        """The row in our terms.
+        """The row as an example.
 
         Raises:
             DataError: it has another shape than the rows before it, or a value that does not fit.
         """
         name = self.name or detect(row)
-        needs, parse = FORMATS[name]
-        missing = [column for column in needs if row.fields.get(column) is None]
-        if missing and self.first is None:
-            raise DataError(
-                f"format {name} needs the column {missing[0]!r}; {nearest(missing[0], row.fields)}",
-                where=row.where,
-                cure=_CURE,
-            )
-        if self.first is not None and (missing or (not self.told and detect(row) != name)):
-            try:
-                found = f"this row is {detect(row)}"
-            except DataError:
-                found = f"this row has no {' and '.join(map(repr, missing))}"
-            raise DataError(
-                f"{found}; the source began as {name} ({self.first.where})",
-                where=row.where,
-                cure="give the two kinds as two --data sources, each in its own file",
-            )
+        columns, parse = FORMATS[name]
+        self._check_shape(row, name, columns)
         try:
             example = parse(row)
         except RecursionError:
             raise DataError(
                 "its values are nested too deep", where=row.where, cure="correct or remove the row"
             ) from None
-        self.name, self.first = name, self.first or row  # a row that cannot be used decides nothing
+        # only now: a row that cannot be used decides nothing
+        self.name, self.first = name, self.first or row
         return example
+
+    def _check_shape(self, row: Row, name: str, columns: tuple[str, ...]) -> None:
+        missing = [column for column in columns if row.fields.get(column) is None]
+        if self.first is None:
+            if missing:
+                raise DataError(
+                    f"format {name} needs the column {missing[0]!r};"
+                    f" {nearest(missing[0], row.fields)}",
+                    where=row.where,
+                    cure=_CURE,
+                )
+            return
+        if not missing and (self._given or detect(row) == name):
+            return
+        try:
+            shape = f"this row is {detect(row)}"
+        except DataError:
+            shape = f"this row has no {' and '.join(map(repr, missing))}"
+        raise DataError(
+            f"{shape}; the source began as {name} ({self.first.where})",
+            where=row.where,
+            cure="give the two kinds as two --data sources, each in its own file",
+        )
 
 
 _CURE = (
@@ -116,10 +127,10 @@ _CURE = (
 
 
 def detect(row: Row) -> str:
-    """The format of a row, by its columns: the first of `FORMATS` that finds all of its own.
+    """The format of a row: the first of `FORMATS` whose columns are all there.
 
     Raises:
-        DataError: none does.
+        DataError: there is none.
     """
     present = {column for column, value in row.fields.items() if value is not None}
     for name, (needs, _) in FORMATS.items():
@@ -134,8 +145,9 @@ def detect(row: Row) -> str:
 
 def _messages_row(row: Row) -> Example:
     turns = _with_system(row, messages(row.fields["messages"], "messages", row.where))
-    if isinstance(row.fields.get("label"), bool):  # what is labelled is the last answer
-        return replace(_example(row, turns[:-1], turns[-1:]), label=row.fields["label"])
+    label = row.fields.get("label")
+    if isinstance(label, bool):
+        return replace(_example(row, turns[:-1], turns[-1:]), label=label)
     return _example(row, (), turns)
 
 
@@ -145,15 +157,14 @@ def _sharegpt(row: Row) -> Example:
 
 
 def _system(row: Row) -> tuple[Message, ...]:
-    return (
-        ({"role": "system", "content": row.text("system")},)
-        if _given(row, "system") is not None
-        else ()
-    )
+    """The system prompt of a column of its own, as a message; empty if there is none."""
+    if _given(row, "system") is None:
+        return ()
+    return ({"role": "system", "content": row.text("system")},)
 
 
 def _with_system(row: Row, turns: tuple[Message, ...]) -> tuple[Message, ...]:
-    """A conversation with the system prompt of a column of its own."""
+    """A conversation that begins with the system prompt of a column of its own."""
     system = _system(row)
     if system and turns[0]["role"] in ("system", "developer"):
         raise DataError(
@@ -164,70 +175,88 @@ def _with_system(row: Row, turns: tuple[Message, ...]) -> tuple[Message, ...]:
     return (*system, *turns)
 
 
+def _user(content: str) -> tuple[Message, ...]:
+    return ({"role": "user", "content": content},)
+
+
+def _assistant(content: str) -> tuple[Message, ...]:
+    return ({"role": "assistant", "content": content},)
+
+
 def _given(row: Row, column: str) -> Any:
-    """A value that may be absent; a table without nulls has empty text there."""
+    """An optional value. Tables without nulls have empty text there, which counts as absent."""
     value = row.fields.get(column)
     return None if value == "" else value
 
 
 def _alpaca(row: Row) -> Example:
-    before: list[Message] = [*_system(row)]
+    question = row.text("instruction")
+    if _given(row, "input") is not None:
+        question += "\n" + row.text("input")
+    prompt = (*_system(row), *_history(row), *_user(question))
+    return _example(row, prompt, _assistant(row.text("output")))
+
+
+def _history(row: Row) -> list[Message]:
+    """The column `history`, a list of [question, answer], as messages."""
     history = decoded(_given(row, "history"), "history", row.where)
-    for pair in (
-        history if isinstance(history, (list, tuple)) else [] if history is None else [history]
-    ):
+    if history is None:
+        return []
+    turns: list[Message] = []
+    for pair in history if isinstance(history, (list, tuple)) else [history]:
         if not isinstance(pair, (list, tuple)) or len(pair) != 2:
             raise DataError(
                 "history is not a list of [question, answer]",
                 where=row.where,
                 cure="correct or remove the row",
             )
-        before += [
-            {"role": "user", "content": text(pair[0], "history", row.where)},
-            {"role": "assistant", "content": text(pair[1], "history", row.where)},
-        ]
-    question = row.text("instruction")
-    if _given(row, "input") is not None:
-        question += "\n" + row.text("input")
-    return _example(
-        row,
-        (*before, {"role": "user", "content": question}),
-        ({"role": "assistant", "content": row.text("output")},),
-    )
+        question, answer = (text(part, "history", row.where) for part in pair)
+        turns += [*_user(question), *_assistant(answer)]
+    return turns
 
 
 def _preference(row: Row) -> Example:
     prompt = _text_or_messages(row, "prompt") if row.fields.get("prompt") is not None else ""
-    chosen, rejected = _text_or_messages(row, "chosen"), _text_or_messages(row, "rejected")
-    gold = (_text_or_messages(row, "reference"),) if _given(row, "reference") is not None else ()
-    if len({isinstance(answer, str) for answer in (chosen, rejected, *gold)}) > 1:
+    columns = ["chosen", "rejected"]
+    if _given(row, "reference") is not None:
+        columns.append("reference")
+    answers = [_text_or_messages(row, column) for column in columns]
+    if len({isinstance(answer, str) for answer in answers}) > 1:
         raise DataError(
             "of chosen and rejected one is text and one is messages",
             where=row.where,
             cure="write both the same way",
         )
-    if isinstance(prompt, str) and not isinstance(chosen, str):
-        prompt = ({"role": "user", "content": prompt},) if prompt else ()
-    if not isinstance(prompt, str) and isinstance(chosen, str) and isinstance(rejected, str):
-        chosen, rejected = (
-            ({"role": "assistant", "content": chosen},),
-            ({"role": "assistant", "content": rejected},),
-        )
-        gold = tuple(({"role": "assistant", "content": one},) for one in gold)
-    if not isinstance(prompt, str):
-        assert not isinstance(chosen, str) and not isinstance(rejected, str)
-        if not prompt or all(
-            a[0]["role"] != "assistant" and all(m in a for m in prompt) for a in (chosen, rejected)
-        ):
-            # both answers carry the whole conversation: what they share is the prompt
-            shared = 0
-            while (
-                shared < min(len(chosen), len(rejected)) - 1 and chosen[shared] == rejected[shared]
-            ):
-                shared += 1
-            gold = tuple(one[shared:] if one[:shared] == chosen[:shared] else one for one in gold)
-            prompt, chosen, rejected = chosen[:shared], chosen[shared:], rejected[shared:]
-    return replace(_example(row, prompt, chosen, rejected, *gold), margin=_margin(row))
+    if isinstance(prompt, str) and all(isinstance(answer, str) for answer in answers):
+        return replace(_example(row, prompt, *answers), margin=_margin(row))
+    if isinstance(prompt, str):
+        prompt = _user(prompt) if prompt else ()
+    as_messages = [_assistant(a) if isinstance(a, str) else a for a in answers]
+    if not prompt or all(_begins_with(answer, prompt) for answer in as_messages[:2]):
+        prompt, as_messages = _split_shared(*as_messages)
+    return replace(_example(row, prompt, *as_messages), margin=_margin(row))
+
+
+def _begins_with(answer: tuple[Message, ...], prompt: tuple[Message, ...]) -> bool:
+    """Whether an answer is a whole conversation that repeats the prompt."""
+    return answer[0]["role"] != "assistant" and all(message in answer for message in prompt)
+
+
+def _split_shared(
+    chosen: tuple[Message, ...], rejected: tuple[Message, ...], *reference: tuple[Message, ...]
+) -> tuple[tuple[Message, ...], list[tuple[Message, ...]]]:
+    """Answers that are whole conversations, as the prompt that they share and what follows it.
+
+    Each answer keeps at least one message.
+    """
+    shared = 0
+    while shared < min(len(chosen), len(rejected)) - 1 and chosen[shared] == rejected[shared]:
+        shared += 1
+    prompt = chosen[:shared]
+    answers = [chosen[shared:], rejected[shared:]]
+    for answer in reference:
+        answers.append(answer[shared:] if answer[:shared] == prompt else answer)
+    return prompt, answers
 
 
 def _margin(row: Row) -> float | None:
@@ -235,26 +264,25 @@ def _margin(row: Row) -> float | None:
     if value is None:
         return None
     try:
-        found = float(value) if not isinstance(value, bool) else inf
-    except (TypeError, ValueError):
-        found = inf
-    if not abs(found) < inf:
+        margin = inf if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        margin = inf
+    if not isfinite(margin):
         raise DataError(
             f"the margin is {kind(value)}, not a number",
             where=row.where,
             cure="write by how much the chosen answer is better, or leave it out",
         )
-    return found
+    return margin
+
+
+_LABEL_TEXTS = {"true": True, "false": False, "1": True, "0": False}
 
 
 def _label(row: Row) -> Example:
     label = row.fields["label"]
-    # tables without a type for it write true and false as text or numbers
-    label = (
-        {"true": True, "false": False, "1": True, "0": False}.get(label.lower(), label)
-        if isinstance(label, str)
-        else label
-    )
+    if isinstance(label, str):  # tables without a boolean type write it as text
+        label = _LABEL_TEXTS.get(label.lower(), label)
     if isinstance(label, (str, list, dict)) or label not in (0, 1):
         raise DataError(
             f"the label is {kind(label)}, not true or false",
@@ -268,16 +296,8 @@ def _label(row: Row) -> Example:
 
 
 def _steps(row: Row) -> Example:
-    texts, labels = (
-        decoded(row.fields[name], name, row.where) for name in ("completions", "labels")
-    )
-    for name, value in (("completions", texts), ("labels", labels)):
-        if not isinstance(value, (list, tuple)):
-            raise DataError(
-                f"{name} holds {kind(value)}, not a list",
-                where=row.where,
-                cure="give one for every step",
-            )
+    texts = _list(row, "completions")
+    labels = _list(row, "labels")
     if len(texts) != len(labels) or not texts:
         raise DataError(
             f"{len(texts)} steps and {len(labels)} labels",
@@ -297,31 +317,34 @@ def _steps(row: Row) -> Example:
                 cure="write true for a step that is right; or a share from 0 to 1",
             )
         steps.append((step, float(label)))
-    prompt, answer = _text_or_messages(row, "prompt"), "\n".join(step for step, _ in steps)
-    return replace(
-        _example(
-            row,
-            prompt,
-            answer if isinstance(prompt, str) else ({"role": "assistant", "content": answer},),
-        ),
-        steps=tuple(steps),
-    )
+    prompt = _text_or_messages(row, "prompt")
+    answer = "\n".join(step for step, _ in steps)
+    example = _example(row, prompt, answer if isinstance(prompt, str) else _assistant(answer))
+    return replace(example, steps=tuple(steps))
+
+
+def _list(row: Row, column: str) -> list[Any] | tuple[Any, ...]:
+    value = decoded(row.fields[column], column, row.where)
+    if not isinstance(value, (list, tuple)):
+        raise DataError(
+            f"{column} holds {kind(value)}, not a list",
+            where=row.where,
+            cure="give one for every step",
+        )
+    return value
 
 
 def _prompt_completion(row: Row) -> Example:
     prompt, completion = _text_or_messages(row, "prompt"), _text_or_messages(row, "completion")
-    if isinstance(prompt, str) and not isinstance(completion, str):
-        prompt = ({"role": "user", "content": prompt},)
-    elif isinstance(completion, str) and not isinstance(prompt, str):
-        completion = ({"role": "assistant", "content": completion},)
-    if _system(row):
-        if isinstance(prompt, str) or isinstance(completion, str):
-            prompt, completion = (
-                ({"role": "user", "content": prompt},),
-                ({"role": "assistant", "content": completion},),
-            )
-        prompt = _with_system(row, prompt)
-    return _example(row, prompt, completion)
+    has_system = bool(_system(row))
+    both_text = isinstance(prompt, str) and isinstance(completion, str)
+    if both_text and not has_system:
+        return _example(row, prompt, completion)
+    if isinstance(prompt, str):
+        prompt = _user(prompt)
+    if isinstance(completion, str):
+        completion = _assistant(completion)
+    return _example(row, _with_system(row, prompt) if has_system else prompt, completion)
 
 
 def _text_row(row: Row) -> Example:
@@ -332,9 +355,8 @@ def _prompt(row: Row) -> Example:
     return _example(row, _text_or_messages(row, "prompt"))
 
 
-FORMATS: Mapping[
-    str, tuple[tuple[str, ...], Callable[[Row], Example]]
-] = {  # name: (columns it needs, parser); first match
+# name → (the columns it needs, its parser); `detect` takes the first that fits
+FORMATS: Mapping[str, tuple[tuple[str, ...], Callable[[Row], Example]]] = {
     "preference": (("chosen", "rejected"), _preference),
     "label": (("prompt", "completion", "label"), _label),
     "steps": (("prompt", "completions", "labels"), _steps),
@@ -348,6 +370,7 @@ FORMATS: Mapping[
 
 
 def _example(row: Row, prompt: Text, *answers: Text) -> Example:
+    """The example of a row, once its answers are known to have something to learn."""
     for answer in answers:
         if isinstance(answer, tuple) and not any(trained(message) for message in answer):
             raise DataError(
@@ -355,11 +378,7 @@ def _example(row: Row, prompt: Text, *answers: Text) -> Example:
                 where=row.where,
                 cure="add one, or remove the row; a turn with weight 0 is not learned",
             )
-        if (
-            not answer.strip()
-            if isinstance(answer, str)
-            else any(trained(message) and empty(message) for message in answer)
-        ):
+        if _empty(answer):
             raise DataError(
                 "the text to learn is empty", where=row.where, cure="fill it in, or remove the row"
             )
@@ -370,14 +389,14 @@ def _example(row: Row, prompt: Text, *answers: Text) -> Example:
             where=row.where,
             cure="write an object",
         )
-    return Example(
-        row.where,
-        prompt,
-        answers,
-        None,
-        _tools(row),
-        checked(kwargs or {}, "chat_template_kwargs", row.where),
-    )
+    kwargs = checked(kwargs or {}, "chat_template_kwargs", row.where)
+    return Example(row.where, prompt, answers, tools=_tools(row), kwargs=kwargs)
+
+
+def _empty(answer: Text) -> bool:
+    if isinstance(answer, str):
+        return not answer.strip()
+    return any(trained(message) and empty(message) for message in answer)
 
 
 def _tools(row: Row) -> tuple[dict[str, Any], ...] | None:
@@ -391,12 +410,11 @@ def _tools(row: Row) -> tuple[dict[str, Any], ...] | None:
             where=row.where,
             cure="give each tool as a JSON schema",
         )
-    # the schema alone, without {"type": "function", "function": …} around it, is common and means
-    # the same
-    return tuple(
-        tool if "function" in tool else {"type": "function", "function": tool}
-        for tool in map(without_null, tools)
-    )
+    schemas = []
+    for tool in map(without_null, tools):
+        # a bare schema, without {"type": "function", "function": …} around it, is common
+        schemas.append(tool if "function" in tool else {"type": "function", "function": tool})
+    return tuple(schemas)
 
 
 def _text_or_messages(row: Row, column: str) -> Text:

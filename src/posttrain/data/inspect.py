@@ -1,70 +1,80 @@
 """What a model would be trained on: an account of every row, a few rows token by token, lengths,
 and how batches would fill.
 
-Rows are read once and go by. What stays: the rows to show, one count for each length that occurs,
-    and the sizes of a sample of
-at most 100,000 rows, from which packing is measured.
+Rows are read once and not kept. What stays is the rows to show, a count for each length that
+occurs, and the sizes of a sample of at most 100,000 rows, from which packing is measured.
 
 Left out: the sources' weights and epochs, which say how often rows are taken; duplicates of rows in
-    another source.
+another source.
 """
 
 from __future__ import annotations
 
-import bisect
 import random
 import re
 import tempfile
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
+
+import numpy as np
 
 from posttrain.core.console import ConsoleObserver
 from posttrain.core.errors import ConfigError
 from posttrain.core.files import PARTIAL
 from posttrain.core.seeds import derive
+from posttrain.data.account import Account, check
 from posttrain.data.anatomy import Anatomy, anatomy
 from posttrain.data.chat import Chat
-from posttrain.data.forest import pack, size
+from posttrain.data.forest import Tree, pack, size
 from posttrain.data.plan import Plan
-from posttrain.data.prepare import Account, Prepared, accounted, check
+from posttrain.data.prepare import Preparation, Prepared, accounted
 from posttrain.data.rows import Rejects
 from posttrain.data.settings import DataSettings, Source
 from posttrain.data.sources import size as bytes_of
-from posttrain.data.tokens import Encoder
 
 SAMPLE = 100_000  # rows from which packing is measured
-BUDGET = 4096  # tokens a forward pass where nothing is said
-BINS = 14  # of a histogram at most, the one that --max-length adds apart
+BUDGET = 4096  # tokens a forward pass, by default
+BINS = 14  # bars of the histogram at most, besides the one that --max-length adds
 
 T = TypeVar("T")
 
 
 class Reservoir(Generic[T]):
-    """A uniform sample of what goes by, the same one every time, in its order."""
+    """A uniform sample of a stream, the same one every time, in the stream's order.
 
-    def __init__(self, most: int, name: str) -> None:
-        self.most, self.seen = most, 0
+    Args:
+        capacity: items to keep at most.
+        name: names the random numbers.
+    """
+
+    def __init__(self, capacity: int, name: str) -> None:
+        self.capacity, self.seen = capacity, 0
         self._random = random.Random(derive(0, "inspect", name))
-        self._kept: list[tuple[int, T]] = []
+        self._kept: list[tuple[int, T]] = []  # (place in the stream, item)
 
     def add(self, item: T) -> None:
         self.seen += 1
-        if len(self._kept) < self.most:
+        if len(self._kept) < self.capacity:
             self._kept.append((self.seen, item))
-        elif (place := self._random.randrange(self.seen)) < self.most:
-            self._kept[place] = (self.seen, item)
+        elif (slot := self._random.randrange(self.seen)) < self.capacity:
+            self._kept[slot] = (self.seen, item)
 
     @property
     def items(self) -> list[T]:
-        return [item for _, item in sorted(self._kept, key=lambda one: one[0])]
+        return [item for _, item in sorted(self._kept, key=lambda kept: kept[0])]
 
 
 @dataclass(frozen=True)
 class Lengths:
-    """Lengths of sequences before the limit: each that occurs, ascending, and how often."""
+    """Lengths of sequences, in tokens, before the limit.
+
+    Attributes:
+        values: every length that occurs, ascending. counts: how often each occurs.
+    """
 
     values: tuple[int, ...] = ()
     counts: tuple[int, ...] = ()
@@ -75,51 +85,54 @@ class Lengths:
 
     def quantile(self, share: float) -> int:
         """The smallest length that at least this share of the sequences does not exceed."""
-        at = bisect.bisect_left(list(accumulate(self.counts)), share * self.n - 1e-9)
-        return self.values[min(at, len(self.values) - 1)]
+        return int(np.quantile(self.values, share, method="inverted_cdf", weights=self.counts))
 
     def over(self, limit: int) -> int:
-        """How many are longer."""
-        return sum(
-            count for value, count in zip(self.values, self.counts, strict=True) if value > limit
-        )
+        """How many sequences are longer than the limit."""
+        longer = np.array(self.values, int) > limit
+        return int(np.array(self.counts, int)[longer].sum())
 
     def bins(self, limit: int) -> list[tuple[int, int, int]]:
-        """(shortest, longest, how many) of about equal steps on a log scale; one ends at the limit
-        where some are longer.
+        """(shortest, longest, how many) in about equal steps on a log scale.
+
+        Where some sequences are longer than the limit, one bin ends at the limit.
         """
-        steps = [1, *(x for k in range(1, 32) for x in (2**k, 3 * 2 ** (k - 1)))]
+        edges, high = self._edges(limit), self.values[-1]
+        counts, _ = np.histogram(self.values, [*edges, high + 1], weights=self.counts)
+        ends = [*(edge - 1 for edge in edges[1:]), high]
+        return list(zip(edges, ends, counts.tolist(), strict=True))
+
+    def _edges(self, limit: int) -> list[int]:
+        """Where bins begin: at 1, 2, 3, 4, 6, 8, 12, …; fewer where that is too many."""
         low, high = self.values[0], self.values[-1]
-        edges = [max(s for s in steps if s <= low), *(s for s in steps if low < s <= high)]
+        steps = [1]
+        for k in range(1, 32):
+            steps += [2**k, 3 * 2 ** (k - 1)]
+        first = max(step for step in steps if step <= low)
+        edges = [step for step in steps if first <= step <= high]
         while len(edges) > BINS:
-            edges = (
-                [edges[0], *(e for e in edges[1:] if not e & (e - 1))]
-                if any(e & (e - 1) for e in edges[1:])
-                else edges[::2]
-            )
-        if edges[0] <= limit < high:
-            inner = [e for e in edges[1:] if abs(e - limit - 1) * 5 > e]  # no slivers beside it
-            edges = sorted({edges[0], *inner, limit + 1})
-        ends = [*(e - 1 for e in edges[1:]), high]
-        inside = [
-            sum(c for v, c in zip(self.values, self.counts, strict=True) if a <= v <= b)
-            for a, b in zip(edges, ends, strict=True)
-        ]
-        return list(zip(edges, ends, inside, strict=True))
+            powers = [edge for edge in edges[1:] if edge.bit_count() == 1]
+            edges = [first, *powers] if len(powers) < len(edges) - 1 else edges[::2]
+        if not first <= limit < high:
+            return edges
+        # no slivers beside the edge at the limit
+        distant = [edge for edge in edges[1:] if abs(edge - limit - 1) * 5 > edge]
+        return sorted({first, *distant, limit + 1})
 
 
 @dataclass(frozen=True)
 class Packing:
-    """How the forward passes of steps would fill, in the order in which `sft` with seed 0 takes the
-    rows.
+    """How full the forward passes of steps would be, in the order in which `sft` with seed 0 takes
+    the rows.
 
     Attributes:
-        budget: tokens a forward pass may hold. batch_size: rows a step. rows: from how many rows
-            this is measured.
-        passes: forward passes a step. tokens: tokens a step; both are means.
+        budget: tokens a forward pass may hold.
+        batch_size: rows a step.
+        rows: how many rows this is measured from.
+        passes: forward passes a step. tokens: tokens a step. Both are means.
         filled: share of the budget that is filled.
-        padded: share of the computed tokens that would be data, were each step's rows padded to its
-            longest.
+        padded: share of the computed tokens that would be data if each step's rows were padded to
+            its longest.
     """
 
     budget: int
@@ -133,7 +146,7 @@ class Packing:
 
 @dataclass(frozen=True)
 class Part:
-    """A source, what became of its rows, and whether they are held out."""
+    """A source, the account of its rows, and whether they are held out."""
 
     source: Source
     account: Account
@@ -149,14 +162,14 @@ class Report:
     """What a model would be trained on.
 
     Attributes:
-        parts: the sources, those that are held out last.
-        examples: rows from inside. missing: numbers of rows that were asked for and are not among
-            them.
-        lengths: of the training sources' sequences before the limit.
-        packing: None where nothing is trained.
+        parts: the sources, held-out ones last.
+        examples: rows taken apart.
+        missing: row numbers that were asked for and do not exist.
+        lengths: of the training sources' sequences, before the limit.
+        packing: None if nothing is trained.
         max_length: tokens of a sequence at most.
-        template: where the chat template comes from; empty where none was needed.
-        rejects: where rejected rows were written; None where they were not.
+        template: where the chat template comes from; empty if none was needed.
+        rejects: where rejected rows were written; None if they were not.
     """
 
     parts: tuple[Part, ...]
@@ -173,51 +186,79 @@ class Report:
         return [part.account for part in self.parts if not part.held_out]
 
     def total(self, name: str) -> int:
-        """A count of `Account`, added up over the training sources."""
+        """A count of `Account`, summed over the training sources."""
         return sum(getattr(account, name) for account in self.training)
 
     def reasons(self, name: str) -> list[tuple[str, int]]:
         """Why training rows were `dropped`, or rejected (`reasons`), most frequent first."""
-        found: Counter[str] = Counter()
+        counts: Counter[str] = Counter()
         for account in self.training:
-            found.update(getattr(account, name))
-        return found.most_common()
+            counts.update(getattr(account, name))
+        return counts.most_common()
 
     def check(self) -> None:
         """Refuse what training would refuse.
 
         Raises:
-            DataError: a source without rows, or of which nothing trainable is left of more than
-                half of the rows.
+            DataError: a source without rows, or one of which more than half of the rows have
+                nothing trainable left.
         """
         for part in self.parts:
             check(part.account, part.source)
 
 
-class _Choice:
-    """The rows of one source that are shown."""
+class TreeSize(NamedTuple):
+    """Tokens of a tree in a forest, tokens of its longest sequence, and its sequences."""
+
+    tokens: int
+    longest: int
+    sequences: int
+
+
+class _Measured:
+    """The lengths and sizes of training rows."""
+
+    def __init__(self) -> None:
+        self.lengths = Counter[int]()
+        self.sizes = Reservoir[TreeSize](SAMPLE, "packing")
+
+    def add(self, prepared: Prepared, trees: list[Tree]) -> None:
+        self.lengths.update(len(encoded.ids) for encoded in prepared.encoded)
+        for tree in trees:
+            longest = max(len(sequence.tokens) for sequence in tree)
+            self.sizes.add(TreeSize(size(tree), longest, len(tree)))
+
+
+class _Selection:
+    """The rows of one source that are shown: the first, a random sample, or those with numbers."""
 
     def __init__(self, rows: tuple[str, ...], examples: int, name: str) -> None:
-        self.numbers = {int(row) for row in rows if row.isdecimal()}
-        self._first = examples if rows == ("first",) else 0
-        self._kept: list[tuple[Prepared, str]] = []
-        self._spread = Reservoir[tuple[Prepared, str]](examples if rows == ("spread",) else 0, name)
+        self._numbers = _numbers(rows)
+        self._first_left = examples if rows == ("first",) else 0
+        self._chosen: list[tuple[Prepared, str]] = []
+        capacity = examples if rows == ("spread",) else 0
+        self._sample = Reservoir[tuple[Prepared, str]](capacity, name)
 
-    def add(self, one: Prepared, why: str) -> None:
-        if self._first or _number(one.row.where) in self.numbers:
-            self._first = max(0, self._first - 1)
-            self._kept.append((one, why))
-        self._spread.add((one, why))
+    def add(self, prepared: Prepared, dropped: str) -> None:
+        if self._first_left or _number(prepared.row.where) in self._numbers:
+            self._first_left = max(0, self._first_left - 1)
+            self._chosen.append((prepared, dropped))
+        self._sample.add((prepared, dropped))
 
     @property
-    def items(self) -> list[tuple[Prepared, str]]:
-        return self._kept + self._spread.items
+    def rows(self) -> list[tuple[Prepared, str]]:
+        """Rows, and why each is dropped; empty if it is not."""
+        return self._chosen + self._sample.items
+
+
+def _numbers(rows: tuple[str, ...]) -> set[int]:
+    return {int(row) for row in rows if row.isdecimal()}
 
 
 def _number(where: str) -> int:
     """The number of a row, as errors give it: its line, or its row in a file without lines."""
-    found = re.search(r"(\d+)$", where)
-    return int(found[1]) if found else 0
+    match = re.search(r"(\d+)$", where)
+    return int(match[1]) if match else 0
 
 
 def inspect(
@@ -232,85 +273,70 @@ def inspect(
     rejects: Path | None = None,
     observer: ConsoleObserver | None = None,
 ) -> Report:
-    """Read the sources as training would, and say what it would train on.
+    """Read the sources as training would, and report what it would train on.
 
     Args:
         settings: the sources and how their rows become tokens.
         chat: renders them; it brings the tokenizer.
         max_length: tokens of a sequence at most.
         examples: how many rows of each source to take apart.
-        rows: which: ("first",), ("spread",) for a random sample that is always the same, or the
-            numbers of lines.
-        batch_size, budget: rows a step, tokens a forward pass; unset: 4096, or the longest row
-            where that is more.
+        rows: which ones: ("first",), ("spread",) for a random sample that is always the same, or
+            line numbers.
+        batch_size: rows a step.
+        budget: tokens a forward pass; unset: 4096, or the longest row if that is more.
         rejects: a file for the rows that `on_bad_row="reject"` sets aside; None keeps none.
-        observer: hears of the progress; None shows none.
+        observer: shows progress; None shows none.
     Raises:
         DataError: a source that cannot be read, or a row that cannot be used.
-        ConfigError: a budget less than the longest sequence.
+        ConfigError: a budget below the longest sequence.
     """
     observer = observer or ConsoleObserver(quiet=True)
-    encoder, sizes, lengths = (
-        Encoder(chat.tokenizer),
-        Reservoir[tuple[int, int, int]](SAMPLE, "packing"),
-        Counter[int](),
-    )
-    parts, shown, found = [], [], set[int]()
-    sources = [
-        *((source, False) for source in settings.data),
-        *((source, True) for source in settings.validation),
-    ]
-    with tempfile.TemporaryDirectory() as name:
-        scratch = Path(name)
-        aside = Rejects(
-            (rejects or scratch / "rejects") if settings.on_bad_row == "reject" else None
-        )
-        try:
-            for source, held_out in sources:
-                account, choice = Account(), _Choice(rows, examples, source.path)
-                with observer.working(
-                    f"read {Path(source.path).name}", max(1, bytes_of(source))
-                ) as told:
-                    for one, trees, why in accounted(
-                        source,
-                        chat,
-                        encoder,
-                        scratch,
-                        account,
-                        max_length=max_length,
-                        truncate=settings.truncate,
-                        form=settings.format,
-                        rejects=aside,
-                        told=told,
-                    ):
-                        choice.add(one, why)
-                        if not held_out:
-                            lengths.update(len(encoded.ids) for encoded in one.encoded)
-                            for tree in trees:
-                                sizes.add((size(tree), max(len(s.tokens) for s in tree), len(tree)))
-                parts.append(Part(source, account, held_out))
-                shown += [
-                    anatomy(one, why, chat, max_length=max_length, truncate=settings.truncate)
-                    for one, why in choice.items
-                ]
-                found |= {_number(one.row.where) for one, _ in choice.items}
-            aside.close()
-        except BaseException:
-            if rejects is not None:
-                rejects.with_name(PARTIAL + rejects.name).unlink(missing_ok=True)
-            raise
-    asked = {int(row) for row in rows if row.isdecimal()}
-    written = rejects if rejects is not None and aside.count else None
+    preparation = Preparation(chat, max_length, settings.truncate, settings.format)
+    measured = _Measured()
+    parts, shown, shown_numbers = [], [], set[int]()
+    sources = [(source, False) for source in settings.data]
+    sources += [(source, True) for source in settings.validation]
+    with tempfile.TemporaryDirectory() as scratch, _rejects(settings, rejects, scratch) as rejected:
+        for source, held_out in sources:
+            account, selection = Account(), _Selection(rows, examples, source.path)
+            label, total = f"read {Path(source.path).name}", max(1, bytes_of(source))
+            with observer.working(label, total) as progress:
+                for prepared, trees, dropped in accounted(
+                    source, preparation, Path(scratch), account, rejected, progress
+                ):
+                    selection.add(prepared, dropped)
+                    if not held_out:
+                        measured.add(prepared, trees)
+            parts.append(Part(source, account, held_out))
+            for prepared, dropped in selection.rows:
+                shown.append(anatomy(prepared, dropped, preparation))
+                shown_numbers.add(_number(prepared.row.where))
     return Report(
         tuple(parts),
         tuple(shown),
-        tuple(sorted(asked - found)),
-        Lengths(*zip(*sorted(lengths.items()), strict=True)),
-        _packing(sizes.items, batch_size, budget),
+        tuple(sorted(_numbers(rows) - shown_numbers)),
+        Lengths(*zip(*sorted(measured.lengths.items()), strict=True)),
+        _packing(measured.sizes.items, batch_size, budget),
         max_length,
         _template(chat),
-        written,
+        rejects if rejected.count else None,
     )
+
+
+@contextmanager
+def _rejects(settings: DataSettings, path: Path | None, scratch: str) -> Iterator[Rejects]:
+    """Takes rejected rows; on an error the file that was begun is removed."""
+    if settings.on_bad_row == "stop":
+        yield Rejects()
+        return
+    try:
+        rejects = Rejects(path or Path(scratch) / "rejects")
+        yield rejects
+        rejects.close()
+    except BaseException:
+        if path is not None:
+            path.with_name(PARTIAL + path.name).unlink(missing_ok=True)
+        raise
 
 
 def _template(chat: Chat) -> str:
@@ -322,17 +348,11 @@ def _template(chat: Chat) -> str:
     return f"{origin}; answers end with {chat.stop}"
 
 
-def _packing(
-    sizes: list[tuple[int, int, int]], batch_size: int, budget: int | None
-) -> Packing | None:
-    """Measure the batches of one epoch.
-
-    Args:
-        sizes: of each row: tokens in a forest, tokens of its longest sequence, sequences.
-    """
+def _packing(sizes: list[TreeSize], batch_size: int, budget: int | None) -> Packing | None:
+    """Measure the batches of one epoch."""
     if not sizes:
         return None
-    longest = max(one for _, one, _ in sizes)
+    longest = max(tree.longest for tree in sizes)
     if budget is not None and budget < longest:
         raise ConfigError(
             f"--budget {budget} is less than the {longest} tokens of the longest sequence",
@@ -344,12 +364,12 @@ def _packing(
     passes = tokens = padded = 0
     for _ in range(steps):
         batch = [sizes[i] for i in plan.next()]
-        # a row of branches that is larger than the budget is cut between them; the prefix that
-        # repeats then is not counted
-        pieces = [min(budget, whole - a) for whole, _, _ in batch for a in range(0, whole, budget)]
+        pieces: list[int] = []
+        for tree in batch:
+            pieces += _pieces(tree.tokens, budget)
         passes += len(pack(pieces, budget))
         tokens += sum(pieces)
-        padded += max(one for _, one, _ in batch) * sum(paths for _, _, paths in batch)
+        padded += max(tree.longest for tree in batch) * sum(tree.sequences for tree in batch)
     return Packing(
         budget,
         batch_size,
@@ -361,23 +381,33 @@ def _packing(
     )
 
 
-def table(report: Report) -> list[tuple[str, str]]:
-    """The counts of the training sources as (name, value); of what did not happen only the main
-    ones.
+def _pieces(tokens: int, budget: int) -> list[int]:
+    """The sizes of a tree's pieces; one over the budget is cut between its branches.
+
+    The prefix that the pieces then repeat is not counted.
     """
+    return [min(budget, tokens - start) for start in range(0, tokens, budget)]
+
+
+def table(report: Report) -> list[tuple[str, str]]:
+    """The counts of the training sources as (name, value).
+
+    Of the things that did not happen only the main ones are listed.
+    """
+    total, read = report.total, report.total("read")
 
     def share(n: int, of: int) -> str:
         return f"{n:,} ({n / of:.1%})" if of else f"{n:,}"
 
-    read, total = report.total("read"), report.total
+    def by_reason(name: str, counts: list[tuple[str, int]]) -> list[tuple[str, str]]:
+        if not counts:
+            return [(name, "0")]
+        return [(f"{name}: {reason}", share(count, read)) for reason, count in counts]
+
     formats = ", ".join(dict.fromkeys(account.format for account in report.training))
     rows = [("rows", f"{read:,}"), ("format", formats), ("used", share(total("used"), read))]
-    rows += [(f"dropped: {why}", share(n, read)) for why, n in report.reasons("dropped")] or [
-        ("dropped", "0")
-    ]
-    rows += [(f"rejected: {why}", share(n, read)) for why, n in report.reasons("reasons")] or [
-        ("rejected", "0")
-    ]
+    rows += by_reason("dropped", report.reasons("dropped"))
+    rows += by_reason("rejected", report.reasons("reasons"))
     rows += [
         ("sequences", f"{total('sequences'):,}"),
         ("tokens", f"{total('tokens'):,}"),
@@ -388,4 +418,6 @@ def table(report: Report) -> list[tuple[str, str]]:
         ("in branches", share(total("branched"), read)),
         ("special tokens in the text", share(total("special"), read)),
     ]
-    return [*rows, *([("chat template", report.template)] if report.template else [])]
+    if report.template:
+        rows.append(("chat template", report.template))
+    return rows

@@ -1,13 +1,14 @@
-"""Rows, each knowing where it came from, and what becomes of those that cannot be used.
+"""Rows, each knowing where it came from, and the account of those that cannot be used.
 
-Rows in = rows out + rejected: whoever reads rows counts them in a `Rejects`, and nothing leaves
-without being counted.
+Rows in = rows out + rejected: whoever reads rows counts them in a `Rejects`, and no row leaves
+uncounted.
 """
 
 from __future__ import annotations
 
 import base64
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -25,8 +26,8 @@ class Row:
 
     Attributes:
         fields: column → value.
-        where: `file:line`, or `file:row n` where a file has no lines.
-        raw: the line as the file has it; None where a file has no lines.
+        where: `file:line`, or `file:row n` for files without lines.
+        raw: the line as the file has it; None for files without lines.
     """
 
     fields: dict[str, Any]
@@ -37,8 +38,7 @@ class Row:
         """The string in `column`.
 
         Raises:
-            DataError: there is no such column, or its value is not a string, or one that no text
-                should hold.
+            DataError: there is no such column, or its value is no usable text; see `text`.
         """
         if column not in self.fields:
             raise DataError(
@@ -53,11 +53,11 @@ class Row:
 
 
 def text(value: Any, name: str, where: str) -> str:
-    """A value that must be text.
+    """Checks that a value is text, and returns it.
 
     Raises:
-        DataError: another type, half a surrogate pair, which UTF-8 cannot write, or a NUL, which is
-            a sign of binary data.
+        DataError: the value has another type, half a surrogate pair, which UTF-8 cannot write, or
+            a NUL, which is a sign of binary data.
     """
     if not isinstance(value, str):
         raise DataError(
@@ -83,8 +83,8 @@ def text(value: Any, name: str, where: str) -> str:
 
 
 def kind(value: Any) -> str:
-    """What a value is, in JSON's words."""
-    if isinstance(value, float) and value != value:
+    """The type of a value, in JSON's words."""
+    if isinstance(value, float) and math.isnan(value):
         return "NaN"
     words = {
         type(None): "null",
@@ -100,28 +100,28 @@ def kind(value: Any) -> str:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object; a key that stands twice would lose one of its values."""
-    out = dict(pairs)
-    if len(out) != len(pairs):
-        twice, _ = Counter(key for key, _ in pairs).most_common(1)[0]
-        raise ValueError(f"the key {twice!r} stands twice")
-    return out
+    """A JSON object. A repeated key is an error: it would lose one of its values."""
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        repeated, _ = Counter(key for key, _ in pairs).most_common(1)[0]
+        raise ValueError(f"the key {repeated!r} stands twice")
+    return fields
 
 
 JSON = json.JSONDecoder(object_pairs_hook=_object)
 
 
 class Rejects:
-    """Rows that cannot be used: the first one stops the work, or all are written to a file with the
-    reasons.
+    """Takes rows that cannot be used: raises at the first, or writes all of them to a file.
 
-    The file is JSON lines: `where`, `what` and `cure`, and the row: `raw`, the line as it was
-        (`raw_base64` where it is not
-    UTF-8), or `fields` where the source has no lines. It appears when the work is done; without
-    rejects there is no file.
+    The file is JSON lines: `where`, `what`, `cure` and the row, which is `raw`, the line as it was
+    (`raw_base64` if it is not UTF-8), or `fields` for sources without lines. The file appears when
+    `close` is called; without rejected rows there is no file.
 
     Args:
-        path: where to write rejected rows; None stops at the first.
+        path: where to write rejected rows; None raises at the first.
+    Attributes:
+        read: rows read, usable or not. count: rows rejected. reasons: why → how many.
     """
 
     def __init__(self, path: Path | None = None) -> None:
@@ -132,24 +132,21 @@ class Rejects:
         self._file: IO[str] | None = None
 
     def add(self, error: DataError, row: Row | bytes) -> None:
-        """Refuse a row.
+        """Reject a row.
 
         Raises:
-            DataError: the error itself, unless rejected rows are written down.
+            DataError: `error` itself, if rejected rows are not written.
         """
         if self.path is None:
             error.cure += "; --on-bad-row reject sets such rows aside and goes on"
             raise error
         self.count += 1
-        self.reasons[_general(error.what)] += 1
+        self.reasons[_without_particulars(error.what)] += 1
         if self._file is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = open(self._partial, "w", encoding="utf-8")  # noqa: SIM115 - closed by `close`
-        entry = {"where": error.where, "what": error.what, "cure": error.cure, **_kept(row)}
-        line = json.dumps(entry, ensure_ascii=False, default=plain)
-        self._file.write(
-            line.encode("utf-8", "backslashreplace").decode() + "\n"
-        )  # half surrogates as their escapes
+        entry = {"where": error.where, "what": error.what, "cure": error.cure, **_row_entry(row)}
+        self._file.write(json_line(entry).decode())
 
     @property
     def _partial(self) -> Path:
@@ -157,23 +154,23 @@ class Rejects:
         return self.path.with_name(PARTIAL + self.path.name)
 
     def close(self) -> None:
-        """Put the file in its place."""
+        """Put the file in its place, or remove an earlier attempt's."""
         if self._file is not None and self.path is not None:
             self._file.close()
             self._file = None
             self._partial.replace(self.path)
         elif self.path is not None:
-            self.path.unlink(missing_ok=True)  # of an earlier attempt, which had some
+            self.path.unlink(missing_ok=True)  # written by an earlier attempt
 
     def balance(self, used: int) -> None:
-        """Check that every row that was read was used or refused."""
+        """Check that every row that was read was used or rejected."""
         assert self.read == used + self.count, (
             f"{self.read} rows read, {used} used and {self.count} rejected: {self.path}"
         )
 
 
-def _kept(row: Row | bytes) -> dict[str, Any]:
-    """The row so that nothing of it is lost."""
+def _row_entry(row: Row | bytes) -> dict[str, Any]:
+    """The whole row, as JSON can write it."""
     raw = row if isinstance(row, bytes) else row.raw
     if raw is None:
         assert isinstance(row, Row)
@@ -185,19 +182,26 @@ def _kept(row: Row | bytes) -> dict[str, Any]:
         return {"raw_base64": base64.b64encode(raw).decode()}
 
 
+def json_line(value: Any) -> bytes:
+    """A value as one line of JSON in UTF-8; half surrogates are written as escapes."""
+    text = json.dumps(value, ensure_ascii=False, default=plain)
+    return text.encode("utf-8", "backslashreplace") + b"\n"
+
+
 def plain(value: Any) -> Any:
-    """What JSON cannot write, as something it can."""
+    """A value that JSON can write, in place of one that it cannot."""
     if isinstance(value, bytes):
         return {"base64": base64.b64encode(value).decode()}
-    return (
-        value.tolist()
-        if hasattr(value, "tolist")
-        else dict(value)
-        if isinstance(value, Mapping)
-        else str(value)
-    )
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    if isinstance(value, Mapping):
+        return dict(value)
+    return str(value)
 
 
-def _general(what: str) -> str:
-    """A reason without the particulars of the row, so that reasons can be counted."""
-    return re.sub(r"'[^']{25,}'", "'…'", re.sub(r"(?<!\S)\d+", "…", what))
+def _without_particulars(what: str) -> str:
+    """A reason without the numbers and long quotations of one row, so that reasons can be
+    counted.
+    """
+    without_numbers = re.sub(r"(?<!\S)\d+", "…", what)
+    return re.sub(r"'[^']{25,}'", "'…'", without_numbers)

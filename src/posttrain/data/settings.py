@@ -45,8 +45,8 @@ COLUMNS = (
 class Source(Settings):
     """Where rows come from, how many are taken and how often.
 
-    On the command line: `PATH[,KEY=VALUE]…`, for example
-        `train.jsonl,weight=2,limit=1000,prompt=question`.
+    On the command line it is `PATH[,KEY=VALUE]…`, for example
+    `train.jsonl,weight=2,limit=1000,prompt=question`.
     """
 
     path: str = Field(
@@ -81,64 +81,58 @@ class Source(Settings):
 
 
 def _parse(value: Any) -> Any:
-    """`PATH,key=value`, or a mapping of the fields → a Source.
+    """A Source from `PATH,key=value` or a mapping of its fields.
 
-    An error names the field and the file.
+    Raises:
+        ConfigError: with the field and the file.
     """
     if not isinstance(value, (str, Path, dict)):
         return value
-    fields = (
-        {str(key): given for key, given in value.items()}
-        if isinstance(value, dict)
-        else _fields(str(value))
-    )
+    if isinstance(value, dict):
+        fields = {str(key): field for key, field in value.items()}
+    else:
+        fields = _fields(str(value))
     if "path" not in fields:
-        raise ConfigError(
-            f"{value!r} does not say which file",
-            cure="give path, and beside it what else is to be said",
-        )
+        raise ConfigError(f"{value!r} does not say which file", cure="give path, the file, too")
+    path = str(fields["path"])
     try:
         return assemble(Source, fields)
     except ConfigError as error:
-        if not error.what.startswith(
-            str(fields["path"])
-        ):  # as messages that are of the source as a whole do
-            error.what = (
-                f"{str(fields['path'] if isinstance(value, dict) else value)!r}: {error.what}"
-            )
+        if not error.what.startswith(path):  # errors of the source as a whole name it already
+            error.what = f"{path if isinstance(value, dict) else str(value)!r}: {error.what}"
         raise
 
 
-def _fields(value: str) -> dict[str, Any]:
-    own = [name for name in Source.model_fields if name not in ("path", "columns")]
-    path, fields, columns = value, {}, {}
-    while not os.path.exists(path) and "," in path:  # a path may have commas of its own
+def _fields(text: str) -> dict[str, Any]:
+    """The fields of `PATH,key=value`. A path may have commas of its own."""
+    options = [name for name in Source.model_fields if name not in ("path", "columns")]
+    path, fields, columns = text, {}, {}
+    while not os.path.exists(path) and "," in path:
         path, _, option = path.rpartition(",")
-        key, sign, given = option.partition("=")
-        if not sign or key not in (*own, *COLUMNS):
+        key, equals, value = option.partition("=")
+        if not equals or key not in (*options, *COLUMNS):
             raise ConfigError(
-                f"{value!r}: {option!r} is not KEY=VALUE with a known key",
-                cure=nearest(key, (*own, *COLUMNS)),
+                f"{text!r}: {option!r} is not KEY=VALUE with a known key",
+                cure=nearest(key, (*options, *COLUMNS)),
             )
-        if key in (to := fields if key in own else columns):
-            raise ConfigError(f"{value!r} gives {key} twice", cure="give it once")
-        to[key] = given
+        target = fields if key in options else columns
+        if key in target:
+            raise ConfigError(f"{text!r} gives {key} twice", cure="give it once")
+        target[key] = value
     return {"path": path, "columns": columns, **fields}
 
 
 def json_values(value: Any) -> Any:
-    """Values given as text on the command line, as the JSON they are: `true`, `3`, and text where
-    it is none.
-    """
+    """Text from the command line as the JSON it is (`true`, `3`); other text stays text."""
     if not isinstance(value, dict):
         return value
-    out = {}
-    for key, given in value.items():
+    parsed = {}
+    for key, text in value.items():
         try:
-            out[key] = json.loads(given) if isinstance(given, str) else given
+            parsed[key] = json.loads(text) if isinstance(text, str) else text
         except json.JSONDecodeError:
-            out[key] = given
-    return out
+            parsed[key] = text
+    return parsed
 
 
 FormatName = Literal[

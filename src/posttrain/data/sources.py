@@ -17,36 +17,45 @@ from typing import Any
 from posttrain.core.errors import DataError, nearest
 from posttrain.core.extras import require
 from posttrain.core.files import sha256_file
-from posttrain.data.readers import READERS, Item, Told, first_line, read_file, suffix_of
+from posttrain.data.readers import (
+    READERS,
+    ProgressCallback,
+    RowOrError,
+    first_line,
+    read_file,
+    suffix_of,
+)
 from posttrain.data.rows import Rejects, Row
 from posttrain.data.settings import Source
 
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
-def read(source: Source, rejects: Rejects, told: Told = lambda read: None) -> Iterator[Row]:
+def read(
+    source: Source, rejects: Rejects, progress: ProgressCallback = lambda bytes_read: None
+) -> Iterator[Row]:
     """The rows of a source in the order of its files, renamed to our columns; at most
     `source.limit` of them.
 
     Args:
         source: where from.
         rejects: counts the rows and takes those that cannot be read.
-        told: hears how many bytes of the files have been read.
+        progress: called with the bytes read so far, over all files.
     Raises:
         DataError: there is no such file, it is damaged, no row has a column that is named, or a row
             cannot be read and rejects are not written.
     """
-    found = files(source)
-    items: Iterator[Item] = _hub(source) if found is None else _files(found, told)
+    paths = files(source)
+    items = _from_datasets(source) if paths is None else _from_files(paths, progress)
     missing, row = set(source.columns.values()), None
     for item in islice(items, source.limit):
         rejects.read += 1
-        if isinstance(item, Row):
-            row = item
-            missing -= row.fields.keys()
-            yield _renamed(row, source.columns) if source.columns else row
-        else:
+        if not isinstance(item, Row):
             rejects.add(*item)
+            continue
+        row = item
+        missing -= row.fields.keys()
+        yield _renamed(row, source.columns) if source.columns else row
     if missing and row is not None:
         name = min(missing)
         raise DataError(
@@ -57,20 +66,22 @@ def read(source: Source, rejects: Rejects, told: Told = lambda read: None) -> It
 
 
 def _renamed(row: Row, columns: dict[str, str]) -> Row:
-    """A row under our column names. What the mapping does not name keeps its name, unless a mapped
-    one takes it.
+    """A row under our column names.
+
+    A column that the mapping does not name keeps its name, unless a mapped one takes that name.
     """
-    kept = {k: v for k, v in row.fields.items() if k not in columns and k not in columns.values()}
-    taken = {ours: row.fields[theirs] for ours, theirs in columns.items() if theirs in row.fields}
-    return Row({**kept, **taken}, row.where, row.raw)
+    mapped = {ours: row.fields[theirs] for ours, theirs in columns.items() if theirs in row.fields}
+    taken = {*columns, *columns.values()}
+    others = {name: value for name, value in row.fields.items() if name not in taken}
+    return Row({**others, **mapped}, row.where, row.raw)
 
 
-def _files(found: list[Path], told: Told) -> Iterator[Item]:
-    before = 0
-    for path in found:
-        yield from read_file(path, lambda inside, before=before: told(before + inside))
-        before += path.stat().st_size
-        told(before)
+def _from_files(paths: list[Path], progress: ProgressCallback) -> Iterator[RowOrError]:
+    bytes_before = 0
+    for path in paths:
+        yield from read_file(path, lambda inside, before=bytes_before: progress(before + inside))
+        bytes_before += path.stat().st_size
+        progress(bytes_before)
 
 
 def files(source: Source) -> list[Path] | None:
@@ -80,7 +91,7 @@ def files(source: Source) -> list[Path] | None:
         DataError: no file is there.
     """
     path = Path(source.path)
-    if os.path.isfile(path):  # unlike Path's, it takes any text, however long
+    if os.path.isfile(path):  # unlike Path's method, it takes text of any length
         return [path]
     if os.path.isdir(path):
         return None
@@ -92,10 +103,9 @@ def files(source: Source) -> list[Path] | None:
                 "write it to a file first, with the ending that says what it holds: … > rows.jsonl"
             ),
         )
-    if found := sorted(
-        Path(p) for p in glob.glob(source.path, recursive=True) if os.path.isfile(p)
-    ):
-        return found
+    matches = [Path(name) for name in glob.glob(source.path, recursive=True)]
+    if paths := sorted(match for match in matches if match.is_file()):
+        return paths
     if HUB_ID.fullmatch(source.path) and suffix_of(path) not in READERS:
         return None
     raise DataError(f"there is no file {path}", cure="check the path")
@@ -105,60 +115,37 @@ def digest(source: Source) -> dict[str, str]:
     """What identifies a source's content: the SHA-256 of its files, or the commit of a hub data
     set.
     """
-    found = files(source)
-    if found is None and Path(source.path).is_dir():
-        found = sorted(
-            p for p in Path(source.path).rglob("*") if p.is_file() and not p.name.startswith(".")
-        )
-    if found is not None:
-        return {str(path): sha256_file(path) for path in found}
+    paths, folder = files(source), Path(source.path)
+    if paths is None and folder.is_dir():
+        inside = sorted(folder.rglob("*"))
+        paths = [path for path in inside if path.is_file() and not path.name.startswith(".")]
+    if paths is not None:
+        return {str(path): sha256_file(path) for path in paths}
     return {source.path: _commit(source.path)}
 
 
 def size(source: Source) -> int:
-    """Bytes to read, 0 where that is not known."""
+    """Bytes to read; 0 where the size is not known."""
     return sum(path.stat().st_size for path in files(source) or ())
 
 
 # ----------------------------------------------------------------------------------------- datasets
 
 
-def _hub(source: Source) -> Iterator[Item]:
+def _from_datasets(source: Source) -> Iterator[RowOrError]:
     """Rows of a data set through `datasets`: a hub id, a folder of files or one that `save_to_disk`
     wrote.
     """
     datasets: Any = require("datasets", extra="data", purpose="reading folders and hub data sets")
-    path = Path(source.path)
+    folder = Path(source.path)
     try:
-        if path.is_dir() and (
-            (path / "state.json").is_file() or (path / "dataset_dict.json").is_file()
-        ):
-            loaded = datasets.load_from_disk(str(path))
-            rows = loaded[source.split] if isinstance(loaded, datasets.DatasetDict) else loaded
-        elif path.is_dir():
-            splits = datasets.load_dataset_builder(str(path), source.subset).config.data_files or {}
-            if (
-                source.subset is None and not (path / "README.md").is_file()
-            ):  # which may name other subsets
-                _check_folder(path, splits)
-            found = [Path(one) for one in splits.get(source.split, ())]
-            if found and all(suffix_of(one) in READERS for one in found):
-                yield from _files(
-                    found, lambda read: None
-                )  # file and line, and nothing converted on the way
+        if folder.is_dir() and not _saved_to_disk(folder):
+            paths = _split_files(datasets, source)
+            if paths and all(suffix_of(path) in READERS for path in paths):
+                # read here, so that rows know file and line and no value is converted
+                yield from _from_files(paths, lambda bytes_read: None)
                 return
-            rows = datasets.load_dataset(
-                str(path), source.subset, split=source.split, streaming=True
-            )
-        else:
-            rows = datasets.load_dataset(
-                source.path,
-                source.subset,
-                split=source.split,
-                streaming=True,
-                revision=_commit(source.path),
-            )
-        yield from _numbered(rows, f"{source.path}[{source.split}]")
+        yield from _numbered(_load(datasets, source), f"{source.path}[{source.split}]")
     except DataError:
         raise
     except Exception as error:
@@ -168,21 +155,44 @@ def _hub(source: Source) -> Iterator[Item]:
         ) from error
 
 
+def _load(datasets: Any, source: Source) -> Iterable[dict[str, Any]]:
+    """The rows of a data set as `datasets` gives them."""
+    folder = Path(source.path)
+    if folder.is_dir() and _saved_to_disk(folder):
+        loaded = datasets.load_from_disk(str(folder))
+        return loaded[source.split] if isinstance(loaded, datasets.DatasetDict) else loaded
+    name, options = str(folder), {}
+    if not folder.is_dir():
+        name, options = source.path, {"revision": _commit(source.path)}
+    return datasets.load_dataset(name, source.subset, split=source.split, streaming=True, **options)
+
+
+def _saved_to_disk(folder: Path) -> bool:
+    return (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file()
+
+
+def _split_files(datasets: Any, source: Source) -> list[Path]:
+    """The files that `datasets` puts into the split, by their names."""
+    folder = Path(source.path)
+    splits = datasets.load_dataset_builder(str(folder), source.subset).config.data_files or {}
+    # a README.md may name other subsets
+    if source.subset is None and not (folder / "README.md").is_file():
+        _check_folder(folder, splits)
+    return [Path(path) for path in splits.get(source.split, ())]
+
+
 def _check_folder(folder: Path, splits: Mapping[Any, list[str]]) -> None:
-    """Refuse a folder with files of data that `datasets`, which goes by names and the most frequent
-    ending, puts in no split.
+    """Refuse a folder with a data file that `datasets` puts into no split.
+
+    `datasets` goes by the files' names and the most frequent ending.
     """
-    known = {Path(path).resolve() for some in splits.values() for path in some}
+    in_a_split = {Path(path).resolve() for paths in splits.values() for path in paths}
+    endings = READERS.keys() - {".txt", ".md"}
     for path in sorted(folder.rglob("*")):
-        hidden = any(
-            part.startswith((".", "__", "dataset_info")) for part in path.relative_to(folder).parts
-        )
-        if (
-            suffix_of(path) in READERS.keys() - {".txt", ".md"}
-            and path.is_file()
-            and not hidden
-            and path.resolve() not in known
-        ):
+        parts = path.relative_to(folder).parts
+        if any(part.startswith((".", "__", "dataset_info")) for part in parts):
+            continue
+        if suffix_of(path) in endings and path.is_file() and path.resolve() not in in_a_split:
             raise DataError(
                 f"{path} would be left out: by the names of the files it is in no split",
                 where=str(folder),
@@ -197,9 +207,7 @@ def _numbered(rows: Iterable[dict[str, Any]], name: str) -> Iterator[Row]:
 
 @cache
 def _commit(name: str) -> str:
-    """The commit a hub data set stands at, so that a run that goes on tomorrow reads the
-    same rows.
-    """
+    """The commit a hub data set stands at, so that a resumed run reads the same rows."""
     from huggingface_hub import HfApi
 
     try:

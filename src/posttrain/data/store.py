@@ -1,10 +1,17 @@
 """Trees on the disk: token ids and masks of a whole data set, read where they are needed.
 
-Three files of little-endian integers: `tokens` (uint32: id · 2 + trained), `sequences` (uint64:
-    where each ends in `tokens`)
-and `trees` (uint64: where each ends in `sequences`). Beside trees may lie numbers, of which every
-tree has as many as it likes (labels, margins, log-probabilities): `numbers` (float32) and `ends`
-(uint64). Memory holds nothing but what is being read.
+Three files of little-endian integers:
+
+    tokens      uint32   id · 2 + trained, of every token
+    sequences   uint64   where each sequence ends in `tokens`
+    trees       uint64   where each tree ends in `sequences`
+
+and beside them, where every tree has numbers of its own (labels, margins, log-probabilities):
+
+    numbers     float32  the numbers, tree after tree
+    ends        uint64   where each tree's numbers end in `numbers`
+
+The files are memory-mapped; memory holds only what is being read.
 """
 
 from __future__ import annotations
@@ -12,9 +19,10 @@ from __future__ import annotations
 import bisect
 import hashlib
 import os
+from collections.abc import Iterable
 from collections.abc import Sequence as Many
+from itertools import accumulate
 from pathlib import Path
-from types import TracebackType
 from typing import IO
 
 import numpy as np
@@ -28,7 +36,7 @@ class TreeWriter:
     """Writes trees into a folder, one after another.
 
     Args:
-        folder: made where it is not there.
+        folder: made if it does not exist.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -37,9 +45,9 @@ class TreeWriter:
         self.tokens = self.sequences = self.trees = 0
 
     def add(self, tree: Tree) -> None:
-        for one in tree:
-            self._write("tokens", (one.tokens.astype(np.uint32) << 1) | one.trained)
-            self.tokens += len(one.tokens)
+        for sequence in tree:
+            self._write("tokens", (sequence.tokens.astype(np.uint32) << 1) | sequence.trained)
+            self.tokens += len(sequence.tokens)
             self._write("sequences", self.tokens)
         self.sequences += len(tree)
         self.trees += 1
@@ -55,18 +63,16 @@ class TreeWriter:
     def __enter__(self) -> TreeWriter:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
 
 class NumberWriter:
-    """Writes the numbers of trees into a folder, one tree after another, beginning with tree
-    `start`.
+    """Writes the numbers of trees into a folder, one tree after another.
+
+    Args:
+        folder: made if it does not exist.
+        start: how many trees' numbers to keep of those that are there; the rest is cut off.
     """
 
     def __init__(self, folder: Path, start: int = 0) -> None:
@@ -75,8 +81,8 @@ class NumberWriter:
         if start:
             ends = np.fromfile(folder / "ends", "<u8", start)
             self.total = int(ends[-1])
-            _cut(folder / "ends", 8 * start)
-            _cut(folder / "numbers", 4 * self.total)
+            os.truncate(folder / "ends", 8 * start)
+            os.truncate(folder / "numbers", 4 * self.total)
         mode = "ab" if start else "wb"
         self._numbers: IO[bytes] = open(folder / "numbers", mode, buffering=1 << 20)  # noqa: SIM115 - `close`
         self._ends: IO[bytes] = open(folder / "ends", mode, buffering=1 << 20)  # noqa: SIM115
@@ -87,10 +93,8 @@ class NumberWriter:
         self._ends.write(np.asarray(self.total, "<u8").tobytes())
 
     def flush(self) -> None:
-        for file in (
-            self._numbers,
-            self._ends,
-        ):  # the ends last: one without its numbers would be believed
+        # the ends last: an end promises that its numbers are there
+        for file in (self._numbers, self._ends):
             file.flush()
             os.fsync(file.fileno())
 
@@ -101,77 +105,78 @@ class NumberWriter:
     def __enter__(self) -> NumberWriter:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
 
-def _cut(path: Path, size: int) -> None:
-    with open(path, "r+b") as file:
-        file.truncate(size)
+def _starts(counts: Iterable[int]) -> list[int]:
+    """Where each folder's items start in the common numbering, then how many there are."""
+    return [0, *accumulate(counts)]
+
+
+def _locate(starts: list[int], i: int) -> tuple[int, int]:
+    """The folder that holds item i of the common numbering, and the item's number in it."""
+    if not 0 <= i < starts[-1]:
+        raise IndexError(i)
+    folder = bisect.bisect_right(starts, i) - 1
+    return folder, i - starts[folder]
 
 
 class Numbers(Many[np.ndarray]):
-    """The numbers of one or more folders that `NumberWriter` wrote, by tree, numbered through."""
+    """The numbers of each tree, [n] float32, from the folders that `NumberWriter` wrote.
+
+    Trees are numbered through, folder after folder.
+    """
 
     def __init__(self, *folders: Path) -> None:
         self._parts = [
             (_map(folder / "numbers", np.dtype("<f4")), _map(folder / "ends", np.dtype("<u8")))
             for folder in folders
         ]
-        self._starts = [0]
-        for _, ends in self._parts:
-            self._starts.append(self._starts[-1] + len(ends))
+        self._starts = _starts(len(ends) for _, ends in self._parts)
 
     def __len__(self) -> int:
         return self._starts[-1]
 
     def __getitem__(self, i: int) -> np.ndarray:  # type: ignore[override] - no slices
-        if not 0 <= i < len(self):
-            raise IndexError(i)
-        p = bisect.bisect_right(self._starts, i) - 1
-        (numbers, ends), k = self._parts[p], i - self._starts[p]
-        return np.array(numbers[int(ends[k - 1]) if k else 0 : int(ends[k])])
+        part, k = _locate(self._starts, i)
+        numbers, ends = self._parts[part]
+        start = int(ends[k - 1]) if k else 0
+        return np.array(numbers[start : int(ends[k])])
 
 
 class Trees(Many[Tree]):
-    """The trees of one or more folders that `TreeWriter` wrote, numbered through."""
+    """The trees of the folders that `TreeWriter` wrote, numbered through, folder after folder."""
 
     def __init__(self, *folders: Path) -> None:
         self._parts = [
             {name: _map(folder / name, dtype) for name, dtype in FILES.items()}
             for folder in folders
         ]
-        self._starts = [0]
-        for part in self._parts:
-            self._starts.append(self._starts[-1] + len(part["trees"]))
+        self._starts = _starts(len(part["trees"]) for part in self._parts)
 
     def __len__(self) -> int:
         return self._starts[-1]
 
     def __getitem__(self, i: int) -> Tree:  # type: ignore[override] - no slices
-        if not 0 <= i < len(self):
-            raise IndexError(i)
-        p = bisect.bisect_right(self._starts, i) - 1
-        part, k = self._parts[p], i - self._starts[p]
-        first, last = (int(part["trees"][k - 1]) if k else 0), int(part["trees"][k])
-        ends = part["sequences"][max(0, first - 1) : last].tolist()
-        begins = ends[:-1] if first else [0, *ends[:-1]]
-        ends = ends[1:] if first else ends
-        spans = zip(begins, ends, strict=True)
-        return Tree(tuple(_sequence(part["tokens"][a:b]) for a, b in spans))
+        number, k = _locate(self._starts, i)
+        part = self._parts[number]
+        first = int(part["trees"][k - 1]) if k else 0
+        last = int(part["trees"][k])
+        start = int(part["sequences"][first - 1]) if first else 0
+        tree = []
+        for end in part["sequences"][first:last].tolist():
+            tree.append(_sequence(part["tokens"][start:end]))
+            start = end
+        return Tree(tuple(tree))
 
     def ends(self) -> set[int]:
-        """Every token that is a sequence's last."""
+        """The ids of all tokens that end a sequence."""
         last = [part["tokens"][part["sequences"].astype(np.int64) - 1] >> 1 for part in self._parts]
         return set(np.unique(np.concatenate(last)).tolist())
 
     def digest(self) -> str:
-        """SHA-256 of all tokens and masks, and of how they are cut into sequences and trees."""
+        """SHA-256 of all tokens and masks, and of their division into sequences and trees."""
         hashed = hashlib.sha256()
         for part in self._parts:
             for name in FILES:
@@ -180,7 +185,7 @@ class Trees(Many[Tree]):
         return hashed.hexdigest()
 
     def lengths(self) -> np.ndarray:
-        """Tokens of every sequence."""
+        """[L] tokens of each sequence."""
         return np.concatenate(
             [np.diff(part["sequences"].astype(np.int64), prepend=0) for part in self._parts]
         )

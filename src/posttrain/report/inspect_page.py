@@ -1,5 +1,6 @@
-"""What a model would be trained on, as one page: nothing is loaded from elsewhere, and no text of a
-row can become markup.
+"""The report of what a model would be trained on, as one HTML page.
+
+It loads nothing from elsewhere, and no text of a row can become markup.
 """
 
 from __future__ import annotations
@@ -66,21 +67,14 @@ _HEAD = """<!DOCTYPE html>
 def page(report: Report) -> str:
     """The report as an HTML document."""
     title = "What would be trained: " + ", ".join(part.name for part in report.parts)
+    paths = ", ".join(part.source.path for part in report.parts)
     return "".join(
         [
             _HEAD.format(title=escape(title), style=_STYLE),
-            (
-                "<h1>What would be trained</h1>\n<p"
-                f" class=soft>{escape(', '.join(part.source.path for part in report.parts))}</p>\n"
-            ),
+            f"<h1>What would be trained</h1>\n<p class=soft>{escape(paths)}</p>\n",
             _cards(report),
             _examples(report),
-            "<h2>Training rows</h2>\n<div class=wide><table>\n",
-            *(
-                f"<tr><td>{escape(name)}</td><td class=n>{escape(value)}</td></tr>\n"
-                for name, value in table(report)
-            ),
-            "</table></div>\n",
+            _training_rows(report),
             _sources(report),
             _histogram(report.lengths, report.max_length),
             _packing(report.packing),
@@ -91,22 +85,27 @@ def page(report: Report) -> str:
 
 def _cards(report: Report) -> str:
     total = report.total
-    share = total("targets") / max(1, total("tokens"))
-    lost = total("read") - total("used")
+    counts = {
+        "rows": total("read"),
+        "left out": total("read") - total("used"),
+        "sequences": total("sequences"),
+        "tokens": total("tokens"),
+    }
+    shown = {name: f"{count:,}" for name, count in counts.items()}
+    shown["of them trained"] = f"{total('targets') / max(1, total('tokens')):.1%}"
     cards = [
-        ("rows", total("read")),
-        ("left out", lost),
-        ("sequences", total("sequences")),
-        ("tokens", total("tokens")),
+        f"<div class=card><b>{value}</b><small>{name}</small></div>"
+        for name, value in shown.items()
     ]
-    shown = [*((name, f"{n:,}") for name, n in cards), ("of them trained", f"{share:.1%}")]
-    return (
-        "<div class=cards>"
-        + "".join(
-            f"<div class=card><b>{value}</b><small>{name}</small></div>" for name, value in shown
-        )
-        + "</div>\n"
-    )
+    return f"<div class=cards>{''.join(cards)}</div>\n"
+
+
+def _training_rows(report: Report) -> str:
+    rows = [
+        f"<tr><td>{escape(name)}</td><td class=n>{escape(value)}</td></tr>\n"
+        for name, value in table(report)
+    ]
+    return f"<h2>Training rows</h2>\n<div class=wide><table>\n{''.join(rows)}</table></div>\n"
 
 
 # ------------------------------------------------------------------------------------------- tokens
@@ -115,47 +114,44 @@ def _cards(report: Report) -> str:
 def _examples(report: Report) -> str:
     if not report.examples:
         return ""
-    kinds = {
-        piece.kind
-        for one in report.examples
-        for passage in one.passages
-        for piece in passage.pieces
-    }
-    legend = "".join(
-        f'<span><span class="t {kind}">{kind}</span>'
-        f" {escape(what.partition(': ')[2] or what)}</span>\n"
-        for kind, what in LEGEND.items()
-        if kind in kinds and kind != "gap"
-    )
+    kinds = set()
+    for anatomy in report.examples:
+        for passage in anatomy.passages:
+            kinds.update(piece.kind for piece in passage.pieces)
+    legend = []
+    for kind, meaning in LEGEND.items():
+        if kind in kinds and kind != "gap":
+            text = escape(meaning.partition(": ")[2] or meaning)
+            legend.append(f'<span><span class="t {kind}">{kind}</span> {text}</span>\n')
     return (
-        f"<h2>Token by token</h2>\n<div class=legend>{legend}<span>⏎ a line break</span></div>\n<p"
-        " class=soft>Hold the pointer over a token to see its id, and why it is trained or"
-        " not.</p>\n" + "".join(_example(one) for one in report.examples)
+        f"<h2>Token by token</h2>\n<div class=legend>{''.join(legend)}<span>⏎ a line"
+        " break</span></div>\n<p class=soft>Hold the pointer over a token to see its id, and why it"
+        " is trained or not.</p>\n" + "".join(map(_example, report.examples))
     )
 
 
-def _example(one: Anatomy) -> str:
-    dropped = f" · dropped: {escape(one.dropped)}" if one.dropped else ""
-    messages = "".join(
-        f"<li{' class=yes' if m.what.startswith('trained') else ''}>{escape(m.name)}:"
-        f" {escape(m.what)}</li>\n"
-        for m in one.messages
-    )
-    passages = "".join(_passage(one, passage) for passage in one.passages)
-    return f"<article>\n<h3>{escape(one.where)}{dropped}</h3>\n<ul>\n{messages}</ul>\n{passages}</article>\n"
+def _example(anatomy: Anatomy) -> str:
+    heading = escape(anatomy.where)
+    if anatomy.dropped:
+        heading += f" · dropped: {escape(anatomy.dropped)}"
+    messages = []
+    for message in anatomy.messages:
+        trained = " class=yes" if message.what.startswith("trained") else ""
+        messages.append(f"<li{trained}>{escape(message.name)}: {escape(message.what)}</li>\n")
+    passages = "".join(_passage(anatomy, passage) for passage in anatomy.passages)
+    return f"<article>\n<h3>{heading}</h3>\n<ul>\n{''.join(messages)}</ul>\n{passages}</article>\n"
 
 
-def _passage(one: Anatomy, passage: Passage) -> str:
+def _passage(anatomy: Anatomy, passage: Passage) -> str:
     tokens = []
     for i, piece in enumerate(passage.pieces):
-        ids = " ".join(map(str, piece.ids))
-        why = (
-            f"{'ids' if len(piece.ids) > 1 else 'id'} {ids} · {one.why(piece)}"
-            if piece.ids
-            else one.why(piece)
-        )
+        why = anatomy.why(piece)
+        if piece.ids:
+            label = "ids" if len(piece.ids) > 1 else "id"
+            why = f"{label} {' '.join(map(str, piece.ids))} · {why}"
+        odd = " o" * (i % 2)  # neighbours differ in shade
         tokens.append(
-            f'<span class="t {piece.kind}{" o" * (i % 2)}"'
+            f'<span class="t {piece.kind}{odd}"'
             f' data-w="{escape(why)}">{escape(visible(piece.text))}</span>'
         )
     return f"<p class=soft>{escape(passage.heading)}</p>\n<pre>{''.join(tokens)}</pre>\n"
@@ -167,79 +163,75 @@ def _passage(one: Anatomy, passage: Passage) -> str:
 def _sources(report: Report) -> str:
     if len(report.parts) < 2:
         return ""
+    names = ("rows", "used", "tokens", "trained", "dropped", "rejected")
+    head = "".join(f"<th class=n>{name}</th>" for name in names)
     rows = []
     for part in report.parts:
         account = part.account
-        numbers = (
-            account.read,
-            account.used,
-            account.tokens,
-            account.targets,
-            sum(account.dropped.values()),
-            account.rejected,
-        )
-        cells = "".join(f"<td class=n>{n:,}</td>" for n in numbers)
+        counts = [account.read, account.used, account.tokens, account.targets]
+        counts += [sum(account.dropped.values()), account.rejected]
+        cells = "".join(f"<td class=n>{count:,}</td>" for count in counts)
         rows.append(
             f"<tr><td>{escape(part.name)}</td><td>{escape(account.format)}</td>{cells}</tr>\n"
         )
-    head = "".join(
-        f"<th class=n>{name}</th>"
-        for name in ("rows", "used", "tokens", "trained", "dropped", "rejected")
-    )
     return (
-        "<h2>By source</h2>\n<div"
-        f" class=wide><table>\n<tr><th>source</th><th>format</th>{head}</tr>\n{''.join(rows)}"
-        "</table></div>\n"
+        "<h2>By source</h2>\n<div class=wide><table>\n"
+        f"<tr><th>source</th><th>format</th>{head}</tr>\n{''.join(rows)}</table></div>\n"
     )
+
+
+BAR_HEIGHT, BAR_WIDTH = 24, 600  # pixels of a bar and the space below it; of the longest bar
 
 
 def _histogram(lengths: Lengths, limit: int) -> str:
-    """Bars of lengths, the limit drawn between those within it and those over it."""
+    """Bars of lengths, with the limit drawn between those within it and those over it."""
     if not lengths.n:
         return ""
     bins, over = lengths.bins(limit), lengths.over(limit)
-    most, parts, y, marked = max(count for _, _, count in bins), [], 18, False
-    text = f"--max-length {limit:,}: {over:,} longer ({over / lengths.n:.1%})"
-    mark = (
-        '<line class=mark x1="10" x2="890" y1="{y}" y2="{y}"/>'
-        '<text class=soft x="890" y="{t}" text-anchor="end">{text}</text>\n'
+    most = max(count for _, _, count in bins)
+    limit_text = f"--max-length {limit:,}: {over:,} longer ({over / lengths.n:.1%})"
+    within = [bin for bin in bins if bin[0] <= limit]
+    drawn, y = [], 18
+    for low, high, count in within:
+        drawn.append(_bar("bar", y, low, high, count, most))
+        y += BAR_HEIGHT
+    drawn.append(
+        f'<line class=mark x1="10" x2="890" y1="{y - 5}" y2="{y - 5}"/>'
+        f'<text class=soft x="890" y="{y + 11}" text-anchor="end">{limit_text}</text>\n'
     )
-    for low, high, count in [*bins, (limit + 1, 0, 0)]:
-        if low > limit and not marked:
-            parts.append(mark.format(y=y - 5, t=y + 11, text=text))
-            y, marked = y + 16, True
-        if not high:
-            break
-        name, kind = (
-            (f"{low:,}" if low == high else f"{low:,}–{high:,}"),
-            "over" if low > limit else "bar",
-        )
-        width = max(count / most * 600, 1.5 if count else 0)
-        parts.append(
-            f'<text x="140" y="{y + 14}" text-anchor="end">{name}</text><rect class={kind} x="150"'
-            f' y="{y}" rx="2" width="{width:.1f}" height="18"/><text class=soft'
-            f' x="{158 + width:.1f}" y="{y + 14}">{count:,}</text>\n'
-        )
-        y += 24
-    quantiles = " · ".join(
-        f"{name} {lengths.quantile(share):,}"
-        for name, share in (("median", 0.5), ("90 %", 0.9), ("99 %", 0.99), ("longest", 1.0))
-    )
+    y += 16
+    for low, high, count in bins[len(within) :]:
+        drawn.append(_bar("over", y, low, high, count, most))
+        y += BAR_HEIGHT
+    shares = {"median": 0.5, "90 %": 0.9, "99 %": 0.99, "longest": 1.0}
+    quantiles = [f"{name} {lengths.quantile(share):,}" for name, share in shares.items()]
     return (
-        f"<h2>Tokens a sequence, before the length limit</h2>\n<p class=soft>n = {lengths.n:,} ·"
-        f" {quantiles}</p>\n"
-        f'<svg viewBox="0 0 900 {y}" role="img"><title>Lengths of sequences in'
-        f" tokens</title>\n{''.join(parts)}</svg>\n"
+        "<h2>Tokens a sequence, before the length limit</h2>\n"
+        f"<p class=soft>n = {lengths.n:,} · {' · '.join(quantiles)}</p>\n"
+        f'<svg viewBox="0 0 900 {y}" role="img"><title>Lengths of sequences in tokens</title>\n'
+        f"{''.join(drawn)}</svg>\n"
     )
 
 
-def _packing(found: Packing | None) -> str:
-    if found is None:
+def _bar(kind: str, y: int, low: int, high: int, count: int, most: int) -> str:
+    name = f"{low:,}" if low == high else f"{low:,}–{high:,}"
+    width = max(count / most * BAR_WIDTH, 1.5 if count else 0)
+    return (
+        f'<text x="140" y="{y + 14}" text-anchor="end">{name}</text>'
+        f'<rect class={kind} x="150" y="{y}" rx="2" width="{width:.1f}" height="18"/>'
+        f'<text class=soft x="{158 + width:.1f}" y="{y + 14}">{count:,}</text>\n'
+    )
+
+
+def _packing(packing: Packing | None) -> str:
+    if packing is None:
         return ""
     return (
-        f"<h2>How batches fill</h2>\n<p>A step of {found.batch_size} rows has {found.tokens:,.0f}"
-        f" tokens, in {found.passes:.2f} forward passes of at most {found.budget:,} (means over"
-        f" {found.rows:,} rows).</p>\n<ul><li>Packed: {found.filled:.1%} of the budget filled,"
-        f" nothing padded.</li>\n<li>Padded to the longest row instead: {found.padded:.1%} of the"
-        f" computed tokens would be data, {1 / found.padded:.2f} times the work.</li></ul>\n"
+        "<h2>How batches fill</h2>\n"
+        f"<p>A step of {packing.batch_size} rows has {packing.tokens:,.0f} tokens, in"
+        f" {packing.passes:.2f} forward passes of at most {packing.budget:,} (means over"
+        f" {packing.rows:,} rows).</p>\n"
+        f"<ul><li>Packed: {packing.filled:.1%} of the budget filled, nothing padded.</li>\n"
+        f"<li>Padded to the longest row instead: {packing.padded:.1%} of the computed tokens would"
+        f" be data, {1 / packing.padded:.2f} times the work.</li></ul>\n"
     )

@@ -20,8 +20,9 @@ from posttrain.data.settings import DataSettings, Source
 from posttrain.data.sources import digest, read, size
 
 if TYPE_CHECKING:  # these import torch, which is not needed to find a mistake in the first row
+    from posttrain.data.account import Account
     from posttrain.data.chat import Chat
-    from posttrain.data.prepare import Account, Learned
+    from posttrain.data.prepare import Learned
     from posttrain.data.store import Numbers, Trees
 
 FOLDER = "tokens"
@@ -179,7 +180,7 @@ def load(
         longest: tokens of a sequence at most.
         learned: what is learned from; `identity` says it, too.
     """
-    from posttrain.data.prepare import Account
+    from posttrain.data.account import Account
     from posttrain.data.store import Numbers, Trees
 
     key = sha256_json([identity, longest])
@@ -232,28 +233,16 @@ def _prepare(
     observer: ConsoleObserver,
     learned: Learned,
 ) -> None:
-    from posttrain.data.prepare import prepare
-    from posttrain.data.tokens import Encoder
+    from posttrain.data.prepare import Preparation, prepare
 
-    encoder = Encoder(chat.tokenizer)
+    preparation = Preparation(chat, longest, settings.truncate, settings.format, learned)
     folder.mkdir(parents=True)
     rejects = Rejects(folder / REJECTS if settings.on_bad_row == "reject" else None)
     for label, some in sources(settings).items():
         for i, source in enumerate(some):
             total, part = max(1, size(source)), folder / f"{label} {i}"
-            with observer.working(f"read {Path(source.path).name}", total) as told:
-                account = prepare(
-                    source,
-                    chat,
-                    encoder,
-                    part,
-                    max_length=longest,
-                    truncate=settings.truncate,
-                    form=settings.format,
-                    learned=learned,
-                    rejects=rejects,
-                    told=told,
-                )
+            with observer.working(f"read {Path(source.path).name}", total) as progress:
+                account = prepare(source, preparation, part, rejects=rejects, progress=progress)
             write_json(part / "account.json", account.json())
             tell(account, label, source, observer, first=i == 0)
     rejects.close()

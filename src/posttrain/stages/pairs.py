@@ -34,7 +34,8 @@ from posttrain.data.curate import convert
 from posttrain.data.curate.bias import Sides, balanced, compare
 from posttrain.data.curate.corpus import Corpus, line, same, scratch
 from posttrain.data.curate.near_pairs import NearPairs
-from posttrain.data.curate.pairs import UNASKED, Check, Fates, Rules, Table, judge
+from posttrain.data.curate.pair_table import NO_SHARED_PROMPT, Table
+from posttrain.data.curate.pairs import Check, Fates, Rules, clean
 from posttrain.data.rows import Row
 from posttrain.data.settings import FormatName, Sourced
 
@@ -204,7 +205,7 @@ def _read(corpus: Corpus, rules: Rules, folder: Path) -> tuple[Table, Fates]:
             raise DataError(
                 "there is no usable row", where=str(corpus.sources[0]), cure="give other --data"
             )
-        return table, judge(table, rules)
+        return table, clean(table, rules)
 
 
 def _plan(settings: PairsSettings, kind: str, table: Table, fates: Fates) -> Plan:
@@ -216,22 +217,17 @@ def _plan(settings: PairsSettings, kind: str, table: Table, fates: Fates) -> Pla
             cure="add --to pairs, or leave --balance-length out",
         )
     if plan.to != kind:
-        fates.mark(convert.NO_PROMPT, table.flagged(UNASKED))
+        fates.mark(convert.NO_PROMPT, table.flagged(NO_SHARED_PROMPT))
     if kind == "pairs":
         _measure(settings, plan, table, fates, np.stack([np.flatnonzero(fates.stays)] * 2, axis=1))
         if plan.to == "labels":
             plan.answers = convert.labelled(table.answers, fates.stays, settings.keep_ambiguous)
     elif plan.to == "pairs":
         good = table.good
-        own = np.where(good, table.answers[:, 0], table.answers[:, 1])
+        answers = np.where(good, table.answers[:, 0], table.answers[:, 1])
+        rows = convert.Labelled(table.prompts, answers, good, fates.stays)
         pairs, why, plan.possible = convert.paired(
-            table.prompts,
-            own,
-            good,
-            fates.stays,
-            settings.pairs_per_prompt,
-            settings.seed,
-            table.digest,
+            rows, settings.pairs_per_prompt, settings.seed, table.digest
         )
         for reason in (convert.ONLY_GOOD, convert.ONLY_BAD, convert.OVER):
             fates.mark(reason, why == reason)

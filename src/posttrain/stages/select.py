@@ -99,7 +99,7 @@ def run(settings: SelectSettings, observer: ConsoleObserver) -> dict[str, Any]:
         PosttrainError: a file or row cannot be used, a setting contradicts another, or the outputs
             belong to another run.
     """
-    from posttrain.data.curate.select import select
+    from posttrain.data.curate.select import Criteria, select
 
     if (settings.by == "embedding") != bool(settings.model):
         raise ConfigError(
@@ -143,13 +143,15 @@ def run(settings: SelectSettings, observer: ConsoleObserver) -> dict[str, Any]:
             corpus,
             target,
             _space(settings, observer),
-            settings.quality,
-            folder=folder,
-            keep=settings.keep,
-            nearest=settings.nearest,
-            near=settings.near,
-            dedupe=settings.dedupe,
-            against_target=settings.against_target,
+            Criteria(
+                settings.keep,
+                settings.quality,
+                settings.nearest,
+                settings.near,
+                settings.dedupe,
+                settings.against_target,
+            ),
+            folder,
         )
         result = {
             "posttrain": __version__,

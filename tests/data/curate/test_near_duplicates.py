@@ -12,14 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from posttrain.data.curate.groups import equal
 from posttrain.data.curate.near_duplicates import (
     MISSED,
     Prints,
     bands,
     clusters,
-    equal,
     jaccard,
-    like,
+    near_reference,
     repeats,
     shingles,
     words,
@@ -109,7 +109,7 @@ def test_clusters_are_chains_and_keys_join(tmp_path: Path) -> None:
             < 0.75
             < min(similarity(prints, 0, 1), similarity(prints, 1, 2))
         )
-        labels = clusters(prints, 0.75, same=[np.array([7, 0, 0, 7, 0, 0, 0], np.uint64)])
+        labels = clusters(prints, 0.75, equal_keys=[np.array([7, 0, 0, 7, 0, 0, 0], np.uint64)])
     assert labels.tolist() == [0, 0, 0, 0, 4, 5, 6]
 
 
@@ -129,8 +129,8 @@ def test_of_repeats_the_best_stays(tmp_path: Path) -> None:
         ]  # c is near b, which has gone
         assert repeats(prints, 0.75, labels, np.array([1, 0, 2, 3])).tolist() == [1, -1, 1, -1]
         assert repeats(prints, 0.75, labels, np.array([1, -1, 2, 3])).tolist() == [-1, -1, -1, -1]
-        assert like(prints, 0.75, labels, 1).tolist() == [-1, 0, -1, -1]
-        assert like(prints, 0.75, labels, 2).tolist() == [-1, -1, 1, -1]
+        assert near_reference(prints, 0.75, labels, 1).tolist() == [-1, 0, -1, -1]
+        assert near_reference(prints, 0.75, labels, 2).tolist() == [-1, -1, 1, -1]
 
 
 @settings(max_examples=25, deadline=None)

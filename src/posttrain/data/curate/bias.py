@@ -1,7 +1,7 @@
 """What answers look like, apart from what they say: their length and their markdown.
 
-A preference for the longer or the more decorated answer is easily learned, and easily mistaken for
-one for the better answer.
+A model easily learns to prefer the longer or the more decorated answer, and such a preference is
+easily mistaken for one for the better answer.
 """
 
 from __future__ import annotations
@@ -17,19 +17,17 @@ MARKDOWN = {
     "bold": re.compile(r"\*\*[^*\n]+\*\*"),
     "code": re.compile(r"```|`[^`\n]+`"),
 }
-MOST = 65_535  # of one kind that are counted
+MOST_COUNTED = 65_535  # of one kind of markdown in an answer
 LOOKS = 2 + len(MARKDOWN)  # numbers an answer
 
 
 def looks(text: str) -> list[int]:
-    """[LOOKS] characters, words between spaces, and how often each kind of markdown stands in an
-    answer.
-    """
-    return [
-        len(text),
-        len(text.split()),
-        *(min(MOST, sum(1 for _ in find.finditer(text))) for find in MARKDOWN.values()),
-    ]
+    """[LOOKS] characters, words between spaces, and how often each kind of markdown occurs."""
+    counts = [len(text), len(text.split())]
+    for pattern in MARKDOWN.values():
+        occurrences = sum(1 for _ in pattern.finditer(text))
+        counts.append(min(MOST_COUNTED, occurrences))
+    return counts
 
 
 @dataclass(frozen=True)
@@ -38,7 +36,7 @@ class Sides:
 
     Attributes:
         signs: name → [P] +1 where the chosen one has more, -1 where the rejected one has, 0 where
-            they have equally much.
+            both have as many.
         log_ratio: [P] ln(characters of the chosen one / characters of the rejected one).
     """
 
@@ -47,25 +45,31 @@ class Sides:
 
 
 def compare(chosen: np.ndarray, rejected: np.ndarray) -> Sides:
-    """Args: what `looks` says of the chosen and of the rejected answers, [P, LOOKS] each."""
-    a, b = chosen.astype(np.int64), rejected.astype(np.int64)
+    """Compare chosen with rejected answers.
+
+    Args:
+        chosen, rejected: [P, LOOKS] `looks` of the answers.
+    """
+    chosen, rejected = chosen.astype(np.int64), rejected.astype(np.int64)
+    gaps = chosen - rejected
     signs = {
-        "characters": a[:, 0] - b[:, 0],
-        "words": a[:, 1] - b[:, 1],
-        "markdown": (a[:, 2:] - b[:, 2:]).sum(axis=1),
+        "characters": np.sign(gaps[:, 0]),
+        "words": np.sign(gaps[:, 1]),
+        "markdown": np.sign(gaps[:, 2:].sum(axis=1)),
     }
-    signs.update((name, a[:, 2 + i] - b[:, 2 + i]) for i, name in enumerate(MARKDOWN))
-    ratio = np.log(np.maximum(1, a[:, 0])) - np.log(np.maximum(1, b[:, 0]))
-    return Sides({name: np.sign(gap) for name, gap in signs.items()}, ratio)
+    for column, name in enumerate(MARKDOWN, 2):
+        signs[name] = np.sign(gaps[:, column])
+    characters = np.maximum(1, chosen[:, 0]), np.maximum(1, rejected[:, 0])
+    return Sides(signs, np.log(characters[0]) - np.log(characters[1]))
 
 
 def balanced(sign: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """[P] which pairs to take so that the chosen answer is the longer one as often as the shorter
-    one; equal ones all stay.
+    one. Pairs of equal length all stay.
 
     Args:
-        sign: [P] of `Sides.signs`.
-        rng: chooses among those of which there are too many.
+        sign: [P] one of `Sides.signs`.
+        rng: chooses among the pairs of which there are too many.
     """
     take = np.ones(len(sign), bool)
     sides = [np.flatnonzero(sign > 0), np.flatnonzero(sign < 0)]

@@ -1,6 +1,4 @@
-"""Rows of several sources, read as often as it takes: what does not fit into memory is read
-again.
-"""
+"""Rows of several sources, read again as often as needed instead of being held in memory."""
 
 from __future__ import annotations
 
@@ -18,8 +16,8 @@ from posttrain.core.console import ConsoleObserver
 from posttrain.core.errors import ConfigError, DataError
 from posttrain.core.files import PARTIAL
 from posttrain.data.formats import Example, Format, Message, Text
-from posttrain.data.readers import suffix_of
-from posttrain.data.rows import Rejects, Row, plain
+from posttrain.data.readers import ProgressCallback, suffix_of
+from posttrain.data.rows import Rejects, Row, json_line
 from posttrain.data.settings import FormatName, Source
 from posttrain.data.sources import digest, read, size
 
@@ -29,14 +27,15 @@ class Corpus:
 
     Args:
         sources: where from.
-        folder: takes `rejects` with the rows that cannot be used, when the first pass is done.
-        rejects: name of that file; empty stops at the first such row.
+        folder: takes the file of rejected rows when the first pass is done.
+        observer: shows progress.
+        rejects: name of that file; empty: the first unusable row is an error.
         format: of the rows; empty: found from each source's first.
         check: raises a DataError for a row that is well formed and still cannot be used.
 
     Attributes:
-        read: rows of the first pass, usable or not. rejected: those that were not. reasons: why not
-            → how many.
+        read: rows of the first pass, usable or not.
+        rejected: rows that were not usable. reasons: why not → how many.
     """
 
     def __init__(
@@ -49,13 +48,8 @@ class Corpus:
         format: FormatName = "",
         check: Callable[[Row, Example], None] = lambda row, example: None,
     ) -> None:
-        self.sources, self.folder, self.observer, self.format, self.check = (
-            sources,
-            folder,
-            observer,
-            format,
-            check,
-        )
+        self.sources, self.folder, self.observer = sources, folder, observer
+        self.format, self.check = format, check
         self.read = self.rejected = self.passes = 0
         self.reasons: dict[str, int] = {}
         self._rejects = rejects
@@ -66,35 +60,35 @@ class Corpus:
 
     def digests(self) -> dict[str, str]:
         """What identifies the content: file → SHA-256, or data set → commit."""
-        return {name: value for source in self.sources for name, value in digest(source).items()}
+        digests: dict[str, str] = {}
+        for source in self.sources:
+            digests.update(digest(source))
+        return digests
 
-    def rows(self, doing: str) -> Iterator[tuple[Row, Example]]:
+    def rows(self, purpose: str) -> Iterator[tuple[Row, Example]]:
         """One pass.
 
         Args:
-            doing: what it is for, a word or two.
+            purpose: what the pass is for, in a word or two.
         Raises:
             DataError: a row cannot be used and rejects are not written, or the files are no longer
                 what they were.
         """
-        first, self.passes = self.passes == 0, self.passes + 1
-        rejects = Rejects(
-            self.folder / (self._rejects if first else "again.jsonl") if self._rejects else None
-        )
+        first_pass = self.passes == 0
+        self.passes += 1
+        name = self._rejects if first_pass else "again.jsonl"
+        rejects = Rejects(self.folder / name if self._rejects else None)
         used = 0
         try:
-            for row, example in self._pass(doing, rejects):
+            for row, example in self._pass(purpose, rejects):
                 used += 1
                 yield row, example
         finally:
             rejects.close()
         rejects.balance(used)
-        if first:
-            self.read, self.rejected, self.reasons = (
-                rejects.read,
-                rejects.count,
-                dict(rejects.reasons),
-            )
+        if first_pass:
+            self.read, self.rejected = rejects.read, rejects.count
+            self.reasons = dict(rejects.reasons)
         elif (rejects.read, rejects.count) != (self.read, self.rejected):
             raise DataError(
                 f"the data changed while it was read: {self.read:,} rows, now {rejects.read:,}",
@@ -102,111 +96,112 @@ class Corpus:
                 cure="run the command again when nothing writes to it",
             )
 
-    def _pass(self, doing: str, rejects: Rejects) -> Iterator[tuple[Row, Example]]:
-        before = 0
-        with bar(self.observer, doing, sum(map(size, self.sources))) as told:
+    def _pass(self, purpose: str, rejects: Rejects) -> Iterator[tuple[Row, Example]]:
+        bytes_before = 0
+        with bar(self.observer, purpose, sum(map(size, self.sources))) as progress:
             for source in self.sources:
-                reader = Format(self.format)
-                for row in read(
-                    source, rejects, lambda inside, before=before: told(before + inside)
-                ):
+                form = Format(self.format)
+
+                def progress_within(inside: int, before: int = bytes_before) -> None:
+                    progress(before + inside)
+
+                for row in read(source, rejects, progress_within):
                     try:
-                        example = reader.read(row)
+                        example = form.read(row)
                         self.check(row, example)
                     except DataError as error:
                         rejects.add(error, row)
                     else:
                         yield row, example
-                before += size(source)
+                bytes_before += size(source)
 
 
 @contextlib.contextmanager
-def bar(observer: ConsoleObserver, doing: str, total: int) -> Iterator[Callable[[int], None]]:
+def bar(observer: ConsoleObserver, purpose: str, total: int) -> Iterator[ProgressCallback]:
     """A bar of bytes in a terminal, nothing elsewhere; gives the function that moves it."""
     if observer.quiet or not observer.console.is_terminal:
-        yield lambda done: None
+        yield lambda bytes_read: None
         return
     with Progress(
-        TextColumn(f"[bold]{doing:<9}[/bold]"),
+        TextColumn(f"[bold]{purpose:<9}[/bold]"),
         BarColumn(bar_width=None),
         DownloadColumn(),
         TextColumn("ETA"),
         TimeRemainingColumn(),
         console=observer.console,
         transient=True,
-    ) as progress:
-        task = progress.add_task("", total=total or None)
+    ) as display:
+        task = display.add_task("", total=total or None)
         shown = 0
 
-        def told(done: int) -> None:
+        def progress(bytes_read: int) -> None:
             nonlocal shown
-            if done - shown > total // 500:  # a redraw a row would take longer than the row
-                shown = done
-                progress.update(task, completed=done)
+            if bytes_read - shown > total // 500:  # to redraw at every row would take too long
+                shown = bytes_read
+                display.update(task, completed=bytes_read)
 
-        yield told
+        yield progress
 
 
 def line(row: Row) -> bytes:
     """A row as a line of JSON: byte for byte as its file has it, else its fields as an object."""
-    if row.raw is not None and suffix_of(Path(row.where.rpartition(":")[0])) not in (
-        ".csv",
-        ".tsv",
-    ):
+    file = Path(row.where.rpartition(":")[0])
+    if row.raw is not None and suffix_of(file) not in (".csv", ".tsv"):
         raw = row.raw.rstrip(b"\r\n")
-        if (
-            b"\n" not in raw and b"\r" not in raw
-        ):  # an object of a JSON array may go over several lines
+        # an element of a JSON array may span several lines
+        if b"\n" not in raw and b"\r" not in raw:
             return row.raw if row.raw.endswith(b"\n") else raw + b"\n"
-    text = json.dumps(row.fields, ensure_ascii=False, default=plain)
-    return text.encode("utf-8", "backslashreplace") + b"\n"  # half surrogates as their escapes
+    return json_line(row.fields)
 
 
 # --------------------------------------------------------------------------------------------- text
 
 
 def pieces(example: Example) -> list[str]:
-    """What stands in a row: the prompt, then every answer; of a conversation every message."""
-    return [
-        piece for part in (example.prompt, *example.answers) for piece in _pieces(part) if piece
-    ]
+    """The texts of a row: the prompt, then every answer; of a conversation every message."""
+    texts = []
+    for part in (example.prompt, *example.answers):
+        texts += [text for text in _texts(part) if text]
+    return texts
 
 
 def prompt(example: Example) -> str:
-    """What an answer is asked for with: the prompt, or what stands before a conversation's first
-    answer; may be empty.
+    """What is answered: the prompt, or what a conversation says before its first answer.
+
+    May be empty.
     """
     given: Text = example.prompt
     if not given and example.answers and not isinstance(example.answers[0], str):
         given = tuple(takewhile(lambda message: message["role"] != "assistant", example.answers[0]))
-    return "\n".join(_pieces(given))
+    return as_text(given)
 
 
-def said(part: Text) -> str:
-    """What stands in a prompt or an answer, as one text."""
-    return "\n".join(_pieces(part))
+def as_text(part: Text) -> str:
+    """A prompt or an answer as one text, messages on lines of their own."""
+    return "\n".join(_texts(part))
 
 
-def _pieces(part: Text) -> list[str]:
-    return [part] if isinstance(part, str) else [_said(message) for message in part]
+def _texts(part: Text) -> list[str]:
+    return [part] if isinstance(part, str) else [_message_text(message) for message in part]
 
 
-def _said(message: Message) -> str:
-    calls = message.get("tool_calls")
-    return message["content"] + (
-        json.dumps(calls, ensure_ascii=False, default=str) if calls else ""
-    )
+def _message_text(message: Message) -> str:
+    """The content of a message, then its tool calls as JSON."""
+    text, calls = message["content"], message.get("tool_calls")
+    if calls:
+        text += json.dumps(calls, ensure_ascii=False, default=str)
+    return text
 
 
 # ------------------------------------------------------------------------------------------ outputs
 
 
 @contextlib.contextmanager
-def scratch(beside: Path) -> Iterator[Path]:
-    """A folder beside an output for what is being made; gone afterwards, and emptied of what a
-    killed run left.
+def scratch(output: Path) -> Iterator[Path]:
+    """A folder beside an output for work in progress; what a killed run left there is removed, and
+    so is the folder at the end.
     """
-    folder = beside.with_name(f"{PARTIAL}{beside.name}-scratch")
+    folder = output.with_name(f"{PARTIAL}{output.name}-scratch")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     try:
@@ -215,35 +210,40 @@ def scratch(beside: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def same(summary: Path, identity: dict[str, Any], writes: Sequence[Path]) -> None:
-    """Accept outputs that are not there, or that the same command on the same data wrote.
+def same(summary: Path, identity: dict[str, Any], outputs: Sequence[Path]) -> None:
+    """Accept outputs that do not exist, or that the same command on the same data wrote.
 
     Args:
-        summary: JSON with the `identity` of what wrote the outputs.
+        summary: JSON with the `identity` of the run that wrote the outputs.
         identity: JSON of this run: group → name → value.
-        writes: what would be written over.
+        outputs: what would be overwritten.
     Raises:
         ConfigError: something else wrote them.
     """
-    there = [path for path in (summary, *writes) if path.exists()]
-    if not there:
+    existing = [path for path in (summary, *outputs) if path.exists()]
+    if not existing:
         return
     cure = "choose another --out, or delete what is there; nothing was touched"
     try:
         before = json.loads(summary.read_text())["identity"]
     except (OSError, ValueError, KeyError, TypeError):
         raise ConfigError(
-            f"{there[0]} is there, and no run of ours that finished wrote it", cure=cure
+            f"{existing[0]} is there, and no run of ours that finished wrote it", cure=cure
         ) from None
-    now = json.loads(json.dumps(identity))  # so that a tuple equals the list it was written as
-    if changed := sorted(
-        name
-        for group in now
-        for name in now[group].keys() | before.get(group, {}).keys()
-        if now[group].get(name) != before.get(group, {}).get(name)
-    ):
+    if different := _different(before, json.loads(json.dumps(identity))):
         raise ConfigError(
             f"{summary.parent} holds another run's {summary.name}; different:"
-            f" {', '.join(changed[:4])}",
+            f" {', '.join(different[:4])}",
             cure=cure,
         )
+
+
+def _different(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """The names in the groups of an identity whose values differ."""
+    names = set()
+    for group, values in now.items():
+        earlier = before.get(group, {})
+        for name in values.keys() | earlier.keys():
+            if values.get(name) != earlier.get(name):
+                names.add(name)
+    return sorted(names)

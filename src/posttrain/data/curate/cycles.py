@@ -1,21 +1,20 @@
 """Cycles of preferences: A before B, B before C, C before A.
 
-They are what lies inside a strongly connected component.
-
-Tarjan 1972, without recursion. Most preferences are in no cycle: answers that never win, or never
-lose, are taken away first.
+A preference is in a cycle where both of its answers lie in one strongly connected component of the
+graph of preferences.
 """
 
 from __future__ import annotations
 
 import numpy as np
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import connected_components
 
-# rounds of taking away what cannot be in a cycle; a longer chain is left to the search itself
-TRIMS = 30
+from posttrain.data.curate.groups import numbered
 
 
 def components(edges: np.ndarray) -> np.ndarray:
-    """Which edges lie inside a strongly connected component: among them there is no saying which
+    """Which edges lie inside a strongly connected component. The graph does not tell which of these
     are right.
 
     Args:
@@ -24,60 +23,13 @@ def components(edges: np.ndarray) -> np.ndarray:
     Returns: [E] a number for each component, from 0 in the order of its first edge; -1 for edges
         that are in none.
     """
-    out = np.full(len(edges), -1)
-    rest = np.flatnonzero(edges[:, 0] != edges[:, 1])
-    for _ in range(TRIMS):
-        some = edges[rest]
-        stays = np.isin(some[:, 0], some[:, 1]) & np.isin(some[:, 1], some[:, 0])
-        if stays.all():
-            break
-        rest = rest[stays]
-    if not len(rest):
-        return out
-    names, numbers = np.unique(edges[rest], return_inverse=True)
-    numbers = numbers.reshape(-1, 2)
-    component = np.array(_tarjan(numbers, len(names)))
-    inside = component[numbers[:, 0]] == component[numbers[:, 1]]
-    found, first, inverse = np.unique(
-        component[numbers[inside, 0]], return_index=True, return_inverse=True
-    )
-    order = np.empty(len(found), np.int64)
-    order[np.argsort(first, kind="stable")] = np.arange(len(found))
-    out[rest[inside]] = order[inverse]
-    return out
-
-
-def _tarjan(edges: np.ndarray, count: int) -> list[int]:
-    """[count] the component of every node."""
-    order = np.argsort(edges[:, 0], kind="stable")
-    targets = edges[order, 1].tolist()
-    starts = np.searchsorted(edges[order, 0], np.arange(count + 1)).tolist()
-    index, low, component = [-1] * count, [0] * count, [-1] * count
-    stack: list[int] = []
-    seen = found = 0
-    for root in range(count):
-        if index[root] >= 0:
-            continue
-        work = [(root, starts[root])]
-        while work:
-            node, at = work.pop()
-            if at == starts[node]:
-                index[node] = low[node] = seen
-                seen += 1
-                stack.append(node)
-            else:  # back from the target before
-                low[node] = min(low[node], low[targets[at - 1]])
-            while at < starts[node + 1]:
-                target = targets[at]
-                at += 1
-                if index[target] < 0:
-                    work += [(node, at), (target, starts[target])]
-                    break
-                if component[target] < 0:
-                    low[node] = min(low[node], index[target])
-            else:
-                if low[node] == index[node]:
-                    while component[node] < 0:
-                        component[stack.pop()] = found
-                    found += 1
+    component = np.full(len(edges), -1)
+    rows = np.flatnonzero(edges[:, 0] != edges[:, 1])
+    nodes, ends = np.unique(edges[rows], return_inverse=True)
+    starts, ends = ends.reshape(-1, 2).T
+    size = (len(nodes), len(nodes))
+    graph = csr_array((np.ones(len(rows)), (starts, ends)), shape=size)
+    _, of_node = connected_components(graph, connection="strong")
+    inside = of_node[starts] == of_node[ends]
+    component[rows[inside]] = numbered(of_node[starts[inside]])
     return component

@@ -1,15 +1,14 @@
 """Near-duplicates: found by MinHash, decided by the true Jaccard similarity.
 
 A text is the set of its shingles: runs of three words, without case and punctuation. Two texts are
-    near-duplicates where
-|A ∩ B| / |A ∪ B| ≥ near. Comparing all pairs would take R²/2 steps; texts that agree in a band of
-their MinHash signatures are the candidates (locality-sensitive hashing, Broder 1997; Leskovec,
-Rajaraman, Ullman, Mining of Massive Datasets, section 3.4).
+near-duplicates where |A ∩ B| / |A ∪ B| ≥ near. Comparing all pairs would take R²/2 steps; texts
+that agree in a band of their MinHash signatures are the candidates (locality-sensitive hashing,
+Broder 1997; Leskovec, Rajaraman, Ullman, Mining of Massive Datasets, section 3.4).
 
 A text takes 520 bytes of memory; its shingles are on the disk. datasketch makes the signatures; its
-index is not used, because
-it takes 8,300 bytes a text. Left out: scripts whose vowel signs are no letters are compared without
-    them.
+index is not used, because it takes 8,300 bytes a text.
+
+Left out: in scripts whose vowel signs are no letters, texts are compared without these signs.
 """
 
 from __future__ import annotations
@@ -21,24 +20,23 @@ from array import array
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 
 from posttrain.core.extras import require
+from posttrain.data.curate.groups import equal
 
 SHINGLE = 3  # words; one edited word in a text of 30 leaves a similarity of 0.8
 PERMUTATIONS = 128
-MISSED = 1e-3  # chance that no band finds a pair that is exactly as similar as asked
+MISSED = 1e-3  # chance that no band finds a pair whose similarity is exactly the threshold
 MARGIN = 0.12  # of the estimate from signatures: 3.4 standard errors at 0.8
+MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # of the polynomial hash of a run of numbers
 
-_ALONE = (  # scripts without spaces: a sign is a word
-    "\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-)
-_WORD = re.compile(
-    rf"[{_ALONE}]|[^\W{_ALONE}]+|[-+*/=<>^%&|~#$@\\]"
-)  # signs that change what code and sums mean are words
+# in scripts without spaces every character is a word
+_NO_SPACES = "\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+# signs that change what code and sums mean are words
+_WORD = re.compile(rf"[{_NO_SPACES}]|[^\W{_NO_SPACES}]+|[-+*/=<>^%&|~#$@\\]")
 
 
 def words(text: str) -> list[str]:
@@ -53,13 +51,10 @@ def _hash(word: str) -> int:
 
 def key(text: str) -> int:
     """64 bits that stand for a text, the same in every process; 0 for no text."""
-    return (
-        int.from_bytes(
-            hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big"
-        )
-        if text
-        else 0
-    )
+    if not text:
+        return 0
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "big")
 
 
 def shingles(text: str) -> np.ndarray:
@@ -67,32 +62,38 @@ def shingles(text: str) -> np.ndarray:
     fewer.
     """
     hashes = np.array([_hash(word) for word in words(text)], np.uint64)
-    n = min(SHINGLE, len(hashes))
-    out = np.zeros(len(hashes) - n + 1 if n else 0, np.uint64)
-    for i in range(n):
-        out = (
-            out * np.uint64(0x9E3779B97F4A7C15) + hashes[i : len(hashes) - n + 1 + i]
-        )  # wraps, as a hash may
-    return np.unique(out)
+    size = min(SHINGLE, len(hashes))
+    if not size:
+        return np.zeros(0, np.uint64)
+    count = len(hashes) - size + 1
+    return np.unique(_combined([hashes[start : start + count] for start in range(size)]))
+
+
+def _combined(columns: Sequence[np.ndarray]) -> np.ndarray:
+    """[R] uint64: one hash of several columns of [R] numbers."""
+    combined = np.zeros(len(columns[0]), np.uint64)
+    for column in columns:
+        combined = combined * MULTIPLIER + column  # wraps, as a hash may
+    return combined
 
 
 def jaccard(a: np.ndarray, b: np.ndarray) -> float:
     """|A ∩ B| / |A ∪ B| of two ascending arrays without repeats; 0 where both are empty."""
-    both = len(np.intersect1d(a, b, assume_unique=True))
-    return both / max(1, len(a) + len(b) - both)
+    shared = len(np.intersect1d(a, b, assume_unique=True))
+    return shared / max(1, len(a) + len(b) - shared)
 
 
 def bands(near: float) -> tuple[int, int]:
-    """How many bands a signature is cut into, and how many values one has.
+    """How many bands a signature is cut into, and how many values a band has.
 
-    With b bands of r values a pair of similarity s meets in one with probability 1 - (1 - sʳ)ᵇ. The
-    longest bands that miss no more than `MISSED` of the pairs at `near` send the fewest others to
-    be compared.
+    With b bands of r values a pair of similarity s agrees in a band with probability
+    1 - (1 - sʳ)ᵇ. The longest bands that miss no more than `MISSED` of the pairs at `near` leave
+    the fewest other pairs to compare.
     """
-    rows = max(
-        (r for r in range(1, PERMUTATIONS + 1) if (1 - near**r) ** (PERMUTATIONS // r) <= MISSED),
-        default=1,
-    )
+    rows = 1
+    for candidate in range(1, PERMUTATIONS + 1):
+        if (1 - near**candidate) ** (PERMUTATIONS // candidate) <= MISSED:
+            rows = candidate
     return PERMUTATIONS // rows, rows
 
 
@@ -117,12 +118,7 @@ class Prints:
     def __enter__(self) -> Prints:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._file.close()
 
     def __len__(self) -> int:
@@ -139,15 +135,15 @@ class Prints:
 
     def add(self, text: str) -> int:
         """Take a text in; returns its number."""
-        found = shingles(text)
+        hashes = shingles(text)
         self._hash.clear()
-        for start in range(0, len(found), 1024):  # a book at once would take a kilobyte a word
-            self._hash.update_batch((found[start : start + 1024] >> np.uint64(32)).tolist())
+        for start in range(0, len(hashes), 1024):  # a book at once would take a kilobyte a word
+            self._hash.update_batch((hashes[start : start + 1024] >> np.uint64(32)).tolist())
         self._signatures += self._hash.hashvalues.astype(np.uint32).tobytes()
-        self._file.write(found.tobytes())
+        self._file.write(hashes.tobytes())
         self._mapped = None
-        self._ends.append(self._ends[-1] + len(found))
-        self._keys.append(key(text) if len(found) else 0)
+        self._ends.append(self._ends[-1] + len(hashes))
+        self._keys.append(key(text) if len(hashes) else 0)
         return len(self) - 1
 
     def shingles(self, number: int) -> np.ndarray:
@@ -163,16 +159,16 @@ class Prints:
         """[n] the true Jaccard similarity of a text to others, all of which have words; see
         `jaccard`.
         """
-        mine, theirs = self.shingles(i), [self.shingles(j) for j in others]
+        own, theirs = self.shingles(i), [self.shingles(j) for j in others]
         lengths = np.array(list(map(len, theirs)))
         flat = np.concatenate(theirs)
-        hits = mine[np.minimum(np.searchsorted(mine, flat), len(mine) - 1)] == flat
-        both = np.add.reduceat(hits, np.cumsum(lengths) - lengths, dtype=np.int64)
-        return both / (len(mine) + lengths - both)
+        hits = own[np.minimum(np.searchsorted(own, flat), len(own) - 1)] == flat
+        shared = np.add.reduceat(hits, np.cumsum(lengths) - lengths, dtype=np.int64)
+        return shared / (len(own) + lengths - shared)
 
 
 class _Sets:
-    """Numbers in sets that only grow together (union-find); a set is known by its least number."""
+    """Disjoint sets of numbers, with union and find; a set is known by its least number."""
 
     def __init__(self, count: int) -> None:
         self.parent = list(range(count))
@@ -184,128 +180,116 @@ class _Sets:
         return i
 
     def join(self, i: int, j: int) -> tuple[int, int]:
-        """Returns the least number of the joined set, and the one that is no longer."""
+        """Join two sets; returns their least numbers, that of the joined set first."""
         low, high = sorted((self.find(i), self.find(j)))
         self.parent[high] = low
         return low, high
 
 
-def equal(keys: np.ndarray) -> Iterator[np.ndarray]:
-    """Numbers of the rows that have a key in common, ascending, where there are several."""
-    order = np.argsort(keys, kind="stable")
-    starts = np.flatnonzero(np.concatenate([[len(keys) > 0], np.diff(keys[order]) != 0]))
-    ends = np.append(starts[1:], len(keys))
-    for several in np.flatnonzero(ends - starts > 1):
-        yield order[starts[several] : ends[several]]
+class _Search:
+    """Finds near-duplicates among candidates: by signature first, then by true similarity.
+
+    Args:
+        prints: the texts.
+        near: Jaccard similarity from which two are near-duplicates.
+    """
+
+    def __init__(self, prints: Prints, near: float) -> None:
+        self.prints, self.near, self.signatures = prints, near, prints.signatures
+
+    def near_to(
+        self, i: int, others: np.ndarray, wanted: Callable[[int, int], bool] = lambda i, j: True
+    ) -> Iterator[int]:
+        """Those of `others` that are near i, beginning with those that seem the most similar.
+
+        Args:
+            wanted: called just before i is compared with j: what was found may have settled it.
+        """
+        estimates = (self.signatures[others] == self.signatures[i]).mean(axis=1)
+        likely = np.flatnonzero(estimates >= self.near - MARGIN)
+        by_estimate = likely[np.argsort(-estimates[likely], kind="stable")]
+        candidates = others[by_estimate].tolist()
+        size = 1  # the first candidate often settles it; then more at a time
+        while candidates:
+            batch, candidates = candidates[:size], candidates[size:]
+            size = min(8 * size, 4096)
+            batch = [j for j in batch if wanted(i, j)]
+            if not batch:
+                continue
+            for j, similarity in zip(batch, self.prints.similarities(i, batch), strict=True):
+                if similarity >= self.near:
+                    yield j
+
+    def join(self, sets: _Sets, run: np.ndarray, band: int, rows: int) -> None:
+        """Join the near-duplicates among texts that agree in a band.
+
+        Not compared are those that are in one set already, or agreed in an earlier band.
+        """
+        roots = np.array([sets.find(i) for i in run.tolist()])
+        if (roots == roots[0]).all():
+            return
+
+        def apart(i: int, j: int) -> bool:
+            return sets.find(i) != sets.find(j)
+
+        for position in range(1, len(run)):
+            i = int(run[position])
+            others = run[:position][roots[:position] != roots[position]]
+            others = others[~self._agreed(i, others, band, rows)]
+            for j in self.near_to(i, others, apart):
+                low, high = sets.join(i, j)
+                roots[roots == high] = low
+
+    def _agreed(self, i: int, others: np.ndarray, band: int, rows: int) -> np.ndarray:
+        """[n] which of the others agree with i in a band before this one."""
+        values = slice(0, band * rows)
+        agree = self.signatures[others, values] == self.signatures[i, values]
+        return agree.reshape(len(others), band, rows).all(axis=2).any(axis=1)
 
 
-def clusters(prints: Prints, near: float, same: Sequence[np.ndarray] = ()) -> np.ndarray:
+def clusters(prints: Prints, near: float, equal_keys: Sequence[np.ndarray] = ()) -> np.ndarray:
     """Which texts belong together: near-duplicates, near-duplicates of those, and so on.
 
     Args:
         prints: the texts.
         near: Jaccard similarity from which two are near-duplicates.
-        same: [R] uint64 keys, of which equal ones belong together as well; 0 is none.
+        equal_keys: [R] uint64 keys; texts with an equal key belong together, too. 0 is no key.
     Returns: [R] the least number in the cluster of each.
     """
-    sets = _Sets(len(prints))
-    for keys in (prints.keys, *same):
-        for run in equal(keys):
-            if keys[run[0]]:
-                for i in run[1:].tolist():
-                    sets.join(int(run[0]), i)
-    signatures = prints.signatures
-    filled = np.flatnonzero(prints.keys)  # texts without a word are like no other
+    sets, search = _Sets(len(prints)), _Search(prints, near)
+    for keys in (prints.keys, *equal_keys):
+        for group in equal(keys):
+            if keys[group[0]]:
+                for i in group[1:].tolist():
+                    sets.join(int(group[0]), i)
+    with_words = np.flatnonzero(prints.keys)  # a text without words is like no other
     count, rows = bands(near)
     for band in range(count):
-        values = np.zeros(len(filled), np.uint64)
-        for column in range(band * rows, (band + 1) * rows):
-            values = values * np.uint64(0x9E3779B97F4A7C15) + signatures[filled, column]
-        for run in equal(values):
-            _join(sets, filled[run], prints, signatures, near, band, rows)
+        values = range(band * rows, (band + 1) * rows)
+        columns = [search.signatures[with_words, value] for value in values]
+        for group in equal(_combined(columns)):
+            search.join(sets, with_words[group], band, rows)
     return np.array([sets.find(i) for i in range(len(prints))], np.int64)
 
 
-def _join(
-    sets: _Sets,
-    run: np.ndarray,
-    prints: Prints,
-    signatures: np.ndarray,
-    near: float,
-    band: int,
-    rows: int,
-) -> None:
-    """Join the near-duplicates among candidates.
-
-    Not compared are those that are together already, or met in an earlier band.
-    """
-    roots = np.array([sets.find(i) for i in run.tolist()])
-    if (roots == roots[0]).all():
-        return
-    for at in range(1, len(run)):
-        others = run[:at][roots[:at] != roots[at]]
-        met = (signatures[others, : band * rows] == signatures[run[at], : band * rows]).reshape(
-            len(others), band, rows
-        )
-        others = others[~met.all(axis=2).any(axis=1)]
-        for j in _near(
-            prints,
-            int(run[at]),
-            others,
-            near,
-            signatures,
-            lambda i, j: sets.find(i) != sets.find(j),
-        ):
-            low, high = sets.join(int(run[at]), j)
-            roots[roots == high] = low
-
-
-def _near(
-    prints: Prints,
-    i: int,
-    others: np.ndarray,
-    near: float,
-    signatures: np.ndarray,
-    wanted: Callable[[int, int], bool] = lambda i, j: True,
-) -> Iterator[int]:
-    """Those of `others` that are near i, beginning with those that seem the most similar.
+def near_reference(prints: Prints, near: float, labels: np.ndarray, references: int) -> np.ndarray:
+    """Which texts are near a reference text.
 
     Args:
-        wanted: asked just before i is compared with j, because what was found may have settled it.
-    """
-    estimate = (signatures[others] == signatures[i]).mean(axis=1)
-    likely = np.flatnonzero(estimate >= near - MARGIN)
-    rest, size = others[likely[np.argsort(-estimate[likely], kind="stable")]].tolist(), 1
-    while rest:
-        some, rest, size = (
-            [j for j in rest[:size] if wanted(i, j)],
-            rest[size:],
-            min(8 * size, 4096),
-        )  # the first often decides
-        if some:
-            yield from (
-                j
-                for j, found in zip(some, prints.similarities(i, some), strict=True)
-                if found >= near
-            )
-
-
-def like(prints: Prints, near: float, labels: np.ndarray, first: int) -> np.ndarray:
-    """Which texts are near one of the `first` ones.
-
-    Args:
-        prints: the texts.
+        prints: the texts, the references first.
         near: Jaccard similarity from which two are near-duplicates.
         labels: [R] of `clusters`.
-    Returns: [R] number of the most similar of the first that is near, -1 where none is, and for the
-        first themselves.
+        references: how many there are.
+    Returns: [R] number of the most similar reference that is near; -1 where none is, and for the
+        references themselves.
     """
-    signatures, out = prints.signatures, np.full(len(prints), -1)
+    search, nearest = _Search(prints, near), np.full(len(prints), -1)
     for group in equal(labels):
-        others = group[group < first]
-        for i in group[group >= first] if len(others) else ():
-            out[i] = next(_near(prints, int(i), others, near, signatures), -1)
-    return out
+        inside = group[group < references]
+        if len(inside):
+            for i in group[group >= references]:
+                nearest[i] = next(search.near_to(int(i), inside), -1)
+    return nearest
 
 
 def repeats(prints: Prints, near: float, labels: np.ndarray, rank: np.ndarray) -> np.ndarray:
@@ -317,15 +301,16 @@ def repeats(prints: Prints, near: float, labels: np.ndarray, rank: np.ndarray) -
         prints: the texts.
         near: Jaccard similarity from which two are near-duplicates.
         labels: [R] of `clusters`.
-        rank: [R] the order of preference; those below 0 are not looked at.
+        rank: [R] the order of preference; texts with a rank below 0 are not looked at.
     Returns: [R] number of the text it repeats, -1 where it stays.
     """
-    signatures, out = prints.signatures, np.full(len(prints), -1)
+    search, repeated = _Search(prints, near), np.full(len(prints), -1)
     for group in equal(labels):
         stay: list[int] = []
         for i in group[np.argsort(rank[group], kind="stable")]:
-            if rank[i] >= 0:
-                out[i] = next(_near(prints, int(i), np.array(stay, np.int64), near, signatures), -1)
-                if out[i] < 0:
-                    stay.append(int(i))
-    return out
+            if rank[i] < 0:
+                continue
+            repeated[i] = next(search.near_to(int(i), np.array(stay, np.int64)), -1)
+            if repeated[i] < 0:
+                stay.append(int(i))
+    return repeated

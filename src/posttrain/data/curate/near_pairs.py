@@ -1,14 +1,14 @@
-"""Near-duplicates among pairs: prompt and both answers are near, each on its own.
+"""Near-duplicates among pairs: the prompt and both answers are near, each on its own.
 
-Were the whole pair one text, two pairs with the same long prompt and other short answers would be
-near. Memory holds about 1,700 bytes a row; shingles are on the disk.
+If the whole pair were one text, two pairs with the same long prompt and different short answers
+would be near. Memory holds about 1,700 bytes a row; shingles are on the disk.
 """
 
 from __future__ import annotations
 
 from array import array
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -23,22 +23,20 @@ class NearPairs:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._prompts, self._answers = Prints(folder / "prompts"), Prints(folder / "answers")
-        self._keys: tuple[array[int], array[int]] = array("Q"), array("Q")
+        self._prompts = _Texts(folder / "prompts")
+        self._answers = _Texts(folder / "answers")  # 2i and 2i + 1 are the answers of pair i
 
     def __enter__(self) -> NearPairs:
         return self
 
-    def __exit__(self, *error: Any) -> None:
-        self._prompts.__exit__(*error)
-        self._answers.__exit__(*error)
+    def __exit__(self, *error: object) -> None:
+        self._prompts.prints.__exit__(*error)
+        self._answers.prints.__exit__(*error)
 
     def add(self, prompt: str, better: str, worse: str) -> None:
-        for which, text in ((0, prompt), (1, better), (1, worse)):
-            (self._prompts, self._answers)[which].add(text)
-            self._keys[which].append(
-                key("=" + " ".join(text.split()))
-            )  # of no text, too, which is like no text
+        self._prompts.add(prompt)
+        self._answers.add(better)
+        self._answers.add(worse)
 
     def find(self, active: np.ndarray, near: float) -> tuple[np.ndarray, np.ndarray]:
         """Which rows contradict or repeat another.
@@ -46,48 +44,73 @@ class NearPairs:
         Args:
             active: [R] the rows to look at.
             near: Jaccard similarity from which two texts are near.
-        Returns: [R] the first row that says nearly the opposite, and [R] the first that stays and
-            says nearly the same; -1 where there is none.
+        Returns: [R] the first row that says nearly the opposite, and [R] the first row that stays
+            and says nearly the same; -1 where there is none.
         """
         against, repeated = np.full(len(active), -1), np.full(len(active), -1)
-        asked = clusters(self._prompts, near, [np.array(self._keys[0], np.uint64)])
-        answers = clusters(self._answers, near, [np.array(self._keys[1], np.uint64)]).reshape(-1, 2)
+        for group in self._candidates(active, near):
+            self._compare(group, near, against, repeated)
+        return against, repeated
+
+    def _candidates(self, active: np.ndarray, near: float) -> Iterable[list[int]]:
+        """Active rows whose prompts lie in one cluster, and whose answers lie in the same two."""
+        prompts = self._prompts.clusters(near)
+        answers = self._answers.clusters(near).reshape(-1, 2)
         groups: dict[tuple[int, int, int], list[int]] = {}
         for i in np.flatnonzero(active).tolist():
             low, high = sorted(answers[i].tolist())
-            groups.setdefault((int(asked[i]), low, high), []).append(i)
-        for group in groups.values():
-            said: list[int] = []  # rows with something of their own to say
-            for i in group:
-                for j in said:
-                    way = self._way(i, j, near)
-                    if way > 0 and repeated[i] < 0:
-                        repeated[i] = j
-                    elif way < 0:
-                        against[i] = against[i] if against[i] >= 0 else j
-                        against[j] = against[j] if against[j] >= 0 else i
-                if repeated[i] < 0:
-                    said.append(i)
-            for i in group:  # whoever repeats a contradicted row is contradicted
-                if repeated[i] >= 0 and against[i] < 0 <= against[repeated[i]]:
-                    against[i] = against[repeated[i]]
-            for i in group:
-                if against[i] >= 0:
-                    repeated[i] = -1
-        return against, repeated
+            groups.setdefault((int(prompts[i]), low, high), []).append(i)
+        return groups.values()
 
-    def _way(self, i: int, j: int, near: float) -> int:
+    def _compare(
+        self, group: list[int], near: float, against: np.ndarray, repeated: np.ndarray
+    ) -> None:
+        """Fill in what the rows of a group contradict or repeat."""
+        distinct: list[int] = []  # rows that repeat none before them
+        for i in group:
+            for j in distinct:
+                agreement = self._agreement(i, j, near)
+                if agreement > 0 and repeated[i] < 0:
+                    repeated[i] = j
+                elif agreement < 0:
+                    against[i] = against[i] if against[i] >= 0 else j
+                    against[j] = against[j] if against[j] >= 0 else i
+            if repeated[i] < 0:
+                distinct.append(i)
+        for i in group:  # a row that repeats a contradicted row is contradicted, too
+            if repeated[i] >= 0 and against[i] < 0 <= against[repeated[i]]:
+                against[i] = against[repeated[i]]
+        for i in group:
+            if against[i] >= 0:
+                repeated[i] = -1
+
+    def _agreement(self, i: int, j: int, near: float) -> int:
         """+1 where two rows say nearly the same, -1 where nearly the opposite, 0 where neither."""
-        if self._similarity(0, i, j) < near:
+        if self._prompts.similarity(i, j) < near:
             return 0
-        straight = [self._similarity(1, 2 * i + side, 2 * j + side) for side in (0, 1)]
-        crossed = [self._similarity(1, 2 * i + side, 2 * j + 1 - side) for side in (0, 1)]
+        similarity = self._answers.similarity
+        straight = [similarity(2 * i + side, 2 * j + side) for side in (0, 1)]
+        crossed = [similarity(2 * i + side, 2 * j + 1 - side) for side in (0, 1)]
         if min(crossed) >= near and sum(crossed) > sum(straight):
             return -1
         return 1 if min(straight) >= near else 0
 
-    def _similarity(self, which: int, i: int, j: int) -> float:
-        if self._keys[which][i] == self._keys[which][j]:
+
+class _Texts:
+    """Texts of which equal ones are near, even if they have no words."""
+
+    def __init__(self, path: Path) -> None:
+        self.prints = Prints(path)
+        self._keys = array("Q")
+
+    def add(self, text: str) -> None:
+        self.prints.add(text)
+        self._keys.append(key("=" + " ".join(text.split())))  # empty texts have a key, too
+
+    def clusters(self, near: float) -> np.ndarray:
+        return clusters(self.prints, near, [np.array(self._keys, np.uint64)])
+
+    def similarity(self, i: int, j: int) -> float:
+        if self._keys[i] == self._keys[j]:
             return 1.0
-        prints = (self._prompts, self._answers)[which]
-        return jaccard(prints.shingles(i), prints.shingles(j))
+        return jaccard(self.prints.shingles(i), self.prints.shingles(j))

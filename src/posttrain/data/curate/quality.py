@@ -1,8 +1,9 @@
 """Quality signals of a row, and the bounds outside which it is left out.
 
 After Gopher (Rae et al. 2021, table A1) and C4 (Raffel et al. 2020, section 2.2), which filter web
-pages; rows of demonstrations are shorter and may be code or sums, so the bounds are wider: they
-take out what is broken, not what is plain.
+pages. Rows of demonstrations are shorter and may be code or sums, so the bounds here are wider:
+they take out what is broken, not what is plain.
+
 Left out: signals of one language (stop words), models that judge quality, and blocklists.
 """
 
@@ -64,36 +65,40 @@ BOUNDS = {
 def signals(pieces: list[str]) -> Signals:
     """The quality signals of a row.
 
-    Repetition is that of the worst piece: an answer may quote its prompt, and two answers may
-        agree.
+    The repetition is that of the worst piece: an answer may quote its prompt, and two answers may
+    agree.
 
     Args:
         pieces: prompt and answers, or messages.
     Returns: `words`; `word_length`, mean, in characters; `letters`, share; `symbols`, for every
-        word; `repeated_lines` and `repeated_ngrams`, shares; `ends`, 1 where the last piece ends
-        with punctuation.
+        word; `repeated_lines` and `repeated_ngrams`, shares; `ends`, 1 if the last piece ends with
+        punctuation.
     """
-    text, parts = "\n".join(pieces), [words(piece) for piece in pieces]
-    count = sum(map(len, parts))
+    text, words_of = "\n".join(pieces), [words(piece) for piece in pieces]
+    count = sum(map(len, words_of))
+    word_characters = sum(len(word) for piece in words_of for word in piece)
+    letters = sum(map(str.isalpha, text))
+    visible = len(text) - sum(map(str.isspace, text))
     return {
         "words": count,
-        "word_length": _share(sum(len(word) for part in parts for word in part), count),
-        "letters": _share(sum(map(str.isalpha, text)), len(text) - sum(map(str.isspace, text))),
+        "word_length": _share(word_characters, count),
+        "letters": _share(letters, visible),
         "symbols": _share(len(re.findall(r"#|…|\.\.\.", text)), count),
         "repeated_lines": max(map(_repeated_lines, pieces), default=0.0),
-        "repeated_ngrams": max(map(_repeated_ngrams, parts), default=0.0),
+        "repeated_ngrams": max(map(_repeated_ngrams, words_of), default=0.0),
         "ends": float(bool(pieces) and pieces[-1].rstrip().endswith(ENDS)),
     }
 
 
-def faults(found: Signals, bounds: QualitySettings) -> Iterator[str]:
+def faults(values: Signals, bounds: QualitySettings) -> Iterator[str]:
     """The bounds that a row is outside of, by the name of the setting."""
-    if bounds.quality == "on":
-        for signal, limits in BOUNDS.items():
-            for name, below in limits:
-                limit = getattr(bounds, name)
-                if found[signal] < limit if below else found[signal] > limit:
-                    yield name
+    if bounds.quality == "off":
+        return
+    for signal, limits in BOUNDS.items():
+        for name, below in limits:
+            value, limit = values[signal], getattr(bounds, name)
+            if value < limit if below else value > limit:
+                yield name
 
 
 def _share(part: float, whole: float) -> float:
@@ -101,12 +106,17 @@ def _share(part: float, whole: float) -> float:
 
 
 def _repeated_lines(piece: str) -> float:
+    """The share of characters in lines that repeat an earlier one.
+
+    Characters, not lines: closing brackets then weigh little.
+    """
     lines = [line for line in map(str.strip, piece.splitlines()) if line]
-    return (
-        1 - _share(sum(map(len, set(lines))), sum(map(len, lines))) if lines else 0.0
-    )  # closing brackets weigh little
+    if not lines:
+        return 0.0
+    return 1 - sum(map(len, set(lines))) / sum(map(len, lines))
 
 
-def _repeated_ngrams(found: list[str]) -> float:
-    ngrams = list(zip(*(found[i:] for i in range(NGRAM)), strict=False))
+def _repeated_ngrams(piece_words: list[str]) -> float:
+    """The share of runs of `NGRAM` words that repeat an earlier one."""
+    ngrams = list(zip(*(piece_words[i:] for i in range(NGRAM)), strict=False))
     return 1 - len(set(ngrams)) / len(ngrams) if ngrams else 0.0

@@ -2,9 +2,9 @@
 
     relevance(x) = 1/k Σ cos(x, t) over the k target rows t nearest to x
 
-Not the cosine to the target's centroid (all rows, k = m): among 586 medical and 30 shell rows it
-loses the shell. Not to the nearest row alone (k = 1): one odd target row draws in all its kind.
-Measured: docs/how-to/build-a-domain-set.md.
+The cosine to the target's centroid (all rows, k = m) loses small topics: of 586 medical and 30
+shell rows, the shell. The cosine to the nearest row alone (k = 1) lets one odd target row draw in
+all of its kind. Measured: docs/how-to/build-a-domain-set.md.
 """
 
 from __future__ import annotations
@@ -25,10 +25,7 @@ Embed = Callable[[list[str]], np.ndarray]  # n texts → [n, d]
 
 
 class Space(Protocol):
-    """Where texts become vectors of length 1.
-
-    What is common to all rows is learned from the large set first.
-    """
+    """Turns texts into vectors of length 1, once it has observed what all rows have in common."""
 
     def observe(self, texts: list[str]) -> None: ...
 
@@ -38,8 +35,8 @@ class Space(Protocol):
 class Tfidf:
     """TF-IDF: [n, FEATURES] sparse, from hashed words.
 
-    A word that stands tf times in a row and in df of the R rows observed weighs (1 + ln tf) ·
-    (ln((1 + R) / (1 + df)) + 1).
+    A word that occurs tf times in a row and in df of the R rows observed weighs
+    (1 + ln tf) · (ln((1 + R) / (1 + df)) + 1).
     """
 
     def __init__(self) -> None:
@@ -49,34 +46,34 @@ class Tfidf:
         self._hasher = text.HashingVectorizer(
             analyzer=words, n_features=FEATURES, norm=None, alternate_sign=False, dtype=np.float32
         )
-        self._found = np.zeros(FEATURES, np.int32)
+        self._document_frequency = np.zeros(FEATURES, np.int32)
         self._rows = 0
 
     def observe(self, texts: list[str]) -> None:
-        self._found += np.bincount(
-            self._hasher.transform(texts).indices, minlength=FEATURES
-        ).astype(np.int32)
+        features = self._hasher.transform(texts).indices
+        self._document_frequency += np.bincount(features, minlength=FEATURES).astype(np.int32)
         self._rows += len(texts)
 
     def vectors(self, texts: list[str]) -> Any:
         from sklearn.preprocessing import normalize
 
-        out = self._hasher.transform(texts)
-        idf = np.log((1 + self._rows) / (1 + self._found[out.indices])) + 1
-        out.data = ((1 + np.log(out.data)) * idf).astype(np.float32)
-        return normalize(out, copy=False)
+        counts = self._hasher.transform(texts)
+        frequency = self._document_frequency[counts.indices]
+        idf = np.log((1 + self._rows) / (1 + frequency)) + 1
+        counts.data = ((1 + np.log(counts.data)) * idf).astype(np.float32)
+        return normalize(counts, copy=False)
 
 
 class Embedding:
-    """A model's embeddings, [n, d], without what all rows have in common.
+    """A model's embeddings less their mean, [n, d].
 
-    Embeddings of language models lie in a narrow cone: any two have a high cosine. Without their
-    mean (Mu and Viswanath 2018) the cosine tells topics apart. The mean is that of a sample of the
-    rows observed.
+    Embeddings of language models lie in a narrow cone: any two have a high cosine. Less their mean
+    (Mu and Viswanath 2018) the cosine tells topics apart. The mean is that of a sample of the rows
+    observed.
 
     Args:
         embed: texts → embeddings.
-        seed: of the sample.
+        seed: decides the sample.
     """
 
     def __init__(self, embed: Embed, seed: int) -> None:
@@ -90,14 +87,14 @@ class Embedding:
             self._rows += 1
             if len(self._sample) < SAMPLE:
                 self._sample.append(text)
-            elif (at := int(self._rng.integers(self._rows))) < SAMPLE:
-                self._sample[at] = text
+            elif (slot := int(self._rng.integers(self._rows))) < SAMPLE:
+                self._sample[slot] = text
 
     def vectors(self, texts: list[str]) -> np.ndarray:
         if self._mean is None:
             self._mean = self._embed(self._sample).mean(axis=0)
-        out = self._embed(texts) - self._mean
-        return out / np.maximum(np.linalg.norm(out, axis=1, keepdims=True), 1e-12)
+        vectors = self._embed(texts) - self._mean
+        return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
 
 def relevance(vectors: Any, target: Any, nearest: int) -> np.ndarray:
@@ -110,6 +107,5 @@ def relevance(vectors: Any, target: Any, nearest: int) -> np.ndarray:
     cosines = vectors @ target.T
     cosines = cosines.toarray() if hasattr(cosines, "toarray") else cosines
     k = min(nearest, cosines.shape[1])
-    return np.sort(np.partition(cosines, -k, axis=1)[:, -k:], axis=1).mean(
-        axis=1
-    )  # sorted: the sum does not depend on m
+    largest = np.partition(cosines, -k, axis=1)[:, -k:]
+    return np.sort(largest, axis=1).mean(axis=1)  # sorted: rounding does not depend on their order

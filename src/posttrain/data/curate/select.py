@@ -1,9 +1,9 @@
 """Rank the rows of large sets by relevance to a target, and take the best that are good and no
 repeats.
 
-Three passes, none of which keeps the rows: learn what is common to all (1), score (2), fetch the
-best (3). Memory holds five bytes a row, and about 1,300 bytes a fetched row; what stands in them is
-on the disk.
+Three passes, none of which keeps the rows: learn what is common to all rows (1), score them (2),
+fetch the best (3). Memory holds five bytes a row, and about 1,300 bytes a fetched row; the rows'
+texts are on the disk.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 
 from posttrain.core.errors import DataError
 from posttrain.data.curate.corpus import Corpus, line, pieces, prompt
-from posttrain.data.curate.near_duplicates import Prints, clusters, like, repeats
+from posttrain.data.curate.near_duplicates import Prints, clusters, near_reference, repeats
 from posttrain.data.curate.quality import QualitySettings, faults, signals
 from posttrain.data.curate.relevance import Space, relevance
 
@@ -30,15 +30,32 @@ BATCH = 256  # rows that are made into vectors at once
 SLACK = 1000
 
 IN_TARGET, PROMPT_IN_TARGET = "near-duplicate of a target row", "prompt of a target row"
-EXACT, NEAR, LESS = (
-    "the same as a better row",
-    "near-duplicate of a better row",
-    "less relevant than the chosen",
-)
-FAULTS = (
-    "",
-    *(name for name in QualitySettings.model_fields if name != "quality"),
-)  # numbered, so that a row keeps a byte
+EXACT, NEAR = "the same as a better row", "near-duplicate of a better row"
+LESS = "less relevant than the chosen"
+# numbered, so that a row keeps a byte; 0 is no fault
+FAULTS = ("", *(name for name in QualitySettings.model_fields if name != "quality"))
+
+
+@dataclass(frozen=True)
+class Criteria:
+    """Which rows are taken.
+
+    Attributes:
+        keep: how many rows.
+        bounds: of the quality signals.
+        nearest: target rows of which the mean cosine is taken.
+        near: Jaccard similarity from which two rows are near-duplicates.
+        dedupe: of near-duplicates leave out all but the best.
+        against_target: leave out near-duplicates of target rows, and rows with near-duplicates of
+            their prompts.
+    """
+
+    keep: int
+    bounds: QualitySettings
+    nearest: int
+    near: float
+    dedupe: bool
+    against_target: bool
 
 
 @dataclass(frozen=True)
@@ -48,8 +65,8 @@ class Selection:
     Attributes:
         rows: rows chosen.
         left_out: reason → rows, each row under one reason.
-        cosines: relevance of the first and of the last chosen row, and the mean over all usable
-            ones that are good.
+        cosines: relevance of the `first` and the `last` chosen row, and `mean_of_all`, the mean
+            over all rows within the bounds of quality.
     """
 
     rows: int
@@ -58,44 +75,28 @@ class Selection:
 
 
 def select(
-    corpus: Corpus,
-    target: Corpus,
-    space: Space,
-    bounds: QualitySettings,
-    *,
-    keep: int,
-    nearest: int,
-    near: float,
-    dedupe: bool,
-    against_target: bool,
-    folder: Path,
+    corpus: Corpus, target: Corpus, space: Space, criteria: Criteria, folder: Path
 ) -> Selection:
-    """Write the `keep` best rows to `folder`: `chosen.jsonl`, and `scores.jsonl` with a line for
-    each.
+    """Write the best rows to `folder`: `chosen.jsonl`, and `scores.jsonl` with a line for each.
 
     Args:
         corpus: the large sets.
         target: the rows to be like.
         space: where the cosine is taken.
-        bounds: of the quality signals.
-        nearest: target rows of which the mean cosine is taken.
-        near: Jaccard similarity from which two rows are near-duplicates.
-        dedupe: of near-duplicates leave out all but the best.
-        against_target: leave out near-duplicates of target rows, and rows with near-duplicates of
-            their prompts.
+        criteria: which rows are taken.
     Raises:
         DataError: a row cannot be used, or nothing is left.
     """
-    for texts in _batches((text for _, text in _texts(corpus, "learn")), BATCH):
-        space.observe(texts)
+    for batch in _batches(_texts(corpus, "learn"), BATCH):
+        space.observe([text for _, text in batch])
     if not corpus.usable:
         raise DataError(
             "there is no usable row", where=str(corpus.sources[0]), cure="give other --data"
         )
     with Pool(folder) as pool:
-        goal = space.vectors(list(pool.fix(target)))
-        cosines, why = _score(corpus, space, goal, bounds, nearest)
-        good = np.flatnonzero(why == 0)
+        target_vectors = space.vectors(list(pool.add_target(target)))
+        cosines, fault_numbers = _score(corpus, space, target_vectors, criteria)
+        good = np.flatnonzero(fault_numbers == 0)
         if not len(good):
             raise DataError(
                 "no row is within the bounds of quality",
@@ -103,51 +104,64 @@ def select(
                 cure="look at the bounds, or give --quality off",
             )
         ranked = good[np.argsort(-cosines[good], kind="stable")]
-        window, before = min(2 * keep + SLACK, len(ranked)), 0
-        while True:
-            pool.fetch(corpus, ranked[before:window], before)
-            fate = pool.fates(near, dedupe, against_target)
-            if sum(not f for f in fate) >= keep or window == len(ranked):
-                break
-            window, before = min(2 * window, len(ranked)), window
-        left_out = Counter(
-            f"outside --{FAULTS[i].replace('_', '-')}" for i in why[why > 0].tolist()
-        )
-        chosen = [rank for rank, f in enumerate(fate) if not f][:keep]
-        reached = chosen[-1] + 1 if len(chosen) == keep else len(fate)
-        left_out.update(f for f in fate[:reached] if f)
-        left_out[LESS] = len(ranked) - reached
-        with (
-            open(folder / "chosen.jsonl", "wb") as rows,
-            open(folder / "scores.jsonl", "w", encoding="utf-8") as scores,
-        ):
-            for place, rank in enumerate(chosen, 1):
-                about, raw = pool.row(rank)
-                rows.write(raw)
-                scores.write(
-                    json.dumps(
-                        {
-                            "rank": place,
-                            "relevance": round(float(cosines[ranked[rank]]), 6),
-                            **about,
-                        },
-                        ensure_ascii=False,
-                    )
-                    + "\n"
-                )
-    assert corpus.usable == len(chosen) + sum(left_out.values()), (
+        reasons = _fetch_best(pool, corpus, ranked, criteria)
+        chosen = [rank for rank, reason in enumerate(reasons) if not reason][: criteria.keep]
+        _write(pool, chosen, cosines[ranked], folder)
+    # rows behind the last chosen one are less relevant, whatever else they are
+    examined = chosen[-1] + 1 if len(chosen) == criteria.keep else len(reasons)
+    left_out = Counter(_bound(number) for number in fault_numbers[fault_numbers > 0].tolist())
+    left_out.update(reason for reason in reasons[:examined] if reason)
+    left_out[LESS] = len(ranked) - examined
+    assert corpus.usable == len(chosen) + left_out.total(), (
         "rows in = rows out + left out + rejected"
     )
     best = cosines[ranked[chosen]] if chosen else np.zeros(1)
     return Selection(
         len(chosen),
-        {k: n for k, n in left_out.items() if n},
+        {reason: count for reason, count in left_out.items() if count},
         {
             "first": float(best[0]),
             "last": float(best[-1]),
             "mean_of_all": float(cosines[good].mean()),
         },
     )
+
+
+def _bound(number: int) -> str:
+    """The reason for which a row with this fault is left out."""
+    return f"outside --{FAULTS[number].replace('_', '-')}"
+
+
+def _fetch_best(pool: Pool, corpus: Corpus, ranked: np.ndarray, criteria: Criteria) -> list[str]:
+    """Fetch rows by rank until enough of them stay, or all are fetched.
+
+    Returns: by rank, why a fetched row is left out; empty if it is not.
+    """
+    fetched, end = 0, min(2 * criteria.keep + SLACK, len(ranked))
+    while True:
+        pool.fetch(corpus, ranked[fetched:end], fetched)
+        reasons = pool.reasons(criteria)
+        if reasons.count("") >= criteria.keep or end == len(ranked):
+            return reasons
+        fetched, end = end, min(2 * end, len(ranked))
+
+
+def _write(pool: Pool, chosen: list[int], cosines: np.ndarray, folder: Path) -> None:
+    """Write the chosen rows and a line of scores for each.
+
+    Args:
+        chosen: ranks. cosines: by rank.
+    """
+    with (
+        open(folder / "chosen.jsonl", "wb") as rows,
+        open(folder / "scores.jsonl", "w", encoding="utf-8") as scores,
+    ):
+        for place, rank in enumerate(chosen, 1):
+            about, raw = pool.row(rank)
+            rows.write(raw)
+            cosine = round(float(cosines[rank]), 6)
+            entry = {"rank": place, "relevance": cosine, **about}
+            scores.write(json.dumps(entry, ensure_ascii=False) + "\n")
 
 
 T = TypeVar("T")
@@ -159,30 +173,37 @@ def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
     return iter(lambda: list(islice(rest, size)), [])
 
 
-def _texts(corpus: Corpus, doing: str) -> Iterator[tuple[list[str], str]]:
+def _texts(corpus: Corpus, purpose: str) -> Iterator[tuple[list[str], str]]:
     """Pieces and text of every row."""
-    for _, example in corpus.rows(doing):
-        parts = pieces(example)
-        yield parts, "\n".join(parts)
+    for _, example in corpus.rows(purpose):
+        row_pieces = pieces(example)
+        yield row_pieces, "\n".join(row_pieces)
 
 
 def _score(
-    corpus: Corpus, space: Space, goal: Any, bounds: QualitySettings, nearest: int
+    corpus: Corpus, space: Space, target_vectors: Any, criteria: Criteria
 ) -> tuple[np.ndarray, np.ndarray]:
-    """[R] relevance, and [R] the number of the first bound that a row is outside of, 0 where it is
-    good.
+    """[R] relevance, 0 for rows outside a bound; [R] the number in `FAULTS` of the first such
+    bound, 0 for good rows.
     """
-    cosines, why = array("f"), array("b")
+    cosines, fault_numbers = array("f"), array("b")
     for batch in _batches(_texts(corpus, "score"), BATCH):
-        numbers = [
-            FAULTS.index(next(faults(signals(parts), bounds), "")) if bounds.quality == "on" else 0
-            for parts, _ in batch
-        ]
-        why.extend(numbers)
-        good = [text for (_, text), number in zip(batch, numbers, strict=True) if not number]
-        found = iter(relevance(space.vectors(good), goal, nearest) if good else ())
-        cosines.extend(0.0 if number else float(next(found)) for number in numbers)
-    return np.array(cosines, np.float32), np.array(why, np.int8)
+        numbers = [_fault(row_pieces, criteria.bounds) for row_pieces, _ in batch]
+        good = [i for i, number in enumerate(numbers) if not number]
+        batch_cosines = np.zeros(len(batch), np.float32)
+        if good:
+            vectors = space.vectors([batch[i][1] for i in good])
+            batch_cosines[good] = relevance(vectors, target_vectors, criteria.nearest)
+        fault_numbers.extend(numbers)
+        cosines.extend(batch_cosines.tolist())
+    return np.array(cosines, np.float32), np.array(fault_numbers, np.int8)
+
+
+def _fault(row_pieces: list[str], bounds: QualitySettings) -> int:
+    """The number in `FAULTS` of the first bound that a row is outside of; 0 if it is good."""
+    if bounds.quality == "off":
+        return 0
+    return FAULTS.index(next(faults(signals(row_pieces), bounds), ""))
 
 
 class Pool:
@@ -197,18 +218,18 @@ class Pool:
         self._spool: IO[bytes] = open(folder / "spool", "w+b")  # noqa: SIM115 - closed by __exit__
         self._texts, self._prompts = Prints(folder / "texts"), Prints(folder / "prompts")
         self._starts: dict[int, int] = {}  # rank → where in the spool
-        self._ranks: list[int] = []
-        self._fixed = 0
+        self._ranks: list[int] = []  # of every text; -1 for target rows
+        self._targets = 0
 
     def __enter__(self) -> Pool:
         return self
 
-    def __exit__(self, *error: Any) -> None:
+    def __exit__(self, *error: object) -> None:
         self._spool.close()
         self._texts.__exit__(*error)
         self._prompts.__exit__(*error)
 
-    def fix(self, target: Corpus) -> Iterator[str]:
+    def add_target(self, target: Corpus) -> Iterator[str]:
         """Take the target rows in, and pass their texts on.
 
         Raises:
@@ -216,53 +237,52 @@ class Pool:
         """
         for _, example in target.rows("target"):
             yield self._add(pieces(example), prompt(example), -1)
-            self._fixed += 1
-        if not self._fixed:
+            self._targets += 1
+        if not self._targets:
             raise DataError(
                 "the target has no usable row",
                 where=str(target.sources[0]),
                 cure="give another --target",
             )
 
-    def _add(self, parts: list[str], asked: str, rank: int) -> str:
-        text = "\n".join(parts)
+    def _add(self, row_pieces: list[str], row_prompt: str, rank: int) -> str:
+        text = "\n".join(row_pieces)
         self._texts.add(text)
-        self._prompts.add(asked)
+        self._prompts.add(row_prompt)
         self._ranks.append(rank)
         return text
 
     def fetch(self, corpus: Corpus, numbers: np.ndarray, first: int) -> None:
-        """Read the rows with these numbers; they are ranked in this order, from `first` on."""
+        """Read the rows with these numbers; they get ranks in this order, from `first` on."""
         ranks = dict(zip(numbers.tolist(), range(first, first + len(numbers)), strict=True))
         for number, (row, example) in enumerate(corpus.rows("fetch")):
-            if (rank := ranks.get(number)) is None:
+            rank = ranks.get(number)
+            if rank is None:
                 continue
-            parts = pieces(example)
-            self._add(parts, prompt(example), rank)
+            row_pieces = pieces(example)
+            self._add(row_pieces, prompt(example), rank)
             self._starts[rank] = self._spool.seek(0, 2)
-            found = {k: round(v, 4) for k, v in signals(parts).items()}
-            self._spool.write(
-                json.dumps({"where": row.where, **found}, ensure_ascii=False).encode()
-                + b"\n"
-                + line(row)
-            )
+            values = {name: round(value, 4) for name, value in signals(row_pieces).items()}
+            about = json.dumps({"where": row.where, **values}, ensure_ascii=False)
+            self._spool.write(about.encode() + b"\n" + line(row))
 
-    def fates(self, near: float, dedupe: bool, against_target: bool) -> list[str]:
-        """By rank, why a row is left out; empty where it is not."""
-        rank = np.array(self._ranks)
-        out = [""] * (len(rank) - self._fixed)
+    def reasons(self, criteria: Criteria) -> list[str]:
+        """By rank, why a row is left out; empty if it is not."""
+        ranks, near = np.array(self._ranks), criteria.near
+        reasons = [""] * (len(ranks) - self._targets)
         labels = clusters(self._texts, near)
-        if against_target:
-            asked = like(self._prompts, near, clusters(self._prompts, near), self._fixed)
-            whole = like(self._texts, near, labels, self._fixed)
-            for i in np.flatnonzero((asked >= 0) | (whole >= 0)):
-                out[rank[i]] = IN_TARGET if whole[i] >= 0 else PROMPT_IN_TARGET
-        if dedupe:
-            left = np.array([r if r >= 0 and not out[r] else -1 for r in self._ranks])
-            keys, of = self._texts.keys, repeats(self._texts, near, labels, left)
-            for i in np.flatnonzero(of >= 0):
-                out[rank[i]] = EXACT if keys[i] == keys[of[i]] else NEAR
-        return out
+        if criteria.against_target:
+            prompt_labels = clusters(self._prompts, near)
+            near_prompt = near_reference(self._prompts, near, prompt_labels, self._targets) >= 0
+            near_text = near_reference(self._texts, near, labels, self._targets) >= 0
+            for i in np.flatnonzero(near_prompt | near_text):
+                reasons[ranks[i]] = IN_TARGET if near_text[i] else PROMPT_IN_TARGET
+        if criteria.dedupe:
+            left = np.array([r if r >= 0 and not reasons[r] else -1 for r in self._ranks])
+            keys, repeated = self._texts.keys, repeats(self._texts, near, labels, left)
+            for i in np.flatnonzero(repeated >= 0):
+                reasons[ranks[i]] = EXACT if keys[i] == keys[repeated[i]] else NEAR
+        return reasons
 
     def row(self, rank: int) -> tuple[dict[str, Any], bytes]:
         """Where a row stands and its signals, and its line."""
