@@ -42,7 +42,7 @@ def made(folder: Path, *, process: bool = False, heads: int = 2, **notes: Any) -
     from posttrain.data.chat import Chat
 
     chat = Chat(model.tokenizer)
-    model.converse(chat.template, chat.stop)
+    model.converse(chat.template.source, chat.stop)
     model.remember(notes)
     model.save(folder / "rm")
     return folder / "rm"

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from posttrain.core.errors import DataError
-from posttrain.data.chat import Chat, Turn
 from posttrain.data.formats import Example
+from posttrain.data.templates.turns import Turn
+
+if TYPE_CHECKING:
+    from posttrain.data.chat import Chat
 
 
 @dataclass(frozen=True, slots=True)

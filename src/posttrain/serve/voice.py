@@ -16,7 +16,7 @@ from typing import Any
 from posttrain.core.errors import DataError, ModelError
 from posttrain.data.chat import Chat
 from posttrain.data.formats import Example, Message
-from posttrain.data.thinking import PROMPTED, TAGS
+from posttrain.data.templates.thinking import PROMPTED, TAGS
 from posttrain.data.tokens import Encoder
 from posttrain.engine.policy import Policy
 from posttrain.engine.sampler import Sampling, sample
@@ -70,10 +70,10 @@ class Voice:
         self.name, self.policy = name, policy
         self.chat, self.encoder = Chat(policy.tokenizer, kwargs=kwargs), Encoder(policy.tokenizer)
         self.notes = list(policy.model.admission.reasons)
-        if self.chat.origin == "default":
+        if self.chat.template.origin == "default":
             self.notes.append(f"{name} has no chat template; it is talked to in the default one")
         policy.converse(
-            self.chat.template, self.chat.stop
+            self.chat.template.source, self.chat.stop
         )  # as training does: the template's end of an answer is a stop, too
         self.notes += self.chat.notes
         self.positions: int | None = getattr(

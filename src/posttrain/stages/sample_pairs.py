@@ -374,7 +374,7 @@ def _sample(settings: SamplePairsSettings, prompts: Many[Asked], observer: Conso
 
         chat = Chat(policy.tokenizer, kwargs=settings.template_kwargs)
         policy.converse(
-            chat.template, chat.stop
+            chat.template.source, chat.stop
         )  # so that answers end where the template ends them
     scorer = open_scorer(settings.scorer or f"reward:{settings.reward_model}", settings.device)
     with observer.working("sampling", len(starts) * settings.batch_size) as told:

@@ -242,7 +242,7 @@ def run(settings: TrainingSettings, observer: ConsoleObserver, course: Course) -
                 observer.message(reason)
             observer.note("model", _describe(learner, settings))
             if chat.used:  # leave in the exported model how it was talked to
-                learner.converse(chat.template, chat.stop)
+                learner.converse(chat.template.source, chat.stop)
             training, lesson = _prepare(settings, learner, found, observer, course)
             claim(folder, identity, __version__)
         except BaseException:
