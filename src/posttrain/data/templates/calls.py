@@ -20,13 +20,13 @@ from typing import Any
 
 from posttrain.data.templates.jinja import Tools
 
-NAMES, KEYS, VALUES = ("zqlook", "zqfind"), ("zqwhere", "zqwhen"), ("Zqoslo", "Zqrome")
+NAMES, KEYS, VALUES = ("zqlook", "zqfind"), ("zqarea", "zqhour"), ("Zqoslo", "Zqrome")
 IDS = ("a1b2c3d4e", "f5g6h7i8j")
 NUMBER = 70317
 
 Call = dict[str, Any]  # {type: function, function: {name, arguments}, id where it is written}
 _JSON = json.JSONDecoder()
-_NAME = r"(?P<name>[\w.\-]+?)"
+_NAME = r"(?P<name>[\w.\-]+)"
 _ID = r"(?P<id>[\w\-]+?)"
 
 
@@ -74,7 +74,7 @@ class CallForm:
     """How a template writes tool calls: begin, call, (between, call)…, end.
 
     Attributes:
-        begin: before the first call; matches nothing only where an answer begins with its calls.
+        begin: before the first call; empty where an answer begins with its calls.
         between: between two; None where the template does not render two.
         end: after the last.
         read: reads one call.
@@ -92,11 +92,9 @@ class CallForm:
             tools: whose parameters say of what type arguments are that a template writes bare.
         """
         types = _types(tools)
-        bare = self.begin.fullmatch("") is not None  # then calls are all there is
-        starts = [self.begin.match(text)] if bare else self.begin.finditer(text)
-        for start in starts:
-            read = self.read(text, start.end(), types) if start else None
-            if start is None or read is None:
+        for start in self._starts(text):
+            read = self.read(text, start.end(), types)
+            if read is None:
                 continue
             calls, at = read
             while self.between and (between := self.between.match(text, at)):
@@ -108,6 +106,14 @@ class CallForm:
             if end or not text[at:].strip():
                 return Block(start.start(), end.end() if end else len(text), tuple(calls))
         return None
+
+    def _starts(self, text: str) -> list[re.Match[str]]:
+        """Where calls may begin: where nothing marks that, at the start, or where more calls do."""
+        starts = list(self.begin.finditer(text))
+        if starts and not starts[0][0].strip() and self.begin.fullmatch(""):
+            more = self.between.finditer(text) if self.between else ()
+            return [starts[0], *(match for match in more if match[0].strip())]
+        return starts
 
     def begins(self, text: str) -> bool:
         """Whether calls seem to begin somewhere in a text."""
@@ -269,14 +275,11 @@ class _Arguments:
     def read(self, text: str, at: int, types: dict[str, Any]) -> tuple[dict[str, Any], int] | None:
         arguments: dict[str, Any] = {}
         step = self.first.match(text, at)
-        if step is None:
-            none = self.empty.match(text, at) if self.empty else None
-            return ({}, none.end()) if none else None
         while step:
             string = self.string.match(text, step.end())
             found = string or self.other.match(text, step.end())
             if found is None:
-                return None
+                break
             value: Any = found["value"]
             if not self.marked and types.get(found["key"]) not in (None, "string"):
                 value = _literal(value, value)
@@ -285,7 +288,8 @@ class _Arguments:
             arguments[found["key"]] = value
             at = found.end()
             step = self.join.match(text, at) if self.join else None
-        last = self.last.match(text, at)
+        after = self.last if arguments else self.empty
+        last = after.match(text, at) if after else None
         return (arguments, last.end()) if last else None
 
 

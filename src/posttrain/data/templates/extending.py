@@ -68,6 +68,8 @@ def bridge(jinja: Jinja, ending: Ending, transcript: Transcript) -> tuple[str, s
             continue
         end = _end_of_answer(history, ending)
         if after.startswith(history[:end]):
+            if not ending.stop and after.startswith(ending.eos, end):  # it ends all but the last
+                end += len(ending.eos)
             return ending.end or ending.eos, after[end:]
         if answer is not own and STAND_IN in after:
             rest = after.rpartition(STAND_IN)[2]

@@ -9,23 +9,21 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from posttrain.core.errors import DataError, ModelError
 from posttrain.data.messages import Message
 from posttrain.data.templates import calls as tool_calls
+from posttrain.data.templates import turns
 from posttrain.data.templates.calls import IDS, KEYS, NAMES, NUMBER, VALUES, CallForm, loose
 from posttrain.data.templates.endings import Ending
-from posttrain.data.templates.jinja import STAND_IN, Tools, Transcript, tool
+from posttrain.data.templates.jinja import STAND_IN, Jinja, Tools, Transcript, tool
 from posttrain.data.templates.thinking import EMPTY, PROMPTED
 from posttrain.data.templates.turns import Turn
 
 REASON = "Zqwhy"
 PROBE_TOOLS = tuple(tool(name, **{KEYS[0]: "string", KEYS[1]: "integer"}) for name in NAMES)
-
-Write = Callable[[Transcript], Turn]  # renders the last message of a conversation
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,13 +98,22 @@ class Reader:
         block = self.calls.find(rest, tools) if self.calls else None
         if block is not None:
             content = _without_end(rest[: block.start], self.gap)
-            message["content"] = content + rest[block.end :]
+            after = rest[block.end :]
+            for stop in self.stops:  # which ends calls, and here content follows it
+                after = after.removeprefix(stop)
+            message["content"] = content + after
             message["tool_calls"] = list(block.calls)
         else:
             if self.calls and self.calls.begins(rest):
                 faults.append("a tool call cannot be read")
             message["content"] = _without_end(rest, self.tail) if finished else rest
         return Parsed(message, finished, tuple(faults))
+
+    def with_lead(self, lead: str) -> Reader:
+        """The same with one more text that may stand before an answer."""
+        if not lead or lead in self.leads:
+            return self
+        return replace(self, leads=tuple(sorted((*self.leads, lead), key=len, reverse=True)))
 
     def _split(
         self, text: str, finished: bool, opened: bool | None
@@ -140,15 +147,9 @@ def _without_end(text: str, literal: str) -> str:
 # ------------------------------------------------------------------------------------------ learning
 
 
-def learn(write: Write, preface: tuple[Message, ...], ending: Ending) -> Reader:
-    """The reader of a template.
-
-    Args:
-        write: renders the last message of a conversation as a turn.
-        preface: messages without which the template renders nothing.
-        ending: how answers end.
-    """
-    return _Learner(write, preface, ending).reader()
+def learn(jinja: Jinja, ending: Ending) -> Reader:
+    """The reader of a template."""
+    return _Learner(jinja, ending).reader()
 
 
 def _call(which: int, **arguments: Any) -> dict[str, Any]:
@@ -159,9 +160,9 @@ def _call(which: int, **arguments: Any) -> dict[str, Any]:
 class _Learner:
     """Renders known answers, and learns from each how its parts are written."""
 
-    def __init__(self, write: Write, preface: tuple[Message, ...], ending: Ending) -> None:
-        self._write, self._ending = write, ending
-        self._ahead = (*preface, {"role": "user", "content": "Hello?"})
+    def __init__(self, jinja: Jinja, ending: Ending) -> None:
+        self._jinja, self._ending = jinja, ending
+        self._ahead = (*jinja.dialect.preface, {"role": "user", "content": "Hello?"})
         self._limits: list[str] = []
 
     def reader(self) -> Reader:
@@ -173,7 +174,9 @@ class _Learner:
         whole = plain or thought
         if whole is not None:
             lead, _, tail = self._text(whole, reader).rpartition(STAND_IN)
-            reader = replace(reader, tail=tail, leads=(lead,) if plain and lead else ())
+            reader = replace(reader, tail=tail)
+            if plain is not None:
+                reader = reader.with_lead(lead).with_lead(self._cue(plain))
         if thought is not None:
             reader = replace(reader, thinking=self._thinking(thought, reader))
         if call is not None:
@@ -184,10 +187,20 @@ class _Learner:
         """A known answer as the model would write it; None where the template refuses it."""
         message = {"role": "assistant", "content": "", **parts}
         tools = PROBE_TOOLS if "tool_calls" in parts else None
+        transcript = Transcript((*self._ahead, message), tools)
         try:
-            return self._write(Transcript((*self._ahead, message), tools))
+            return turns.turn(self._jinja, self._ending, transcript, len(self._ahead))
         except (DataError, ModelError):
             return None
+
+    def _cue(self, turn: Turn) -> str:
+        """What prompts for an answer, if it has a token of its own: where a template leaves it out,
+        as after a tool's result, the model writes it.
+        """
+        history = self._jinja.render(Transcript(self._ahead), prompt=False)
+        cue = turn.before.removeprefix(history) if turn.before.startswith(history) else ""
+        thinking = PROMPTED.search(cue)
+        return cue if self._ending.added.any.search(cue) and not (thinking and thinking[0]) else ""
 
     @staticmethod
     def _text(turn: Turn, reader: Reader) -> str:
@@ -219,12 +232,8 @@ class _Learner:
 
     def _with_calls(self, turn: Turn, reader: Reader) -> Reader:
         """The reader, with the form of tool calls if that is known."""
-        text = self._text(turn, reader)
-        if (empty := EMPTY.match(text)) and empty[0].strip() and not reader.leads:
-            reader = replace(reader, leads=(empty[0],))
-        elif empty and empty[0] not in reader.leads:
-            leads = sorted((*reader.leads, empty[0]), key=len, reverse=True)
-            reader = replace(reader, leads=tuple(leads))
+        if empty := EMPTY.match(self._text(turn, reader)):
+            reader = reader.with_lead(empty[0])
 
         def sample(*calls: dict[str, Any]) -> str | None:
             found = self._turn(tool_calls=[*calls])
@@ -245,10 +254,12 @@ class _Learner:
         reader = replace(reader, calls=form)
         both = self._turn(content=STAND_IN, tool_calls=[_call(0, **{KEYS[0]: VALUES[0]})])
         if both is not None:
+            reader = replace(reader, stops=reader.stops | {self._ending.final(both.after)} - {""})
             rest = reader._split(self._text(both, reader), True, None)[1]
-            block = form.find(rest, None)
-            if block is not None and (at := rest.find(STAND_IN)) >= 0:
+            block, at = form.find(rest, None), rest.find(STAND_IN)
+            if block is not None and 0 <= at < block.start:
                 reader = replace(reader, gap=rest[at + len(STAND_IN) : block.start])
+                reader = reader.with_lead(rest[:at])
         return reader
 
     # -------------------------------------------------------------------------------------- proof

@@ -118,11 +118,7 @@ class Template:
     @cached_property
     def reader(self) -> Reader:
         """How reasoning, content and tool calls are written, and what of it can be read back."""
-        return reading.learn(
-            lambda transcript: self.turn(transcript, len(transcript.messages) - 1),
-            self.jinja.dialect.preface,
-            self.ending,
-        )
+        return reading.learn(self.jinja, self.ending)
 
     @property
     def limits(self) -> tuple[str, ...]:
