@@ -131,4 +131,3 @@ class Chat:
     def _plain(self, prompt: str) -> str:
         assert self.prompt_template is not None
         return self.prompt_template.replace("{prompt}", prompt)
-

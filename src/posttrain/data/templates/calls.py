@@ -277,9 +277,12 @@ class _Arguments:
         step = self.first.match(text, at)
         while step:
             string = self.string.match(text, step.end())
-            found = string or self.other.match(text, step.end())
+            other = self.other.match(text, step.end())
+            found = string or other
             if found is None:
                 break
+            if string and other and len(other["key"]) < len(string["key"]):
+                found, string = other, None  # the marks of a string are those of a later argument
             value: Any = found["value"]
             if not self.marked and types.get(found["key"]) not in (None, "string"):
                 value = _literal(value, value)

@@ -93,7 +93,7 @@ class Reader:
         """
         reasoning, rest, faults = self._split(text, finished, opened)
         message: Message = {"role": "assistant", "content": rest}
-        if reasoning.strip():
+        if reasoning := reasoning.strip():
             message["reasoning_content"] = reasoning
         block = self.calls.find(rest, tools) if self.calls else None
         if block is not None:
@@ -106,7 +106,8 @@ class Reader:
         else:
             if self.calls and self.calls.begins(rest):
                 faults.append("a tool call cannot be read")
-            message["content"] = _without_end(rest, self.tail) if finished else rest
+            ended = finished or self.tail.strip()
+            message["content"] = _without_end(rest, self.tail) if ended else rest
         return Parsed(message, finished, tuple(faults))
 
     def with_lead(self, lead: str) -> Reader:
@@ -115,9 +116,7 @@ class Reader:
             return self
         return replace(self, leads=tuple(sorted((*self.leads, lead), key=len, reverse=True)))
 
-    def _split(
-        self, text: str, finished: bool, opened: bool | None
-    ) -> tuple[str, str, list[str]]:
+    def _split(self, text: str, finished: bool, opened: bool | None) -> tuple[str, str, list[str]]:
         """Reasoning, the rest, and faults."""
         if thinking := self.thinking:
             opened = thinking.prompted if opened is None else opened
@@ -127,7 +126,8 @@ class Reader:
                 close = re.compile(loose(thinking.closing)).search(text, begin.end())
                 if close:
                     rest = text[close.end() :]
-                    lead = re.compile(loose(thinking.lead)).match(rest)
+                    space = r"\s*" if thinking.lead.strip() else ""
+                    lead = re.compile(space + loose(thinking.lead)).match(rest)
                     rest = rest[lead.end() :] if lead else rest
                     return text[begin.end() : close.start()], rest, []
                 faults = ["the thinking does not end"] if finished else []
@@ -157,18 +157,25 @@ def _call(which: int, **arguments: Any) -> dict[str, Any]:
     return {"type": "function", "id": IDS[which], "function": function}
 
 
+ONE = _call(0, **{KEYS[0]: VALUES[0]})
+
+
 class _Learner:
     """Renders known answers, and learns from each how its parts are written."""
 
     def __init__(self, jinja: Jinja, ending: Ending) -> None:
         self._jinja, self._ending = jinja, ending
         self._ahead = (*jinja.dialect.preface, {"role": "user", "content": "Hello?"})
+        self._beside_calls: dict[str, str] = {}
         self._limits: list[str] = []
 
     def reader(self) -> Reader:
         plain = self._turn(content=STAND_IN)
         thought = self._turn(content=STAND_IN, reasoning_content=REASON)
-        call = self._turn(tool_calls=[_call(0, **{KEYS[0]: VALUES[0]})])
+        call = self._turn(tool_calls=[ONE])
+        if call is None and thought is not None:  # it wants reasoning before a call, too
+            self._beside_calls = {"reasoning_content": REASON}
+            call = self._turn(tool_calls=[ONE])
         ends = [self._ending.final(turn.after) for turn in (plain, thought, call) if turn]
         reader = Reader(stops=frozenset(filter(None, ends)))
         whole = plain or thought
@@ -185,8 +192,10 @@ class _Learner:
 
     def _turn(self, **parts: Any) -> Turn | None:
         """A known answer as the model would write it; None where the template refuses it."""
-        message = {"role": "assistant", "content": "", **parts}
-        tools = PROBE_TOOLS if "tool_calls" in parts else None
+        calls = "tool_calls" in parts
+        message = {"role": "assistant", "content": "", **(self._beside_calls if calls else {})}
+        message.update(parts)
+        tools = PROBE_TOOLS if calls else None
         transcript = Transcript((*self._ahead, message), tools)
         try:
             return turns.turn(self._jinja, self._ending, transcript, len(self._ahead))
@@ -215,10 +224,12 @@ class _Learner:
         closing, content, _ = after.rpartition(STAND_IN)
         if not found or not content:
             return None
-        call = _call(0, **{KEYS[0]: VALUES[0]})
-        if called := self._turn(reasoning_content=REASON, tool_calls=[call]):
+        if called := self._turn(reasoning_content=REASON, tool_calls=[ONE]):
             before_call = self._text(called, reader).partition(REASON)[2]
             shared = os.path.commonprefix([closing, before_call])
+            for token in self._ending.added.any.finditer(closing):
+                if token.start() < len(shared) < token.end():  # a token is shared whole or not
+                    shared = shared[: token.start()]
             if shared.strip():
                 return self._opened(turn, opening, shared, closing[len(shared) :])
         return self._opened(turn, opening, closing, "") if closing.strip() else None
@@ -237,7 +248,9 @@ class _Learner:
 
         def sample(*calls: dict[str, Any]) -> str | None:
             found = self._turn(tool_calls=[*calls])
-            return None if found is None else reader._split(self._text(found, reader), True, None)[1]
+            return (
+                None if found is None else reader._split(self._text(found, reader), True, None)[1]
+            )
 
         one = sample(_call(0, **{KEYS[0]: VALUES[0]}))
         assert one is not None
@@ -252,7 +265,7 @@ class _Learner:
         if form is None:
             return reader
         reader = replace(reader, calls=form)
-        both = self._turn(content=STAND_IN, tool_calls=[_call(0, **{KEYS[0]: VALUES[0]})])
+        both = self._turn(content=STAND_IN, tool_calls=[ONE])
         if both is not None:
             reader = replace(reader, stops=reader.stops | {self._ending.final(both.after)} - {""})
             rest = reader._split(self._text(both, reader), True, None)[1]
@@ -275,26 +288,25 @@ class _Learner:
         ):
             self._limits.append("reasoning cannot be told from the answer")
             reader = replace(reader, thinking=None)
-        one = _call(0, **{KEYS[0]: VALUES[0]})
         if call is None:
             self._limits.append("the template writes no tool calls")
-        elif reader.calls is None or not self._comes_back(reader, tool_calls=[one]):
+        elif reader.calls is None or not self._comes_back(reader, tool_calls=[ONE]):
             self._limits.append("the form of tool calls is not known")
             reader = replace(reader, calls=None)
         else:
-            self._check_calls(reader, one)
+            self._check_calls(reader)
         if plain is not None and not self._comes_back(reader, content=STAND_IN):
             self._limits.append("an answer cannot be told from what stands around it")
         return replace(reader, limits=tuple(self._limits))
 
-    def _check_calls(self, reader: Reader, one: dict[str, Any]) -> None:
-        two = [one, _call(1, **{KEYS[0]: VALUES[1]})]
+    def _check_calls(self, reader: Reader) -> None:
+        two = [ONE, _call(1, **{KEYS[0]: VALUES[1]})]
         for what, parts in {
             "arguments that are not text": {"tool_calls": [_call(0, **{KEYS[1]: NUMBER})]},
             "a call without arguments": {"tool_calls": [_call(0)]},
             "several calls in one answer": {"tool_calls": two},
-            "what is said beside a call": {"content": STAND_IN, "tool_calls": [one]},
-            "reasoning before a call": {"reasoning_content": REASON, "tool_calls": [one]},
+            "what is said beside a call": {"content": STAND_IN, "tool_calls": [ONE]},
+            "reasoning before a call": {"reasoning_content": REASON, "tool_calls": [ONE]},
         }.items():
             if "reasoning_content" in parts and reader.thinking is None:
                 continue
@@ -308,9 +320,9 @@ class _Learner:
             return False
         text = self._text(turn, reader)
         read = reader.read(text, finished=True, tools=PROBE_TOOLS)
-        return not read.faults and comparable(read.message) == comparable(
-            {"content": "", **parts, "role": "assistant"}
-        )
+        beside = self._beside_calls if "tool_calls" in parts else {}
+        want = {"role": "assistant", "content": "", **beside, **parts}
+        return not read.faults and comparable(read.message) == comparable(want)
 
 
 def comparable(message: Message) -> dict[str, Any]:

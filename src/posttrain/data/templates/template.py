@@ -50,10 +50,7 @@ class Template:
 
     @classmethod
     def of(
-        cls,
-        tokenizer: Any,
-        source: str | None = None,
-        kwargs: Mapping[str, Any] | None = None,
+        cls, tokenizer: Any, source: str | None = None, kwargs: Mapping[str, Any] | None = None
     ) -> Template:
         """The template of a tokenizer.
 

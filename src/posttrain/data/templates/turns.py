@@ -129,7 +129,7 @@ def _as_written(
         whole: its text, as history.
     """
     message = transcript.messages[-1]
-    thinking, gap, answer = thought(message)
+    thinking, _, answer = thought(message)
     if prompt.over and (thinking or "").strip():
         raise DataError(
             "the chat template prompts for an answer without reasoning, and this one has some",
