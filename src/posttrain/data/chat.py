@@ -3,9 +3,9 @@ prompt template.
 
 For every trained turn, `before` is exactly what a server would prompt with, and `after` is what the
 model should write then, up to and with the token that ends the turn; see `data.templates.turns`.
-Where the next turn's `before` goes on from this turn's text, both become one sequence; where the
-template rewrites history (drops earlier reasoning, moves the tools), they become branches that share
-what is really shared.
+Where the next turn's `before` goes on from this turn's text, both become one sequence. Where the
+template rewrites history (drops earlier reasoning, moves the tools), they become branches that
+share what is really shared.
 """
 
 from __future__ import annotations
@@ -113,6 +113,16 @@ class Chat:
             return self._plain(prompt), True
         messages = ({"role": "user", "content": prompt},) if isinstance(prompt, str) else prompt
         return self.template.prompt_text(self._transcript(example, messages)), False
+
+    def step_turns(self, example: Example) -> list[Turn]:
+        """The steps of an answer, each ended by the separator; the first one knows what the model
+        is shown before it.
+        """
+        before, plain = self.prompt(example) if example.prompt else ("", True)
+        return [
+            Turn("" if i else before, step + self.separator, plain, i + 1)
+            for i, (step, _) in enumerate(example.steps)
+        ]
 
     def holds_special(self, example: Example) -> bool:
         """Whether a row's own text has a special token in it, which the model will read as one."""

@@ -37,7 +37,7 @@ from posttrain.data.rows import Rejects, Row
 from posttrain.data.settings import Source
 from posttrain.data.sources import read
 from posttrain.data.store import NumberWriter, TreeWriter
-from posttrain.data.tokens import Encoded, Encoder, stepped
+from posttrain.data.tokens import Encoded, Encoder
 
 CHUNK_ROWS, CHUNK_CHARACTERS = 500, 4_000_000  # tokenised at a time; bounds memory
 Learned = Literal["demonstrations", "pairs", "triples", "labels", "steps"]
@@ -154,7 +154,7 @@ def _rendered(
             example = form.read(row)
             wanted = _answers(example, learned)
             answers = (
-                [stepped(chat, example)]
+                [chat.step_turns(example)]
                 if learned == "steps"
                 else [chat.turns(example, answer) for answer in wanted]
             )

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import ast
 import json
-import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from posttrain.data.templates.jinja import Tools
+from posttrain.data.tokens import common_prefix
 
 NAMES, KEYS, VALUES = ("zqlook", "zqfind"), ("zqarea", "zqhour"), ("Zqoslo", "Zqrome")
 IDS = ("a1b2c3d4e", "f5g6h7i8j")
@@ -254,7 +254,7 @@ def _named_json(samples: Samples, name: int, start: int, end: int) -> CallForm:
 
 @dataclass(frozen=True)
 class _Arguments:
-    """Arguments written one by one: first, key, to value, value, (join, key, to value, value)…, last
+    """Arguments one by one: first, key, to value, value, (join, key, to value, value)…, last.
 
     Attributes:
         first, join, last: before the first key, between a value and the next key, after the last.
@@ -311,8 +311,9 @@ def _one_by_one(samples: Samples, start: int) -> CallForm | None:
     head = end = last = None
     if samples.none:
         none = samples.none[samples.none.find(NAMES[0]) + len(NAMES[0]) :]
-        end = os.path.commonprefix([none[::-1], after[::-1]])[::-1]
-        head, last = none[: len(none) - len(end)], after[: len(after) - len(end)]
+        shared = common_prefix(none[::-1], after[::-1])
+        end = after[len(after) - shared :]
+        head, last = none[: len(none) - shared], after[: len(after) - shared]
     end, last = after if end is None else end, last or ""
 
     def gap(text: str | None, other: str) -> str | None:

@@ -10,6 +10,7 @@ from posttrain.data.messages import Message
 from posttrain.data.templates.endings import Ending
 from posttrain.data.templates.jinja import STAND_IN, Jinja, Transcript, refused
 from posttrain.data.templates.turns import prompt
+from posttrain.data.tokens import common_prefix
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +32,7 @@ class Extended:
     @classmethod
     def of(cls, ids: list[int], prompt: list[int]) -> Extended:
         """Compares extended ids with the prompt for the whole conversation."""
-        shared = 0
-        for ours, theirs in zip(ids, prompt, strict=False):
-            if ours != theirs:
-                break
-            shared += 1
+        shared = common_prefix(ids, prompt)
         return cls(ids, shared, shared == len(ids) == len(prompt))
 
 

@@ -7,7 +7,6 @@ among the reader's limits.
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -21,6 +20,7 @@ from posttrain.data.templates.endings import Ending
 from posttrain.data.templates.jinja import STAND_IN, Jinja, Tools, Transcript, tool
 from posttrain.data.templates.thinking import EMPTY, PROMPTED
 from posttrain.data.templates.turns import Turn
+from posttrain.data.tokens import common_prefix
 
 REASON = "Zqwhy"
 PROBE_TOOLS = tuple(tool(name, **{KEYS[0]: "string", KEYS[1]: "integer"}) for name in NAMES)
@@ -144,7 +144,7 @@ def _without_end(text: str, literal: str) -> str:
     return text[: found.start()] if found else text
 
 
-# ------------------------------------------------------------------------------------------ learning
+# ----------------------------------------------------------------------------------------- learning
 
 
 def learn(jinja: Jinja, ending: Ending) -> Reader:
@@ -226,7 +226,7 @@ class _Learner:
             return None
         if called := self._turn(reasoning_content=REASON, tool_calls=[ONE]):
             before_call = self._text(called, reader).partition(REASON)[2]
-            shared = os.path.commonprefix([closing, before_call])
+            shared = closing[: common_prefix(closing, before_call)]
             for token in self._ending.added.any.finditer(closing):
                 if token.start() < len(shared) < token.end():  # a token is shared whole or not
                     shared = shared[: token.start()]
@@ -326,7 +326,7 @@ class _Learner:
 
 
 def comparable(message: Message) -> dict[str, Any]:
-    """What a message says: role, content, reasoning and calls, without what identifies the calls."""
+    """Role, content, reasoning and calls of a message, without the ids of the calls."""
     calls = [call["function"] for call in message.get("tool_calls") or ()]
     return {
         "role": message["role"],

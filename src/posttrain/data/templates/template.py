@@ -191,14 +191,13 @@ class Template:
         end = len(ids)
         finished = bool(end) and ids[-1] in self.stop_ids
         text = self.decode(ids[: end - finished])
-        before = None if prompt is None else self.decode(prompt[-64:])
-        if (schema := self._response_template) is not None:
-            if parsed := self._parsed_by(schema, ids, prompt or [], finished, tools):
-                return parsed
+        parsed = self._parsed_by_tokenizer(ids, prompt or [], finished, tools)
+        if parsed is not None:
+            return parsed
         opened = None
-        if before is not None:
-            found = PROMPTED.search(before)
-            opened = bool(found and found[1] and not found[2])
+        if prompt is not None:
+            thinking = PROMPTED.search(self.decode(prompt[-64:]))
+            opened = bool(thinking and thinking[1] and not thinking[2])
         return self.reader.read(text, finished=finished, opened=opened, tools=tools)
 
     def extend(
@@ -236,31 +235,22 @@ class Template:
         assert ids[0] == anchor
         return ids[1:]
 
-    @property
-    def _response_template(self) -> dict[str, Any] | None:
-        return (
-            getattr(self.tokenizer, "response_template", None)
-            if self.origin == "the model's own"
-            else None
-        )
-
-    def _parsed_by(
-        self,
-        schema: dict[str, Any],
-        ids: Many[int],
-        prompt: Many[int],
-        finished: bool,
-        tools: Tools | None,
+    def _parsed_by_tokenizer(
+        self, ids: Many[int], prompt: Many[int], finished: bool, tools: Tools | None
     ) -> Parsed | None:
-        """The answer by the tokenizer's response template; None where that fails."""
+        """The answer by the tokenizer's response template; None where it has none or that fails."""
+        schema = getattr(self.tokenizer, "response_template", None)
+        if schema is None or self.origin != "the model's own":
+            return None
+        given = list(tools) if tools else None
         try:
             found = self.tokenizer.parse_response(
-                list(ids), schema, prefix=list(prompt), tools=list(tools or ()) or None
+                list(ids), schema, prefix=list(prompt), tools=given
             )
         except (ValueError, KeyError, TypeError):
             return None
-        reasoning = next((found[key] for key in REASONING if found.get(key)), None)
         message: Message = {"role": "assistant", "content": found.get("content") or ""}
+        reasoning = next((found[key] for key in REASONING if found.get(key)), None)
         if reasoning:
             message["reasoning_content"] = reasoning
         if calls := found.get("tool_calls"):
