@@ -17,10 +17,10 @@ from typing import Any
 
 from posttrain.core.errors import DataError
 from posttrain.core.files import sha256_json
-from posttrain.data.prompts import read_prompts
 from posttrain.data.forest import Tree
 from posttrain.data.formats import Format
 from posttrain.data.prepare import fit
+from posttrain.data.prompts import read_prompts
 from posttrain.data.rows import Rejects, Row
 from posttrain.data.settings import Source
 from posttrain.engine.sampler import Sampling

@@ -356,7 +356,9 @@ def _scored(settings: SamplePairsSettings, unscored: int, n: int, what: str) -> 
 # ----------------------------------------------------------------------------------------- sampling
 
 
-def _sample(settings: SamplePairsSettings, prompts: Many[Prompt], observer: ConsoleObserver) -> None:
+def _sample(
+    settings: SamplePairsSettings, prompts: Many[Prompt], observer: ConsoleObserver
+) -> None:
     """Write the chunks that are not there yet."""
     starts = [
         a for a in range(0, len(prompts), settings.batch_size) if not _chunk(settings, a).is_file()

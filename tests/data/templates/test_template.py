@@ -139,6 +139,13 @@ def test_what_a_template_does_not_write_or_cannot_tell_apart_is_said(swept: Any)
     assert all("what is said beside a call cannot be read" in limits[where] for where in rest)
 
 
+def test_whether_history_is_rewritten_is_known_without_a_conversation(swept: Any) -> None:
+    for row, (where, template) in zip(swept, templates(swept), strict=True):
+        words = {row.verdicts[name].word for name in ("turns", "reasoning")}
+        if words != {"refused"}:
+            assert template.rewrites_history == ("branches" in words), where
+
+
 def test_a_conversation_is_gone_on_with_turn_by_turn(taken: Any) -> None:
     """From the first prompt to the last, with the answers as they were sampled: exactly the next
     prompt where history stays, a branch that keeps what was sampled where it is rewritten.

@@ -12,18 +12,16 @@ from inspect import signature
 from typing import Any
 
 from posttrain.core.errors import ConfigError, DataError
-from posttrain.data.messages import Message, trained
+from posttrain.data.messages import REASONING, Message, trained
 from posttrain.data.templates import reading, turns
 from posttrain.data.templates.default import default_template
 from posttrain.data.templates.endings import AddedTokens, Ending
 from posttrain.data.templates.extending import Extended, bridge
-from posttrain.data.templates.jinja import Jinja, Tools, Transcript
+from posttrain.data.templates.jinja import STAND_IN, Jinja, Tools, Transcript
 from posttrain.data.templates.reading import Parsed, Reader
 from posttrain.data.templates.thinking import PROMPTED
 from posttrain.data.templates.turns import Turn
 from posttrain.data.tokens import Encoded, Encoder
-
-REASONING = ("reasoning_content", "reasoning", "thinking")  # what templates call it
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,13 +66,14 @@ class Template:
                 cure="set eos_token in tokenizer_config.json",
             )
         taken = {*signature(tokenizer.apply_chat_template).parameters} - {"documents"}
-        if own := sorted(taken & {*(kwargs or {})}):
+        if refused := sorted(taken & {*(kwargs or {})}):
             raise ConfigError(
-                f"--template-kwargs {own[0]} is not for the template to read", cure="leave it out"
+                f"--template-kwargs {refused[0]} is not for the template to read",
+                cure="leave it out",
             )
         origin = "given" if source else "the model's own" if tokenizer.chat_template else "default"
-        source = source or tokenizer.chat_template or default_template(tokenizer)
-        return cls(tokenizer, source, origin, dict(kwargs or {}))
+        own = tokenizer.chat_template or default_template(tokenizer)
+        return cls(tokenizer, source or own, origin, dict(kwargs or {}))
 
     # ------------------------------------------------------------------------------------- facts
 
@@ -121,6 +120,25 @@ class Template:
     def limits(self) -> tuple[str, ...]:
         """What `parse` cannot read back, in sentences."""
         return self.reader.limits
+
+    @cached_property
+    def rewrites_history(self) -> bool:
+        """Whether the template shows an earlier answer otherwise than it was prompted for and
+        written: a plain one, or one with reasoning.
+        """
+        answers: list[Message] = [{"role": "assistant", "content": STAND_IN}]
+        answers.append({**answers[0], "reasoning_content": STAND_IN})
+        for answer in answers:
+            question = {"role": "user", "content": "Hello?"}
+            messages = (*self.jinja.dialect.preface, question, answer, question, answer)
+            transcript, last = Transcript(messages), len(messages) - 1
+            try:
+                first, second = self.turn(transcript, last - 2), self.turn(transcript, last)
+            except DataError:  # it takes no such answers
+                continue
+            if not second.before.startswith(first.before + first.after):
+                return True
+        return False
 
     @cached_property
     def stop_ids(self) -> frozenset[int]:
@@ -218,7 +236,7 @@ class Template:
         closing, text = bridge(self.jinja, self.ending, transcript)
         closed = bool(len(ids)) and ids[-1] in self.stop_ids
         prefix = "" if closed else closing
-        more = self._after_special(prefix + text, self.tokenizer.decode([ids[-1]]))
+        more = self._after_special(prefix + text, self.decode(ids[-1:]))
         return Extended.of([*ids, *more], self.prompt(messages, tools=tools))
 
     def decode(self, ids: Many[int]) -> str:
