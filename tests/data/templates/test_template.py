@@ -55,8 +55,16 @@ ANSWERS: dict[str, tuple[Message, str]] = {  # each with the limit that may excu
 }
 
 
+MADE: dict[str, Template] = {}  # by name; what one has learned serves every test
+
+
+def template_of(row: Any) -> Template:
+    name = f"{row.source}/{row.name}"
+    return MADE.setdefault(name, Template.of(row.words, row.template))
+
+
 def templates(swept: Any) -> list[tuple[str, Template]]:
-    return [(f"{r.source}/{r.name}", Template.of(r.words, r.template)) for r in swept]
+    return [(f"{row.source}/{row.name}", template_of(row)) for row in swept]
 
 
 def rendered(template: Template, messages: list[Message], tools: Any = None) -> Any:
@@ -102,7 +110,7 @@ def test_an_answer_is_read_back_wherever_it_can_be_written(swept: Any, name: str
 def test_every_answer_of_the_page_is_read_back(taken: Any) -> None:
     for row, name, one in taken:
         messages, tools = docs().CONVERSATIONS[name], docs().TOOLS if name == "tools" else None
-        template = Template.of(row.words, row.template)
+        template = template_of(row)
         for encoded in one.encoded:
             for span in encoded.spans:
                 ids = encoded.ids[span.start : span.end]
@@ -153,7 +161,7 @@ def test_a_conversation_is_gone_on_with_turn_by_turn(taken: Any) -> None:
     exact, branches = 0, 0
     for row, name, one in taken:
         messages, tools = docs().CONVERSATIONS[name], docs().TOOLS if name == "tools" else None
-        template = Template.of(row.words, row.template)
+        template = template_of(row)
         found = {
             span.number: (encoded.ids[: span.start], encoded.ids[span.start : span.end])
             for encoded in one.encoded

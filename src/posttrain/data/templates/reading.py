@@ -18,7 +18,7 @@ from posttrain.data.templates import turns
 from posttrain.data.templates.calls import IDS, KEYS, NAMES, NUMBER, VALUES, CallForm, loose
 from posttrain.data.templates.endings import Ending
 from posttrain.data.templates.jinja import STAND_IN, Jinja, Tools, Transcript, tool
-from posttrain.data.templates.thinking import EMPTY, PROMPTED
+from posttrain.data.templates.thinking import PROMPTED
 from posttrain.data.templates.turns import Turn
 from posttrain.data.tokens import common_prefix
 
@@ -243,8 +243,6 @@ class _Learner:
 
     def _with_calls(self, turn: Turn, reader: Reader) -> Reader:
         """The reader, with the form of tool calls if that is known."""
-        if empty := EMPTY.match(self._text(turn, reader)):
-            reader = reader.with_lead(empty[0])
 
         def sample(*calls: dict[str, Any]) -> str | None:
             found = self._turn(tool_calls=[*calls])
@@ -272,7 +270,6 @@ class _Learner:
             block, at = form.find(rest, None), rest.find(STAND_IN)
             if block is not None and 0 <= at < block.start:
                 reader = replace(reader, gap=rest[at + len(STAND_IN) : block.start])
-                reader = reader.with_lead(rest[:at])
         return reader
 
     # -------------------------------------------------------------------------------------- proof
