@@ -41,7 +41,7 @@ QUIET = 0.5  # one-minute load average
 def tokenizer_of(job: dict[str, Any]) -> Any:
     from transformers import AutoTokenizer
 
-    from posttrain.data.templates import default_template
+    from posttrain.data.templates.default import default_template
 
     tokenizer = AutoTokenizer.from_pretrained(job["model"])
     tokenizer.chat_template = default_template(tokenizer)

@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerFast
 from posttrain.core.errors import DataError, ModelError
 from posttrain.data.chat import Chat, Turn
 from posttrain.data.formats import Example
+from posttrain.data.templates.template import Template
 from posttrain.data.tokens import Encoded, Encoder
 
 PAGE = Path(__file__).parent / "reference" / "chat-templates.md"
@@ -306,7 +307,45 @@ def page(found: list[Row]) -> str:
         f"- **{letter}**: {escaped(why).rstrip('.')}. *{escaped(cure[:1].upper() + cure[1:])}.*"
         for (why, cure), letter in reasons.items()
     ]
-    return "\n".join([head, *tables, "## Reasons", "", *listed, ""])
+    return "\n".join([head, *tables, "## Reasons", "", *listed, "", *inverse(found), ""])
+
+
+INVERSE = """## Reading answers back
+
+`Template.parse` turns the tokens of an answer back into a message: content, reasoning and tool calls. How a template writes them
+is learned from its own renderings, and proved by reading those back. Of the {total} templates that render anything:
+
+| part | read back | not written by the template | not told apart |
+|---|---|---|---|
+{table}
+"""
+PARTS = {
+    "content": ("", "answer cannot be told"),
+    "reasoning": ("writes no reasoning", "reasoning cannot be told"),
+    "tool calls": ("writes no tool calls", "form of tool calls"),
+}
+
+
+def inverse(found: list[Row]) -> list[str]:
+    """What can be read back of each template's answers."""
+    limits: dict[str, tuple[str, ...]] = {}
+    for row in found:
+        try:
+            limits[f"{row.source}/{row.name}"] = Template.of(row.words, row.template).limits
+        except ModelError:
+            continue
+    table = []
+    for part, (absent, unknown) in PARTS.items():
+        lacking = sum(bool(absent) and any(absent in one for one in own) for own in limits.values())
+        lost = sum(any(unknown in one for one in own) for own in limits.values())
+        table.append(f"| {part} | {len(limits) - lacking - lost} | {lacking} | {lost} |")
+    named: dict[str, list[str]] = {}
+    for name, own in limits.items():
+        for limit in own:
+            if "writes no" not in limit:
+                named.setdefault(limit, []).append(name)
+    lines = [f"- {limit[:1].upper() + limit[1:]}: {', '.join(n)}." for limit, n in named.items()]
+    return [INVERSE.format(total=len(limits), table="\n".join(table)), *lines]
 
 
 def alike(found: list[Row]) -> list[tuple[list[str], Row]]:

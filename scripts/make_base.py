@@ -90,7 +90,7 @@ def make_model(texts: list[Path], folder: Path) -> None:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    from posttrain.data.templates import default_template
+    from posttrain.data.templates.default import default_template
 
     if (folder / "random").is_dir():
         return

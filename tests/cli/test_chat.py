@@ -70,7 +70,7 @@ class Scripted:
         self.name, self.stops, self.seeds = name, stops, list[int]()
         self.seen: list[Any] = []
 
-    def answer(self, messages: Any, params: Any, heard: Callable[[str], None]) -> Answer:
+    def answer(self, messages: Any, params: Any, on_text: Callable[[str, bool], None]) -> Answer:
         self.seen.append(messages)
         self.seeds.append(params.seed)
         text = (
@@ -80,7 +80,7 @@ class Scripted:
             if messages[-1]["content"] == "?"
             else "half"
         )
-        heard(text)
+        on_text(text, False)
         return Answer(text, 4, 2.0, not self.stops, self.stops, len(messages) // 6)
 
 
@@ -377,6 +377,34 @@ def test_an_answer_cannot_move_the_cursor() -> None:
         assert "␛[31mred␇" in screen.getvalue() and "\x1b[31m" not in screen.getvalue()
 
 
+class Thinker(Scripted):
+    """A voice that thinks before it speaks."""
+
+    def answer(self, messages: Any, params: Any, on_text: Callable[[str, bool], None]) -> Answer:
+        on_text("<think>hm</think>", True)
+        on_text("yes", False)
+        return Answer("<think>hm</think>yes", 4, 2.0, True)
+
+
+def test_thinking_is_dim_in_a_terminal_and_as_it_is_in_a_pipe() -> None:
+    for width in (120, 60):
+        screen = io.StringIO()
+        console = Console(
+            file=screen,
+            width=width,
+            force_terminal=True,
+            color_system="standard",
+            highlight=False,
+            legacy_windows=False,
+        )
+        it, _, _ = talk(Thinker("a"), Thinker("b"), out=console)
+        it.take("hello")
+        assert re.search(r"\x1b\[2m<think>hm</think>\x1b\[(0|22)myes", screen.getvalue())
+    it, out, _ = talk(Thinker("a"))
+    it.take("hello")
+    assert out.getvalue() == "<think>hm</think>yes\n"
+
+
 def test_a_conversation_in_a_terminal(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -392,7 +420,7 @@ def test_a_conversation_in_a_terminal(
         raise one
 
     monkeypatch.setattr("builtins.input", input)
-    chat.converse(it)
+    chat.read_messages(it)
     said = capfd.readouterr()
     assert out.getvalue() == "it: hello\n" and said.out == ""
     assert "there is no command /nonsense" in said.err and "Ctrl-D or /quit ends" in said.err

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -42,6 +43,13 @@ def docs() -> Any:
     module = sys.modules["docs_templates"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def shared_template(name: str) -> tuple[str, Any]:
+    path = FOLDER / f"{name}.jinja"
+    if not path.is_file():
+        pytest.skip(f"there is no chat template {path}")
+    return path.read_text(), docs().tokenizer(path.read_text())
 
 
 def user(content: str) -> dict[str, Any]:

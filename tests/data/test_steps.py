@@ -53,7 +53,7 @@ def test_the_last_token_of_every_step_is_trained(separator: str) -> None:
         [{"role": "user", "content": "2+3"}],
         tokenize=False,
         add_generation_prompt=True,
-        chat_template=Chat(words).template,
+        chat_template=Chat(words).template.source,
     )
     joined = [f"{separator}".join(["ab", "c", "def"][:k]) + separator for k in (1, 2, 3)]
     assert spelled(one, words) == [start + text for text in joined]

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from posttrain.core.errors import DataError
 from posttrain.data.chat import Chat, Turn
-from posttrain.data.templates import default_template
+from posttrain.data.templates.default import default_template
 from posttrain.data.tokens import Encoded, Encoder, Span
 from tests.data.chats import CHATML, SHARED, answer, encode, metaspace, runs, turns, user, words
 

@@ -12,12 +12,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from posttrain.engine.batch import Mismatched, Rows, by_tree
+from posttrain.engine.model import without_dropout
 
 from posttrain.data.forest import Tree, forests, plant
 from posttrain.data.store import Numbers, NumberWriter
 from posttrain.engine import reference
-from posttrain.engine.batch import Mismatched, Rows, by_tree
-from posttrain.engine.model import without_dropout
 from posttrain.methods.preference import Options, preference
 from tests.tiny import V, alone, distance, network, parameter_gradients, policy, seq
 

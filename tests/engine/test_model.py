@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from posttrain.engine.model import Model, _length_groups, probe_forest
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -20,7 +21,6 @@ from posttrain.core.errors import ModelError
 from posttrain.data.forest import plant
 from posttrain.engine.head import logprobs
 from posttrain.engine.load import load_network, resolve, to_bfloat16
-from posttrain.engine.model import Model, _length_groups, probe_forest
 from tests.tiny import CONFIGS, V, alone, distance, gradients, network, random_trees, seq
 
 FORESTS = (

@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from posttrain.engine.batch import Rows
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from torch import Tensor, nn
@@ -28,7 +29,6 @@ from transformers import (
 from posttrain.core.errors import ConfigError, ModelError
 from posttrain.core.types import Facts
 from posttrain.data.forest import TokenForest, Tree, forests, plant
-from posttrain.engine.batch import Rows
 from posttrain.engine.reward import PAD, RewardModel, halve, head_of
 from posttrain.engine.settings import LoraSettings, OptimiserSettings
 from posttrain.methods.reward import bradley_terry, process

@@ -42,7 +42,7 @@ def made(folder: Path, *, process: bool = False, heads: int = 2, **notes: Any) -
     from posttrain.data.chat import Chat
 
     chat = Chat(model.tokenizer)
-    model.set_chat(chat.template, chat.stop)
+    model.set_chat(chat.template.source, chat.stop)
     model.set_written(notes)
     model.save(folder / "rm")
     return folder / "rm"

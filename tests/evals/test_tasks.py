@@ -116,7 +116,7 @@ def test_choices_are_scored_without_the_token_that_ends_them(
         if template is None:
             before = words.apply_chat_template(
                 [{"role": "user", "content": question}],
-                chat_template=about.chat.template,
+                chat_template=about.chat.template.source,
                 add_generation_prompt=True,
                 tokenize=False,
             )
@@ -172,7 +172,7 @@ def test_answers_are_transformers_greedy_generate(folder: Path, policy: Policy) 
         system = [{"role": "system", "content": "Be brief."}] * (i > 1)
         prompt = words.apply_chat_template(
             [*system, {"role": "user", "content": question}],
-            chat_template=about.chat.template,
+            chat_template=about.chat.template.source,
             add_generation_prompt=True,
             tokenize=False,
         )

@@ -1,4 +1,4 @@
-"""A model in a conversation: prompted as trained, heard in whole characters, stopped
+"""A model in a conversation: prompted as trained, streamed in whole characters, stopped
 without loss.
 """
 
@@ -15,6 +15,7 @@ from posttrain.data.formats import Example
 from posttrain.data.tokens import Encoder
 from posttrain.engine.policy import Policy
 from posttrain.engine.sampler import Sampling
+from posttrain.serve.conversation import Conversation, Turn
 from posttrain.serve.voice import Stream, Voice, model_folder
 from tests import making
 
@@ -77,19 +78,23 @@ def test_bytes_that_are_no_character_are_told_with_the_next_one() -> None:
 # ------------------------------------------------------------------------------------------ answers
 
 
+def ignore(_piece: str, _thinking: bool) -> None:
+    """Listens to no piece of an answer."""
+
+
 @pytest.mark.parametrize(
     "params",
     [Sampling(60, temperature=0), Sampling(60, temperature=1.0, seed=3)],
     ids=["greedy", "drawn"],
 )
-def test_what_is_heard_is_what_is_sampled_without_hearing(
+def test_what_is_streamed_is_what_is_sampled_without_streaming(
     base: Path, voice: Voice, params: Sampling
 ) -> None:
     """The prompt is the default template's; the answer, piece by piece, is plain decoding of the
     same draws.
     """
     pieces: list[str] = []
-    answer = voice.answer(HELLO, params, pieces.append)
+    answer = voice.answer(HELLO, params, lambda piece, _: pieces.append(piece))
     policy = Policy.load(base, device="cpu")
     prompt = policy.tokenizer("### User:\nHello?\n\n### Assistant:\n", add_special_tokens=False)[
         "input_ids"
@@ -135,21 +140,21 @@ def test_the_end_token_is_not_shown(voice: Voice, monkeypatch: pytest.MonkeyPatc
         return [type("Done", (), {"finished": True})]
 
     monkeypatch.setattr("posttrain.engine.sampler.sample", scripted)
-    answer = voice.answer(HELLO, Sampling(), lambda _: None)
+    answer = voice.answer(HELLO, Sampling(), ignore)
     assert (answer.text, answer.tokens, answer.finished) == ("ok", 3, True)
 
 
 def test_an_interrupted_answer_is_kept(voice: Voice) -> None:
-    whole, heard = voice.answer(HELLO, Sampling(60, seed=3), lambda _: None), []
+    whole, pieces = voice.answer(HELLO, Sampling(60, seed=3), ignore), []
 
-    def hear(piece: str) -> None:
-        heard.append(piece)
-        if len(heard) == 5:
+    def stop_at_five(piece: str, _thinking: bool) -> None:
+        pieces.append(piece)
+        if len(pieces) == 5:
             raise KeyboardInterrupt
 
-    answer = voice.answer(HELLO, Sampling(60, seed=3), hear)
+    answer = voice.answer(HELLO, Sampling(60, seed=3), stop_at_five)
     assert answer.interrupted and not answer.finished and 0 < answer.tokens < whole.tokens
-    assert answer.text == "".join(heard) and whole.text.startswith(answer.text)
+    assert answer.text == "".join(pieces) and whole.text.startswith(answer.text)
 
 
 def test_thinking_that_the_prompt_begins_is_part_of_the_answer(base: Path) -> None:
@@ -160,12 +165,62 @@ def test_thinking_that_the_prompt_begins_is_part_of_the_answer(base: Path) -> No
         " endfor %}{% if add_generation_prompt %}assistant: {% if think | default(true)"
         " %}<think>\n{% endif %}{% endif %}"
     )
-    heard: list[str] = []
-    thinking = Voice("it", policy, {}).answer(HELLO, Sampling(5, seed=1), heard.append)
-    assert heard[0] == "<think>\n" and thinking.text.startswith("<think>\n")
+    pieces: list[tuple[str, bool]] = []
+
+    def keep(piece: str, is_thinking: bool) -> None:
+        pieces.append((piece, is_thinking))
+
+    thinking = Voice("it", policy, {}).answer(HELLO, Sampling(5, seed=1), keep)
+    assert pieces[0] == ("<think>\n", True) and thinking.text.startswith("<think>\n")
+    assert all(is_thinking for _, is_thinking in pieces)
     direct = Voice("it", policy, {"think": False})
-    assert not direct.answer(HELLO, Sampling(5, seed=1), heard.append).text.startswith("<think>")
-    assert direct.notes == []
+    pieces.clear()
+    assert not direct.answer(HELLO, Sampling(5, seed=1), keep).text.startswith("<think>")
+    assert direct.notes == [] and not any(is_thinking for _, is_thinking in pieces)
+
+
+def scripted(monkeypatch: pytest.MonkeyPatch, voice: Voice, text: str) -> None:
+    """Every answer has the tokens of this text."""
+    tokens = voice.policy.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def sample(_model: Any, prompts: Any, params: Sampling, told: Any) -> Any:
+        for token in tokens:
+            told(0, 0, token)
+        return [type("Done", (), {"finished": text.endswith(making.END)})]
+
+    monkeypatch.setattr("posttrain.engine.sampler.sample", sample)
+
+
+def test_thinking_is_given_out_apart_and_kept_apart_in_history(
+    voice: Voice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scripted(monkeypatch, voice, f"<think>\nHm.\n</think>\n\nYes.{making.END}")
+    pieces = {True: "", False: ""}
+
+    def keep(piece: str, thinking: bool) -> None:
+        pieces[thinking] += piece
+
+    answer = voice.answer(HELLO, Sampling(), keep)
+    assert answer.text == "<think>\nHm.\n</think>\n\nYes." and answer.finished
+    assert pieces[False].endswith("\n\nYes.") and pieces[True].endswith("Hm.\n</think>")
+    told = {"role": "assistant", "content": "Yes.", "reasoning_content": "Hm."}
+    assert answer.message == told
+    talk = Conversation("", [Turn("Hello?", [answer])])
+    assert talk.messages(0)[-1] == told
+    # and so it stands in the next prompt as it was written
+    _, text, _ = voice.prompt((*talk.messages(0), *HELLO), 8)
+    assert f"### Assistant:\n{answer.text}{making.END}" in text
+
+
+@pytest.mark.parametrize("text", ["Yes.", "<think>\nHm", "<think>\nHm.\n</think>\n\n"])
+def test_an_answer_without_thinking_or_without_its_end_is_history_as_it_is(
+    voice: Voice, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    scripted(monkeypatch, voice, text)
+    answer = voice.answer(HELLO, Sampling(), ignore)
+    assert (answer.text, answer.message) == (text, None)
+    talk = Conversation("", [Turn("Hello?", [answer])])
+    assert talk.messages(0)[-1] == {"role": "assistant", "content": text}
 
 
 # ---------------------------------------------------------------------------------------- positions
@@ -183,7 +238,7 @@ def test_the_oldest_turns_go_where_there_is_no_room(voice: Voice) -> None:
     )
     more = voice.chat.prompt(Example("", (LONG[0], *LONG[2 * forgotten - 1 :])))[0]
     assert len(voice.encoder.prompts([more], [False])[0]) > 256 - 64  # one turn more would not fit
-    answer = voice.answer(LONG, Sampling(512, seed=2), lambda _: None)
+    answer = voice.answer(LONG, Sampling(512, seed=2), ignore)
     assert answer.forgotten == forgotten and (answer.finished or answer.tokens == 256 - len(ids))
     assert voice.prompt(LONG, 3)[2] < forgotten  # a short answer needs less room
 

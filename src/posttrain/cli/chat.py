@@ -55,7 +55,7 @@ def main(argv: list[str]) -> int:
         talk.observer.note(
             "chat", "/help lists the commands, Ctrl-C stops an answer, Ctrl-D ends the conversation"
         )
-        converse(talk)
+        read_messages(talk)
         return 0
     for line in [] if settings.prompt is not None else lines():
         talk.take(line)
@@ -89,7 +89,7 @@ def lines() -> Iterator[str]:
     return (line.rstrip("\r\n") for line in sys.stdin)
 
 
-def converse(talk: Talk) -> None:
+def read_messages(talk: Talk) -> None:
     """Read messages from a terminal, until its user has enough.
 
     What goes wrong is told, and the conversation goes on.
@@ -170,12 +170,12 @@ class Talk:
             if not kept:
                 turns[-1:] = before
 
-    def draw(self, k: int, heard: Callable[[str], None]) -> Answer:
+    def draw(self, k: int, on_text: Callable[[str, bool], None]) -> Answer:
         """Model k's answer to the last question."""
         turns = self.conversation.turns
         seed = derive(self.seed, "chat", len(turns), turns[-1].attempt)
         answer = self.voices[k].answer(
-            self.conversation.messages(k), replace(self.params, seed=seed), heard
+            self.conversation.messages(k), replace(self.params, seed=seed), on_text
         )
         turns[-1].answers.append(answer)
         return answer
@@ -192,8 +192,13 @@ class Talk:
                 self._write("\n")
             self._account(k, answer)
 
-    def _write(self, piece: str) -> None:
-        self.out.file.write(piece.translate(HARMLESS) if self.out.is_terminal else piece)
+    def _write(self, piece: str, thinking: bool = False) -> None:
+        """Write a piece of an answer; in a terminal thinking is dim."""
+        if self.out.is_terminal:
+            piece = piece.translate(HARMLESS)
+            if thinking and self.out.color_system is not None:
+                piece = f"\x1b[2m{piece}\x1b[22m"
+        self.out.file.write(piece)
         self.out.file.flush()
 
     def _beside(self) -> None:
@@ -205,11 +210,12 @@ class Talk:
         grid.add_row(*texts)
         with Live(grid, console=self.out, auto_refresh=False) as live:
 
-            def heard(piece: str) -> None:
-                texts[len(self.conversation.turns[-1].answers)].append(piece.translate(HARMLESS))
+            def on_text(piece: str, thinking: bool) -> None:
+                text = texts[len(self.conversation.turns[-1].answers)]
+                text.append(piece.translate(HARMLESS), style="dim" if thinking else "")
                 live.refresh()
 
-            answers = [self.draw(k, heard) for k in range(len(self.voices))]
+            answers = [self.draw(k, on_text) for k in range(len(self.voices))]
         for k, answer in enumerate(answers):
             self._account(k, answer)
 

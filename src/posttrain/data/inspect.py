@@ -343,7 +343,7 @@ def _template(chat: Chat) -> str:
     if not chat.used:
         return ""
     origin = {"given": "the one given", "default": "a default, as the model has none"}.get(
-        chat.origin, chat.origin
+        chat.template.origin, chat.template.origin
     )
     return f"{origin}; answers end with {chat.stop}"
 

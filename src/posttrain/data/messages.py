@@ -14,6 +14,8 @@ from posttrain.data.rows import JSON, kind, text
 Message = dict[str, Any]  # role, content, and what else the chat template may read
 Text = str | tuple[Message, ...]  # plain text, or part of a conversation
 
+REASONING = ("reasoning_content", "reasoning", "thinking")  # fields of a message with its thinking
+
 DEEPEST = 100  # brackets within brackets of what a template prints as JSON
 
 ROLES = {
@@ -61,17 +63,44 @@ def messages(value: Any, name: str, where: str) -> tuple[Message, ...]:
     return tuple(_message(one, f"message {i + 1} of {name}", where) for i, one in enumerate(value))
 
 
-_READ = (
-    "role",
-    "from",
-    "content",
-    "value",
-    "tool_calls",
-    "function_call",
-)  # of a message; all else goes on as it is
+# fields of a message that are read here; all else goes on as it is
+_READ = ("role", "from", "content", "value", "tool_calls", "function_call")
 
 
 def _message(value: Any, name: str, where: str) -> Message:
+    role = _role(value, name, where)
+    content = _content(_first(value, "content", "value"), name, where)
+    calls = _first(value, "tool_calls", "function_call")
+    calls = decoded(None if calls == "" else calls, f"the tool call of {name}", where)
+    if role == "call":  # the call itself is the content, as JSON
+        calls = calls or decoded(content, f"the tool call of {name}", where) or {}
+        role, content = "assistant", ""
+    if content is None and calls in (None, []):
+        raise DataError(
+            f"{name} ({role}) has no content", where=where, cure="fill it in, or remove the message"
+        )
+    rest = {k: v for k, v in value.items() if v is not None and k not in _READ}
+    out = {"role": role, "content": content or "", **rest}
+    for key, held in out.items():
+        if isinstance(held, str):
+            text(held, f"{key} of {name}", where)
+    if "weight" in out and out["weight"] not in (0, 1):
+        raise DataError(
+            f"{name} has a weight that is not 0 or 1", where=where, cure="1 is learned, 0 is not"
+        )
+    if calls not in (None, []):
+        out["tool_calls"] = _calls(calls, name, where)
+    if trained(out) and empty(out):
+        raise DataError(
+            f"{name} (assistant) is empty",
+            where=where,
+            cure="fill it in, remove it, or give it weight 0",
+        )
+    return out
+
+
+def _role(value: Any, name: str, where: str) -> str:
+    """The role of a message by our name, or "call" for one that is a tool call itself."""
     if not isinstance(value, dict):
         raise DataError(
             f"{name} is {kind(value)}, not an object", where=where, cure="give role and content"
@@ -89,40 +118,7 @@ def _message(value: Any, name: str, where: str) -> Message:
             where=where,
             cure=nearest(given[:40], ROLES),
         )
-    content = _content(_first(value, "content", "value"), name, where)
-    calls = _first(value, "tool_calls", "function_call")
-    calls = decoded(None if calls == "" else calls, f"the tool call of {name}", where)
-    if role == "call":  # the call itself is the content, as JSON
-        role, content, calls = (
-            "assistant",
-            "",
-            calls or decoded(content, f"the tool call of {name}", where) or {},
-        )
-    if content is None and calls in (None, []):
-        raise DataError(
-            f"{name} ({role}) has no content", where=where, cure="fill it in, or remove the message"
-        )
-    out = {
-        "role": role,
-        "content": content or "",
-        **{k: v for k, v in value.items() if v is not None and k not in _READ},
-    }
-    for key, held in out.items():
-        if isinstance(held, str):
-            text(held, f"{key} of {name}", where)
-    if "weight" in out and out["weight"] not in (0, 1):
-        raise DataError(
-            f"{name} has a weight that is not 0 or 1", where=where, cure="1 is learned, 0 is not"
-        )
-    if calls not in (None, []):
-        out["tool_calls"] = _calls(calls, name, where)
-    if trained(out) and empty(out):
-        raise DataError(
-            f"{name} (assistant) is empty",
-            where=where,
-            cure="fill it in, remove it, or give it weight 0",
-        )
-    return out
+    return role
 
 
 def _first(value: dict[str, Any], *names: str) -> Any:
@@ -142,20 +138,16 @@ def checked(value: Any, name: str, where: str) -> Any:
     level, depth = [value], 0
     while level:
         inside: list[Any] = []
-        for one in level:
-            if isinstance(one, str):
-                text(one, name, where)
-            elif isinstance(one, dict):
-                inside += (*one, *one.values())
-            elif isinstance(one, (list, tuple)):
-                inside += one
-            elif (
-                not isinstance(one, (bool, int, float, NoneType))
-                or one in (inf, -inf)
-                or one != one
-            ):
+        for held in level:
+            if isinstance(held, str):
+                text(held, name, where)
+            elif isinstance(held, dict):
+                inside += (*held, *held.values())
+            elif isinstance(held, (list, tuple)):
+                inside += held
+            elif not _is_json(held):
                 raise DataError(
-                    f"{name} holds {kind(one)}, which JSON cannot write",
+                    f"{name} holds {kind(held)}, which JSON cannot write",
                     where=where,
                     cure="write it as text",
                 )
@@ -167,6 +159,12 @@ def checked(value: Any, name: str, where: str) -> Any:
                 cure="correct or remove the row",
             )
     return value
+
+
+def _is_json(value: Any) -> bool:
+    """Whether JSON has a word for a number, a truth value or nothing."""
+    finite = value not in (inf, -inf) and value == value
+    return isinstance(value, (bool, int, float, NoneType)) and finite
 
 
 def _content(value: Any, name: str, where: str) -> str | None:
@@ -193,10 +191,9 @@ def _content(value: Any, name: str, where: str) -> str | None:
 
 def empty(message: Message) -> bool:
     """Whether a message says nothing."""
-    said = (message.get(key) for key in ("content", "reasoning_content", "reasoning", "thinking"))
-    return not message.get("tool_calls") and not any(
-        isinstance(one, str) and one.strip() for one in said
-    )
+    texts = (message.get(key) for key in ("content", *REASONING))
+    has_text = any(isinstance(text, str) and text.strip() for text in texts)
+    return not message.get("tool_calls") and not has_text
 
 
 def _calls(value: Any, name: str, where: str) -> list[dict[str, Any]]:

@@ -39,7 +39,7 @@ from posttrain.data.rows import Rejects, Row
 from posttrain.data.settings import Source
 from posttrain.data.sources import read
 from posttrain.data.store import NumberWriter, TreeWriter
-from posttrain.data.tokens import Encoded, Encoder, stepped
+from posttrain.data.tokens import Encoded, Encoder
 
 CHUNK_ROWS, CHUNK_CHARACTERS = 500, 4_000_000  # tokenised at a time; bounds memory
 Learned = Literal["demonstrations", "pairs", "triples", "labels", "steps"]
@@ -156,7 +156,7 @@ def _render(example: Example, preparation: Preparation) -> list[list[Turn]]:
     """The turns of each answer that is learned from."""
     answers = learned_answers(example, preparation.learned)
     if preparation.learned == "steps":
-        return [stepped(preparation.chat, example)]
+        return [preparation.chat.step_turns(example)]
     return [preparation.chat.turns(example, answer) for answer in answers]
 
 
@@ -341,7 +341,7 @@ def _trees(prepared: Prepared, preparation: Preparation) -> tuple[list[Tree], st
     for encoded in prepared.encoded:
         sequences += fit(encoded, limit, policy, preparation.begin)
     if sequences and over and policy == "split":  # each window is a tree of its own
-        return [(sequence,) for sequence in sequences], "", False
+        return [Tree((sequence,)) for sequence in sequences], "", False
     if sequences:
         return [Tree(tuple(sequences))], "", over
     if not over:

@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 
 from posttrain.core.errors import DataError
-from posttrain.data.chat import Chat, Turn
-from posttrain.data.formats import Example
+from posttrain.data.templates.turns import Turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,15 +54,12 @@ class _Chain:
     turns: tuple[Turn, ...]
 
 
-def stepped(chat: Chat, example: Example) -> list[Turn]:
-    """The steps of an answer, each ended by the separator; the first one knows what the model is
-    shown before it.
-    """
-    before, plain = chat.prompt(example) if example.prompt else ("", True)
-    return [
-        Turn(before if i == 0 else "", step + chat.separator, plain, i + 1)
-        for i, (step, _) in enumerate(example.steps)
-    ]
+def common_prefix(a: Many[Any], b: Many[Any]) -> int:
+    """How many items two sequences, or characters two texts, have in common from their start."""
+    for i, (left, right) in enumerate(zip(a, b, strict=False)):
+        if left != right:
+            return i
+    return min(len(a), len(b))
 
 
 def _chains(turns: Many[Turn]) -> list[_Chain]:
@@ -106,50 +102,52 @@ class Encoder:
         Returns: for each conversation its sequences, or why it has none; the caller knows the row.
         """
         chains = [_chains(turns) for turns in conversations]
-        flat = [chain for some in chains for chain in some]
+        encoded = iter(self._encode_chains([chain for row in chains for chain in row]))
+        out: list[list[Encoded] | DataError] = []
+        for row in chains:
+            sequences: list[Encoded] = []
+            error: DataError | None = None
+            for _ in row:
+                for sequence in next(encoded):
+                    if isinstance(sequence, Encoded):
+                        sequences.append(sequence)
+                    else:
+                        error = error or sequence
+            out.append(error or sequences)
+        return out
+
+    def _encode_chains(self, chains: list[_Chain]) -> list[list[Encoded | DataError]]:
+        """Each chain as one sequence where its prompts keep the tokens they have alone, else each
+        turn apart.
+        """
         wholes = self._batch(
-            [chain.text for chain in flat], [chain.turns[0].plain for chain in flat]
+            [chain.text for chain in chains], [chain.turns[0].plain for chain in chains]
         )
         # a prompt without a special token before the border has to be tokenised alone, to see that
         # it is the same alone
-        alone = {
-            i: chain
-            for i, chain in enumerate(flat)
+        unanchored = [
+            i
+            for i, chain in enumerate(chains)
             if chain.turns[0].before and not self._anchored(wholes[i], chain)
-        }
-        prompts = dict(
-            zip(
-                alone,
-                self._batch(
-                    [c.turns[0].before for c in alone.values()],
-                    [c.turns[0].plain for c in alone.values()],
-                    ends=False,
-                ),
-                strict=True,
-            )
+        ]
+        firsts = [chains[i].turns[0] for i in unanchored]
+        alone = self._batch(
+            [turn.before for turn in firsts], [turn.plain for turn in firsts], ends=False
         )
-        found = [self._sequence(chain, wholes[i], prompts.get(i)) for i, chain in enumerate(flat)]
-        missing = [i for i, one in enumerate(found) if one is None]
-        single = {
-            i: (prompts[i].ids, wholes[i].ids)
-            for i in missing
-            if i in prompts and len(flat[i].turns) == 1
-        }
-        apart = iter(
-            self._apart([(turn, single.get(i)) for i in missing for turn in flat[i].turns])
-        )
-        out: list[list[Encoded] | DataError] = []
-        at = 0
-        for some in chains:
-            parts: list[Encoded | DataError] = []
-            for i in range(at, at + len(some)):
-                one = found[i]
-                parts += [next(apart) for _ in flat[i].turns] if one is None else [one]
-            errors = [part for part in parts if isinstance(part, DataError)]
-            out.append(
-                errors[0] if errors else [part for part in parts if isinstance(part, Encoded)]
-            )
-            at += len(some)
+        prompts = dict(zip(unanchored, alone, strict=True))
+        out: list[list[Encoded | DataError]] = []
+        apart: list[tuple[Turn, tuple[list[int], list[int]] | None]] = []
+        for i, chain in enumerate(chains):
+            sequence = self._sequence(chain, wholes[i], prompts.get(i))
+            out.append([] if sequence is None else [sequence])
+            if sequence is None:
+                single = i in prompts and len(chain.turns) == 1
+                known = (prompts[i].ids, wholes[i].ids) if single else None
+                apart += [(turn, known) for turn in chain.turns]
+        parts = iter(self._apart(apart))
+        for chain, sequences in zip(chains, out, strict=True):
+            if not sequences:
+                sequences += [next(parts) for _ in chain.turns]
         return out
 
     def steps(self, conversations: Many[Many[Turn]]) -> list[list[Encoded] | DataError]:
@@ -160,76 +158,54 @@ class Encoder:
         are tokenised after a line break, whose tokens are taken off again.
 
         Args:
-            conversations: see `stepped`.
+            conversations: see `Chat.step_turns`.
         Returns: for each the one sequence it is, or why it has none.
         """
         firsts = [turns[0] for turns in conversations]
         prompts = self._batch(
-            [one.before for one in firsts], [one.plain for one in firsts], ends=False
+            [turn.before for turn in firsts], [turn.plain for turn in firsts], ends=False
         )
-        flat = [turn.after for turns in conversations for turn in turns]
-        texts = ["".join(turn.after for turn in turns) for turns in conversations]
-        found: list[
-            list[list[int]]
-        ] = []  # alone, and after a line break: the steps, and then the answers as a whole
-        for some in (flat, [f"\n{text}" for text in flat], texts, [f"\n{text}" for text in texts]):
-            found.append([one.ids for one in self._batch(some, [False] * len(some))])
+        steps = [turn.after for turns in conversations for turn in turns]
+        answers = ["".join(turn.after for turn in turns) for turns in conversations]
+        step_ids, answer_ids = _Both.of(self, steps), _Both.of(self, answers)
         out: list[list[Encoded] | DataError] = []
-        at = 0
-        for i, (turns, prompt) in enumerate(zip(conversations, prompts, strict=True)):
-            here = slice(at, at := at + len(turns))
-            parts = self._parts(found[0][here], found[1][here], found[2][i], found[3][i])
+        start = 0
+        for i, turns in enumerate(conversations):
+            end = start + len(turns)
+            parts = self._steps_apart(step_ids.part(start, end), answer_ids.part(i, i + 1))
+            start = end
             if parts is None:
                 out.append(
                     DataError(
-                        f"the steps of {texts[i][:40]!r} cannot be tokenised apart without changing"
-                        " the text",
+                        f"the steps of {answers[i][:40]!r} cannot be tokenised apart without"
+                        " changing the text",
                         cure="use another --separator",
                     )
                 )
-                continue
-            ends = np.cumsum([len(prompt.ids), *map(len, parts)]).tolist()[1:]
-            if ends[0] == 1:  # what nothing predicts is no target
-                out.append(
-                    DataError(
-                        "the first step is a single token with nothing before it",
-                        cure="give the row a prompt",
-                    )
-                )
-                continue
-            spans = tuple(
-                Span(end - 1, end, turn.number) for end, turn in zip(ends, turns, strict=True)
-            )
-            out.append(
-                [Encoded([*prompt.ids, *(token for part in parts for token in part)], spans)]
-            )
+            else:
+                out.append(_with_step_ends(prompts[i].ids, parts, turns))
         return out
 
-    def _parts(
-        self,
-        alone: list[list[int]],
-        after: list[list[int]],
-        whole: list[int],
-        whole_after: list[int],
-    ) -> list[list[int]] | None:
+    def _steps_apart(self, steps: _Both, answer: _Both) -> list[list[int]] | None:
         """The tokens of each step, in a way that leaves the text of the answer what it is; None
         where there is none.
         """
+        if self._same_text([token for step in steps.alone for token in step], answer.alone[0]):
+            return steps.alone
         cut = len(self._anchor)
-        for parts, start, other in (
-            (alone, [], whole),
-            ([ids[cut:] for ids in after], self._anchor, whole_after),
-        ):
-            anchored = not start or all(ids[:cut] == start for ids in after)
-            if anchored and self._decoded(
-                [[*start, *(i for ids in parts for i in ids)]]
-            ) == self._decoded([other]):
-                return parts
-        return None
+        if any(ids[:cut] != self._anchor for ids in steps.anchored):
+            return None
+        parts = [ids[cut:] for ids in steps.anchored]
+        joined = [*self._anchor, *(token for part in parts for token in part)]
+        return parts if self._same_text(joined, answer.anchored[0]) else None
 
     def prompts(self, texts: Many[str], plain: Many[bool]) -> list[list[int]]:
         """Token ids of prompts, as inference sees them."""
-        return [one.ids for one in self._batch(texts, plain, ends=False)]
+        return [tokenised.ids for tokenised in self._batch(texts, plain, ends=False)]
+
+    def bare(self, texts: Many[str]) -> list[list[int]]:
+        """Token ids of texts as they stand, without what the tokenizer adds to plain text."""
+        return [tokenised.ids for tokenised in self._batch(texts, [False] * len(texts))]
 
     def _batch(self, texts: Many[str], plain: Many[bool], *, ends: bool = True) -> list[_Ids]:
         """Texts as ids; of plain text, which the tokenizer may end itself, that end is taken off
@@ -237,25 +213,24 @@ class Encoder:
         """
         out: list[Any] = [None] * len(texts)
         for flag in (False, True):
-            which = [i for i, one in enumerate(plain) if one is flag]
+            which = [i for i, is_plain in enumerate(plain) if is_plain is flag]
             if not which:
                 continue
-            if self._fast is not None:
-                encodings = self._fast.encode_batch(
-                    [texts[i] for i in which], add_special_tokens=flag
-                )
-                found = [_Ids(one.ids, one) for one in encodings]
-            else:
-                ids = self.tokenizer(
-                    [texts[i] for i in which], add_special_tokens=flag, verbose=False
-                )["input_ids"]
-                found = [_Ids(one, None) for one in ids]
-            for i, one in zip(which, found, strict=True):
+            for i, tokenised in zip(
+                which, self._tokenise([texts[i] for i in which], flag), strict=True
+            ):
                 end = self.tokenizer.eos_token_id
-                if flag and self._ends and (not ends or one.ids[-2:] == [end, end]):
-                    one = _Ids(one.ids[:-1], one.encoding)
-                out[i] = one
+                if flag and self._ends and (not ends or tokenised.ids[-2:] == [end, end]):
+                    tokenised = _Ids(tokenised.ids[:-1], tokenised.encoding)
+                out[i] = tokenised
         return out
+
+    def _tokenise(self, texts: list[str], plain: bool) -> list[_Ids]:
+        if self._fast is not None:
+            encodings = self._fast.encode_batch(texts, add_special_tokens=plain)
+            return [_Ids(encoding.ids, encoding) for encoding in encodings]
+        ids = self.tokenizer(texts, add_special_tokens=plain, verbose=False)["input_ids"]
+        return [_Ids(one, None) for one in ids]
 
     # ------------------------------------------------------------------ borders
 
@@ -306,9 +281,8 @@ class Encoder:
         answer.
 
         A special token cuts the text: what is on its one side does not change the tokens on its
-            other. So it is enough that
-        the words between the last special token and the border are the same alone; they are the
-        same in nearly every row.
+        other. So it is enough that the words between the last special token and the border are the
+        same alone; they are the same in nearly every row.
         """
         if whole.encoding is None:
             return None
@@ -344,49 +318,46 @@ class Encoder:
             turns: each with the tokens of its prompt and of prompt and answer, where they are
                 known.
         """
-        fresh = [turn for turn, known in turns if known is None]
-        plain = [turn.plain for turn in fresh]
-        made = zip(
-            self._batch([turn.before for turn in fresh], plain, ends=False),
-            self._batch([turn.before + turn.after for turn in fresh], plain),
-            strict=True,
-        )
-        both = [
-            known if known is not None else tuple(one.ids for one in next(made))
-            for _, known in turns
-        ]
-        prompts, wholes = [prompt for prompt, _ in both], [whole for _, whole in both]
+        known = self._prompts_and_wholes(turns)
+        prompts, wholes = [prompt for prompt, _ in known], [whole for _, whole in known]
         afters = [turn.after for turn, _ in turns]
-        bare = [False] * len(turns)
-        alone = [one.ids for one in self._batch(afters, bare)]
-        found = [
-            whole if whole[: len(prompt)] == prompt else [*prompt, *tail]
-            for whole, prompt, tail in zip(wholes, prompts, alone, strict=True)
+        joined = [
+            whole if whole[: len(prompt)] == prompt else [*prompt, *after]
+            for whole, prompt, after in zip(wholes, prompts, self.bare(afters), strict=True)
         ]
         texts = self._decoded(wholes)
-        wrong = [
-            i
-            for i, (text, other) in enumerate(zip(texts, self._decoded(found), strict=True))
-            if text != other
-        ]
-        for i, one in zip(
-            wrong, self._batch(["\n" + afters[i] for i in wrong], [False] * len(wrong)), strict=True
-        ):
-            if one.ids[: len(self._anchor)] == self._anchor:
-                found[i] = [*prompts[i], *one.ids[len(self._anchor) :]]
-        lost = {i for i in wrong if self._decoded([found[i]])[0] != texts[i]}
-        return [
-            (
-                DataError(
+        wrong = [i for i, text in enumerate(self._decoded(joined)) if text != texts[i]]
+        anchored = self.bare(["\n" + afters[i] for i in wrong])
+        for i, ids in zip(wrong, anchored, strict=True):
+            if ids[: len(self._anchor)] == self._anchor:
+                joined[i] = [*prompts[i], *ids[len(self._anchor) :]]
+        lost = {i for i in wrong if self._decoded([joined[i]])[0] != texts[i]}
+        out: list[Encoded | DataError] = []
+        for i, (turn, _) in enumerate(turns):
+            if i in lost:
+                error = DataError(
                     f"prompt and answer {turn.after[:40]!r} cannot be tokenised apart without"
                     " changing the text",
                     cure="end the prompt template with a line break or a special token",
                 )
-                if i in lost
-                else Encoded(found[i], (Span(len(prompts[i]), len(found[i]), turn.number),))
-            )
-            for i, (turn, _) in enumerate(turns)
-        ]
+                out.append(error)
+            else:
+                span = Span(len(prompts[i]), len(joined[i]), turn.number)
+                out.append(Encoded(joined[i], (span,)))
+        return out
+
+    def _prompts_and_wholes(
+        self, turns: Many[tuple[Turn, tuple[list[int], list[int]] | None]]
+    ) -> list[tuple[list[int], list[int]]]:
+        """The tokens of each turn's prompt, and of prompt and answer as one text."""
+        fresh = [turn for turn, known in turns if known is None]
+        plain = [turn.plain for turn in fresh]
+        prompts = iter(self._batch([turn.before for turn in fresh], plain, ends=False))
+        wholes = iter(self._batch([turn.before + turn.after for turn in fresh], plain))
+        return [known or (next(prompts).ids, next(wholes).ids) for _, known in turns]
+
+    def _same_text(self, ids: list[int], others: list[int]) -> bool:
+        return self._decoded([ids]) == self._decoded([others])
 
     def _decoded(self, ids: Many[list[int]]) -> list[str]:
         if self._fast is not None:
@@ -400,3 +371,31 @@ class _Ids:
 
     ids: list[int]
     encoding: Any
+
+
+@dataclass(frozen=True, slots=True)
+class _Both:
+    """Token ids of texts alone, and of the same texts after a line break."""
+
+    alone: list[list[int]]
+    anchored: list[list[int]]
+
+    @classmethod
+    def of(cls, encoder: Encoder, texts: list[str]) -> _Both:
+        return cls(encoder.bare(texts), encoder.bare([f"\n{text}" for text in texts]))
+
+    def part(self, start: int, end: int) -> _Both:
+        return _Both(self.alone[start:end], self.anchored[start:end])
+
+
+def _with_step_ends(
+    prompt: list[int], parts: list[list[int]], turns: Many[Turn]
+) -> list[Encoded] | DataError:
+    """A prompt and the steps after it as one sequence: the last token of each step is trained."""
+    ends = np.cumsum([len(prompt), *map(len, parts)]).tolist()[1:]
+    if ends[0] == 1:  # what nothing predicts is no target
+        return DataError(
+            "the first step is a single token with nothing before it", cure="give the row a prompt"
+        )
+    spans = tuple(Span(end - 1, end, turn.number) for end, turn in zip(ends, turns, strict=True))
+    return [Encoded([*prompt, *(token for part in parts for token in part)], spans)]

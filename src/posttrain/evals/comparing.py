@@ -17,10 +17,10 @@ from typing import Any
 
 from posttrain.core.errors import DataError
 from posttrain.core.files import sha256_json
-from posttrain.data.asked import asked
 from posttrain.data.forest import Tree
 from posttrain.data.formats import Format
 from posttrain.data.prepare import fit
+from posttrain.data.prompts import read_prompts
 from posttrain.data.rows import Rejects, Row
 from posttrain.data.settings import Source
 from posttrain.engine.sampler import Sampling
@@ -76,7 +76,7 @@ def win(subject: Subject, source: Source, scorer: Scorer, *, max_tokens: int = 6
     """
     prompts = [
         one
-        for one in asked([source], subject.chat, Rejects())
+        for one in read_prompts([source], subject.chat, Rejects())
         if len(one.ids) + max_tokens <= subject.max_length
     ]
     drawn = []

@@ -22,7 +22,7 @@ from posttrain.data.chat import Chat
 from posttrain.data.forest import Sequence, Tree
 from posttrain.data.formats import Example
 from posttrain.data.prepare import fit
-from posttrain.data.tokens import Encoded, Encoder, stepped
+from posttrain.data.tokens import Encoded, Encoder
 from posttrain.engine.load import longest_position, resolve
 from posttrain.engine.reward import RewardModel
 from posttrain.scoring.scorers import SCORERS, Item, Scorer
@@ -118,7 +118,7 @@ class Learned:
             ]
             return self._encoder.steps(
                 [
-                    stepped(self.chat, replace(one, steps=tuple(steps or [("", 0.0)])))
+                    self.chat.step_turns(replace(one, steps=tuple(steps or [("", 0.0)])))
                     for one, steps in zip(examples, split, strict=True)
                 ]
             )

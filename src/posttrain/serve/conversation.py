@@ -12,7 +12,7 @@ from typing import Any
 
 from posttrain.core.errors import ConfigError
 from posttrain.core.files import write_atomic
-from posttrain.data.formats import Message
+from posttrain.data.messages import Message
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,8 @@ class Answer:
         interrupted: ended by the user.
         forgotten: turns at the start of the conversation that the model was not shown, to stay
             within its positions.
+        message: the answer as history has it, with its reasoning apart where the chat template has
+            a place for it; None: the text is the content.
     """
 
     text: str
@@ -35,6 +37,7 @@ class Answer:
     finished: bool
     interrupted: bool = False
     forgotten: int = 0
+    message: Message | None = None
 
 
 @dataclass
@@ -66,7 +69,7 @@ class Conversation:
             yield {"role": "user", "content": turn.question}
             for answer in turn.answers[model : model + 1]:
                 unfit = {} if answer.finished and answer.text.strip() else {"weight": 0}
-                yield {"role": "assistant", "content": answer.text, **unfit}
+                yield {**(answer.message or {"role": "assistant", "content": answer.text}), **unfit}
 
     def save(self, path: Path) -> int:
         """Append the conversation to a JSONL file, a row for each model, as `posttrain sft --data`
@@ -79,13 +82,12 @@ class Conversation:
         Raises:
             ConfigError: there is nothing to learn from, or the file cannot be written.
         """
-        found = [
-            list(self._row(k))
-            for k in range(max((len(turn.answers) for turn in self.turns), default=0))
-        ]
-        rows = [
-            row for row in found if any(m["role"] == "assistant" and "weight" not in m for m in row)
-        ]
+        models = max((len(turn.answers) for turn in self.turns), default=0)
+        rows = []
+        for model in range(models):
+            row = list(self._row(model))
+            if any(message["role"] == "assistant" and "weight" not in message for message in row):
+                rows.append(row)
         if not rows:
             raise ConfigError(
                 "there is no finished answer to save",

@@ -1,8 +1,10 @@
-"""A model that takes part in a conversation: prompted as it was trained, heard token by token.
+"""A model that takes part in a conversation: prompted as it was trained, its answer given out token
+by token.
 
 Left out: keeping the key-value cache from one turn to the next. Templates may rewrite history,
-    sliding windows and linear
-attention cannot go back, and in bfloat16 a prompt computed in two parts may round to another token.
+sliding windows and linear attention cannot go back, and in bfloat16 a prompt computed in two parts
+may round to another token. For the same reason every turn is prompted for anew, not extended: the
+template decides whether earlier reasoning is shown again, as it does in training.
 """
 
 from __future__ import annotations
@@ -15,14 +17,15 @@ from typing import Any
 
 from posttrain.core.errors import DataError, ModelError
 from posttrain.data.chat import Chat
-from posttrain.data.formats import Example, Message
-from posttrain.data.thinking import PROMPTED, TAGS
+from posttrain.data.formats import Example
+from posttrain.data.messages import Message
+from posttrain.data.templates.thinking import OPENING, PROMPTED, TAGS
 from posttrain.data.tokens import Encoder
 from posttrain.engine.policy import Policy
 from posttrain.engine.sampler import Sampling
 from posttrain.serve.conversation import Answer
 
-Heard = Callable[[str], None]  # a piece of an answer, as it is written
+OnText = Callable[[str, bool], None]  # takes a piece of an answer, and whether it is thinking
 
 
 class Stream:
@@ -40,6 +43,12 @@ class Stream:
         self._tokenizer, self._silent, self._lead = tokenizer, silent, text
         self._tokens: list[int] = []
         self.text = text
+
+    @property
+    def thinking(self) -> bool:
+        """Whether the text ends inside thinking."""
+        tags = TAGS.findall(self.text)
+        return bool(tags) and OPENING.fullmatch(tags[-1]) is not None
 
     def take(self, token: int) -> str:
         """The text that this token makes complete."""
@@ -70,10 +79,10 @@ class Voice:
         self.name, self.policy = name, policy
         self.chat, self.encoder = Chat(policy.tokenizer, kwargs=kwargs), Encoder(policy.tokenizer)
         self.notes = list(policy.notes)
-        if self.chat.origin == "default":
+        if self.chat.template.origin == "default":
             self.notes.append(f"{name} has no chat template; it is talked to in the default one")
         policy.set_chat(
-            self.chat.template, self.chat.stop
+            self.chat.template.source, self.chat.stop
         )  # as training does: the template's end of an answer is a stop, too
         self.notes += self.chat.notes
         self.positions = policy.longest
@@ -121,44 +130,51 @@ class Voice:
             cure="shorten it, or the system prompt",
         )
 
-    def answer(self, messages: tuple[Message, ...], params: Sampling, heard: Heard) -> Answer:
+    def answer(self, messages: tuple[Message, ...], params: Sampling, on_text: OnText) -> Answer:
         """Write the next answer of a conversation.
 
         Args:
             messages: the last is the user's.
-            heard: hears every piece of the text; a KeyboardInterrupt in it, or anywhere, ends the
-                answer where it is.
+            on_text: is given every piece of the text; a KeyboardInterrupt in it, or anywhere, ends
+                the answer where it is.
         """
         began = time.perf_counter()
         ids, text, forgotten = self.prompt(messages, params.max_tokens)
-        asked = PROMPTED.search(text, max(0, len(text) - 100))
-        opened = (
-            asked[0] if asked and asked[1] and not asked[2] else ""
-        )  # thinking that the prompt begins is part of the answer
+        thinking = PROMPTED.search(text, max(0, len(text) - 100))
+        opened = ""  # thinking that the prompt begins is part of the answer
+        if thinking and thinking[1] and not thinking[2]:
+            opened = thinking[0]
         stream = Stream(self.policy.tokenizer, self._silent, opened)
-        room = (
-            params.max_tokens
-            if self.positions is None
-            else min(params.max_tokens, self.positions - len(ids))
-        )
-        tokens, finished, interrupted = 0, False, False
+        room = params.max_tokens
+        if self.positions is not None:
+            room = min(room, self.positions - len(ids))
+        tokens: list[int] = []
+        finished, interrupted = False, False
 
-        def told(prompt: int, number: int, token: int) -> None:
-            nonlocal tokens
-            tokens += 1
+        def on_token(prompt: int, number: int, token: int) -> None:
+            tokens.append(token)
+            before = stream.thinking
             if piece := stream.take(token):
-                heard(piece)
+                on_text(piece, before or stream.thinking)
 
         try:
             if opened:
-                heard(opened)
+                on_text(opened, True)
             params = replace(params, max_tokens=room, stop=self.policy.stops)
-            finished = self.policy.sample([ids], params, progress=told)[0].finished
+            finished = self.policy.sample([ids], params, progress=on_token)[0].finished
         except KeyboardInterrupt:
             interrupted = True
-        return Answer(
-            stream.text, tokens, time.perf_counter() - began, finished, interrupted, forgotten
-        )
+        seconds = time.perf_counter() - began
+        message = self._message(tokens, ids)
+        return Answer(stream.text, len(tokens), seconds, finished, interrupted, forgotten, message)
+
+    def _message(self, tokens: list[int], prompt: list[int]) -> Message | None:
+        """An answer with its reasoning apart; None where it has none, or no end of it."""
+        parsed = self.chat.template.parse(tokens, prompt=prompt)
+        message = parsed.message
+        if not message.get("reasoning_content") or not message["content"].strip():
+            return None
+        return None if parsed.faults or "tool_calls" in message else message
 
 
 def model_folder(path: str) -> str:

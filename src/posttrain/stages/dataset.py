@@ -248,7 +248,7 @@ def _prepare(
     rejects.close()
     for note in chat.notes:
         observer.message(note)
-    if chat.used and chat.origin == "default":
+    if chat.used and chat.template.origin == "default":
         observer.note(
             "chat",
             f"the model has no chat template: a default, whose answers end with {chat.stop}, is"

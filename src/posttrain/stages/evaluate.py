@@ -320,7 +320,7 @@ def _subject(
     chat = Chat(policy.tokenizer, prompt_template=settings.prompt_template)
     if settings.prompt_template is None and (settings.exact or settings.win):
         policy.set_chat(
-            chat.template, chat.stop
+            chat.template.source, chat.stop
         )  # so that answers end where the template ends them
     return Subject(
         policy,

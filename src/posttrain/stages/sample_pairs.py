@@ -50,7 +50,7 @@ from posttrain.core.identity import check, claim
 from posttrain.core.seeds import derive
 from posttrain.core.settings import Settings, assemble
 from posttrain.core.version import __version__
-from posttrain.data.asked import Asked, asked
+from posttrain.data.prompts import Prompt, read_prompts
 from posttrain.data.rows import Rejects
 from posttrain.data.settings import FormatName, Source, Sourced, json_values
 from posttrain.data.sources import digest as data_digest
@@ -174,7 +174,7 @@ class Outcome:
 class Group:
     """The answers to one prompt, ranked. records: lines of `samples.jsonl`."""
 
-    asked: Asked
+    asked: Prompt
     records: list[dict[str, Any]]
     ranking: Ranking
 
@@ -293,7 +293,7 @@ def _check(settings: SamplePairsSettings) -> None:
 
 def _begin(
     settings: SamplePairsSettings, rejects: Rejects, observer: ConsoleObserver
-) -> list[Asked]:
+) -> list[Prompt]:
     """The prompts, as the model will see them.
 
     What is wrong with them or the scorer shows here, before anything is sampled.
@@ -308,7 +308,7 @@ def _begin(
         prompt_template=settings.prompt_template,
     )
     longest = longest_position(base)
-    prompts = asked(
+    prompts = read_prompts(
         settings.data,
         chat,
         rejects,
@@ -356,7 +356,9 @@ def _scored(settings: SamplePairsSettings, unscored: int, n: int, what: str) -> 
 # ----------------------------------------------------------------------------------------- sampling
 
 
-def _sample(settings: SamplePairsSettings, prompts: Many[Asked], observer: ConsoleObserver) -> None:
+def _sample(
+    settings: SamplePairsSettings, prompts: Many[Prompt], observer: ConsoleObserver
+) -> None:
     """Write the chunks that are not there yet."""
     starts = [
         a for a in range(0, len(prompts), settings.batch_size) if not _chunk(settings, a).is_file()
@@ -374,7 +376,7 @@ def _sample(settings: SamplePairsSettings, prompts: Many[Asked], observer: Conso
 
         chat = Chat(policy.tokenizer, kwargs=settings.template_kwargs)
         policy.set_chat(
-            chat.template, chat.stop
+            chat.template.source, chat.stop
         )  # so that answers end where the template ends them
     scorer = open_scorer(settings.scorer or f"reward:{settings.reward_model}", settings.device)
     with observer.working("sampling", len(starts) * settings.batch_size) as told:
@@ -395,7 +397,7 @@ def _line(record: dict[str, Any]) -> str:
 
 
 def _answers(
-    settings: SamplePairsSettings, policy: Policy, scorer: Scorer, start: int, some: Many[Asked]
+    settings: SamplePairsSettings, policy: Policy, scorer: Scorer, start: int, some: Many[Prompt]
 ) -> list[dict[str, Any]]:
     """Answers to prompts number start, start + 1, …, scored."""
     from posttrain.engine.sampler import Sampling
@@ -434,7 +436,7 @@ def _answers(
 # ------------------------------------------------------------------------------------------ results
 
 
-def _write(settings: SamplePairsSettings, prompts: Many[Asked]) -> dict[str, Any]:
+def _write(settings: SamplePairsSettings, prompts: Many[Prompt]) -> dict[str, Any]:
     """The files, and what they come to."""
     from posttrain.evals.samples import Tally
 
@@ -487,7 +489,7 @@ def _write(settings: SamplePairsSettings, prompts: Many[Asked]) -> dict[str, Any
     return summary
 
 
-def _groups(settings: SamplePairsSettings, prompts: Many[Asked]) -> Iterator[Group]:
+def _groups(settings: SamplePairsSettings, prompts: Many[Prompt]) -> Iterator[Group]:
     for start in range(0, len(prompts), settings.batch_size):
         # not splitlines, which ends lines at signs that JSON may hold
         records = [
@@ -501,7 +503,7 @@ def _groups(settings: SamplePairsSettings, prompts: Many[Asked]) -> Iterator[Gro
             yield Group(prompts[some[0]["prompt"]], some, rank(answers, settings.rules))
 
 
-def _head(one: Asked) -> dict[str, Any]:
+def _head(one: Prompt) -> dict[str, Any]:
     return {"prompt": one.prompt if isinstance(one.prompt, str) else list(one.prompt)}
 
 

@@ -157,7 +157,7 @@ def run(settings: TrainingSettings, observer: ConsoleObserver, objective: Object
                 observer.message(reason)
             observer.note("model", _describe(learner, settings))
             if chat.used:  # leave in the exported model how it was talked to
-                learner.set_chat(chat.template, chat.stop)
+                learner.set_chat(chat.template.source, chat.stop)
             training, setup = _prepare(settings, learner, found, observer, objective)
             claim(folder, identity, __version__)
         except BaseException:

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 
 from posttrain.core.errors import DataError
 from posttrain.data.chat import Chat
-from posttrain.data.templates import default_template
+from posttrain.data.templates.default import default_template
 from tests.data.chats import answer, call, encode, pairs, runs, turns, user, words
 from tests.making import END
 from tests.making import tokenizer as bare
@@ -208,9 +208,9 @@ def test_it_is_saved_with_the_model_and_rendered_the_same_after_reload(
         "plain": bare,
     }[name]()
     chat = Chat(tokenizer)
-    assert chat.origin == "default"
+    assert chat.template.origin == "default"
     found = chat.turns(given := example_of(LONG), given.answers[0])
-    tokenizer.chat_template = chat.template
+    tokenizer.chat_template = chat.template.source
     tokenizer.save_pretrained(tmp_path)
     again = AutoTokenizer.from_pretrained(tmp_path)
     messages = [{k: v for k, v in m.items() if k != "weight"} for m in LONG]
@@ -222,7 +222,7 @@ def test_it_is_saved_with_the_model_and_rendered_the_same_after_reload(
             tokenize=False,
         )
     reloaded = Chat(again)
-    assert reloaded.origin == "the model's own" and reloaded.stop == chat.stop
+    assert reloaded.template.origin == "the model's own" and reloaded.stop == chat.stop
     assert reloaded.turns(given, given.answers[0]) == found
 
 

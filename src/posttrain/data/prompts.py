@@ -1,5 +1,5 @@
-"""Prompts to ask a model: rows of any format as what it is shown, and what is known of the wanted
-answer.
+"""Prompts to draw answers for: rows of any format as what the model is shown, and what is known of
+the wanted answer.
 
 prompt              the prompt
 prompt-completion   the prompt; the completion is the wanted answer
@@ -13,9 +13,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from posttrain.core.errors import DataError
+from posttrain.data.chat import Chat
 from posttrain.data.formats import Example, Format
 from posttrain.data.messages import Text
 from posttrain.data.rows import Rejects, Row
@@ -23,12 +24,9 @@ from posttrain.data.settings import FormatName, Source
 from posttrain.data.sources import read
 from posttrain.data.tokens import Encoder
 
-if TYPE_CHECKING:
-    from posttrain.data.chat import Chat
-
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class Prompt:
     """A prompt as a model is shown it.
 
     Attributes:
@@ -46,14 +44,36 @@ class Asked:
     around: dict[str, Any]
 
 
-def asked(
+@dataclass(frozen=True, slots=True)
+class _Rendered:
+    """A row whose prompt is text, and not yet tokens."""
+
+    row: Row
+    example: Example
+    wanted: str | None
+    text: str
+    plain: bool
+
+    def prompt(self, ids: list[int]) -> Prompt:
+        columns = {key: value for key, value in self.row.fields.items() if key != "completion"}
+        if self.wanted is not None:
+            columns["completion"] = self.wanted
+        around: dict[str, Any] = {}
+        if self.example.tools:
+            around["tools"] = list(self.example.tools)
+        if self.example.kwargs:
+            around["chat_template_kwargs"] = self.example.kwargs
+        return Prompt(self.row.where, self.example.prompt, ids, columns, around)
+
+
+def read_prompts(
     sources: Many[Source],
     chat: Chat,
     rejects: Rejects,
     *,
     format: FormatName = "",
     longest: int | None = None,
-) -> list[Asked]:
+) -> list[Prompt]:
     """Every prompt of some sources, in order.
 
     Args:
@@ -63,57 +83,36 @@ def asked(
     Raises:
         DataError: a row cannot be used, and rejects are not written.
     """
-    found: list[tuple[Row, Example, str, bool, dict[str, Any]]] = []
+    rendered: list[_Rendered] = []
     for source in sources:
         form = Format(format)
         for row in read(source, rejects):
             try:
-                example, wanted = _asked(form.read(row))
+                example, wanted = _without_answers(form.read(row))
                 text, plain = chat.prompt(example)
             except DataError as error:
                 rejects.add(error, row)
             else:
-                rest = {key: value for key, value in row.fields.items() if key != "completion"}
-                found.append(
-                    (
-                        row,
-                        example,
-                        text,
-                        plain,
-                        rest if wanted is None else {**rest, "completion": wanted},
-                    )
-                )
-    out = []
-    encoded = Encoder(chat.tokenizer).prompts([one[2] for one in found], [one[3] for one in found])
-    for ids, (row, example, _, _, known) in zip(encoded, found, strict=True):
+                rendered.append(_Rendered(row, example, wanted, text, plain))
+    encoded = Encoder(chat.tokenizer).prompts(
+        [one.text for one in rendered], [one.plain for one in rendered]
+    )
+    prompts = []
+    for ids, one in zip(encoded, rendered, strict=True):
         if longest is not None and len(ids) > longest:
-            rejects.add(
-                DataError(
-                    f"the prompt has {len(ids):,} tokens, and beside --max-tokens"
-                    f" {max(0, longest):,} fit into what the model can address",
-                    where=row.where,
-                    cure="shorten or remove the row, or give a lower --max-tokens",
-                ),
-                row,
+            error = DataError(
+                f"the prompt has {len(ids):,} tokens, and beside --max-tokens"
+                f" {max(0, longest):,} fit into what the model can address",
+                where=one.row.where,
+                cure="shorten or remove the row, or give a lower --max-tokens",
             )
-            continue
-        around = {
-            "tools": list(example.tools) if example.tools else None,
-            "chat_template_kwargs": example.kwargs or None,
-        }
-        out.append(
-            Asked(
-                row.where,
-                example.prompt,
-                ids,
-                known,
-                {key: value for key, value in around.items() if value},
-            )
-        )
-    return out
+            rejects.add(error, one.row)
+        else:
+            prompts.append(one.prompt(ids))
+    return prompts
 
 
-def _asked(example: Example) -> tuple[Example, str | None]:
+def _without_answers(example: Example) -> tuple[Example, str | None]:
     """An example without its answers, and the wanted one; None where there is none."""
     prompt, answers = example.prompt, example.answers
     wanted = None

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from posttrain.data.messages import REASONING
+
 _OPEN = (
     r"<(?:think|thinking|reasoning|thought|seed:think)>|\[THINK\]"
     r"|<\|START_THINKING\|>|<\|channel>thought"
@@ -12,27 +14,23 @@ _OPEN = (
 _CLOSE = (
     r"</(?:think|thinking|reasoning|thought|seed:think)>|\[/THINK\]|<\|END_THINKING\|>|<channel\|>"
 )
+OPENING = re.compile(_OPEN)
 TAGS = re.compile(f"{_OPEN}|{_CLOSE}")
-PROMPTED = re.compile(
-    rf"(?:({_OPEN})\s*)?((?:{_CLOSE})\s*)?\Z"
-)  # thinking that a prompt begins, or says is over
-EMPTY = re.compile(
-    rf"\s*({_OPEN})?(\s*)({_CLOSE})"
-)  # what history shows of an answer without reasoning
+# thinking that a prompt begins, or says is over
+PROMPTED = re.compile(rf"(?:({_OPEN})\s*)?((?:{_CLOSE})\s*)?\Z")
+# what history shows of an answer without reasoning
+EMPTY = re.compile(rf"\s*({_OPEN})?(\s*)({_CLOSE})")
+# thinking that is closed again, or begun again, after it was closed
 TWICE = re.compile(rf"\s*(?:{_OPEN})?\s*(?:{_CLOSE})\s*(?:{_OPEN}|{_CLOSE})")
 _INLINE = re.compile(rf"\s*(?:{_OPEN})(.*?)(?:{_CLOSE})(\s*)(.*)", re.DOTALL)
 
 
 def reasoning(message: dict[str, Any]) -> str:
     """The reasoning that a message has as a field of its own."""
-    return next(
-        (
-            message[k]
-            for k in ("reasoning_content", "reasoning", "thinking")
-            if isinstance(message.get(k), str)
-        ),
-        "",
-    )
+    for key in REASONING:
+        if isinstance(message.get(key), str):
+            return message[key]
+    return ""
 
 
 def thought(message: dict[str, Any]) -> tuple[str | None, str, str]:
