@@ -62,7 +62,7 @@ def whole(folder: Path, n: int, *, arrays: bool = True, seal: bool = True) -> No
             journal.seal()
 
 
-# ----------------------------------------------------------------------------------- as it should be
+# ---------------------------------------------------------------------------------- as it should be
 
 
 def test_records_come_back_in_a_later_process_and_after_it_is_closed(tmp_path: Path) -> None:
@@ -174,8 +174,7 @@ def test_killed_at_random_moments_it_loses_nothing_that_was_appended(tmp_path: P
     reached = 0
     for _ in range(8):
         work = (
-            "[(fill(journal, n + 1), print(n + 1, flush=True))"
-            " for n in range(len(journal), 10**6)]"
+            "[(fill(journal, n + 1), print(n + 1, flush=True)) for n in range(len(journal), 10**6)]"
         )
         writer = process(tmp_path, work)
         assert writer.stdout is not None
@@ -279,3 +278,16 @@ def test_a_full_disk_leaves_no_half_record(tmp_path: Path, monkeypatch: pytest.M
     said: list[str] = []
     with Journal(tmp_path, KEY, message=said.append) as journal:
         assert right(journal, 5) and said == []
+
+
+def test_a_part_of_an_array_is_read_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole_array = np.arange(60, dtype=np.int32).reshape(20, 3)
+    with Journal(tmp_path, KEY) as journal:
+        journal.append(first=np.ones(5), x=whole_array)
+    read: list[int] = []
+    real = os.pread
+    monkeypatch.setattr(
+        os, "pread", lambda handle, size, at: (read.append(size), real(handle, size, at))[1]
+    )
+    assert journal.part(0, "x", 4, 6).tolist() == whole_array[4:6].tolist()
+    assert read[-1] == 2 * 3 * 4 and len(read) == 2  # the line, and two rows

@@ -77,7 +77,7 @@ def console(*, stderr: bool = False) -> Console:
     return Console(file=stream, highlight=False, emoji=False)
 
 
-def reporter(
+def open_reporter(
     to: Console | None = None, *, quiet: bool = False, sinks: Iterable[Sink] = ()
 ) -> Reporter:
     """A reporter that shows a run to a person, and hands it to the user's own sinks.
@@ -365,3 +365,6 @@ def print_error(error: Exception) -> None:
         out.print("[bold]cure:[/bold]  ", end="", soft_wrap=True)
         out.print(text[1], markup=False, soft_wrap=True)
     sys.stderr.flush()
+
+
+ConsoleObserver = Reporter

@@ -53,7 +53,11 @@ class Progress:
 
 @dataclass(frozen=True)
 class Step:
-    """An optimiser step: its number, from 1, and what it measured (docs/reference/run-folder.md)."""
+    """An optimiser step: its number, from 1, and what it measured (docs/reference/run-folder.md).
+
+    Attributes:
+        values: by name; `loss`, `tokens_per_second` and `memory_gib` are always among them.
+    """
 
     step: int
     values: Mapping[str, Any]
@@ -192,9 +196,7 @@ class Reporter:
         finally:
             self.progress(label, done, total, unit=unit, over=True)
 
-    def done(
-        self, folder: object, summary: Mapping[str, Any], log: Many[Step | Held] = ()
-    ) -> None:
+    def done(self, folder: object, summary: Mapping[str, Any], log: Many[Step | Held] = ()) -> None:
         """A run has ended, with this summary and these steps and validations."""
         self.emit(Done(str(folder), summary, log))
 

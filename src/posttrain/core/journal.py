@@ -25,7 +25,7 @@ import math
 import os
 import weakref
 from array import array
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,7 +41,8 @@ from posttrain.core.identity import differences
 RECORDS, ARRAYS = "records.jsonl", "arrays.bin"
 BLOCK = 64  # records between two flushes to the disk
 DIGEST = 16  # hexadecimal digits
-# A line is its head, its body (JSON, digested as it is written) and its tail. Kinds have one length.
+# A line is its head, its body (JSON, digested as it is written) and its tail. All kinds are names
+# of six letters, so that a body begins at the same place.
 HEAD = '{{"digest": "{digest}", "{kind}": '
 HEAD_SIZE = len(HEAD.format(digest="0" * DIGEST, kind="record"))
 KIND = slice(HEAD_SIZE - len('record": '), HEAD_SIZE - len('": '))
@@ -55,6 +56,25 @@ class Entry:
 
     value: Any = None
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """An array in the file: its type and shape, and the byte it begins at."""
+
+    dtype: str
+    shape: list[int]
+    at: int
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return np.dtype(self.dtype).itemsize * math.prod(self.shape)
+
+    def rows(self, start: int, stop: int) -> _Place:
+        """The part that is rows start … stop − 1."""
+        row = _Place(self.dtype, self.shape[1:], 0).size
+        return _Place(self.dtype, [stop - start, *self.shape[1:]], self.at + start * row)
 
 
 class Journal(Many[Entry]):
@@ -117,16 +137,28 @@ class Journal(Many[Entry]):
         return max(0, len(self._lines) - 1)
 
     def __getitem__(self, i: int) -> Entry:  # type: ignore[override] - no slices
+        value, places = self._record(i)
+        return Entry(value, {name: self._array(place) for name, place in places.items()})
+
+    def part(self, i: int, name: str, start: int, stop: int) -> np.ndarray:
+        """Rows start … stop − 1 of an array of record i; nothing else of it is read."""
+        return self._array(self._record(i)[1][name].rows(start, stop))
+
+    def _record(self, i: int) -> tuple[Any, dict[str, _Place]]:
+        """The value of record i, and where its arrays are."""
         if not 0 <= i < len(self):
             raise IndexError(i)
         start, end = self._lines[i], self._lines[i + 1]
-        body = self._at(RECORDS, start, end - start)[HEAD_SIZE : -len(TAIL)]
-        record, at, arrays = json.loads(body), self._ends[i], {}
+        record = json.loads(self._at(RECORDS, start, end - start)[HEAD_SIZE : -len(TAIL)])
+        places, at = {}, self._ends[i]
         for name, (dtype, shape) in record.get("arrays", {}).items():
-            size = _bytes(dtype, shape)
-            arrays[name] = np.frombuffer(self._at(ARRAYS, at, size), dtype).reshape(shape)
-            at += size
-        return Entry(record["value"], arrays)
+            places[name] = _Place(dtype, shape, at)
+            at += places[name].size
+        return record["value"], places
+
+    def _array(self, place: _Place) -> np.ndarray:
+        data = self._at(ARRAYS, place.at, place.size)
+        return np.frombuffer(data, place.dtype).reshape(place.shape)
 
     def __iter__(self) -> Iterator[Entry]:
         return (self[i] for i in range(len(self)))
@@ -268,7 +300,7 @@ class Journal(Many[Entry]):
         if b'"arrays": ' in body and kind == "record":
             try:
                 shapes = json.loads(body).get("arrays", {}).values()
-                size = sum(_bytes(dtype, shape) for dtype, shape in shapes)
+                size = sum(_Place(dtype, shape, 0).size for dtype, shape in shapes)
             except (ValueError, TypeError, AttributeError):
                 return None
             if size and ARRAYS not in self._files:
@@ -319,10 +351,6 @@ def _little(one: Any) -> np.ndarray:
     """The array with its least significant bytes first, as every machine reads it back."""
     one = np.asarray(one, order="C")
     return one.astype(one.dtype.newbyteorder("<"), copy=False)
-
-
-def _bytes(dtype: str, shape: Mapping[str, Any] | list[int]) -> int:
-    return np.dtype(dtype).itemsize * math.prod(shape)
 
 
 def _write_all(handle: int, data: bytes, at: int) -> None:

@@ -1,7 +1,7 @@
 """Experiment trackers as sinks: W&B, trackio, MLflow, TensorBoard.
 
-A run has one id, kept in `tracking.json` in its folder, under which a resumed run continues in every
-tracker. Steps are numbered by the run: what an earlier process handed over is not handed over
+A run has one id, kept in `tracking.json` in its folder, under which a resumed run continues in
+every tracker. Steps are numbered by the run: what an earlier process handed over is not handed over
 again, so a step that runs twice is logged once. A tracker opens with the first step; one that fails
 is dropped by the `Reporter`, and the run goes on.
 """
@@ -294,9 +294,10 @@ def numbers(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
     for name, value in values.items():
         if isinstance(value, Mapping):
             out |= numbers(value, f"{prefix}{name}/")
-        elif isinstance(value, (int, float)) and not isinstance(value, bool):
-            if math.isfinite(value):
-                out[prefix + name] = value
+        elif (
+            isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        ):
+            out[prefix + name] = value
     return out
 
 

@@ -23,6 +23,7 @@ from typing import Generic, TypeVar
 
 from posttrain.core.console import ConsoleObserver
 from posttrain.core.errors import ConfigError
+from posttrain.core.events import Reporter
 from posttrain.core.files import PARTIAL
 from posttrain.core.seeds import derive
 from posttrain.data.anatomy import Anatomy, anatomy
@@ -249,7 +250,7 @@ def inspect(
         DataError: a source that cannot be read, or a row that cannot be used.
         ConfigError: a budget less than the longest sequence.
     """
-    observer = observer or ConsoleObserver(quiet=True)
+    observer = observer or Reporter()
     encoder, sizes, lengths = (
         Encoder(chat.tokenizer),
         Reservoir[tuple[int, int, int]](SAMPLE, "packing"),

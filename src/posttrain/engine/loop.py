@@ -16,12 +16,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from posttrain.core.errors import CheckpointError, PosttrainError
+from posttrain.core.events import TRAIN, Alarm, Held, Reporter, Step
 from posttrain.core.seeds import derive
 from posttrain.core.types import Loss
 from posttrain.data.forest import Tree, forests
@@ -39,16 +40,6 @@ from posttrain.engine.settings import CheckpointSettings, ValidationSettings
 CHECKPOINT_SECONDS = 300.0
 
 
-class Observer(Protocol):
-    """What watches a run. All methods may do nothing."""
-
-    def start(self, step: int, steps: int) -> None: ...
-    def record(self, record: dict[str, Any]) -> None: ...
-    def progress(self, label: str, done: int, total: int) -> None: ...
-    def message(self, text: str) -> None: ...
-    def stop(self) -> None: ...
-
-
 class Interrupted(PosttrainError):
     """The user or the system asked the run to stop; a checkpoint was written first."""
 
@@ -62,7 +53,7 @@ class Interrupted(PosttrainError):
 
 
 @dataclass
-class Held:
+class HeldLoss:
     """Held-out loss: nats per target, over all targets, and how sure that is.
 
     Attributes:
@@ -83,9 +74,8 @@ class Held:
 HeldOut = Callable[
     [Callable[[int, int], None]], dict[str, Any]
 ]  # told how far it is → the numbers, `loss` among them
-Watch = Callable[
-    [dict[str, Any]], Many[str]
-]  # a record of the log → what is alarming about it; hears every record in order
+# called with every step and validation, in order; returns what is alarming about it
+Watch = Callable[[Step | Held], Many[Alarm]]
 
 
 @dataclass
@@ -100,7 +90,7 @@ class Run:
     budget: int
     seed: int
     folder: Path
-    observer: Observer
+    observer: Reporter
     checkpoints: CheckpointSettings
     validation: ValidationSettings
     held_out: HeldOut | None = None
@@ -200,7 +190,7 @@ def validate(
     trees: Many[Tree],
     budget: int,
     told: Callable[[int, int], None] = lambda done, total: None,
-) -> Held:
+) -> HeldLoss:
     """Held-out loss with a 95 % interval; `told` hears how many sequences of how many are scored.
 
     The mean over targets is a ratio of sums over sequences, so its standard error is the delta
@@ -229,7 +219,7 @@ def validate(
         interval = (
             1.96 * math.sqrt(float(((s - loss * n) ** 2).sum()) * len(s) / (len(s) - 1)) / targets
         )
-    return Held(loss, interval, correct / targets, entropy / targets, len(s), int(targets))
+    return HeldLoss(loss, interval, correct / targets, entropy / targets, len(s), int(targets))
 
 
 def train(run: Run) -> int:
@@ -246,8 +236,8 @@ def train(run: Run) -> int:
     if saved is not None:
         restore(run, saved)
         if run.watch:
-            for record in run.log.read():
-                run.watch(record)
+            for event in run.log.events():
+                run.watch(event)
         run.observer.message(f"resuming after step {run.step} of {run.steps}")
     else:
         run.log.rewind(-1)
@@ -255,7 +245,7 @@ def train(run: Run) -> int:
         run.first_held = _validate(run)
     every = run.validation.validate_every or run.plan.steps_per_epoch
     last_save = time.monotonic()
-    run.observer.start(run.step, run.steps)
+    run.observer.progress(TRAIN, run.step, run.steps)
     try:
         with _signals() as asked:
             while run.step < run.steps and not _exhausted(run):
@@ -278,7 +268,7 @@ def train(run: Run) -> int:
                     raise Interrupted(asked[0], run.step)
         return _choose(run)
     finally:
-        run.observer.stop()
+        run.observer.progress(TRAIN, run.step, run.steps, over=True)
 
 
 def _step(run: Run) -> None:
@@ -308,23 +298,20 @@ def _step(run: Run) -> None:
     run.totals["targets"] += targets
     run.totals["seconds"] += seconds
     assert run.optimiser.settings.learning_rate is not None
-    _log(
-        run,
-        {
-            "step": run.step,
-            "epoch": round(run.step / run.plan.steps_per_epoch, 4),
-            "loss": loss,
-            "learning_rate": run.optimiser.settings.learning_rate * factor,
-            "grad_norm": norm,
-            "tokens": tokens,
-            "targets": targets,
-            "sequences": sum(f.L for f in batch),
-            "seconds": seconds,
-            "tokens_per_second": tokens / seconds,
-            "memory_gib": peak_memory(run.policy.model.device),
-            **found.means(),
-        },
-    )
+    values = {
+        "epoch": round(run.step / run.plan.steps_per_epoch, 4),
+        "loss": loss,
+        "learning_rate": run.optimiser.settings.learning_rate * factor,
+        "grad_norm": norm,
+        "tokens": tokens,
+        "targets": targets,
+        "sequences": sum(f.L for f in batch),
+        "seconds": seconds,
+        "tokens_per_second": tokens / seconds,
+        "memory_gib": peak_memory(run.policy.model.device),
+        **found.means(),
+    }
+    _log(run, Step(run.step, values))
 
 
 def _not_finite(run: Run, what: str) -> PosttrainError:
@@ -334,11 +321,11 @@ def _not_finite(run: Run, what: str) -> PosttrainError:
     )
 
 
-def _log(run: Run, record: dict[str, Any]) -> None:
-    run.log.write(record)
-    run.observer.record(record)
-    for alarm in run.watch(record) if run.watch else ():
-        run.observer.message(alarm)
+def _log(run: Run, event: Step | Held) -> None:
+    run.log(event)
+    run.observer.emit(event)
+    for alarm in run.watch(event) if run.watch else ():
+        run.observer.emit(alarm)
 
 
 def _validate(run: Run) -> dict[str, Any]:
@@ -349,7 +336,7 @@ def _validate(run: Run) -> dict[str, Any]:
             f"after step {run.step} the held-out loss is {held['loss']}",
             cure="lower --learning-rate, or look for broken rows in the held-out data",
         )
-    _log(run, {"step": run.step, "validation": held})
+    _log(run, Held(run.step, held))
     return held
 
 

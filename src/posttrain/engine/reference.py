@@ -36,9 +36,9 @@ class Stored(Many[np.ndarray]):
         at = int(np.searchsorted(self._rows, i))
         if at == len(self._rows) or self._rows[at] != i:
             raise IndexError(i)
-        arrays = self._journal[at // BLOCK].arrays
-        ends, k = arrays["ends"], at % BLOCK
-        return arrays["logprobs"][int(ends[k - 1]) if k else 0 : int(ends[k])].copy()
+        block, k = divmod(at, BLOCK)
+        start, stop = self._journal.part(block, "bounds", k, k + 2).tolist()
+        return self._journal.part(block, "logprobs", start, stop).copy()
 
 
 def store(
@@ -62,7 +62,7 @@ def store(
                 block = score(rows[first : first + BLOCK])
                 journal.append(
                     logprobs=np.concatenate(block).astype(np.float32, copy=False),
-                    ends=np.cumsum([len(one) for one in block]),
+                    bounds=np.cumsum([0, *map(len, block)]),
                 )
                 journal.flush()
             journal.seal()

@@ -12,7 +12,7 @@ The reference is the model that training starts from, or another. Its log-probab
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from posttrain.core.console import ConsoleObserver
+from posttrain.core.console import ConsoleObserver, open_reporter
 from posttrain.core.errors import ConfigError, PosttrainError
+from posttrain.core.events import Sink
 from posttrain.core.files import sha256_json
 from posttrain.core.settings import Settings, assemble
 from posttrain.engine.settings import OptimiserSettings
@@ -169,19 +170,23 @@ class PreferenceSettings(TrainingSettings):
         return dict(self.mix) or {self.method: 1.0}
 
 
-def preference(*, quiet: bool = False, **settings: Any) -> Outcome:
+def preference(*, quiet: bool = False, sinks: Iterable[Sink] = (), **settings: Any) -> Outcome:
     """Optimise a model for preferences, in one line.
 
     `posttrain.preference(model="runs/sft/model", data="pairs.jsonl", out="runs/dpo", beta=0.1)`
 
     Args:
         quiet: show nothing but trouble.
+        sinks: functions called with every event of the run (`posttrain.core.events`).
         settings: the command line's options, with underscores (`posttrain preference --help`).
     Returns: the finished run.
     Raises:
         PosttrainError: with what is wrong and the cure.
     """
-    return run(assemble(PreferenceSettings, training.flat(settings)), ConsoleObserver(quiet=quiet))
+    return run(
+        assemble(PreferenceSettings, training.flat(settings)),
+        open_reporter(quiet=quiet, sinks=sinks),
+    )
 
 
 def run(settings: PreferenceSettings, observer: ConsoleObserver) -> Outcome:
@@ -332,7 +337,10 @@ class PreferenceCourse(Course):
     def _store(
         self, settings: PreferenceSettings, observer: ConsoleObserver, run: Run, scores: LogProbs
     ) -> None:
+        from posttrain.core.journal import Journal
+        from posttrain.data.forest import forests
         from posttrain.data.plan import Plan
+        from posttrain.engine.batch import by_tree
         from posttrain.engine.reference import store
 
         shared = run.policy.model.mode == "forest"
@@ -352,19 +360,22 @@ class PreferenceCourse(Course):
 
         def kept(trees: Any, rows: list[int], of: Any, told_apart: list[int]) -> Any:
             # the tokens themselves: two models may write the same rows in different chat templates
-            key = sha256_json(
-                [model, str(run.policy.model.network.dtype), of.digest(), rows, told_apart]
-            )
-            with observer.working("reference", len(rows)) as told:
-                return store(
-                    scores,
-                    trees,
-                    rows,
-                    at / f"reference-{key[:16]}",
-                    run.budget,
-                    shared=shared,
-                    told=lambda done, total: told(done),
-                )
+            key = {
+                "reference": model,
+                "dtype": str(run.policy.model.network.dtype),
+                "tokens": of.digest(),
+                "rows": sha256_json([rows, told_apart]),
+            }
+
+            def score(some: Any) -> list[Any]:
+                picked = [trees[i] for i in some]
+                laid_out = forests(picked, run.budget, shared=shared)
+                return by_tree(laid_out, scores(laid_out), picked)
+
+            folder = at / f"reference-{sha256_json(key)[:16]}"
+            journal = Journal(folder, key, wait=True, message=observer.message)
+            with observer.working("reference", len(rows)) as progress:
+                return store(journal, rows, score, progress)
 
         every = {
             "train": (run.rows, taken),
@@ -439,11 +450,9 @@ class PreferenceCourse(Course):
             for name in one:
                 if "/" in name or name in ("kl", "entropy"):
                     found.setdefault(name, []).append(one[name])
-        again = Alarms()
-        alarms = [alarm for one in records for alarm in again(one)]
         return {
             "last_steps": {name: math.fsum(some) / len(some) for name, some in found.items()},
-            "alarms": alarms,
+            "alarms": [str(alarm) for alarm in self.alarms.raised],
         }
 
 

@@ -9,14 +9,15 @@ against how often it is right.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from posttrain.core.console import ConsoleObserver
+from posttrain.core.console import ConsoleObserver, open_reporter
 from posttrain.core.errors import ConfigError
+from posttrain.core.events import Sink
 from posttrain.core.settings import assemble
 from posttrain.engine.settings import OptimiserSettings, Pattern
 from posttrain.evals import judging
@@ -80,19 +81,23 @@ class RewardModelSettings(TrainingSettings):
     optimiser: RewardOptimiser = RewardOptimiser()  # type: ignore[call-arg]
 
 
-def reward_model(*, quiet: bool = False, **settings: Any) -> Outcome:
+def reward_model(*, quiet: bool = False, sinks: Iterable[Sink] = (), **settings: Any) -> Outcome:
     """Train a reward model, in one line.
 
     `posttrain.reward_model(model="runs/sft/model", data="pairs.jsonl", out="runs/rm")`
 
     Args:
         quiet: show nothing but trouble.
+        sinks: functions called with every event of the run (`posttrain.core.events`).
         settings: the command line's options, with underscores (`posttrain reward-model --help`).
     Returns: the finished run.
     Raises:
         PosttrainError: with what is wrong and the cure.
     """
-    return run(assemble(RewardModelSettings, training.flat(settings)), ConsoleObserver(quiet=quiet))
+    return run(
+        assemble(RewardModelSettings, training.flat(settings)),
+        open_reporter(quiet=quiet, sinks=sinks),
+    )
 
 
 def run(settings: RewardModelSettings, observer: ConsoleObserver) -> Outcome:
@@ -198,8 +203,7 @@ class RewardCourse(Course):
         records = run.log.read()
         last = [one for one in records if "loss" in one][-20:]
         names = [name for name in last[-1] if "/" in name or name in ("accuracy", "uncertainty")]
-        again = Alarms(policy=False)
-        alarms = [alarm for one in records for alarm in again(one)]
+        alarms = [str(alarm) for alarm in self.alarms.raised]
         exported = (
             run.best["step"]
             if run.validation.keep_best and run.best["step"] is not None

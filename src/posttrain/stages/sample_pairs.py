@@ -34,7 +34,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from posttrain.core.console import ConsoleObserver
+from posttrain.core.console import ConsoleObserver, open_reporter
 from posttrain.core.errors import ConfigError, DataError, nearest
 from posttrain.core.files import (
     PARTIAL,
@@ -196,7 +196,7 @@ def sample_pairs(*, quiet: bool = False, **settings: Any) -> Outcome:
     for name in ("model", "reward_model"):
         if isinstance(settings.get(name), Path):
             settings[name] = str(settings[name])
-    return run(assemble(SamplePairsSettings, settings), ConsoleObserver(quiet=quiet))
+    return run(assemble(SamplePairsSettings, settings), open_reporter(quiet=quiet))
 
 
 def run(settings: SamplePairsSettings, observer: ConsoleObserver) -> Outcome:

@@ -12,8 +12,6 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-
 from posttrain.core.console import ConsoleObserver
 from posttrain.core.errors import ConfigError, DataError
 from posttrain.core.files import PARTIAL
@@ -104,7 +102,7 @@ class Corpus:
 
     def _pass(self, doing: str, rejects: Rejects) -> Iterator[tuple[Row, Example]]:
         before = 0
-        with bar(self.observer, doing, sum(map(size, self.sources))) as told:
+        with self.observer.working(doing, sum(map(size, self.sources)), "bytes") as told:
             for source in self.sources:
                 reader = Format(self.format)
                 for row in read(
@@ -118,33 +116,6 @@ class Corpus:
                     else:
                         yield row, example
                 before += size(source)
-
-
-@contextlib.contextmanager
-def bar(observer: ConsoleObserver, doing: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar of bytes in a terminal, nothing elsewhere; gives the function that moves it."""
-    if observer.quiet or not observer.console.is_terminal:
-        yield lambda done: None
-        return
-    with Progress(
-        TextColumn(f"[bold]{doing:<9}[/bold]"),
-        BarColumn(bar_width=None),
-        DownloadColumn(),
-        TextColumn("ETA"),
-        TimeRemainingColumn(),
-        console=observer.console,
-        transient=True,
-    ) as progress:
-        task = progress.add_task("", total=total or None)
-        shown = 0
-
-        def told(done: int) -> None:
-            nonlocal shown
-            if done - shown > total // 500:  # a redraw a row would take longer than the row
-                shown = done
-                progress.update(task, completed=done)
-
-        yield told
 
 
 def line(row: Row) -> bytes:
