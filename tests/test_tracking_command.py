@@ -1,5 +1,5 @@
-"""Sinks end to end: a function of the user's, a tracker over an interrupted run, and the identity of a
-run, which neither changes.
+"""Sinks end to end: a function of the user's, and a tracker over an interrupted run; neither changes
+the run's identity.
 """
 
 from __future__ import annotations
@@ -96,6 +96,11 @@ class Wandb:
         self.steps: list[tuple[int, str]] = []
         self.codes: list[int] = []
         self.summary: dict[str, float] = {}
+        self.offline = False
+
+    @property
+    def starting_step(self) -> int:
+        return max((step + 1 for step, _ in self.steps), default=0)
 
     def init(self, *, id: str, resume: str, **given: Any) -> Wandb:
         assert resume == "allow"

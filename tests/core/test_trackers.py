@@ -21,6 +21,8 @@ from posttrain.core.trackers import FILE, TRACKERS, TrackingSettings, check, num
 class Library:
     """Stands for all four libraries; keeps what it was called with."""
 
+    offline = False
+
     def __init__(self) -> None:
         self.opened: list[dict[str, Any]] = []
         self.logged: list[tuple[int | None, dict[str, float]]] = []
@@ -39,6 +41,10 @@ class Library:
 
     def log(self, values: dict[str, float], step: int) -> None:
         self.logged.append((step, values))
+
+    @property
+    def starting_step(self) -> int:
+        return max((at + 1 for at, _ in self.logged if at is not None), default=0)
 
     def alert(self, title: str, text: str) -> None:
         self.alarms.append(text)
@@ -162,6 +168,31 @@ def test_a_resumed_run_goes_on_in_the_same_and_logs_no_step_twice(
         "mlflow": lambda given: given["run_id"] or "made-by-mlflow",
     }
     assert len(library.opened) == 3 and len({names[name](given) for given in library.opened}) == 1
+
+
+def test_wandb_gets_what_a_kill_kept_from_it(library: Library, tmp_path: Path) -> None:
+    """wandb had sent nothing after step 1 when the process was killed after step 3."""
+    first = [step(1), step(2), HELD, step(3)]
+    life(tmp_path, "wandb", [START, *first], [])
+    del library.logged[1:]
+    life(tmp_path, "wandb", [Progress("train", 2, 9), step(3), step(4)], first)  # type: ignore[arg-type]
+    assert [(at, next(iter(values))) for at, values in library.logged] == [
+        (1, "train/loss"),
+        (2, "train/loss"),
+        (2, "eval/loss"),
+        (3, "train/loss"),
+        (4, "train/loss"),
+    ]
+
+
+def test_wandb_offline_writes_the_whole_run_in_every_process(
+    library: Library, tmp_path: Path
+) -> None:
+    library.offline = True
+    life(tmp_path, "wandb", [START, step(1), step(2)], [])
+    library.logged.clear()
+    life(tmp_path, "wandb", [Progress("train", 1, 9), step(2), step(3)], [step(1), step(2)])
+    assert [at for at, _ in library.logged] == [1, 2, 3]
 
 
 def test_tensorboard_replaces_what_runs_again(library: Library, tmp_path: Path) -> None:

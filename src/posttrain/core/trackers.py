@@ -1,9 +1,10 @@
 """Experiment trackers as sinks: W&B, trackio, MLflow, TensorBoard.
 
 A run has one id, kept in `tracking.json` in its folder, under which a resumed run continues in
-every tracker. Steps are numbered by the run: what an earlier process handed over is not handed over
-again, so a step that runs twice is logged once. A tracker opens with the first step; one that fails
-is dropped by the `Reporter`, and the run goes on.
+every tracker. A step that runs twice is logged once: a tracker that can tell what it holds gets
+what it lacks, from the run's own log; to another nothing is handed over again that an earlier
+process handed over. A tracker opens with the first step; one that fails is dropped by the
+`Reporter`, and the run goes on.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import os
 import secrets
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Sequence as Many
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Protocol
@@ -55,6 +57,7 @@ class Tracked:
         name: for people, not unique. config: the run's settings.
         ids: what trackers call the run where they choose the name themselves.
         last: the position of the last event that an earlier process handed over.
+        log: the steps and validations that earlier processes have logged.
     """
 
     folder: Path
@@ -63,6 +66,7 @@ class Tracked:
     config: dict[str, Any]
     ids: dict[str, str] = field(default_factory=dict)
     last: int = -1
+    log: Many[Step | Held] = ()
 
     def save(self) -> None:
         """Write `tracking.json`."""
@@ -71,7 +75,10 @@ class Tracked:
 
 
 class Backend(Protocol):
-    """One library. It is made when the first numbers come, by `Backend(run, first step)`."""
+    """One library. It is made when the first numbers come, by `Backend(run, first step)`.
+
+    It may have `has`: the position of the last event that the library holds.
+    """
 
     def log(self, values: dict[str, float], step: int) -> None: ...
     def alarm(self, text: str, step: int) -> None: ...
@@ -81,7 +88,11 @@ class Backend(Protocol):
 
 
 class Wandb:
-    """Weights & Biases. `WANDB_PROJECT`, `WANDB_ENTITY`, `WANDB_MODE` are read by wandb."""
+    """Weights & Biases. `WANDB_PROJECT`, `WANDB_ENTITY`, `WANDB_MODE` are read by wandb.
+
+    A killed process may lose what wandb had not sent; the server says where to go on. Offline there
+    is no server: every process writes the whole run, and the newest folder is the one to sync.
+    """
 
     module = "wandb"
 
@@ -96,6 +107,7 @@ class Wandb:
             resume="allow",
             reinit="create_new",
         )
+        self.has = -1 if self.run.offline else 2 * self.run.starting_step - 1
 
     def log(self, values: dict[str, float], step: int) -> None:
         self.run.log(values, step=step)
@@ -212,7 +224,8 @@ class Tracker:
         self, name: str, open: Callable[[Tracked, int], Backend], run: Tracked, replaces: bool
     ) -> None:
         self.name, self._open, self._run = name, open, run
-        self._last = -1 if replaces else run.last
+        self._replaces, self._last = replaces, -1 if replaces else run.last
+        self._new = True
         self._backend: Backend | None = None
         self._summary: dict[str, float] | None = None
 
@@ -220,11 +233,11 @@ class Tracker:
         match event:
             case Progress(label=label, over=False) if label == TRAIN:
                 self._at(event.done + 1)
-            case Step() if self._new(event):
-                self._at(event.step).log(numbers(event.values, "train/"), event.step)
-            case Held() if self._new(event):
-                self._at(event.step).log(numbers(event.values, "eval/"), event.step)
-            case Alarm() if 2 * event.step + 1 > self._last:
+            case Step() | Held():
+                self._new = position(event) > self._last
+                if self._new:
+                    self._log(self._at(event.step), event)
+            case Alarm() if self._new:  # it comes after the event that raised it
                 self._at(event.step).alarm(event.text, event.step)
             case Done():
                 self._summary = numbers(event.summary, "summary/")
@@ -232,12 +245,22 @@ class Tracker:
                 pass
 
     def _at(self, step: int) -> Backend:
-        """The backend, opened where it is not."""
-        self._backend = self._backend or self._open(self._run, step)
+        """The backend, opened where it is not, and given what it lacks."""
+        if self._backend is None:
+            self._backend = self._open(self._run, step)
+            has = getattr(self._backend, "has", None)
+            if has is not None:
+                self._last = has
+                for event in self._run.log:
+                    if position(event) > self._last:
+                        self._log(self._backend, event)
         return self._backend
 
-    def _new(self, event: Step | Held) -> bool:
-        return position(event) > self._last
+    def _log(self, backend: Backend, event: Step | Held) -> None:
+        kind = "train/" if isinstance(event, Step) else "eval/"
+        backend.log(numbers(event.values, kind), event.step)
+        if not self._replaces:
+            self._last = position(event)
 
     def close(self) -> None:
         """End the run in the tracker, well if its end was reported."""
@@ -261,7 +284,7 @@ def check(names: Iterable[str]) -> None:
 
 
 def trackers(
-    settings: TrackingSettings, folder: Path, config: dict[str, Any], log: Iterable[Step | Held]
+    settings: TrackingSettings, folder: Path, config: dict[str, Any], log: Many[Step | Held]
 ) -> list[Tracker]:
     """The sinks of a run's trackers.
 
@@ -280,6 +303,7 @@ def trackers(
         config,
         kept.get("ids", {}),
         max([kept.get("last", -1), *map(position, log)]),
+        log,
     )
     run.save()
     return [
