@@ -1,5 +1,5 @@
-"""Sinks end to end: a function of the user's, and a tracker over an interrupted run; neither changes
-the run's identity.
+"""Sinks end to end: a function of the user's, and a tracker over an interrupted run. Neither
+changes the identity of the run.
 """
 
 from __future__ import annotations

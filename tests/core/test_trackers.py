@@ -195,11 +195,14 @@ def test_wandb_offline_writes_the_whole_run_in_every_process(
     assert [at for at, _ in library.logged] == [1, 2, 3]
 
 
-def test_tensorboard_replaces_what_runs_again(library: Library, tmp_path: Path) -> None:
+def test_tensorboard_hides_what_an_earlier_process_wrote_and_writes_all_of_it_again(
+    library: Library, tmp_path: Path
+) -> None:
     life(tmp_path, "tensorboard", [Held(0, {"loss": 3.0}), START, step(1), step(2)], [])
-    life(tmp_path, "tensorboard", [Progress("train", 1, 9), step(2)], [step(1), step(2)])
-    assert [given["purge_step"] for given in library.opened] == [0, 2]
-    assert [at for at, values in library.logged if "train/loss" in values] == [1, 2, 2]
+    library.logged.clear()
+    life(tmp_path, "tensorboard", [Progress("train", 1, 9), step(2), step(3)], [step(1), step(2)])
+    assert [given["purge_step"] for given in library.opened] == [None, 0]
+    assert [at for at, values in library.logged if "train/loss" in values] == [1, 2, 3]
 
 
 def test_a_run_that_did_not_end_well_says_so(library: Library, tmp_path: Path) -> None:

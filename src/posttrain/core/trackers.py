@@ -75,7 +75,7 @@ class Tracked:
 
 
 class Backend(Protocol):
-    """One library. It is made when the first numbers come, by `Backend(run, first step)`.
+    """One library. It is made when the first numbers come, by `Backend(run)`.
 
     It may have `has`: the position of the last event that the library holds.
     """
@@ -96,7 +96,7 @@ class Wandb:
 
     module = "wandb"
 
-    def __init__(self, run: Tracked, first: int) -> None:
+    def __init__(self, run: Tracked) -> None:
         self.run = require("wandb", extra="wandb", purpose="--track wandb").init(
             project=os.environ.get("WANDB_PROJECT", "posttrain"),
             dir=os.environ.get("WANDB_DIR", str(run.folder)),
@@ -125,7 +125,7 @@ class Trackio:
 
     module = "trackio"
 
-    def __init__(self, run: Tracked, first: int) -> None:
+    def __init__(self, run: Tracked) -> None:
         self.trackio = require("trackio", extra="trackio", purpose="--track trackio")
         with contextlib.redirect_stdout(sys.stderr):
             self.run = self.trackio.init(
@@ -155,7 +155,7 @@ class Mlflow:
 
     module = "mlflow"
 
-    def __init__(self, run: Tracked, first: int) -> None:
+    def __init__(self, run: Tracked) -> None:
         self.mlflow = require("mlflow", extra="mlflow", purpose="--track mlflow")
         known = run.ids.get("mlflow")
         nested = self.mlflow.active_run() is not None
@@ -178,18 +178,18 @@ class Mlflow:
 
 
 class TensorBoard:
-    """TensorBoard's files, in the run's folder. A resumed run replaces the steps that it runs
-    again, as TensorBoard's `purge_step` means it.
+    """TensorBoard's files, in the run's folder. A killed process may lose what was not flushed, so
+    a resumed run writes all of it again, and `purge_step` hides what earlier processes wrote.
     """
 
     module = "tensorboard"
-    replaces = True
+    has = -1
 
-    def __init__(self, run: Tracked, first: int) -> None:
+    def __init__(self, run: Tracked) -> None:
         require("tensorboard", extra="tensorboard", purpose="--track tensorboard")
         writer = require("torch.utils.tensorboard", extra="tensorboard", purpose="tensorboard")
         self.writer = writer.SummaryWriter(
-            str(run.folder / FOLDER), purge_step=first, flush_secs=10
+            str(run.folder / FOLDER), purge_step=0 if run.log else None, flush_secs=10
         )
 
     def log(self, values: dict[str, float], step: int) -> None:
@@ -216,15 +216,12 @@ class Tracker:
 
     Args:
         name: for messages.
-        open: makes the backend, from the run and the first step that will come.
-        replaces: whether steps that run again are handed over again.
+        open: makes the backend.
     """
 
-    def __init__(
-        self, name: str, open: Callable[[Tracked, int], Backend], run: Tracked, replaces: bool
-    ) -> None:
+    def __init__(self, name: str, open: Callable[[Tracked], Backend], run: Tracked) -> None:
         self.name, self._open, self._run = name, open, run
-        self._replaces, self._last = replaces, -1 if replaces else run.last
+        self._last = run.last
         self._new = True
         self._backend: Backend | None = None
         self._summary: dict[str, float] | None = None
@@ -232,22 +229,22 @@ class Tracker:
     def __call__(self, event: Event) -> None:
         match event:
             case Progress(label=label, over=False) if label == TRAIN:
-                self._at(event.done + 1)
+                self._opened()
             case Step() | Held():
                 self._new = position(event) > self._last
                 if self._new:
-                    self._log(self._at(event.step), event)
+                    self._log(self._opened(), event)
             case Alarm() if self._new:  # it comes after the event that raised it
-                self._at(event.step).alarm(event.text, event.step)
+                self._opened().alarm(event.text, event.step)
             case Done():
                 self._summary = numbers(event.summary, "summary/")
             case _:
                 pass
 
-    def _at(self, step: int) -> Backend:
+    def _opened(self) -> Backend:
         """The backend, opened where it is not, and given what it lacks."""
         if self._backend is None:
-            self._backend = self._open(self._run, step)
+            self._backend = self._open(self._run)
             has = getattr(self._backend, "has", None)
             if has is not None:
                 self._last = has
@@ -259,8 +256,7 @@ class Tracker:
     def _log(self, backend: Backend, event: Step | Held) -> None:
         kind = "train/" if isinstance(event, Step) else "eval/"
         backend.log(numbers(event.values, kind), event.step)
-        if not self._replaces:
-            self._last = position(event)
+        self._last = position(event)
 
     def close(self) -> None:
         """End the run in the tracker, well if its end was reported."""
@@ -306,10 +302,7 @@ def trackers(
         log,
     )
     run.save()
-    return [
-        Tracker(name, TRACKERS[name], run, getattr(TRACKERS[name], "replaces", False))
-        for name in dict.fromkeys(settings.track)
-    ]
+    return [Tracker(name, TRACKERS[name], run) for name in dict.fromkeys(settings.track)]
 
 
 def numbers(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
