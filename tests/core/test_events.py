@@ -90,6 +90,16 @@ def test_work_is_reported_now_and_then_and_at_its_end(monkeypatch: pytest.Monkey
     assert heard[-1] == Progress("read", 4, 10, over=True)  # it ended where it was
 
 
+def test_work_of_unknown_size_is_over_when_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(events.time, "monotonic", lambda: now[0])
+    heard = Heard()
+    with Reporter(heard).working("read", 0) as progress:
+        now[0] += 1
+        progress(7)
+    assert heard == [Progress("read", 7, 0), Progress("read", 7, 0, over=True)]
+
+
 def test_a_sink_that_fails_is_reported_once_and_dropped() -> None:
     heard, broken, other = Heard(), Broken(), Heard()
     reporter = Reporter(heard, optional=[broken, other])

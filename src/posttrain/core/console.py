@@ -5,6 +5,7 @@ trouble where quiet is asked for. Each is a sink of events.
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -133,24 +134,30 @@ class Lines:
 
     def _progress(self, event: Progress) -> None:
         label, now = event.label, time.monotonic()
-        if event.over:
-            self._forget(label)
-        elif label not in self._work:
+        if label not in self._work:
             self._work[label], self._begun[label] = event, now
             # the steps' first line comes with the first step, others' when they take long
-            self._shown[label] = -LINE_SECONDS if label == TRAIN else now
-        elif label != TRAIN and now - self._shown[label] > LINE_SECONDS:
+            self._shown[label] = -math.inf if label == TRAIN else now
+        if (
+            label != TRAIN
+            and event.done
+            and event.total
+            and now - self._shown[label] > LINE_SECONDS
+        ):
             self._shown[label] = now
             left = self._left(label, event.done, event.total)
             self.console.print(
                 f"[bold]{escape(label):<9}[/bold] {event.done / event.total:.0%}  ETA {left}",
                 soft_wrap=True,
             )
+        if event.over:
+            for known in (self._work, self._begun, self._shown):
+                known.pop(label)
 
     def _step(self, event: Step) -> None:
         rate, now = self._rate.add(event), time.monotonic()
         total = self._work[TRAIN].total if TRAIN in self._work else event.step
-        last = self._shown.get(TRAIN, -LINE_SECONDS)
+        last = self._shown.get(TRAIN, -math.inf)
         if now - last > LINE_SECONDS or event.step == total:
             self._shown[TRAIN] = now
             self.console.print(
@@ -164,10 +171,6 @@ class Lines:
         first = self._work[label].done if label in self._work else done
         seconds = time.monotonic() - self._begun.get(label, time.monotonic())
         return _clock(seconds / max(1, done - first) * (total - done))
-
-    def _forget(self, label: str) -> None:
-        for known in (self._work, self._begun, self._shown):
-            known.pop(label, None)
 
 
 class Terminal:

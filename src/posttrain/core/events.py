@@ -39,7 +39,7 @@ class Progress:
 
     Attributes:
         label: names the work; `TRAIN` is the optimiser steps.
-        done, total: in the work's own unit.
+        done, total: in the work's own unit; a total of 0 is not known.
         unit: "bytes", or empty for things that are counted.
         over: the last event of this work, finished or not.
     """
@@ -171,14 +171,14 @@ class Reporter:
         self, label: str, done: int, total: int, *, unit: str = "", over: bool = False
     ) -> None:
         """How far some work is; it is over when all of it is done."""
-        self.emit(Progress(label, done, total, unit, over or done >= total))
+        self.emit(Progress(label, done, total, unit, over or 0 < total <= done))
 
     @contextmanager
     def working(self, label: str, total: int, unit: str = "") -> Iterator[Callable[[int], None]]:
         """Report work that may take long, at most every `SECONDS`.
 
         Args:
-            total: what the progress callback is called with when all is done.
+            total: what the progress callback is called with when all is done; 0 is not known.
         Yields: the progress callback.
         """
         done, last = 0, time.monotonic()
@@ -186,13 +186,13 @@ class Reporter:
         def progress(now: int) -> None:
             nonlocal done, last
             done = now
-            if done < total and time.monotonic() - last > SECONDS:
+            if (done < total or not total) and time.monotonic() - last > SECONDS:
                 last = time.monotonic()
                 self.progress(label, done, total, unit=unit)
 
         try:
             yield progress
-            done = total
+            done = total or done
         finally:
             self.progress(label, done, total, unit=unit, over=True)
 
