@@ -274,10 +274,24 @@ def test_a_full_disk_leaves_no_half_record(tmp_path: Path, monkeypatch: pytest.M
         with pytest.raises(OSError, match="space"):
             fill(journal, 4)
         monkeypatch.setattr(os, "pwrite", real)
-        fill(journal, 5)
     said: list[str] = []
     with Journal(tmp_path, KEY, message=said.append) as journal:
+        assert right(journal, 3) and said == []
+        fill(journal, 5)
+    with Journal(tmp_path, KEY, message=said.append) as journal:
         assert right(journal, 5) and said == []
+
+
+def test_what_was_dropped_is_gone(tmp_path: Path) -> None:
+    whole(tmp_path, 6)
+    data = bytearray((tmp_path / RECORDS).read_bytes())
+    data[len(data) // 2] ^= 1
+    (tmp_path / RECORDS).write_bytes(data)
+    said: list[str] = []
+    for _ in range(2):
+        with Journal(tmp_path, KEY, message=said.append) as journal:
+            assert 0 < len(journal) < 6 and right(journal, len(journal))
+    assert len(said) == 1
 
 
 def test_a_part_of_an_array_is_read_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -138,12 +138,8 @@ class Lines:
             self._work[label], self._begun[label] = event, now
             # the steps' first line comes with the first step, others' when they take long
             self._shown[label] = -math.inf if label == TRAIN else now
-        if (
-            label != TRAIN
-            and event.done
-            and event.total
-            and now - self._shown[label] > LINE_SECONDS
-        ):
+        late = now - self._shown[label] > LINE_SECONDS
+        if late and label != TRAIN and event.done and event.total:
             self._shown[label] = now
             left = self._left(label, event.done, event.total)
             self.console.print(
