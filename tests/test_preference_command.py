@@ -20,7 +20,10 @@ import posttrain
 from posttrain.cli.main import main
 from posttrain.core.errors import ConfigError
 from posttrain.core.files import sha256_file
+from posttrain.core.journal import Journal
+from posttrain.engine import loop
 from posttrain.methods.preference import METHODS
+from posttrain.stages import alarms
 from posttrain.stages.preference import MethodName
 from tests import making
 from tests.engine import lives
@@ -513,6 +516,30 @@ def test_a_reference_with_other_tokens_is_refused(bench: Bench, tmp_path: Path) 
     assert code == 2 and "another tokenizer" in err
 
 
+def test_alarms_of_an_earlier_process_are_raised_once_and_summed_up(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(alarms, "WINDOW", 2)
+    monkeypatch.setattr(alarms, "FALLEN", -math.inf)  # after two steps there is one
+    real = loop._log
+
+    def die(run: Any, event: Any) -> None:
+        real(run, event)
+        if event.step == 4:
+            raise MemoryError
+
+    argv = bench.argv(tmp_path / "run", "--checkpoint-every", "3", steps=6)
+    monkeypatch.setattr(loop, "_log", die)
+    with pytest.raises(MemoryError):
+        main(argv)
+    monkeypatch.setattr(loop, "_log", real)
+    assert "after step 2: the chosen answers" in bench.capfd.readouterr().err
+    assert main(argv) == 0
+    assert "less likely" not in bench.capfd.readouterr().err.split("alarm")[0]
+    (alarm,) = json.loads((tmp_path / "run" / "summary.json").read_text())["alarms"]
+    assert alarm.startswith("after step 2: ")
+
+
 # ------------------------------------------------------------------------------------------- killed
 
 
@@ -536,10 +563,9 @@ def test_killed_at_any_step_it_ends_with_the_same_weights(
     assert lives.wait(lives.live(whole)) == 0
     broken = [one.replace("/whole", "/broken") for one in whole]
     import posttrain.engine.learner as learner
-    import posttrain.engine.reference as reference
 
     deaths = [lives._after(learner.Learner, "step", n) for n in (2, 2)]
-    deaths += [lives._after(reference, "by_tree", 1)] if METHODS[method].reference else []
+    deaths += [lives._after(Journal, "append", 1)] if METHODS[method].reference else []
     for death in reversed(deaths):
         assert lives.wait(lives.live(broken, death)) == -9
     assert lives.wait(lives.live(broken)) == 0

@@ -261,7 +261,7 @@ def test_a_record_that_is_missing_moved_or_doubled_is_noticed(tmp_path: Path) ->
 
 def test_a_full_disk_leaves_no_half_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Journal(tmp_path, KEY) as journal:
-        fill(journal, 3)
+        fill(journal, 4)
         real, calls = os.pwrite, [0]
 
         def half(handle: int, data: Any, at: int) -> int:
@@ -272,14 +272,14 @@ def test_a_full_disk_leaves_no_half_record(tmp_path: Path, monkeypatch: pytest.M
 
         monkeypatch.setattr(os, "pwrite", half)
         with pytest.raises(OSError, match="space"):
-            fill(journal, 4)
+            fill(journal, 5)  # a record without arrays
         monkeypatch.setattr(os, "pwrite", real)
     said: list[str] = []
     with Journal(tmp_path, KEY, message=said.append) as journal:
-        assert right(journal, 3) and said == []
-        fill(journal, 5)
+        assert right(journal, 4) and said == []
+        fill(journal, 6)
     with Journal(tmp_path, KEY, message=said.append) as journal:
-        assert right(journal, 5) and said == []
+        assert right(journal, 6) and said == []
 
 
 def test_what_was_dropped_is_gone(tmp_path: Path) -> None:
