@@ -191,29 +191,28 @@ def run_trl(job: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def run_posttrain(job: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
-    from posttrain.core.console import ConsoleObserver
+    from posttrain.core.events import Event, Progress, Reporter, Step
     from posttrain.core.settings import assemble
     from posttrain.stages.preference import PreferenceSettings, run
 
     work, ends, losses, before = Path(job["work"]), [], [], [0.0]
 
-    class Clock(ConsoleObserver):
-        def start(self, step: int, steps: int) -> None:
-            super().start(step, steps)
-            ends.append(time.perf_counter())
-
-        def record(self, record: dict[str, Any]) -> None:
-            super().record(record)
-            ends.append(time.perf_counter())
-            losses.append(record["loss"])
-
+    class Clock(Reporter):
         @contextmanager
-        def working(self, label: str, total: int) -> Iterator[Any]:
+        def working(self, label: str, total: int, unit: str = "") -> Iterator[Any]:
             begin = time.perf_counter()
-            with super().working(label, total) as told:
-                yield told
+            with super().working(label, total, unit) as progress:
+                yield progress
             if label == "reference":
                 before[0] += time.perf_counter() - begin
+
+    def clock(event: Event) -> None:
+        match event:
+            case Progress(label="train", over=False):
+                ends.append(time.perf_counter())
+            case Step(_, values):
+                ends.append(time.perf_counter())
+                losses.append(values["loss"])
 
     with tempfile.TemporaryDirectory(dir=work) as folder:
         run(
@@ -231,7 +230,7 @@ def run_posttrain(job: dict[str, Any], settings: dict[str, Any]) -> dict[str, An
                     **settings,
                 },
             ),
-            Clock(quiet=True),
+            Clock(clock),
         )
     return {"ends": ends, "losses": losses, "before": before[0]}
 

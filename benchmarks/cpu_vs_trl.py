@@ -228,23 +228,21 @@ def run_trl(job: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def run_posttrain(job: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
-    """`posttrain sft` itself, run folder and all; its observer is the clock."""
-    from posttrain.core.console import ConsoleObserver
+    """`posttrain sft` itself, run folder and all; a sink is the clock."""
+    from posttrain.core.events import Event, Progress, Reporter, Step
     from posttrain.core.settings import assemble
     from posttrain.stages.sft import SftSettings, run
 
     work, ends, tokens, losses = Path(job["work"]), [], [], []
 
-    class Clock(ConsoleObserver):
-        def start(self, step: int, steps: int) -> None:
-            super().start(step, steps)
-            ends.append(time.perf_counter())
-
-        def record(self, record: dict[str, Any]) -> None:
-            super().record(record)
-            ends.append(time.perf_counter())
-            tokens.append(record["tokens"])
-            losses.append(record["loss"])
+    def clock(event: Event) -> None:
+        match event:
+            case Progress(label="train", over=False):
+                ends.append(time.perf_counter())
+            case Step(_, values):
+                ends.append(time.perf_counter())
+                tokens.append(values["tokens"])
+                losses.append(values["loss"])
 
     with tempfile.TemporaryDirectory(dir=work) as folder:
         run(
@@ -260,7 +258,7 @@ def run_posttrain(job: dict[str, Any], settings: dict[str, Any]) -> dict[str, An
                     **settings,
                 },
             ),
-            Clock(quiet=True),
+            Reporter(clock),
         )
     return {"ends": ends, "tokens": tokens, "padded": tokens, "losses": losses}
 

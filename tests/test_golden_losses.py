@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from posttrain.assets import curriculum
-from posttrain.core.console import ConsoleObserver
+from posttrain.core.events import Reporter
 from posttrain.pipeline.recipe import load
 from posttrain.pipeline.run import execute
 from tests import making
@@ -53,7 +53,7 @@ def curves(folder: Path) -> dict[str, dict[str, Any]]:
     recipe = load(
         {"name": "golden", "stages": {name: {**common, **own} for name, own in STAGES.items()}}
     )
-    result = execute(recipe, folder / "run", ConsoleObserver(quiet=True))
+    result = execute(recipe, folder / "run", Reporter())
     found = {}
     for name, artifact in result.artifacts.items():
         lines = [json.loads(line) for line in (artifact / "metrics.jsonl").read_text().splitlines()]

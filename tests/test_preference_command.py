@@ -20,7 +20,10 @@ import posttrain
 from posttrain.cli.main import main
 from posttrain.core.errors import ConfigError
 from posttrain.core.files import sha256_file
+from posttrain.core.journal import Journal
+from posttrain.engine import loop
 from posttrain.methods.preference import METHODS
+from posttrain.stages import alarms
 from posttrain.stages.preference import MethodName
 from tests import making
 from tests.engine import lives
@@ -480,9 +483,9 @@ def test_stored_log_probabilities_are_found_again(bench: Bench, tmp_path: Path) 
     cache = tmp_path / "cache"
     assert bench.run(tmp_path / "a", "--reference-cache", cache)[0] == 0
     (kept,) = cache.iterdir()
-    before = os.stat(kept / "numbers").st_mtime_ns
+    before = os.stat(kept / "records.jsonl").st_mtime_ns
     assert bench.run(tmp_path / "b", "--reference-cache", cache, "--beta", "0.5")[0] == 0
-    assert os.stat(kept / "numbers").st_mtime_ns == before and list(cache.iterdir()) == [kept]
+    assert os.stat(kept / "records.jsonl").st_mtime_ns == before and list(cache.iterdir()) == [kept]
     assert (
         curve(tmp_path / "b")[0] == pytest.approx(LOG2)
         and curve(tmp_path / "b")[2] < curve(tmp_path / "a")[2]
@@ -493,8 +496,9 @@ def test_a_damaged_store_is_computed_again(bench: Bench, tmp_path: Path) -> None
     cache = tmp_path / "cache"
     assert bench.run(tmp_path / "a", "--reference-cache", cache)[0] == 0
     (kept,) = cache.iterdir()
-    (kept / "numbers").write_bytes(b"\0" * (kept / "numbers").stat().st_size)
-    assert bench.run(tmp_path / "b", "--reference-cache", cache, "--beta", "0.1")[0] == 0
+    (kept / "arrays.bin").write_bytes(b"\0" * (kept / "arrays.bin").stat().st_size)
+    code, _, err = bench.run(tmp_path / "b", "--reference-cache", cache, "--beta", "0.1")
+    assert (code == 0 and "record" in err and "damaged" in err) or "not whole" in err
     assert curve(tmp_path / "b") == curve(tmp_path / "a")
 
 
@@ -555,6 +559,30 @@ def test_a_reference_with_other_tokens_is_refused(bench: Bench, tmp_path: Path) 
     assert code == 2 and "another tokenizer" in err
 
 
+def test_alarms_of_an_earlier_process_are_raised_once_and_summed_up(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(alarms, "WINDOW", 2)
+    monkeypatch.setattr(alarms, "FALLEN", -math.inf)  # after two steps there is one
+    real = loop._log
+
+    def die(run: Any, event: Any) -> None:
+        real(run, event)
+        if event.step == 4:
+            raise MemoryError
+
+    argv = bench.argv(tmp_path / "run", "--checkpoint-every", "3", steps=6)
+    monkeypatch.setattr(loop, "_log", die)
+    with pytest.raises(MemoryError):
+        main(argv)
+    monkeypatch.setattr(loop, "_log", real)
+    assert "after step 2: the chosen answers" in bench.capfd.readouterr().err
+    assert main(argv) == 0
+    assert "less likely" not in bench.capfd.readouterr().err.split("alarm")[0]
+    (alarm,) = json.loads((tmp_path / "run" / "summary.json").read_text())["alarms"]
+    assert alarm.startswith("after step 2: ")
+
+
 # ------------------------------------------------------------------------------------------- killed
 
 
@@ -578,10 +606,9 @@ def test_killed_at_any_step_it_ends_with_the_same_weights(
     assert lives.wait(lives.live(whole)) == 0
     broken = [one.replace("/whole", "/broken") for one in whole]
     import posttrain.engine.learner as learner
-    import posttrain.engine.source as source
 
     deaths = [lives._after(learner.Learner, "step", n) for n in (2, 2)]
-    deaths += [lives._after(source, "by_tree", 1)] if METHODS[method].reference else []
+    deaths += [lives._after(Journal, "append", 1)] if METHODS[method].reference else []
     for death in reversed(deaths):
         assert lives.wait(lives.live(broken, death)) == -9
     assert lives.wait(lives.live(broken)) == 0

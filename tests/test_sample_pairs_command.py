@@ -17,6 +17,7 @@ import posttrain
 from posttrain.assets import curriculum
 from posttrain.cli.main import main
 from posttrain.core.files import sha256_file
+from posttrain.core.journal import Journal
 from posttrain.data.formats import Format
 from posttrain.data.rows import Row
 from posttrain.pipeline.run import run_recipe
@@ -268,14 +269,15 @@ def test_killed_and_run_again_it_ends_with_the_same_files(
     for life in range(7):
 
         def prepare(life: int = life) -> None:
-            done, whole = sample_pairs.write_atomic, sample_pairs._whole
+            append, whole = Journal.append, sample_pairs._whole
 
-            def write(path: Path, data: str) -> None:
-                if life < 3 and path.name == f"{3 * life:09d}.jsonl":
+            def write(self: Journal, records: Any) -> None:
+                first = records[0]["prompt"]
+                if life < 3 and first == 3 * life:
                     die()
                 with open(tmp_path / "sampled", "a") as file:
-                    file.write(f"{life} {path.name}\n")
-                done(path, data)
+                    file.write(f"{life} {first}\n")
+                append(self, records)
 
             def results(path: Path) -> Any:
                 return (
@@ -284,25 +286,17 @@ def test_killed_and_run_again_it_ends_with_the_same_files(
                     else whole(path)
                 )
 
-            sample_pairs.write_atomic, sample_pairs._whole = write, results
+            Journal.append, sample_pairs._whole = write, results  # type: ignore[method-assign]
             if life == 6:
                 sample_pairs.write_json = lambda path, value: die()
 
         code = wait(live(argv, prepare, tmp_path / "log"))
         assert code == -9, (tmp_path / "log").read_text()
         assert not (out / "summary.json").exists()
-        sampled.append(
-            sorted(p.name for p in (out / "chunks").glob("0*")) if (out / "chunks").is_dir() else []
-        )
-    assert [len(some) for some in sampled] == [0, 1, 2, 3, 3, 3, 3]
-    assert (tmp_path / "sampled").read_text().split() == [
-        "1",
-        "000000000.jsonl",
-        "2",
-        "000000003.jsonl",
-        "3",
-        "000000006.jsonl",
-    ]
+        lines = (out / "chunks" / "records.jsonl").read_text().split("\n")
+        sampled.append(sum('"record"' in line for line in lines))
+    assert sampled == [0, 1, 2, 3, 3, 3, 3]
+    assert (tmp_path / "sampled").read_text().split() == ["1", "0", "2", "3", "3", "6"]
     assert wait(live(argv, None, tmp_path / "log")) == 0
     assert files(out) == expected
     assert not (out / "chunks").exists()

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from posttrain.cli import chat
 from posttrain.cli.main import main
-from posttrain.core.console import ConsoleObserver
+from posttrain.core.console import open_reporter
 from posttrain.core.errors import ConfigError, DataError
 from posttrain.serve.conversation import Answer
 from posttrain.serve.settings import ChatSettings
@@ -97,8 +97,9 @@ def talk(
             chat.Conversation(),
             Sampling(),
             0,
-            ConsoleObserver(Console(file=stderr, width=200)),
+            open_reporter(Console(file=stderr, width=200)),
             out or Console(file=stdout, width=200),
+            Console(file=stderr, width=200),
         ),
         stdout,
         stderr,

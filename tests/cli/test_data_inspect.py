@@ -16,7 +16,7 @@ from rich.console import Console
 
 from posttrain.cli import data_inspect
 from posttrain.cli.main import main
-from posttrain.core.console import ConsoleObserver
+from posttrain.core.events import Reporter
 from posttrain.core.settings import assemble
 from posttrain.data.anatomy import LEGEND
 from posttrain.stages.inspect import InspectSettings, run
@@ -130,7 +130,7 @@ def test_in_a_terminal_colours_say_what_is_trained(tiny: Path) -> None:
             InspectSettings,
             {"model": str(tiny), "data": ("a.jsonl",), "prompt_template": "{prompt}="},
         ),
-        ConsoleObserver(quiet=True),
+        Reporter(),
     )
     stream = io.StringIO()
     data_inspect.show(

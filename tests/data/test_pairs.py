@@ -17,8 +17,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from posttrain.core.console import ConsoleObserver
 from posttrain.core.errors import DataError
+from posttrain.core.events import Reporter
 from posttrain.data.curate import convert
 from posttrain.data.curate.bias import balanced, compare, looks
 from posttrain.data.curate.cycles import components
@@ -584,7 +584,7 @@ def test_nothing_is_lost_and_no_contradiction_survives(
     )
     summary: Given = {}
     with contextlib.suppress(DataError):  # where nothing is left
-        summary = run(chosen, ConsoleObserver(quiet=True))
+        summary = run(chosen, Reporter())
     if not summary:
         assert not (folder / "out.jsonl").exists()
         return
@@ -629,7 +629,7 @@ def test_there_and_back(tmp_path: Path) -> None:
             PairsSettings(
                 data=(str(tmp_path / f"{source}.jsonl"),), out=tmp_path / f"{name}.jsonl", to=to
             ),  # type: ignore[arg-type]
-            ConsoleObserver(quiet=True),
+            Reporter(),
         )
     labels = read(tmp_path / "labels.jsonl")
     assert (

@@ -15,9 +15,8 @@ from hypothesis import strategies as st
 from posttrain.engine.batch import Mismatched, Rows, by_tree
 from posttrain.engine.model import without_dropout
 
-from posttrain.data.forest import Tree, forests, plant
+from posttrain.data.forest import Tree, forests
 from posttrain.data.store import Numbers, NumberWriter
-from posttrain.engine import reference
 from posttrain.methods.preference import Options, preference
 from tests.tiny import V, alone, distance, network, parameter_gradients, policy, seq
 
@@ -190,52 +189,6 @@ def test_values_of_targets_go_back_to_their_trees() -> None:
     values = [forest.target.float() for forest in found]
     expected = [np.concatenate([s.tokens[s.trained] for s in tree]) for tree in trees]
     assert [v.tolist() for v in by_tree(found, values, trees)] == [e.tolist() for e in expected]
-
-
-def test_what_is_stored_is_what_the_reference_says_and_a_broken_store_goes_on(
-    tmp_path: Path,
-) -> None:
-    one, trees = policy(), answers(4, 150)
-    rows = list(range(0, 150, 2))
-    scored: list[int] = []
-
-    def scores(batch: Any) -> list[torch.Tensor]:
-        scored.append(sum(f.L for f in batch))
-        if len(scored) == 2:
-            raise KeyboardInterrupt
-        return [s.logprob for s in one.score(batch)]
-
-    with pytest.raises(KeyboardInterrupt):
-        reference.store(scores, trees, rows, tmp_path / "kept", 400, shared=True)
-    found = reference.store(scores, trees, rows, tmp_path / "kept", 400, shared=True)
-    assert scored == [128, 22, 22]  # 64 rows, then 11 that were lost, then the same 11
-    for i in rows:
-        expected = one.score([plant([trees[i]])])[0].logprob
-        torch.testing.assert_close(torch.from_numpy(found[i]), expected, rtol=0, atol=1e-5)
-    with pytest.raises(IndexError):
-        found[1]
-
-
-@pytest.mark.parametrize("damage", ["numbers", "ends", "short", "gone"])
-def test_of_a_damaged_store_nothing_is_believed(tmp_path: Path, damage: str) -> None:
-    trees, rows = answers(4, 140), list(range(140))
-
-    def scores(batch: Any) -> list[torch.Tensor]:
-        return [-1.0 - f.target.float() for f in batch]
-
-    whole = reference.store(scores, trees, rows, tmp_path, 400, shared=True)
-    expected = [whole[i].tolist() for i in rows]
-    path = tmp_path / ("ends" if damage == "ends" else "numbers")
-    data = bytearray(path.read_bytes())
-    data[9] ^= 1
-    if damage == "gone":
-        path.unlink()
-    else:
-        path.write_bytes(data[:100] if damage == "short" else data)
-    if damage == "short":
-        (tmp_path / "done.json").unlink()  # as if it had never been done
-    found = reference.store(scores, trees, rows, tmp_path, 400, shared=True)
-    assert [found[i].tolist() for i in rows] == expected
 
 
 def test_numbers_of_several_folders_are_numbered_through(tmp_path: Path) -> None:

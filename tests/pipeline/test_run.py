@@ -263,17 +263,17 @@ def test_json_lines_are_all_of_standard_output_and_end_with_everything(bench: Be
     events = [json.loads(line) for line in out.splitlines()]
     assert all({"event", "time"} <= one.keys() for one in events)
     assert [one["time"] for one in events] == sorted(one["time"] for one in events)
-    assert [one["step"] for one in events if one["event"] == "record"] == [1, 2, 3, 4, 5, 6]
+    assert [one["step"] for one in events if one["event"] == "step"] == [1, 2, 3, 4, 5, 6]
     assert [one["label"] for one in events if one["event"] == "note" and "/3 " in one["label"]] == [
         "1/3 adapt",
         "2/3 sft",
         "3/3 check",
     ]
-    last = {name: value for name, value in events[-1].items() if name not in ("event", "time")}
-    assert (events[-1]["event"], last) == (
-        "summary",
-        json.loads((bench.out / "summary.json").read_text()),
-    )
+    assert [one["event"] for one in events].count(
+        "done"
+    ) == 2  # the stage that trained, and the recipe
+    assert events[-1]["event"] == "done" and events[-1]["folder"] == str(bench.out)
+    assert events[-1]["summary"] == json.loads((bench.out / "summary.json").read_text())
 
 
 def test_plan_writes_nothing(bench: Bench, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import contextlib
 import io
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,10 +21,11 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from posttrain.cli.options import read
-from posttrain.core.console import ConsoleObserver, console, print_error
+from posttrain.cli.options import flat, parser
+from posttrain.core.console import ConsoleObserver, console, open_reporter, print_error
 from posttrain.core.errors import ConfigError, PosttrainError, nearest
 from posttrain.core.seeds import derive
+from posttrain.core.settings import assemble
 from posttrain.serve.conversation import Answer, Conversation, Turn
 from posttrain.serve.settings import ChatSettings
 
@@ -41,14 +42,15 @@ HARMLESS = {i: 0x2400 + i for i in range(32) if chr(i) not in "\n\t"} | {
 
 
 def main(argv: list[str]) -> int:
-    settings, observer = read(
+    arguments = parser(
         "chat",
         "Talk to a model, or to two side by side. Where standard input is no terminal, every line"
         " of it is a message. In the conversation /help lists what else can be done.",
         ChatSettings,
-        argv,
-    )
-    talk = begin(settings, observer)
+    ).parse(argv)
+    settings = assemble(ChatSettings, flat(arguments, ChatSettings))
+    talk = begin(settings, open_reporter(quiet=arguments.quiet))
+    talk.quiet = arguments.quiet
     if settings.prompt is not None:
         talk.ask(settings.prompt)
     elif sys.stdin.isatty():
@@ -127,6 +129,8 @@ class Talk:
     seed: int
     observer: ConsoleObserver
     out: Console
+    aside: Console = field(default_factory=lambda: console(stderr=True))
+    quiet: bool = False
     over: bool = False
     interrupted: bool = False
 
@@ -235,16 +239,14 @@ class Talk:
             )
 
     def _say(self, text: str) -> None:
-        if not self.observer.quiet:
-            self.observer.console.print(text, soft_wrap=True)
+        if not self.quiet:
+            self.aside.print(text, soft_wrap=True)
 
     # ------------------------------------------------------------------ commands
 
     def help(self, _text: str) -> None:
         for name, (_, argument, what) in COMMANDS.items():
-            self.observer.console.print(
-                f"{f'/{name} {argument}':<15} {what}", markup=False, soft_wrap=True
-            )
+            self.aside.print(f"{f'/{name} {argument}':<15} {what}", markup=False, soft_wrap=True)
 
     def set_system(self, text: str) -> None:
         self.conversation.system = text

@@ -8,7 +8,7 @@ import typing
 from pathlib import Path
 from typing import Any, NoReturn
 
-from posttrain.core.console import ConsoleObserver
+from posttrain.core.console import ConsoleObserver, open_reporter
 from posttrain.core.errors import ConfigError, nearest
 from posttrain.core.settings import Leaf, S, Settings, assemble, leaves
 
@@ -45,7 +45,7 @@ def read(
 ) -> tuple[S, ConsoleObserver]:
     """A command's settings from its arguments, and the observer it shows itself to."""
     arguments = parser(command, description, model).parse(argv)
-    return assemble(model, flat(arguments, model)), ConsoleObserver(quiet=arguments.quiet)
+    return assemble(model, flat(arguments, model)), open_reporter(quiet=arguments.quiet)
 
 
 def flat(arguments: argparse.Namespace, model: type[Settings]) -> dict[str, Any]:

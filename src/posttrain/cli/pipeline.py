@@ -10,9 +10,9 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from posttrain.cli.options import Parser
-from posttrain.core.console import ConsoleObserver, console
+from posttrain.core.console import JsonLines, console, open_reporter
 from posttrain.core.errors import ConfigError
-from posttrain.core.events import JsonObserver
+from posttrain.core.events import Reporter
 from posttrain.pipeline.plan import ARTIFACT, Planned, plan
 from posttrain.pipeline.recipe import Recipe, load, schema
 
@@ -57,10 +57,10 @@ def run(argv: list[str]) -> int:
     recipe, folder = _read(arguments)
     from posttrain.pipeline.run import execute
 
-    observer = JsonObserver() if arguments.json else ConsoleObserver(quiet=arguments.quiet)
+    observer = Reporter(JsonLines()) if arguments.json else open_reporter(quiet=arguments.quiet)
     result = execute(recipe, folder, observer)
-    if isinstance(observer, JsonObserver):
-        observer.summary(result.summary)
+    if arguments.json:
+        observer.done(folder, result.summary)
     else:
         results(result.summary)
         console().print(f"summary  {folder / 'summary.json'}", soft_wrap=True, markup=False)

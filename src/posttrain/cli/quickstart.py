@@ -11,7 +11,7 @@ from rich.text import Text
 
 from posttrain.cli.options import Parser
 from posttrain.cli.pipeline import results
-from posttrain.core.console import ConsoleObserver, console
+from posttrain.core.console import console, open_reporter
 
 SAMPLES = 6
 
@@ -39,7 +39,7 @@ def main(argv: list[str]) -> int:
     arguments = parser.parse(argv)
     from posttrain.pipeline.quickstart import quickstart
 
-    result = quickstart(arguments.out, ConsoleObserver(quiet=arguments.quiet))
+    result = quickstart(arguments.out, open_reporter(quiet=arguments.quiet))
     data = result.folder / "data"
     samples(result.artifacts["check"], data / "questions.jsonl", "exact-questions", "base", "sft")
     samples(

@@ -1,30 +1,47 @@
-"""What a person sees of a run: rich progress in a terminal, plain lines elsewhere, nothing where
-quiet is asked for.
+"""What a person sees of a run: rich progress in a terminal, plain lines elsewhere, nothing but
+trouble where quiet is asked for. Each is a sink of events.
 """
 
 from __future__ import annotations
 
+import json
+import math
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
+    DownloadColumn,
     MofNCompleteColumn,
-    Progress,
+    ProgressColumn,
     TaskProgressColumn,
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.progress import Progress as Bar
 from rich.table import Table
 
 from posttrain.core.curve import draw
+from posttrain.core.events import (
+    TRAIN,
+    Alarm,
+    Done,
+    Event,
+    Held,
+    Note,
+    Progress,
+    Reporter,
+    Sink,
+    Step,
+)
 
-LINE_SECONDS = 10.0  # between plain lines, where the output is no terminal
+LINE_SECONDS = 10.0  # between plain lines about one piece of work
+JSON_SECONDS = 1.0  # between two progress events of one piece of work
 
 
 class _Lasting:
@@ -61,186 +78,268 @@ def console(*, stderr: bool = False) -> Console:
     return Console(file=stream, highlight=False, emoji=False)
 
 
-class ConsoleObserver:
-    """Shows a training run as it goes.
+def open_reporter(
+    to: Console | None = None, *, quiet: bool = False, sinks: Iterable[Sink] = ()
+) -> Reporter:
+    """A reporter that shows a run to a person, and hands it to the user's own sinks.
 
     Args:
         to: where to write; standard error by default, so that standard output stays free for
             results.
-        quiet: only messages about trouble.
+        quiet: show nothing but trouble.
+        sinks: functions of one event; one that fails is dropped.
     """
+    to = to or console(stderr=True)
+    screen = Trouble(to) if quiet else Terminal(to) if to.is_terminal else Lines(to)
+    return Reporter(screen, optional=sinks)
 
-    def __init__(self, to: Console | None = None, quiet: bool = False) -> None:
-        self.console = to or console(stderr=True)
-        self.quiet = quiet
-        self._progress: Progress | None = None
-        self._scoring: Progress | None = None
-        self._bar: Any = None
-        self._rate = 0.0
-        self._told = 0.0
-        self._steps = self._first = 0
-        self._began = time.monotonic()
 
-    def note(self, label: str, text: str) -> None:
-        """A fact about the run, before it begins."""
-        if not self.quiet:
-            self._line(label, escape(text))
+class Trouble:
+    """Shows what is shown even where quiet is asked for."""
 
-    def _line(self, label: str, text: str) -> None:
-        """A label and text: in a terminal wrapped beside the label, elsewhere one line."""
-        if self.console.is_terminal:
-            grid = Table.grid(padding=(0, 1))
-            grid.add_column(min_width=9, no_wrap=True)
-            grid.add_row(f"[bold]{label}[/bold]", text)
-            self.console.print(grid)
-        else:
-            self.console.print(f"[bold]{label:<9}[/bold] {text}", soft_wrap=True)
+    def __init__(self, to: Console) -> None:
+        self.console = to
 
-    def message(self, text: str) -> None:
-        self.console.print(
-            f"[yellow]{escape(text)}[/yellow]", soft_wrap=not self.console.is_terminal
-        )
+    def __call__(self, event: Event) -> None:
+        match event:
+            case Note(always=True, text=text):
+                _warn(self.console, text)
+            case Alarm():
+                _warn(self.console, str(event))
 
-    def progress(self, label: str, done: int, total: int) -> None:
-        """How far something is that does not take long enough for a line of its own."""
-        if self.quiet or not self.console.is_terminal:
-            return
-        if self._scoring is None:
-            self._scoring = Progress(
-                TextColumn("[bold]{task.description:<9}[/bold]"),
-                BarColumn(bar_width=None),
-                TaskProgressColumn(),
-                TextColumn("ETA"),
-                TimeRemainingColumn(),
-                console=self.console,
-                transient=True,
-            )
-            self._scoring.start()
-            self._scoring.add_task(escape(label), total=total)
-        self._scoring.update(self._scoring.task_ids[0], completed=done)
-        if done >= total:
-            self._close(self._scoring)
-            self._scoring = None
 
-    @contextmanager
-    def working(self, label: str, total: int) -> Iterator[Callable[[int], None]]:
-        """Show work that may take long: a bar in a terminal, elsewhere a line now and then.
+class Lines:
+    """Shows a run as plain lines: progress every `LINE_SECONDS` and at the end."""
 
-        Yields what to tell the progress.
+    def __init__(self, to: Console) -> None:
+        self.console = to
+        self._trouble, self._rate = Trouble(to), Rate()
+        self._work: dict[str, Progress] = {}  # by label: the first event
+        self._begun: dict[str, float] = {}
+        self._shown: dict[str, float] = {}
 
-        Args:
-            total: what the last number told will be.
-        """
-        told = began = time.monotonic()
+    def __call__(self, event: Event) -> None:
+        self._trouble(event)
+        match event:
+            case Note(label, text, always=False):
+                self.console.print(f"[bold]{label:<9}[/bold] {escape(text)}", soft_wrap=True)
+            case Progress():
+                self._progress(event)
+            case Step():
+                self._step(event)
+            case Held():
+                self.console.print(f"[bold]held out [/bold] {_held(event)}", soft_wrap=True)
+            case Done(log=log):
+                _curve(self.console, log)
 
-        def tell(done: int) -> None:
-            nonlocal told
-            now = time.monotonic()
-            if self.console.is_terminal:
-                if now - told > 0.1 and done < total:
-                    told = now
-                    self.progress(label, done, total)
-            elif now - told > LINE_SECONDS and done:
-                told = now
-                self.note(
-                    label,
-                    f"{done / total:.0%}  ETA {_clock((now - began) / done * (total - done))}",
-                )
-
-        try:
-            yield tell
-        finally:
-            self._close(self._scoring)
-            self._scoring = None
-
-    @staticmethod
-    def _close(progress: Progress | None) -> None:
-        if progress is not None:
-            progress.stop()
-
-    def start(self, step: int, steps: int) -> None:
-        self._steps, self._first, self._began = steps, step, time.monotonic()
-        if self.quiet or not self.console.is_terminal:
-            return
-        self._progress = Progress(
-            TextColumn("[bold]train    [/bold]"),
-            BarColumn(bar_width=None),
-            MofNCompleteColumn(),
-            TextColumn("loss [cyan]{task.fields[loss]}[/cyan]"),
-            TextColumn("{task.fields[rate]} tokens/s"),
-            TextColumn("{task.fields[memory]} GiB"),
-            TextColumn("ETA"),
-            TimeRemainingColumn(),
-            console=self.console,
-        )
-        self._bar = self._progress.add_task(
-            "", total=steps, completed=step, loss="–", rate="–", memory="–"
-        )
-        self._progress.start()
-
-    def record(self, record: dict[str, Any]) -> None:
-        if held := record.get("validation"):
-            self._say_held(record["step"], held)
-            return
-        rate = record["tokens_per_second"]
-        self._rate = rate if not self._rate else 0.9 * self._rate + 0.1 * rate
-        step = record["step"]
-        if self._progress:
-            self._progress.update(
-                self._bar,
-                completed=step,
-                loss=_figures(record),
-                rate=f"{self._rate:,.0f}",
-                memory=f"{record['memory_gib']:.2f}",
-            )
-        elif not self.quiet and (
-            time.monotonic() - self._told > LINE_SECONDS or step == self._steps
-        ):
-            self._told = time.monotonic()
-            left = (self._told - self._began) / max(1, step - self._first) * (self._steps - step)
+    def _progress(self, event: Progress) -> None:
+        label, now = event.label, time.monotonic()
+        if label not in self._work:
+            self._work[label], self._begun[label] = event, now
+            # the steps' first line comes with the first step, others' when they take long
+            self._shown[label] = -math.inf if label == TRAIN else now
+        late = now - self._shown[label] > LINE_SECONDS
+        if late and label != TRAIN and event.done and event.total:
+            self._shown[label] = now
+            left = self._left(label, event.done, event.total)
             self.console.print(
-                f"step {step}/{self._steps}  loss {_figures(record)}  {self._rate:,.0f} tokens/s  "
-                f"{record['memory_gib']:.2f} GiB  ETA {_clock(left)}",
+                f"[bold]{escape(label):<9}[/bold] {event.done / event.total:.0%}  ETA {left}",
+                soft_wrap=True,
+            )
+        if event.over:
+            for known in (self._work, self._begun, self._shown):
+                known.pop(label)
+
+    def _step(self, event: Step) -> None:
+        rate, now = self._rate.add(event), time.monotonic()
+        total = self._work[TRAIN].total if TRAIN in self._work else event.step
+        last = self._shown.get(TRAIN, -math.inf)
+        if now - last > LINE_SECONDS or event.step == total:
+            self._shown[TRAIN] = now
+            self.console.print(
+                f"step {event.step}/{total}  loss {_figures(event)}  {rate:,.0f} tokens/s  "
+                f"{event.values['memory_gib']:.2f} GiB  ETA {self._left(TRAIN, event.step, total)}",
                 soft_wrap=True,
             )
 
-    def _say_held(self, step: int, held: dict[str, Any]) -> None:
-        if not self.quiet:
-            entropy = f", entropy {held['entropy']:.3f}" if "entropy" in held else ""
-            unit = "rows" if "rewards/accuracies" in held else "sequences"
-            self._line(
-                "held out",
-                f"step {step}: loss {loss(held)}, accuracy {held['accuracy']:.3f}{entropy} "
-                f"(n = {held['sequences']:,} {unit})",
+    def _left(self, label: str, done: int, total: int) -> str:
+        """The time that the rest will take, from what this process has done."""
+        first = self._work[label].done if label in self._work else done
+        seconds = time.monotonic() - self._begun.get(label, time.monotonic())
+        return _clock(seconds / max(1, done - first) * (total - done))
+
+
+class Terminal:
+    """Shows a run in a terminal: a live line for the steps and one for what else takes long."""
+
+    def __init__(self, to: Console) -> None:
+        self.console = to
+        self._trouble, self._rate = Trouble(to), Rate()
+        self._steps: Bar | None = None
+        self._bar: Bar | None = None
+        self._label = ""
+
+    def __call__(self, event: Event) -> None:
+        self._trouble(event)
+        match event:
+            case Note(label, text, always=False):
+                self._line(label, escape(text))
+            case Progress(label=label):
+                self._train(event) if label == TRAIN else self._progress(event)
+            case Step():
+                self._step(event)
+            case Held():
+                self._line("held out", _held(event))
+            case Done(log=log):
+                _curve(self.console, log)
+
+    def _line(self, label: str, text: str) -> None:
+        """A label, and text wrapped beside it."""
+        grid = Table.grid(padding=(0, 1))
+        grid.add_column(min_width=9, no_wrap=True)
+        grid.add_row(f"[bold]{label}[/bold]", text)
+        self.console.print(grid)
+
+    def _progress(self, event: Progress) -> None:
+        """A bar that goes away when the work is over."""
+        if self._bar is not None and event.label != self._label:
+            self._bar.stop()
+            self._bar = None
+        if self._bar is None and not event.over:
+            amount: ProgressColumn = (
+                DownloadColumn() if event.unit == "bytes" else TaskProgressColumn()
+            )
+            self._bar = self._live(
+                TextColumn("[bold]{task.description:<9}[/bold]"),
+                BarColumn(bar_width=None),
+                amount,
+                TextColumn("ETA"),
+                TimeRemainingColumn(),
+                transient=True,
+            )
+            self._label = event.label
+            self._bar.add_task(escape(event.label), total=event.total or None)
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=event.done)
+            if event.over:
+                self._bar.stop()
+                self._bar = None
+
+    def _train(self, event: Progress) -> None:
+        """The bar of the steps, which stays."""
+        if event.over:
+            if self._steps is not None:
+                self._steps.stop()
+            self._steps = None
+            return
+        if self._steps is None:
+            self._steps = self._live(
+                TextColumn("[bold]train    [/bold]"),
+                BarColumn(bar_width=None),
+                MofNCompleteColumn(),
+                TextColumn("loss [cyan]{task.fields[loss]}[/cyan]"),
+                TextColumn("{task.fields[rate]} tokens/s"),
+                TextColumn("{task.fields[memory]} GiB"),
+                TextColumn("ETA"),
+                TimeRemainingColumn(),
+            )
+            self._steps.add_task(
+                "", total=event.total, completed=event.done, loss="–", rate="–", memory="–"
             )
 
-    def stop(self) -> None:
-        self._close(self._progress)
-        self._close(self._scoring)
-        self._progress = self._scoring = None
-
-    def curve(self, records: list[dict[str, Any]]) -> None:
-        """Draw the loss of a finished run."""
-        points = [(r["step"], r["loss"]) for r in records if "loss" in r]
-        held = [(r["step"], r["validation"]["loss"]) for r in records if "validation" in r]
-        if not self.quiet:
-            lines = [("training loss", points), *([("held-out loss", held)] if held else [])]
-            self.console.print(
-                draw(lines, width=min(self.console.width, 90)), markup=False, soft_wrap=True
+    def _step(self, event: Step) -> None:
+        rate = self._rate.add(event)
+        if self._steps is not None:
+            self._steps.update(
+                self._steps.task_ids[0],
+                completed=event.step,
+                loss=_figures(event),
+                rate=f"{rate:,.0f}",
+                memory=f"{event.values['memory_gib']:.2f}",
             )
 
+    def _live(self, *columns: ProgressColumn, transient: bool = False) -> Bar:
+        bar = Bar(*columns, console=self.console, transient=transient)
+        bar.start()
+        return bar
 
-def _figures(record: dict[str, Any]) -> str:
+
+class JsonLines:
+    """Writes every event as one JSON object a line: `event`, `time` (seconds since 1970) and what
+    belongs to it. Of progress, one line every `JSON_SECONDS` and the last one.
+
+    Args:
+        to: where to write; standard output by default.
+    """
+
+    def __init__(self, to: TextIO | None = None) -> None:
+        self._to: Any = to or console().file  # which survives its reader
+        self._shown: dict[str, float] = {}
+
+    def __call__(self, event: Event) -> None:
+        match event:
+            case Step() | Held():
+                fields = {"step": event.step, **event.values}
+            case Done(folder, summary):
+                fields = {"folder": folder, "summary": dict(summary)}
+            case Progress(label=label, over=over):
+                if not over and time.monotonic() - self._shown.get(label, 0.0) <= JSON_SECONDS:
+                    return
+                self._shown[label] = 0.0 if over else time.monotonic()
+                fields = asdict(event)
+            case Note() | Alarm():
+                fields = asdict(event)
+        line = {"event": type(event).__name__.lower(), "time": round(time.time(), 3), **fields}
+        self._to.write(json.dumps(line, ensure_ascii=False, default=str) + "\n")
+        self._to.flush()
+
+
+class Rate:
+    """Tokens a second, averaged over the last steps."""
+
+    def __init__(self) -> None:
+        self._mean = 0.0
+
+    def add(self, event: Step) -> float:
+        now = event.values["tokens_per_second"]
+        self._mean = 0.9 * self._mean + 0.1 * now if self._mean else now
+        return self._mean
+
+
+def _warn(to: Console, text: str) -> None:
+    to.print(f"[yellow]{escape(text)}[/yellow]", soft_wrap=not to.is_terminal)
+
+
+def _curve(to: Console, log: Iterable[Step | Held]) -> None:
+    """Draw the loss of a finished run."""
+    losses = [(one.step, one.values["loss"]) for one in log if isinstance(one, Step)]
+    held = [(one.step, one.values["loss"]) for one in log if isinstance(one, Held)]
+    if losses:
+        lines = [("training loss", losses), *([("held-out loss", held)] if held else [])]
+        to.print(draw(lines, width=min(to.width, 90)), markup=False, soft_wrap=True)
+
+
+def _figures(event: Step) -> str:
     """A step's loss, and of comparisons how often and by how much the better answer is ahead."""
-    out = f"{record['loss']:.4f}"
-    if "rewards/accuracies" in record:
-        out += f", accuracy {record['rewards/accuracies']:.2f}"
-    if "rewards/margins" in record:
-        out += f", margin {record['rewards/margins']:+.3f}"
+    out = f"{event.values['loss']:.4f}"
+    if "rewards/accuracies" in event.values:
+        out += f", accuracy {event.values['rewards/accuracies']:.2f}"
+    if "rewards/margins" in event.values:
+        out += f", margin {event.values['rewards/margins']:+.3f}"
     return out
 
 
-def loss(held: dict[str, Any]) -> str:
+def _held(event: Held) -> str:
+    values = event.values
+    entropy = f", entropy {values['entropy']:.3f}" if "entropy" in values else ""
+    unit = "rows" if "rewards/accuracies" in values else "sequences"
+    return (
+        f"step {event.step}: loss {loss(values)}, accuracy {values['accuracy']:.3f}{entropy} "
+        f"(n = {values['sequences']:,} {unit})"
+    )
+
+
+def loss(held: Any) -> str:
     """A held-out loss, and its interval where there is one: a single sequence has none, nor have
     methods that couple rows.
     """
@@ -265,3 +364,6 @@ def print_error(error: Exception) -> None:
         out.print("[bold]cure:[/bold]  ", end="", soft_wrap=True)
         out.print(text[1], markup=False, soft_wrap=True)
     sys.stderr.flush()
+
+
+ConsoleObserver = Reporter

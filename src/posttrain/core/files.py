@@ -106,10 +106,12 @@ def sha256_folder(folder: Path, keep: Callable[[Path], bool] = lambda path: True
 
 
 @contextlib.contextmanager
-def lock(folder: Path) -> Iterator[None]:
+def lock(folder: Path, *, wait: bool = False) -> Iterator[None]:
     """Hold `folder` for this process. The system drops the lock when the process ends, however it
     ends.
 
+    Args:
+        wait: until the process that holds it ends or lets go, instead of an error.
     Raises:
         PosttrainError: another process holds it; the message names its process id.
     """
@@ -121,7 +123,7 @@ def lock(folder: Path) -> Iterator[None]:
         raise write_error(error, folder) from error
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             file.seek(0)
             raise PosttrainError(
@@ -134,7 +136,7 @@ def lock(folder: Path) -> Iterator[None]:
         try:
             yield
         except BaseException:
-            if [p.name for p in folder.iterdir()] == [
+            if not wait and [p.name for p in folder.iterdir()] == [
                 path.name
             ]:  # nothing was written: leave nothing behind
                 path.unlink()

@@ -24,6 +24,7 @@ import numpy as np
 
 from posttrain.core.console import ConsoleObserver
 from posttrain.core.errors import ConfigError
+from posttrain.core.events import Reporter
 from posttrain.core.files import PARTIAL
 from posttrain.core.seeds import derive
 from posttrain.data.account import Account, check
@@ -290,7 +291,7 @@ def inspect(
         DataError: a source that cannot be read, or a row that cannot be used.
         ConfigError: a budget below the longest sequence.
     """
-    observer = observer or ConsoleObserver(quiet=True)
+    observer = observer or Reporter()
     preparation = Preparation(chat, max_length, settings.truncate, settings.format)
     measured = _Measured()
     parts, shown, shown_numbers = [], [], set[int]()

@@ -19,7 +19,7 @@ Progress = Callable[[int, int], None]  # called with how many of how many are do
 
 
 @dataclass
-class Held:
+class HeldLoss:
     """Held-out loss: nats per target, over all targets, and how sure that is.
 
     Attributes:
@@ -39,7 +39,7 @@ class Held:
 
 def validate(
     policy: Policy, trees: Many[Tree], budget: int, progress: Progress = lambda done, total: None
-) -> Held:
+) -> HeldLoss:
     """Held-out loss with a 95 % interval.
 
     The mean over targets is a ratio of sums over sequences, so its standard error is the delta
@@ -70,4 +70,4 @@ def validate(
     if len(s) > 1:
         squares = float(((s - loss * n) ** 2).sum())
         interval = 1.96 * math.sqrt(squares * len(s) / (len(s) - 1)) / targets
-    return Held(loss, interval, correct / targets, entropy / targets, len(s), int(targets))
+    return HeldLoss(loss, interval, correct / targets, entropy / targets, len(s), int(targets))

@@ -16,11 +16,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from posttrain.core.errors import CheckpointError, PosttrainError
+from posttrain.core.events import TRAIN, Alarm, Held, Reporter, Step
 from posttrain.core.seeds import derive, generator
 from posttrain.core.types import Loss, Measured
 from posttrain.engine.checkpoint import Checkpoint, Store
@@ -33,16 +34,6 @@ from posttrain.engine.settings import CheckpointSettings, ValidationSettings
 from posttrain.engine.source import Batch, Source
 
 CHECKPOINT_SECONDS = 300.0
-
-
-class Observer(Protocol):
-    """What watches a run. All methods may do nothing."""
-
-    def start(self, step: int, steps: int) -> None: ...
-    def record(self, record: dict[str, Any]) -> None: ...
-    def progress(self, label: str, done: int, total: int) -> None: ...
-    def message(self, text: str) -> None: ...
-    def stop(self) -> None: ...
 
 
 class Interrupted(PosttrainError):
@@ -60,9 +51,8 @@ class Interrupted(PosttrainError):
 HeldOut = Callable[
     [Callable[[int, int], None]], dict[str, Any]
 ]  # told how far it is → the numbers, `loss` among them
-Watch = Callable[
-    [dict[str, Any]], Many[str]
-]  # a record of the log → what is alarming about it; hears every record in order
+# called with every step and validation, in order; returns what is alarming about it
+Watch = Callable[[Step | Held], Many[Alarm]]
 
 
 @dataclass
@@ -76,7 +66,7 @@ class Run:
     budget: int
     seed: int
     folder: Path
-    observer: Observer
+    observer: Reporter
     checkpoints: CheckpointSettings
     validation: ValidationSettings
     held_out: HeldOut | None = None
@@ -185,8 +175,8 @@ def train(run: Run) -> int:
     if saved is not None:
         restore(run, saved)
         if run.watch:
-            for record in run.log.read():
-                run.watch(record)
+            for event in run.log.events():
+                run.watch(event)
         run.observer.message(f"resuming after step {run.step} of {run.steps}")
     else:
         run.log.rewind(-1)
@@ -194,7 +184,7 @@ def train(run: Run) -> int:
         run.first_held = _validate(run)
     every = run.validation.validate_every or run.source.steps_per_epoch
     last_save = time.monotonic()
-    run.observer.start(run.step, run.steps)
+    run.observer.progress(TRAIN, run.step, run.steps)
     try:
         with _signals() as asked:
             while run.step < run.steps and not _exhausted(run):
@@ -217,7 +207,7 @@ def train(run: Run) -> int:
                     raise Interrupted(asked[0], run.step)
         return _choose(run)
     finally:
-        run.observer.stop()
+        run.observer.progress(TRAIN, run.step, run.steps, over=True)
 
 
 def _step(run: Run) -> None:
@@ -235,23 +225,20 @@ def _step(run: Run) -> None:
     run.totals["targets"] += targets
     run.totals["seconds"] += seconds
     assert settings.learning_rate is not None
-    _log(
-        run,
-        {
-            "step": run.step,
-            "epoch": round(run.step / run.source.steps_per_epoch, 4),
-            "loss": math.fsum(update.measured.loss for update in updates) / len(updates),
-            "learning_rate": settings.learning_rate * factor,
-            "grad_norm": updates[-1].norm,
-            "tokens": tokens,
-            "targets": targets,
-            "sequences": sum(update.sequences for update in updates),
-            "seconds": seconds,
-            "tokens_per_second": tokens / seconds,
-            "memory_gib": peak_memory(run.policy.device),
-            **updates[-1].measured.means(),
-        },
-    )
+    values = {
+        "epoch": round(run.step / run.source.steps_per_epoch, 4),
+        "loss": math.fsum(update.measured.loss for update in updates) / len(updates),
+        "learning_rate": settings.learning_rate * factor,
+        "grad_norm": updates[-1].norm,
+        "tokens": tokens,
+        "targets": targets,
+        "sequences": sum(update.sequences for update in updates),
+        "seconds": seconds,
+        "tokens_per_second": tokens / seconds,
+        "memory_gib": peak_memory(run.policy.device),
+        **updates[-1].measured.means(),
+    }
+    _log(run, Step(run.step, values))
 
 
 @dataclass(frozen=True)
@@ -306,11 +293,11 @@ def _not_finite(run: Run, what: str) -> PosttrainError:
     )
 
 
-def _log(run: Run, record: dict[str, Any]) -> None:
-    run.log.write(record)
-    run.observer.record(record)
-    for alarm in run.watch(record) if run.watch else ():
-        run.observer.message(alarm)
+def _log(run: Run, event: Step | Held) -> None:
+    run.log(event)
+    run.observer.emit(event)
+    for alarm in run.watch(event) if run.watch else ():
+        run.observer.emit(alarm)
 
 
 def _validate(run: Run) -> dict[str, Any]:
@@ -321,7 +308,7 @@ def _validate(run: Run) -> dict[str, Any]:
             f"after step {run.step} the held-out loss is {held['loss']}",
             cure="lower --learning-rate, or look for broken rows in the held-out data",
         )
-    _log(run, {"step": run.step, "validation": held})
+    _log(run, Held(run.step, held))
     return held
 
 

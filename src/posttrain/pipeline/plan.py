@@ -24,7 +24,7 @@ from posttrain.pipeline.recipe import Recipe, Stage
 
 ARTIFACT = "artifact.json"
 # settings that say where and on what a stage runs, not what it makes
-ELSEWHERE = {"out", "device", "checkpoint"}
+ELSEWHERE = {"out", "device", "checkpoint", "tracking"}
 
 
 @dataclass(frozen=True)

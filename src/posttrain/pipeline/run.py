@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from posttrain.core.console import ConsoleObserver
+from posttrain.core.console import ConsoleObserver, open_reporter
 from posttrain.core.files import PARTIAL, explained_writes, lock, write_json
 from posttrain.core.version import __version__
 from posttrain.pipeline.plan import ARTIFACT, Planned, plan
@@ -52,7 +52,7 @@ def run_recipe(
     """
     read = load(Path(recipe) if isinstance(recipe, str) else recipe, changes)
     return execute(
-        read, Path(out) if out else Path("runs") / read.name, observer or ConsoleObserver()
+        read, Path(out) if out else Path("runs") / read.name, observer or open_reporter()
     )
 
 

@@ -7,12 +7,14 @@ run folder: `posttrain.stages.training`.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
-from posttrain.core.console import ConsoleObserver
+from posttrain.core.console import ConsoleObserver, open_reporter
 from posttrain.core.errors import ConfigError
+from posttrain.core.events import Sink
 from posttrain.core.settings import assemble
 from posttrain.data.settings import Source, Sourced
 from posttrain.engine.settings import OptimiserSettings
@@ -75,7 +77,7 @@ class AdaptSettings(TrainingSettings):
         )
 
 
-def adapt(*, quiet: bool = False, **settings: Any) -> Outcome:
+def adapt(*, quiet: bool = False, sinks: Iterable[Sink] = (), **settings: Any) -> Outcome:
     """Adapt a model to a domain's text, in one line.
 
     `posttrain.adapt(model="path/to/base", data="domain.jsonl", replay="general.jsonl",
@@ -83,12 +85,15 @@ def adapt(*, quiet: bool = False, **settings: Any) -> Outcome:
 
     Args:
         quiet: show nothing but trouble.
+        sinks: functions called with every event of the run (`posttrain.core.events`).
         settings: the command line's options, with underscores (`posttrain adapt --help`).
     Returns: the finished run.
     Raises:
         PosttrainError: with what is wrong and the cure.
     """
-    return run(assemble(AdaptSettings, training.flat(settings)), ConsoleObserver(quiet=quiet))
+    return run(
+        assemble(AdaptSettings, training.flat(settings)), open_reporter(quiet=quiet, sinks=sinks)
+    )
 
 
 def run(settings: AdaptSettings, observer: ConsoleObserver) -> Outcome:

@@ -1,11 +1,14 @@
-"""What goes wrong in training on preferences without a falling loss showing it: each is said once,
-when it is first seen.
+"""What goes wrong in training on preferences without a falling loss showing it: each alarm is
+raised once, when it is first seen.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 from typing import Any
+
+from posttrain.core.events import Alarm, Held, Step
 
 WINDOW = 20  # steps of which the mean is looked at
 FALLEN = 0.5  # nats a token by which the chosen answers may become less likely
@@ -15,32 +18,37 @@ FEWEST = 20
 
 
 class Alarms:
-    """Hears every record of a run's log and says what is alarming about it.
+    """Called with every step and validation of a run, in order; returns the new alarms.
 
+    Attributes:
+        raised: all alarms so far.
     Args:
         policy: whether it is a language model that is trained, and not a reward model.
     """
 
     def __init__(self, policy: bool = True) -> None:
         self.policy = policy
-        self._said: set[str] = set()
+        self.raised: list[Alarm] = []
+        self._kinds: set[str] = set()
         self._first: deque[float] = deque()
         self._last: deque[float] = deque(maxlen=WINDOW)
         self._answer: float | None = None  # tokens, before the first step
 
-    def __call__(self, record: dict[str, Any]) -> list[str]:
-        found = self._held(record["validation"]) if "validation" in record else self._step(record)
-        new = {name: text for name, text in found.items() if name not in self._said}
-        self._said.update(new)
-        return [f"after step {record['step']}: {text}" for text in new.values()]
+    def __call__(self, event: Step | Held) -> list[Alarm]:
+        seen = self._held(event.values) if isinstance(event, Held) else self._step(event.values)
+        new = {kind: text for kind, text in seen.items() if kind not in self._kinds}
+        self._kinds.update(new)
+        alarms = [Alarm(event.step, text) for text in new.values()]
+        self.raised += alarms
+        return alarms
 
-    def _step(self, record: dict[str, Any]) -> dict[str, str]:
+    def _step(self, values: Mapping[str, Any]) -> dict[str, str]:
         """Chosen answers may become less likely as long as rejected ones do so more; but not
         without end.
         """
-        if not record.get("length/chosen") or "logps/chosen" not in record:
+        if not values.get("length/chosen") or "logps/chosen" not in values:
             return {}
-        each = record["logps/chosen"] / record["length/chosen"]
+        each = values["logps/chosen"] / values["length/chosen"]
         if len(self._first) < WINDOW:
             self._first.append(each)
         self._last.append(each)
@@ -55,7 +63,7 @@ class Alarms:
             )
         }
 
-    def _held(self, held: dict[str, Any]) -> dict[str, str]:
+    def _held(self, held: Mapping[str, Any]) -> dict[str, str]:
         """Rewards that are lengths in disguise, and answers that become longer or shorter."""
         return {**self._disguise(held), **self._drift(held.get("answer_tokens"))}
 
@@ -75,7 +83,7 @@ class Alarms:
             )
         }
 
-    def _disguise(self, held: dict[str, Any]) -> dict[str, str]:
+    def _disguise(self, held: Mapping[str, Any]) -> dict[str, str]:
         accuracy = held["accuracy"]
         for side, other in (("shorter", "longer"), ("longer", "shorter")):
             few, right = held.get(f"{side}_chosen", 0), held.get(f"accuracy_{side}_chosen")

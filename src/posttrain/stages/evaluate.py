@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from posttrain.core.console import ConsoleObserver
+from posttrain.core.console import ConsoleObserver, open_reporter
 from posttrain.core.errors import ConfigError, DataError
 from posttrain.core.files import explained_writes, lock, remove_partial, write_atomic, write_json
 from posttrain.core.identity import check, claim
@@ -102,7 +102,7 @@ def evaluate(*, quiet: bool = False, **settings: Any) -> dict[str, Any]:
     for name in ("model", "against", "reward_model"):
         if isinstance(settings.get(name), Path):
             settings[name] = str(settings[name])
-    return run(assemble(EvaluateSettings, settings), ConsoleObserver(quiet=quiet))
+    return run(assemble(EvaluateSettings, settings), open_reporter(quiet=quiet))
 
 
 def run(settings: EvaluateSettings, observer: ConsoleObserver) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from posttrain.core.console import ConsoleObserver
+from posttrain.core.console import ConsoleObserver, open_reporter
 from posttrain.core.errors import ConfigError, DataError
 from posttrain.core.files import explained_writes, lock, remove_partial, write_atomic, write_json
 from posttrain.core.identity import check, claim
@@ -80,7 +80,7 @@ def judge(*, quiet: bool = False, **settings: Any) -> dict[str, Any]:
     for name in ("reward_model", "against_model"):
         if isinstance(settings.get(name), Path):
             settings[name] = str(settings[name])
-    return run(assemble(JudgeSettings, settings), ConsoleObserver(quiet=quiet))
+    return run(assemble(JudgeSettings, settings), open_reporter(quiet=quiet))
 
 
 def run(settings: JudgeSettings, observer: ConsoleObserver) -> dict[str, Any]:

@@ -11,12 +11,14 @@ The reference is the model that training starts from, or another. Its log-probab
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from posttrain.core.console import ConsoleObserver
+from posttrain.core.console import ConsoleObserver, open_reporter
+from posttrain.core.events import Sink
 from posttrain.core.settings import Settings, assemble
 from posttrain.engine.settings import OptimiserSettings
 from posttrain.stages import dataset, training
@@ -148,19 +150,23 @@ class PreferenceSettings(TrainingSettings):
         return dict(self.mix) or {self.method: 1.0}
 
 
-def preference(*, quiet: bool = False, **settings: Any) -> Outcome:
+def preference(*, quiet: bool = False, sinks: Iterable[Sink] = (), **settings: Any) -> Outcome:
     """Optimise a model for preferences, in one line.
 
     `posttrain.preference(model="runs/sft/model", data="pairs.jsonl", out="runs/dpo", beta=0.1)`
 
     Args:
         quiet: show nothing but trouble.
+        sinks: functions called with every event of the run (`posttrain.core.events`).
         settings: the command line's options, with underscores (`posttrain preference --help`).
     Returns: the finished run.
     Raises:
         PosttrainError: with what is wrong and the cure.
     """
-    return run(assemble(PreferenceSettings, training.flat(settings)), ConsoleObserver(quiet=quiet))
+    return run(
+        assemble(PreferenceSettings, training.flat(settings)),
+        open_reporter(quiet=quiet, sinks=sinks),
+    )
 
 
 def run(settings: PreferenceSettings, observer: ConsoleObserver) -> Outcome:

@@ -8,11 +8,13 @@ against how often it is right.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from posttrain.core.console import ConsoleObserver
+from posttrain.core.console import ConsoleObserver, open_reporter
+from posttrain.core.events import Sink
 from posttrain.core.settings import assemble
 from posttrain.engine.settings import OptimiserSettings, Pattern
 from posttrain.stages import dataset, training
@@ -70,19 +72,23 @@ class RewardModelSettings(TrainingSettings):
     optimiser: RewardOptimiser = RewardOptimiser()  # type: ignore[call-arg]
 
 
-def reward_model(*, quiet: bool = False, **settings: Any) -> Outcome:
+def reward_model(*, quiet: bool = False, sinks: Iterable[Sink] = (), **settings: Any) -> Outcome:
     """Train a reward model, in one line.
 
     `posttrain.reward_model(model="runs/sft/model", data="pairs.jsonl", out="runs/rm")`
 
     Args:
         quiet: show nothing but trouble.
+        sinks: functions called with every event of the run (`posttrain.core.events`).
         settings: the command line's options, with underscores (`posttrain reward-model --help`).
     Returns: the finished run.
     Raises:
         PosttrainError: with what is wrong and the cure.
     """
-    return run(assemble(RewardModelSettings, training.flat(settings)), ConsoleObserver(quiet=quiet))
+    return run(
+        assemble(RewardModelSettings, training.flat(settings)),
+        open_reporter(quiet=quiet, sinks=sinks),
+    )
 
 
 def run(settings: RewardModelSettings, observer: ConsoleObserver) -> Outcome:

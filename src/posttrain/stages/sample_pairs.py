@@ -3,8 +3,8 @@ better be chosen over the worse.
 
 The folder holds
     run.json         what was asked for: settings, digests of model, data and scorer, version
-    chunks/          samples of so many prompts a file, while the run lasts: what a resumed run need
-                     not sample again
+    chunks/          a journal of samples, so many prompts a record, while the run lasts: what a
+                     resumed run need not sample again
     samples.jsonl    every answer: its score, whether the model ended it, tokens, log-probability
     pairs.jsonl      prompt, chosen, rejected, margin, and both scores
     best.jsonl       with --at-least: prompt and completion, the best answer of every prompt that
@@ -34,7 +34,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from posttrain.core.console import ConsoleObserver
+from posttrain.core.console import ConsoleObserver, open_reporter
 from posttrain.core.errors import ConfigError, DataError, nearest
 from posttrain.core.files import (
     PARTIAL,
@@ -43,10 +43,10 @@ from posttrain.core.files import (
     lock,
     remove_partial,
     sha256_file,
-    write_atomic,
     write_json,
 )
 from posttrain.core.identity import check, claim
+from posttrain.core.journal import Journal
 from posttrain.core.seeds import derive
 from posttrain.core.settings import Settings, assemble
 from posttrain.core.version import __version__
@@ -196,7 +196,7 @@ def sample_pairs(*, quiet: bool = False, **settings: Any) -> Outcome:
     for name in ("model", "reward_model"):
         if isinstance(settings.get(name), Path):
             settings[name] = str(settings[name])
-    return run(assemble(SamplePairsSettings, settings), ConsoleObserver(quiet=quiet))
+    return run(assemble(SamplePairsSettings, settings), open_reporter(quiet=quiet))
 
 
 def run(settings: SamplePairsSettings, observer: ConsoleObserver) -> Outcome:
@@ -233,7 +233,9 @@ def run(settings: SamplePairsSettings, observer: ConsoleObserver) -> Outcome:
         except BaseException:
             remove_partial(folder)
             raise
-        _sample(settings, prompts, observer)
+        with Journal(folder / CHUNKS, identity, message=observer.message) as chunks:
+            _sample(settings, prompts, observer, chunks)
+            results = _write(settings, prompts, chunks)
         summary = {
             "posttrain": __version__,
             "model": settings.model,
@@ -242,7 +244,7 @@ def run(settings: SamplePairsSettings, observer: ConsoleObserver) -> Outcome:
             "models_sha256": identity["models_sha256"],
             "rows": rejects.read,
             "rejected": rejects.count,
-            **_write(settings, prompts),
+            **results,
         }
         summary["sha256"] = {
             name: sha256_file(folder / name) for name in FILES if (folder / name).is_file()
@@ -357,12 +359,10 @@ def _scored(settings: SamplePairsSettings, unscored: int, n: int, what: str) -> 
 
 
 def _sample(
-    settings: SamplePairsSettings, prompts: Many[Prompt], observer: ConsoleObserver
+    settings: SamplePairsSettings, prompts: Many[Prompt], observer: ConsoleObserver, chunks: Journal
 ) -> None:
-    """Write the chunks that are not there yet."""
-    starts = [
-        a for a in range(0, len(prompts), settings.batch_size) if not _chunk(settings, a).is_file()
-    ]
+    """Sample the chunks that are not there yet: the answers to `batch_size` prompts each."""
+    starts = range(len(chunks) * settings.batch_size, len(prompts), settings.batch_size)
     if not starts:
         return
     from posttrain.engine.policy import Policy
@@ -379,17 +379,12 @@ def _sample(
             chat.template.source, chat.stop
         )  # so that answers end where the template ends them
     scorer = open_scorer(settings.scorer or f"reward:{settings.reward_model}", settings.device)
-    with observer.working("sampling", len(starts) * settings.batch_size) as told:
+    with observer.working("sampling", len(starts) * settings.batch_size) as progress:
         for number, start in enumerate(starts, 1):
-            records = _answers(
-                settings, policy, scorer, start, prompts[start : start + settings.batch_size]
-            )
-            write_atomic(_chunk(settings, start), "".join(_line(one) for one in records))
-            told(number * settings.batch_size)
-
-
-def _chunk(settings: SamplePairsSettings, start: int) -> Path:
-    return settings.out / CHUNKS / f"{start:09d}.jsonl"
+            some = prompts[start : start + settings.batch_size]
+            chunks.append(_answers(settings, policy, scorer, start, some))
+            chunks.flush()
+            progress(number * settings.batch_size)
 
 
 def _line(record: dict[str, Any]) -> str:
@@ -436,7 +431,7 @@ def _answers(
 # ------------------------------------------------------------------------------------------ results
 
 
-def _write(settings: SamplePairsSettings, prompts: Many[Prompt]) -> dict[str, Any]:
+def _write(settings: SamplePairsSettings, prompts: Many[Prompt], chunks: Journal) -> dict[str, Any]:
     """The files, and what they come to."""
     from posttrain.evals.samples import Tally
 
@@ -449,7 +444,7 @@ def _write(settings: SamplePairsSettings, prompts: Many[Prompt]) -> dict[str, An
             if settings.at_least is not None
             else None
         )
-        for group in _groups(settings, prompts):
+        for group in _groups(settings, prompts, chunks):
             samples.writelines(map(_line, group.records))
             pairs.writelines(_line(_pair(group, i, j)) for i, j in group.ranking.pairs)
             tally.add(group.records, group.ranking)
@@ -489,16 +484,12 @@ def _write(settings: SamplePairsSettings, prompts: Many[Prompt]) -> dict[str, An
     return summary
 
 
-def _groups(settings: SamplePairsSettings, prompts: Many[Prompt]) -> Iterator[Group]:
-    for start in range(0, len(prompts), settings.batch_size):
-        # not splitlines, which ends lines at signs that JSON may hold
-        records = [
-            json.loads(line)
-            for line in _chunk(settings, start).read_text(encoding="utf-8").split("\n")
-            if line
-        ]
-        for at in range(0, len(records), settings.n):
-            some = records[at : at + settings.n]
+def _groups(
+    settings: SamplePairsSettings, prompts: Many[Prompt], chunks: Journal
+) -> Iterator[Group]:
+    for chunk in chunks:
+        for at in range(0, len(chunk.value), settings.n):
+            some = chunk.value[at : at + settings.n]
             answers = [Answer(one["answer"], one["score"], one["finished"]) for one in some]
             yield Group(prompts[some[0]["prompt"]], some, rank(answers, settings.rules))
 

@@ -37,6 +37,8 @@ from posttrain.core.files import (
 )
 from posttrain.core.identity import check, claim
 from posttrain.core.settings import Settings
+from posttrain.core.trackers import FILE, FOLDER, TrackingSettings, trackers
+from posttrain.core.trackers import check as check_trackers
 from posttrain.core.version import __version__
 from posttrain.data.settings import DataSettings, Source
 from posttrain.engine.settings import (
@@ -81,6 +83,7 @@ class TrainingSettings(Settings):
     )
     validation: ValidationSettings = ValidationSettings()  # type: ignore[call-arg]
     checkpoint: CheckpointSettings = CheckpointSettings()  # type: ignore[call-arg]
+    tracking: TrackingSettings = TrackingSettings()  # type: ignore[call-arg]
 
 
 @dataclass(frozen=True)
@@ -93,14 +96,16 @@ class Outcome:
 
 
 def flat(settings: dict[str, Any]) -> dict[str, Any]:
-    """Keywords as `assemble` takes them: one source stands for a list of one, and a model may be a
-    path.
+    """Keywords as `assemble` takes them: one source or tracker stands for a list of one, and a
+    model may be a path.
     """
     for name in ("data", "validation", "replay"):
         if isinstance(settings.get(name), (str, Path, Source)):
             settings[name] = (settings[name],)
     if isinstance(settings.get("model"), Path):
         settings["model"] = str(settings["model"])
+    if isinstance(settings.get("track"), str):
+        settings["track"] = (settings["track"],)
     return settings
 
 
@@ -112,6 +117,8 @@ WRITES = (
     "tokens",
     "rejects.jsonl",
     "summary.json",
+    FILE,
+    FOLDER,
 )  # and run.json
 
 
@@ -120,6 +127,7 @@ def run(settings: TrainingSettings, observer: ConsoleObserver, objective: Object
     dataset.peek(
         settings.data
     )  # what is wrong with the files is told before anything is loaded or written
+    check_trackers(settings.tracking.track)
     # The engine, and with it torch, is imported here: help and mistakes are answered at once.
     from posttrain.engine import loop
     from posttrain.engine.load import digest, load_tokenizer, longest_position, resolve
@@ -131,7 +139,8 @@ def run(settings: TrainingSettings, observer: ConsoleObserver, objective: Object
             cure="choose another --out",
         )
     fixed = settings.model_dump(
-        mode="json", exclude={"out", "checkpoint", "device", "model"} | settings.elsewhere
+        mode="json",
+        exclude={"out", "checkpoint", "device", "model", "tracking"} | settings.elsewhere,
     )
     identity = {
         "settings": fixed,
@@ -166,20 +175,21 @@ def run(settings: TrainingSettings, observer: ConsoleObserver, objective: Object
         dataset.keep(folder)
         if setup.begin:
             setup.begin(training)
-        exported = loop.train(training)
-        with atomic_folder(folder / "model") as target:
-            learner.save(target)
-        if learner.adapter is not None:
-            with atomic_folder(folder / "adapter") as target:
-                learner.save_adapter(target)
-        summary = {**_summary(training, found["data"], exported), **objective.summary(training)}
-        summary["base_sha256"], summary["model_sha256"] = (
-            identity["model_sha256"],
-            _weights_digest(folder),
-        )
-        write_json(folder / "summary.json", summary)
-        shutil.rmtree(folder / dataset.FOLDER, ignore_errors=True)  # nothing reads it any more
-    observer.curve(training.log.read())
+        config = settings.model_dump(mode="json", exclude={"tracking"})
+        more = trackers(settings.tracking, folder, config, training.log.events())
+        with observer.also(more) as training.observer:
+            exported = loop.train(training)
+            with atomic_folder(folder / "model") as target:
+                learner.save(target)
+            if learner.adapter is not None:
+                with atomic_folder(folder / "adapter") as target:
+                    learner.save_adapter(target)
+            summary = {**_summary(training, found["data"], exported), **objective.summary(training)}
+            summary["base_sha256"] = identity["model_sha256"]
+            summary["model_sha256"] = _weights_digest(folder)
+            write_json(folder / "summary.json", summary)
+            shutil.rmtree(folder / dataset.FOLDER, ignore_errors=True)  # nothing reads it any more
+            training.observer.done(folder, summary, training.log.events())
     return Outcome(folder, folder / "model", summary)
 
 

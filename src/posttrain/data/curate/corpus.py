@@ -10,13 +10,11 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-
 from posttrain.core.console import ConsoleObserver
 from posttrain.core.errors import ConfigError, DataError
 from posttrain.core.files import PARTIAL
 from posttrain.data.formats import Example, Format, Message, Text
-from posttrain.data.readers import ProgressCallback, suffix_of
+from posttrain.data.readers import suffix_of
 from posttrain.data.rows import Rejects, Row, json_line
 from posttrain.data.settings import FormatName, Source
 from posttrain.data.sources import digest, read, size
@@ -97,8 +95,8 @@ class Corpus:
             )
 
     def _pass(self, purpose: str, rejects: Rejects) -> Iterator[tuple[Row, Example]]:
-        bytes_before = 0
-        with bar(self.observer, purpose, sum(map(size, self.sources))) as progress:
+        bytes_before, total = 0, sum(map(size, self.sources))
+        with self.observer.working(purpose, total, "bytes") as progress:
             for source in self.sources:
                 form = Format(self.format)
 
@@ -114,33 +112,6 @@ class Corpus:
                     else:
                         yield row, example
                 bytes_before += size(source)
-
-
-@contextlib.contextmanager
-def bar(observer: ConsoleObserver, purpose: str, total: int) -> Iterator[ProgressCallback]:
-    """A bar of bytes in a terminal, nothing elsewhere; gives the function that moves it."""
-    if observer.quiet or not observer.console.is_terminal:
-        yield lambda bytes_read: None
-        return
-    with Progress(
-        TextColumn(f"[bold]{purpose:<9}[/bold]"),
-        BarColumn(bar_width=None),
-        DownloadColumn(),
-        TextColumn("ETA"),
-        TimeRemainingColumn(),
-        console=observer.console,
-        transient=True,
-    ) as display:
-        task = display.add_task("", total=total or None)
-        shown = 0
-
-        def progress(bytes_read: int) -> None:
-            nonlocal shown
-            if bytes_read - shown > total // 500:  # to redraw at every row would take too long
-                shown = bytes_read
-                display.update(task, completed=bytes_read)
-
-        yield progress
 
 
 def line(row: Row) -> bytes:

@@ -200,6 +200,7 @@ class Preferences:
         self, settings: PreferenceSettings, observer: ConsoleObserver, run: Run, scores: TreeScores
     ) -> None:
         """Score the rows that will be read, once, and read them from the disk from then on."""
+        from posttrain.core.journal import Journal
         from posttrain.engine.reference import store
 
         model = self.identity(settings).get("reference_sha256", run.policy.digest)
@@ -207,18 +208,20 @@ class Preferences:
 
         def stored(rows: Rows, tokens: Any, taken: list[int], probes: list[int]) -> Rows:
             # the tokens themselves: two models may write the same rows in different chat templates
-            key = sha256_json(
-                [model, str(run.policy.network.dtype), tokens.digest(), taken, probes]
-            )
+            key = {
+                "reference": model,
+                "dtype": str(run.policy.network.dtype),
+                "tokens": tokens.digest(),
+                "rows": sha256_json([taken, probes]),
+            }
+            place = folder / f"reference-{sha256_json(key)[:16]}"
+            journal = Journal(place, key, wait=True, message=observer.message)
+
+            def score(block: Many[int]) -> list[Any]:
+                return scores([rows.trees[i] for i in block])
+
             with observer.working("reference", len(taken)) as progress:
-                values = store(
-                    scores,
-                    rows.trees,
-                    taken,
-                    folder / f"reference-{key[:16]}",
-                    lambda done, total: progress(done),
-                )
-            return replace(rows, reference=values)
+                return replace(rows, reference=store(journal, taken, score, progress))
 
         source: Any = run.source
         todo = [(source, _taken(run, source))]
@@ -293,8 +296,7 @@ class Preferences:
             for name, value in record.items():
                 if "/" in name or name in ("kl", "entropy"):
                     reported.setdefault(name, []).append(value)
-        again = Alarms()
-        alarms = [alarm for record in records for alarm in again(record)]
+        alarms = [str(alarm) for alarm in self.alarms.raised]
         means = {name: math.fsum(values) / len(values) for name, values in reported.items()}
         return {"last_steps": means, "alarms": alarms}
 

@@ -135,8 +135,7 @@ class Rewards:
         for name in names:
             values = [record[name] for record in last if name in record]
             means[name] = math.fsum(values) / len(last)
-        again = Alarms(policy=False)
-        alarms = [alarm for record in records for alarm in again(record)]
+        alarms = [str(alarm) for alarm in self.alarms.raised]
         exported = run.step
         if run.validation.keep_best and run.best["step"] is not None:
             exported = run.best["step"]
