@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from posttrain.scoring.match import exact
 
 import posttrain
 from posttrain.assets import curriculum
@@ -20,7 +21,6 @@ from posttrain.core.files import sha256_file
 from posttrain.data.formats import Format
 from posttrain.data.rows import Row
 from posttrain.pipeline.run import run_recipe
-from posttrain.scoring.match import exact
 from posttrain.scoring.scorers import SCORERS
 from posttrain.stages import sample_pairs
 from tests import making

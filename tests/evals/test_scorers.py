@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from posttrain.evals.scorers import open_scorer
 from transformers import (
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
@@ -17,7 +18,6 @@ from transformers import (
 
 from posttrain.core.errors import ConfigError, ModelError
 from posttrain.engine.reward import RewardModel
-from posttrain.evals.scorers import open_scorer
 from posttrain.scoring.scorers import SCORERS, Item
 from tests import making
 

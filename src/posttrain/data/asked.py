@@ -68,7 +68,7 @@ def asked(
         form = Format(format)
         for row in read(source, rejects):
             try:
-                example, wanted = _asked(form.read(row))
+                example, wanted = without_answer(form.read(row))
                 text, plain = chat.prompt(example)
             except DataError as error:
                 rejects.add(error, row)
@@ -113,8 +113,12 @@ def asked(
     return out
 
 
-def _asked(example: Example) -> tuple[Example, str | None]:
-    """An example without its answers, and the wanted one; None where there is none."""
+def without_answer(example: Example) -> tuple[Example, str | None]:
+    """An example without its answers, and the wanted one as text; None where there is none.
+
+    Raises:
+        DataError: there is no prompt, or the conversation does not end with an answer.
+    """
     prompt, answers = example.prompt, example.answers
     wanted = None
     if len(answers) == 1 and example.label is not False and not example.steps:

@@ -371,7 +371,7 @@ def prepare(
             told=told,
         ):
             for tree in trees:
-                out.add(tree)
+                out.add(tree, one.encoded[0].prompt)
                 if numbers:
                     numbers.add(
                         one.numbers[: tree[0].targets] if learned == "steps" else one.numbers

@@ -1,8 +1,9 @@
 """Trees on the disk: token ids and masks of a whole data set, read where they are needed.
 
 Three files of little-endian integers: `tokens` (uint32: id · 2 + trained), `sequences` (uint64:
-    where each ends in `tokens`)
-and `trees` (uint64: where each ends in `sequences`). Beside trees may lie numbers, of which every
+where each ends in `tokens`) and `trees` (uint64: where each ends in `sequences`). A fourth,
+`prompts` (uint32), has the tokens of every tree's prompt where the mask does not show where it
+ends. Beside trees may lie numbers, of which every
 tree has as many as it likes (labels, margins, log-probabilities): `numbers` (float32) and `ends`
 (uint64). Memory holds nothing but what is being read.
 """
@@ -22,6 +23,7 @@ import numpy as np
 from posttrain.data.forest import Sequence, Tree
 
 FILES = {"tokens": np.dtype("<u4"), "sequences": np.dtype("<u8"), "trees": np.dtype("<u8")}
+PROMPT = np.dtype("<u4")
 
 
 class TreeWriter:
@@ -33,10 +35,22 @@ class TreeWriter:
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
+        (folder / "prompts").unlink(missing_ok=True)
         self._files = {name: open(folder / name, "wb", buffering=1 << 20) for name in FILES}  # noqa: SIM115 - `close`
         self.tokens = self.sequences = self.trees = 0
 
-    def add(self, tree: Tree) -> None:
+    def add(self, tree: Tree, prompt: int | None = None) -> None:
+        """Write a tree.
+
+        Args:
+            prompt: tokens of its prompt, of every tree or of none; None: up to the first trained
+                one.
+        """
+        if prompt is not None:
+            if "prompts" not in self._files:
+                self._files["prompts"] = open(self._folder / "prompts", "wb", buffering=1 << 20)  # noqa: SIM115 - `close`
+            self._files["prompts"].write(np.asarray(prompt, PROMPT).tobytes())
         for one in tree:
             self._write("tokens", (one.tokens.astype(np.uint32) << 1) | one.trained)
             self.tokens += len(one.tokens)
@@ -142,6 +156,10 @@ class Trees(Many[Tree]):
     """The trees of one or more folders that `TreeWriter` wrote, numbered through."""
 
     def __init__(self, *folders: Path) -> None:
+        # opened now: the folders may be renamed while their trees are read
+        self._prompts = [
+            _map(folder / "prompts", PROMPT) for folder in folders if (folder / "prompts").is_file()
+        ]
         self._parts = [
             {name: _map(folder / name, dtype) for name, dtype in FILES.items()}
             for folder in folders
@@ -163,6 +181,12 @@ class Trees(Many[Tree]):
         begins = ends[:-1] if first else [0, *ends[:-1]]
         ends = ends[1:] if first else ends
         return tuple(_sequence(part["tokens"][a:b]) for a, b in zip(begins, ends, strict=True))
+
+    def prompt_lengths(self) -> np.ndarray | None:
+        """[trees] tokens of every tree's prompt; None where the mask shows where it ends."""
+        if len(self._prompts) < len(self._parts):
+            return None
+        return np.concatenate(self._prompts).astype(np.int64)
 
     def ends(self) -> set[int]:
         """Every token that is a sequence's last."""

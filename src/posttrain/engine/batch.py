@@ -84,6 +84,7 @@ class Rows:
         reference: the reference's log-probabilities of each tree's targets, sequence after
             sequence; or a function that scores forests; None for methods without one.
         probes: see `Mismatched`; probe_reference: as `reference`, of the probes.
+        prompt_lengths: tokens of each tree's prompt; None: up to the first trained one.
     """
 
     trees: Many[Tree]
@@ -94,13 +95,19 @@ class Rows:
     reference: Many[np.ndarray] | LogProbs | None = None
     probes: Many[Tree] | None = None
     probe_reference: Many[np.ndarray] | LogProbs | None = None
+    prompt_lengths: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.trees)
 
     def prompts(self) -> list[Hashable]:
         """The tokens of every row's prompt: rows with the same one are not independent."""
-        return [tree[0].tokens[: _answer(tree[0])].tobytes() for tree in self.trees]
+        known = self.prompt_lengths
+        lengths = [_answer(tree[0]) for tree in self.trees] if known is None else known.tolist()
+        return [
+            tree[0].tokens[:n].tobytes() if n else i  # without a prompt a row is its own
+            for i, (tree, n) in enumerate(zip(self.trees, lengths, strict=True))
+        ]
 
     def batch(self, rows: Many[int], budget: int, *, shared: bool) -> Batch:
         """Some rows as a global batch.

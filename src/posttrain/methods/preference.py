@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from posttrain.core.errors import ConfigError, nearest
+from posttrain.core.ties import wins
 from posttrain.core.types import Denominators, Facts, Loss, Scores
 from posttrain.methods import answers, pairwise, unpaired
 from posttrain.methods.answers import Answers, Judged, Pairs
@@ -393,7 +394,7 @@ def _report(part: Part, scores: Scores, facts: Facts, statistics: Any) -> dict[s
         assert seen.good is not None
         which = {"chosen": seen.good, "rejected": ~seen.good}
         rewards = {name: reward(seen.answers, part.values)[kind] for name, kind in which.items()}
-        right = seen.advance.sign()
+        margin = seen.advance
         if seen.coupled is not None:
             out["rewards/baseline"] = _beta(part.values) * seen.coupled.expand(scores.sequences)
     else:
@@ -403,8 +404,8 @@ def _report(part: Part, scores: Scores, facts: Facts, statistics: Any) -> dict[s
             "rejected": reward(seen.rejected, part.values),
         }
         out["rewards/margins"] = rewards["chosen"] - rewards["rejected"]
-        right = out["rewards/margins"].sign()
-    out["rewards/accuracies"] = (right + 1) / 2
+        margin = out["rewards/margins"]
+    out["rewards/accuracies"] = wins(margin)
     logps, length = (
         answers.totals(scores.logprob, scores),
         answers.lengths(scores).to(scores.logprob.dtype),

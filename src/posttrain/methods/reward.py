@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 
 from posttrain.core.errors import ConfigError
+from posttrain.core.ties import wins
 from posttrain.core.types import Denominators, Facts, Loss, Rewards
 
 
@@ -71,7 +72,7 @@ def _report_pairs(scores: Rewards, facts: Facts, statistics: Any) -> dict[str, T
         "rewards/chosen": chosen,
         "rewards/rejected": rejected,
         "rewards/margins": margins,
-        "rewards/accuracies": (margins.sign() + 1) / 2,
+        "rewards/accuracies": wins(margins),
         **_uncertainty(scores),
     }
 
@@ -102,8 +103,8 @@ def process() -> Loss:
 @torch.no_grad()
 def _report_steps(scores: Rewards, facts: Facts, statistics: Any) -> dict[str, Tensor]:
     mean = scores.reward.mean(1)
-    right = mean.sign() * (facts["step_label"].to(mean.dtype) - 0.5).sign()
-    return {"accuracy": (right + 1) / 2, **_uncertainty(scores)}
+    right = wins(mean * (facts["step_label"].to(mean.dtype) - 0.5))
+    return {"accuracy": right, **_uncertainty(scores)}
 
 
 def _uncertainty(scores: Rewards) -> dict[str, Tensor]:

@@ -25,7 +25,7 @@ from posttrain.core.errors import ConfigError, PosttrainError
 from posttrain.core.files import sha256_json
 from posttrain.core.settings import Settings, assemble
 from posttrain.engine.settings import OptimiserSettings
-from posttrain.evals import judging
+from posttrain.evals import judging, stats
 from posttrain.stages import dataset, training
 from posttrain.stages.alarms import Alarms
 from posttrain.stages.dataset import Dataset
@@ -409,7 +409,7 @@ class PreferenceCourse(Course):
             else prompts
         )
         clusters = [owners[i] for i in numbers]
-        accuracy = judging.rate(right, clusters)
+        accuracy = stats.share(right, clusters)
         out: dict[str, Any] = {
             "loss": found.loss,
             "interval": None,

@@ -18,8 +18,9 @@ from pydantic import Field
 from posttrain.core.console import ConsoleObserver
 from posttrain.core.errors import ConfigError
 from posttrain.core.settings import assemble
+from posttrain.core.ties import wins
 from posttrain.engine.settings import OptimiserSettings, Pattern
-from posttrain.evals import judging
+from posttrain.evals import judging, stats
 from posttrain.stages import dataset, training
 from posttrain.stages.alarms import Alarms
 from posttrain.stages.dataset import Dataset
@@ -191,7 +192,13 @@ class RewardCourse(Course):
                 cure="give a column margin, or leave the option out",
             )
         numbers = data.numbers if self.steps or settings.use_margins else None
-        return Rows(data.trees, self.loss.together, numbers, stepped=self.steps)
+        return Rows(
+            data.trees,
+            self.loss.together,
+            numbers,
+            stepped=self.steps,
+            prompt_lengths=data.trees.prompt_lengths(),
+        )
 
     def summary(self, run: Run) -> dict[str, Any]:
         """The last steps' means of what the method reports, and every alarm."""
@@ -281,8 +288,8 @@ def _held_pairs(
             fact["number"].tolist(), gaps.tolist(), lengths.tolist(), strict=True
         ):
             margins[number], longer[number] = gap, float(more)
-    right = judging.hits(margins)
-    accuracy = judging.rate(right, prompts)
+    right = [wins(margin) for margin in margins]
+    accuracy = stats.share(right, prompts)
     return {
         **out,
         "accuracy": accuracy.mean,
@@ -318,9 +325,9 @@ def _held_steps(
         for forest in batch.forests
         for leaf in forest.leaf.tolist()
     ]
-    right = judging.hits((reward * (label - 0.5).sign()).numpy())
-    always = judging.hits((label - 0.5).numpy())
-    accuracy = judging.rate(right, owner)
+    right: list[float] = wins(reward * (label - 0.5)).tolist()
+    always: list[float] = wins(label - 0.5).tolist()
+    accuracy = stats.share(right, owner)
     others = {"always right": always, "always wrong": [1 - one for one in always]}
     return {
         **out,
