@@ -3,8 +3,8 @@
     def shout(prompts, completions, **columns) -> list[float | None]
 
 `prompts` and `completions` are lists, text for text and messages for messages; every column of the
-rows is a list beside them, None where a row lacks it. A function that takes no `**columns` gets the
-ones it names. It may be `async`. In place of a number it may return a `Score`.
+rows is a list beside them, None where a row lacks it. A function that takes no `**columns` gets what
+it names. It may be `async`. In place of a number it may return a `Score`.
 
 A function that raises, or that has not returned by its deadline, gives failed scores with the
 reason; it never ends a run by itself. `shout.deadline = 30` sets its deadline in seconds a call.
@@ -59,7 +59,7 @@ class _DeadlineError(Exception):
 
 
 def _arguments(function: Callable[..., Any], responses: Many[Response]) -> dict[str, Any]:
-    """The function's keywords: prompts, completions, and the columns that it takes.
+    """The function's keywords: of prompts, completions and columns those that it takes.
 
     Raises:
         DataError: it asks for a column that no row has.
@@ -76,16 +76,15 @@ def _arguments(function: Callable[..., Any], responses: Many[Response]) -> dict[
                 where=responses[0].where,
                 cure=f"add the column, or give {parameter.name} a default",
             )
-    taken = columns if takes_all else {parameter.name for parameter in named}
-    return {
-        "prompts": [_prompt(response) for response in responses],
-        "completions": [_completion(response) for response in responses],
-        **{
-            name: [response.columns.get(name) for response in responses]
-            for name in columns
-            if name in taken and name not in (*OURS, "prompt")
-        },
+    every: dict[str, Any] = {
+        name: [response.columns.get(name) for response in responses]
+        for name in columns
+        if name != "prompt"
     }
+    every["prompts"] = [_prompt(response) for response in responses]
+    every["completions"] = [_completion(response) for response in responses]
+    taken = every if takes_all else {parameter.name for parameter in named}
+    return {name: values for name, values in every.items() if name in taken}
 
 
 def _prompt(response: Response) -> Any:
