@@ -38,7 +38,7 @@ class Estimate:
         return asdict(self)
 
 
-def wilson(hits: float, n: float, level: float = LEVEL) -> Estimate:
+def wilson(hits: float, n: int, level: float = LEVEL) -> Estimate:
     """A share of independent items with Wilson's interval, which stays inside 0 … 1 and holds its
     level near both ends.
 
@@ -46,11 +46,7 @@ def wilson(hits: float, n: float, level: float = LEVEL) -> Estimate:
         hits: items that are right; a tie is one half. n: items, above 0.
         level: of the interval.
     """
-    z = _normal(level)
-    p, square = hits / n, z * z / n
-    middle = (p + square / 2) / (1 + square)
-    half = z / (1 + square) * math.sqrt(p * (1 - p) / n + square / (4 * n))
-    return Estimate(p, max(0.0, middle - half), min(1.0, middle + half), round(n))
+    return Estimate(hits / n, *_wilson(hits / n, n, level), n)
 
 
 def share(
@@ -69,20 +65,20 @@ def share(
         clusters, weights, level: see `mean`.
     """
     n = len(right)
-    found = wilson(math.fsum(right), n, level)
-    if weights is not None:
+    if weights is None:
+        total, effective, hits = float(n), float(n), math.fsum(right)
+    else:
         total = math.fsum(weights)
-        hits = math.fsum(w * x for w, x in zip(weights, right, strict=True))
         effective = total * total / math.fsum(w * w for w in weights)
-        found = wilson(hits / total * effective, effective, level)
+        hits = math.fsum(w * x for w, x in zip(weights, right, strict=True))
+    low, high = _wilson(hits / total, effective, level)
     if clusters is None or len(set(clusters)) == n:
-        return Estimate(found.mean, found.low, found.high, n)
+        return Estimate(hits / total, low, high, n)
     wide = mean(right, clusters, weights, level)
     if wide.low is None or wide.high is None:
         return wide
-    assert found.low is not None and found.high is not None
-    low, high = max(0.0, min(found.low, wide.low)), min(1.0, max(found.high, wide.high))
-    return Estimate(found.mean, low, high, n)
+    low, high = max(0.0, min(low, wide.low)), min(1.0, max(high, wide.high))
+    return Estimate(hits / total, low, high, n)
 
 
 def mean(
@@ -143,6 +139,15 @@ def difference(
     """The mean of after − before, item by item: the paired difference."""
     gaps = [a - b for a, b in zip(after, before, strict=True)]
     return mean(gaps, clusters, weights, level)
+
+
+def _wilson(p: float, n: float, level: float) -> tuple[float, float]:
+    """The ends of Wilson's interval of a share p of n items, which need be no whole number."""
+    z = _normal(level)
+    square = z * z / n
+    middle = (p + square / 2) / (1 + square)
+    half = z / (1 + square) * math.sqrt(p * (1 - p) / n + square / (4 * n))
+    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def _normal(level: float) -> float:
