@@ -26,6 +26,7 @@ import posttrain
 from posttrain.cli.main import main
 from posttrain.core.files import sha256_file
 from posttrain.engine.reward import RewardModel
+from posttrain.evals.records import read_records
 from posttrain.pipeline.run import run_recipe
 from tests import making
 from tests.engine.test_shared_models import SHARED, given
@@ -506,12 +507,11 @@ def test_a_reward_model_on_trial(
         rewards(trained / "model", HELD),
         summary(tmp_path / "trial")["results"].values(),
     )
-    records = [
-        json.loads(line) for line in (tmp_path / "trial" / "held.jsonl").read_text().splitlines()
-    ]
-    assert [(r["chosen"], r["rejected"]) for r in records] == [
+    records = read_records(tmp_path / "trial" / "held.jsonl")
+    assert [(r.value("chosen"), r.value("rejected")) for r in records] == [
         pytest.approx(pair, abs=1e-5) for pair in expected
     ]
+    assert [r.meta["prompt"] for r in records] == [row["prompt"] for row in HELD]
     right = [float(a > b) for a, b in expected]
     longer = [len(row["chosen"]) - len(row["rejected"]) for row in HELD]
     longest = [1.0 if gap > 0 else 0.5 if gap == 0 else 0.0 for gap in longer]

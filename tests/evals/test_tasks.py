@@ -30,6 +30,7 @@ TEXTS = [
     "a" * 3,
     "the quick brown fox jumps over the lazy dog " * 4,
 ]
+TWELVE = Options(max_tokens=12)
 QUIZ = [
     ("2+2?", ["4", "five", "1234"], 0),
     ("capital of France?", ["Rome", "Paris"], 1),
@@ -47,16 +48,9 @@ def policy(folder: Path) -> Policy:
     return Policy.load(folder, device="cpu")
 
 
-def subject(
-    policy: Policy,
-    *,
-    budget: int = 4096,
-    longest: int = 128,
-    options: Options = Options(max_tokens=12),
-    **chat: Any,
-) -> Subject:
+def subject(policy: Policy, *, budget: int = 4096, longest: int = 128, **chat: Any) -> Subject:
     chatting = Chat(policy.tokenizer, **chat)
-    return Subject(policy, chatting, budget, longest, lambda done, total: None, options)
+    return Subject(policy, chatting, budget, longest, lambda done, total: None, TWELVE)
 
 
 def asked(name: str, about: Subject, rows: list[Row]) -> list[Record]:

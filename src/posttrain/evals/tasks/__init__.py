@@ -7,7 +7,6 @@ from __future__ import annotations
 import inspect
 from pathlib import Path
 
-import posttrain
 from posttrain.core.errors import ConfigError, nearest
 from posttrain.core.files import sha256_file
 from posttrain.core.plugins import is_plugin, load_plugin
@@ -60,7 +59,7 @@ def task_digest(found: Task) -> str:
         path = Path(inspect.getsourcefile(found.ask) or "")
     except TypeError:  # not a function: an object that can be called
         path = Path(inspect.getsourcefile(type(found.ask)) or "")
-    own = Path(posttrain.__file__).parent
+    own = Path(__file__).parents[2]
     return "" if own in path.resolve().parents or not path.is_file() else sha256_file(path)
 
 
