@@ -335,6 +335,24 @@ def test_ties_count_a_half(policy: Policy) -> None:
     assert (found["win_rate"].mean, found["win_rate"].n, found["tokens"].n) == (1, 1, 2)
 
 
+def test_rows_that_ask_the_same_are_one_cluster(policy: Policy) -> None:
+    """Of questions, with their choices, of pairs; texts are each their own."""
+    shown = ("q", "q", "other")
+    rows = {
+        "exact": [{"prompt": q, "completion": str(i)} for i, q in enumerate(shown)],
+        "choice": [
+            {"question": q, "choices": ["a", str(i)], "answer_index": 0}
+            for i, q in enumerate(shown)
+        ],
+        "prefer": [{"prompt": q, "chosen": "a", "rejected": str(i)} for i, q in enumerate(shown)],
+        "perplexity": [{"text": "one two"}] * 3,
+    }
+    for name, some in rows.items():
+        groups = [record.group for record in asked(name, subject(policy), items(*some))]
+        assert len(set(groups)) == (3 if name == "perplexity" else 2), name
+        assert (groups[0] == groups[1]) is (name != "perplexity"), name
+
+
 def test_every_task_of_ours_has_a_setting_and_is_found() -> None:
     assert [find_task(name).name for name in OWN] == list(OWN)
     assert all(task_digest(find_task(name)) == "" for name in OWN)

@@ -56,7 +56,7 @@ def _opened(spec: str, device: str, digest: str) -> Scorer:
 
 
 @dataclass(frozen=True)
-class Answer:
+class Generation:
     """What the model wrote.
 
     Attributes:
@@ -94,7 +94,7 @@ class Subject:
     def encoder(self) -> Encoder:
         return Encoder(self.policy.tokenizer)
 
-    def ask(self, prompts: Many[Text | Example]) -> list[Answer]:
+    def ask(self, prompts: Many[Text | Example]) -> list[Generation]:
         """The model's answers to prompts, always the most likely token."""
         return self.generate(self.encode(prompts))
 
@@ -112,14 +112,14 @@ class Subject:
             plain.append(bare)
         return self.encoder.prompts(texts, plain)
 
-    def generate(self, prompts: Many[Many[int]]) -> list[Answer]:
+    def generate(self, prompts: Many[Many[int]]) -> list[Generation]:
         """The model's answers to prompts of token ids, always the most likely token."""
         params = Sampling(max_tokens=self.options.max_tokens, temperature=0)
-        answers: list[Answer] = []
+        answers: list[Generation] = []
         for a in range(0, len(prompts), BATCH):
             for completion in self._writer.sample(prompts[a : a + BATCH], params):
                 text = self.policy.tokenizer.decode(completion.tokens, skip_special_tokens=True)
-                answers.append(Answer(text, len(completion.tokens), completion.finished))
+                answers.append(Generation(text, len(completion.tokens), completion.finished))
             self.progress(len(answers), len(prompts))
         return answers
 

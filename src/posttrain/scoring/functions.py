@@ -3,8 +3,8 @@
     def shout(prompts, completions, **columns) -> list[float | None]
 
 `prompts` and `completions` are lists, text for text and messages for messages; every column of the
-rows is a list beside them, None where a row lacks it. A function that takes no `**columns` gets what
-it names. It may be `async`. In place of a number it may return a `Score`.
+rows is a list beside them, None where a row lacks it. A function without `**columns` gets what it
+names. It may be `async`. In place of a number it may return a `Score`.
 
 A function that raises, or that has not returned by its deadline, gives failed scores with the
 reason; it never ends a run by itself. `shout.deadline = 30` sets its deadline in seconds a call.

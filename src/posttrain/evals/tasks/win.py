@@ -12,7 +12,7 @@ from posttrain.data.formats import Example, Format
 from posttrain.data.rows import Row
 from posttrain.evals.metrics import Mean, Wins
 from posttrain.evals.records import Record, cluster_of
-from posttrain.evals.subject import Answer, Subject
+from posttrain.evals.subject import Generation, Subject
 from posttrain.evals.task import task
 from posttrain.scoring.score import Response, Score
 from posttrain.scoring.scorers import reasons, refuse_failures
@@ -77,7 +77,7 @@ def _scores(subject: Subject, responses: list[Response]) -> list[Score]:
     return scores
 
 
-def _record(response: Response, answer: Answer, score: Score) -> Record:
+def _record(response: Response, answer: Generation, score: Score) -> Record:
     meta = {key: response.columns[key] for key in KEPT if key in response.columns}
     if score.why:
         meta["why"] = score.why
