@@ -640,6 +640,23 @@ def test_two_files_are_counted_apart_and_together(data: Path, tmp_path: Path) ->
     assert "categories" not in found["all"] and "calibration" not in found["all"]
 
 
+def test_pairs_of_one_prompt_are_one_cluster(tmp_path: Path) -> None:
+    """Six pairs of two prompts, always right for one of them and never for the other."""
+    rows = [
+        {"prompt": p, "chosen": "a" * (5 + i if p == "x" else 1), "rejected": "b" * 4}
+        for p in "xy"
+        for i in range(3)
+    ]
+    rows = [{**row, "rejected": row["rejected"] + " " * i} for i, row in enumerate(rows)]
+    for row in rows[:3]:
+        row["chosen"] += "c" * 9
+    data = making.write(tmp_path / "a.jsonl", rows)
+    found = posttrain.judge(data=data, scorer="longest", out=tmp_path / "trial", quiet=True)
+    accuracy = found["results"]["a"]["accuracy"]
+    assert accuracy == stats.share([1, 1, 1, 0, 0, 0], list("xxxyyy")).json()
+    assert (accuracy["low"], accuracy["high"]) == (0, 1)
+
+
 def test_a_scorer_that_says_nothing_is_not_wrong(tmp_path: Path) -> None:
     """Of three pairs two know the wanted answer; the third is not counted, as a pair of the same
     answers is not.

@@ -50,11 +50,11 @@ def test_clusters_weights_and_the_level_are_those_of_the_records() -> None:
 
 def test_differences_are_paired_by_item() -> None:
     """Items that one of them lacks are left out, in whatever order the others come."""
-    after, before = records(3, 5, 1, 9), records(1, 2, 1)[::-1]
+    after, before = records(3, 5, 1, 9), records(1, 2, 1.5)[::-1]
     found = difference(Mean("x"), after, before)
-    assert found == stats.mean([2, 3, 0]) and found.n == 3
+    assert found == stats.mean([2, 3, -0.5]) and found.n == 3
     assert difference(Share("x"), after, before) == found
-    assert difference(Wins("x"), after, before) == stats.wilson(2.5, 3)
+    assert difference(Wins("x"), after, before) == stats.wilson(2, 3)
     assert Wins("x").estimate(after) is None
 
 

@@ -101,3 +101,18 @@ def test_a_tally_adds_up() -> None:
     assert tokens == [(2 + 3) / 2, (4 + 9) / 2, (2 - 4 + 3 - 9) / 2]
     assert found["tokens_difference"]["n"] == 2 and found["bias"]["longer"]["words"]["mean"] == 0
     assert Tally(3).left_out == {}
+
+
+def test_rows_that_ask_the_same_are_one_cluster() -> None:
+    """Four rows of two prompts: every mean is clustered by prompt, margins of pairs, too."""
+    tally, clusters, tokens = Tally(2), ["p", "p", "q", "q"], [1, 2, 8, 9]
+    for cluster, n in zip(clusters, tokens, strict=True):
+        some = [
+            Record(f"{n}#{i}", cluster, {"score": s, "tokens": n}, 1.0, f"{i}", {"finished": True})
+            for i, s in enumerate((float(n), 0.0))
+        ]
+        tally.add(some, rank([Answer(one.output, one.values["score"]) for one in some]))
+    found = tally.summary()
+    assert found["tokens"] == found["margin"] == stats.mean(tokens, clusters).json()
+    assert found["best_of_n"]["score"] == stats.mean(tokens, clusters).json()
+    assert found["tokens"] != stats.mean(tokens).json()
