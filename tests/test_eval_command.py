@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,9 @@ from scipy import stats as scipy
 
 import posttrain
 from posttrain.cli.main import main
-from posttrain.evals import tasks
+from posttrain.evals import task as registry
+from posttrain.evals.records import Record, read_records
+from posttrain.evals.tasks import find_task
 from tests import making
 
 TEXTS = [
@@ -79,7 +81,14 @@ def bench(folder: Path, capfd: pytest.CaptureFixture[str]) -> Bench:
 
 
 def records(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    """The values of every record, and its item."""
+    return [{"item": record.item, **record.values} for record in read_records(path)]
+
+
+def replaced(patch: pytest.MonkeyPatch, name: str, ask: Any) -> None:
+    """Let a task ask in another way, and pass for the same."""
+    patch.setattr("posttrain.evals.tasks.task_digest", lambda task: "")
+    patch.setitem(registry.REGISTRY, name, replace(find_task(name), ask=ask))
 
 
 def summary(run: Path) -> dict[str, Any]:
@@ -102,7 +111,7 @@ def test_files_and_summary(bench: Bench, tmp_path: Path) -> None:
     for name, rows in zip(names, (QUIZ, QUESTIONS, TEXTS), strict=True):
         items = records(run / f"{name}.jsonl")
         source = bench.folder / f"{name.split('-')[1]}.jsonl"
-        assert [r["where"] for r in items] == [f"{source}:{i}" for i in range(1, len(rows) + 1)]
+        assert [r["item"] for r in items] == [f"{source}:{i}" for i in range(1, len(rows) + 1)]
         assert found["tasks"][name]["file"] == str(source)
         assert "against" not in found["tasks"][name]
     texts = records(run / "perplexity-texts.jsonl")
@@ -111,7 +120,7 @@ def test_files_and_summary(bench: Bench, tmp_path: Path) -> None:
         sum(r["nats"] for r in texts) / sum(r["tokens"] for r in texts)
     )
     assert 4.5 < metric["mean"] < 6.5  # a random model knows nothing of 258 tokens: ln 258 = 5.55
-    hits = sum(r["correct"] for r in records(run / "choice-quiz.jsonl"))
+    hits = sum(int(r["correct"]) for r in records(run / "choice-quiz.jsonl"))
     wilson = scipy.binomtest(hits, len(QUIZ)).proportion_ci(0.95, "wilson")
     assert found["tasks"]["choice-quiz"]["metrics"]["correct"] == pytest.approx(
         {"mean": hits / len(QUIZ), "low": wilson.low, "high": wilson.high, "n": len(QUIZ)}
@@ -167,22 +176,20 @@ def test_tasks_that_are_done_are_read_back(
     run, whole = tmp_path / "run", tmp_path / "whole"
     bench.eval(whole)
     with monkeypatch.context() as patch:
-        patch.setattr(
-            tasks, "choice", lambda subject, items: (_ for _ in ()).throw(KeyboardInterrupt())
-        )
+        replaced(patch, "choice", lambda subject, rows: (_ for _ in ()).throw(KeyboardInterrupt()))
         assert bench.eval(run)[0] == 130
     assert sorted(p.name for p in run.glob("*.jsonl")) == [
         "exact-questions.jsonl",
         "perplexity-texts.jsonl",
     ]
     with monkeypatch.context() as patch:
-        patch.setattr(tasks, "perplexity", None)  # they are not called
-        patch.setattr(tasks, "exact", None)
+        replaced(patch, "perplexity", None)  # they are not called
+        replaced(patch, "exact", None)
         assert bench.eval(run)[0] == 0
     assert summary(run) == summary(whole)
     with monkeypatch.context() as patch:
         for task in ("perplexity", "exact", "choice"):
-            patch.setattr(tasks, task, None)
+            replaced(patch, task, None)
         code, _, err = bench.eval(
             run, "--budget", "100"
         )  # which is not part of what an evaluation is
@@ -282,3 +289,99 @@ def test_two_files_of_one_name_and_python(bench: Bench, tmp_path: Path) -> None:
         "perplexity-texts-2": 2,
     }
     assert found == summary(tmp_path / "run")
+
+
+# ------------------------------------------------------------------------------- tasks of one's own
+
+TOY = Path(__file__).parent / "evals" / "toy_task.py"
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    """Six prompts, of which one has no limit and so gives no record."""
+    rows = [{"prompt": f"say {i}", "limit": i} for i in range(5)]
+    return making.write(tmp_path / "prompts.jsonl", [*rows, {"prompt": "say more"}])
+
+
+def test_a_task_of_a_file_runs_from_the_command_line(
+    bench: Bench, prompts: Path, tmp_path: Path
+) -> None:
+    run, spec = tmp_path / "run", f"{TOY}:loudness={prompts}"
+    argv = ("--task", spec, "--against", bench.folder / "b")
+    code, out, err = bench.eval(run, *argv, all_tasks=False)
+    assert code == 0, err
+    assert "loudness-prompts: 1 of 6 rows are left out" in err
+    after, before = (read_records(run / f"loudness-prompts{end}.jsonl") for end in ("", ".against"))
+    found = summary(run)["tasks"]["loudness-prompts"]
+    assert [one.item for one in after] == [f"{prompts}:{i}" for i in range(1, 6)]
+    assert [one.values["signs"] for one in after] == [len(one.output) for one in after]
+    loud = [one.value("loud") for one in after]
+    assert found["metrics"]["loud"]["mean"] == sum(loud) / 5
+    gaps = [a.value("signs") - b.value("signs") for a, b in zip(after, before, strict=True)]
+    assert found["difference"]["signs"]["mean"] == pytest.approx(sum(gaps) / 5)
+    assert found["difference"]["louder"]["mean"] == sum((g > 0) + (g == 0) / 2 for g in gaps) / 5
+    assert found["labels"] == {"loud": "loud", "signs": "signs an answer", "louder": "louder"}
+    assert "louder" in out and f"{found['difference']['signs']['mean']:+.3f}" in out
+    code, _, err = bench.eval(run, *argv, all_tasks=False)
+    assert code == 0 and "nothing to do" in err
+
+
+def test_a_task_that_was_changed_is_another_evaluation(
+    bench: Bench, prompts: Path, tmp_path: Path
+) -> None:
+    toy = tmp_path / "mine.py"
+    toy.write_text(TOY.read_text())
+    argv = ("--task", f"{toy}:loudness={prompts}")
+    assert bench.eval(tmp_path / "run", *argv, all_tasks=False)[0] == 0
+    toy.write_text(TOY.read_text() + "\n# louder\n")
+    code, _, err = bench.eval(tmp_path / "run", *argv, all_tasks=False)
+    assert code == 2 and "code_sha256" in err
+
+
+def test_a_task_runs_through_python(bench: Bench, prompts: Path, tmp_path: Path) -> None:
+    """Named by its file, as a mapping, or by the name that it was registered with."""
+    find_task(f"{TOY}:loudness")
+    shapes: list[Any] = [
+        f"{TOY}:loudness={prompts},limit=2",
+        {"task": f"{TOY}:loudness", "path": str(prompts), "limit": 2},
+        [f"loudness={prompts},limit=2"],
+    ]
+    found = [
+        posttrain.evaluate(
+            model=bench.folder / "a", task=task, out=tmp_path / str(i), device="cpu", quiet=True
+        )["tasks"]
+        for i, task in enumerate(shapes)
+    ]
+    assert found[0]["loudness-prompts"]["metrics"]["loud"]["n"] == 2
+    assert found[0] == found[1] == found[2]
+
+
+@pytest.mark.parametrize(
+    ("value", "what", "cure"),
+    [
+        ("rows.jsonl", "does not say which task and which file", "write TASK=FILE"),
+        ("loudest=texts.jsonl", "there is no task 'loudest'", "FILE.py:NAME"),
+        ("no.py:f=texts.jsonl", "there is no file no.py", "check the path"),
+        (f"{TOY}:not_a_task=texts.jsonl", "is function, not a task", "@task"),
+    ],
+)
+def test_what_is_no_task_is_refused(
+    value: str, what: str, cure: str, bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(bench.folder)
+    code, out, err = bench.eval(tmp_path / "run", "--task", value, all_tasks=False)
+    assert (code, out) == (2, "") and what in err and cure in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_two_records_of_one_item_are_refused(
+    bench: Bench, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They could not be paired with those of another model."""
+    find_task(f"{TOY}:loudness")
+    with monkeypatch.context() as patch:
+        replaced(patch, "loudness", lambda subject, rows: [Record(rows[0].where)] * 2)
+        code, _, err = bench.eval(
+            tmp_path / "run", "--task", f"loudness={prompts}", all_tasks=False
+        )
+    assert code == 2 and "several records of one item" in err

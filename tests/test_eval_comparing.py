@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -13,7 +12,8 @@ from scipy import stats as scipy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from posttrain.cli.main import main
-from posttrain.evals import comparing, judging
+from posttrain.evals import stats
+from posttrain.evals.records import read_records
 from tests import making
 
 PAIRS = [
@@ -74,10 +74,6 @@ def bench(folder: Path, capfd: pytest.CaptureFixture[str]) -> Bench:
     return Bench(folder, capfd)
 
 
-def records(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
 @torch.no_grad()
 def sums(model: Path, column: str) -> list[float]:
     """Summed log-probability of every answer and its end, one row at a time."""
@@ -113,13 +109,13 @@ def test_pairs_are_told_apart_by_likelihood(bench: Bench, tmp_path: Path) -> Non
     gaps = {}
     for name, file in (("a", "prefer-pairs.jsonl"), ("b", "prefer-pairs.against.jsonl")):
         good, bad = sums(bench.folder / name, "chosen"), sums(bench.folder / name, "rejected")
-        items = records(tmp_path / "run" / file)
-        assert [r["logprobs"][0] for r in items] == pytest.approx(good, rel=1e-4)
-        assert [r["logprobs"][1] for r in items] == pytest.approx(bad, rel=1e-4)
-        assert [r["tokens"] for r in items] == [
-            [len(p["chosen"]) + 1, len(p["rejected"]) + 1] for p in PAIRS
+        items = read_records(tmp_path / "run" / file)
+        assert [r.value("chosen") for r in items] == pytest.approx(good, rel=1e-4)
+        assert [r.value("rejected") for r in items] == pytest.approx(bad, rel=1e-4)
+        assert [(r.value("chosen_tokens"), r.value("rejected_tokens")) for r in items] == [
+            (len(p["chosen"]) + 1, len(p["rejected"]) + 1) for p in PAIRS
         ]
-        assert [r["category"] for r in items] == [p["category"] for p in PAIRS]
+        assert [r.meta["category"] for r in items] == [p["category"] for p in PAIRS]
         gaps[name] = [g - r for g, r in zip(good, bad, strict=True)]
     hits = sum(gap > 0 for gap in gaps["a"])
     wilson = scipy.binomtest(hits, len(PAIRS)).proportion_ci(0.95, "wilson")
@@ -144,18 +140,20 @@ def test_written_answers_are_judged_and_win(bench: Bench, tmp_path: Path) -> Non
     assert code == 0, err
     found = json.loads((tmp_path / "run" / "summary.json").read_text())["tasks"]["win-prompts"]
     mine, theirs = (
-        records(tmp_path / "run" / f"win-prompts{end}.jsonl") for end in ("", ".against")
+        read_records(tmp_path / "run" / f"win-prompts{end}.jsonl") for end in ("", ".against")
     )
-    assert all(r["score"] == len(r["answer"]) for r in mine + theirs)
+    assert all(r.value("score") == len(r.output) for r in mine + theirs)
     wins = [
-        (a["score"] > b["score"]) + 0.5 * (a["score"] == b["score"])
+        (a.value("score") > b.value("score")) + 0.5 * (a.value("score") == b.value("score"))
         for a, b in zip(mine, theirs, strict=True)
     ]
     assert (
         found["difference"]["win_rate"]["mean"] == pytest.approx(sum(wins) / 9)
         and found["difference"]["win_rate"]["n"] == 9
     )
-    assert found["metrics"]["score"]["mean"] == pytest.approx(sum(r["score"] for r in mine) / 9)
+    assert found["metrics"]["score"]["mean"] == pytest.approx(
+        sum(r.value("score") for r in mine) / 9
+    )
 
 
 def test_what_cannot_be_compared_is_refused(bench: Bench, tmp_path: Path) -> None:
@@ -165,7 +163,7 @@ def test_what_cannot_be_compared_is_refused(bench: Bench, tmp_path: Path) -> Non
         tmp_path / "long.jsonl", [*PAIRS, {"prompt": "1" * 60, "chosen": "12345", "rejected": "1"}]
     )
     code, _, err = bench.eval(tmp_path / "run", "--prefer", tmp_path / "long.jsonl")
-    assert code == 0 and "prefer-long: 1 of 13 rows do not fit 64 tokens and are left out" in err
+    assert code == 0 and "prefer-long: 1 of 13 rows are left out: they do not fit 64 tokens" in err
     code, _, err = bench.eval(
         tmp_path / "none", "--prefer", tmp_path / "long.jsonl", "--max-length", "3"
     )
@@ -175,22 +173,6 @@ def test_what_cannot_be_compared_is_refused(bench: Bench, tmp_path: Path) -> Non
         tmp_path / "bare", "--win", tmp_path / "bare.jsonl", "--scorer", "exact"
     )
     assert code == 2 and "the scorer can judge only 0 of 1 answers" in err
-
-
-def test_ties_count_a_half() -> None:
-    one = {"where": "1", "logprobs": [-2.0, -2.0], "tokens": [1, 2]}
-    assert comparing.metrics("prefer", [one])["preferred"].mean == 0.5
-    assert comparing.metrics("prefer", [one])["preferred_per_token"].mean == 0.0  # −2 against −1
-    assert (
-        comparing.differences("prefer", [one], [{**one, "logprobs": [-3.0, -3.0]}])["rewarded"].mean
-        == 0.5
-    )
-    unjudged = {"where": "1", "answer": "", "score": None, "tokens": 1}
-    some = [{"where": "2", "answer": "", "score": 1.0, "tokens": 3}, unjudged]
-    assert comparing.metrics("win", some)["score"].n == 1
-    assert (
-        comparing.differences("win", some, [{**some[0], "score": 0.0}, unjudged])["win_rate"].n == 1
-    )
 
 
 def test_records_with_any_sign_inside_are_read_back(bench: Bench, tmp_path: Path) -> None:
@@ -220,11 +202,11 @@ def test_pairs_of_one_prompt_are_not_independent(bench: Bench, tmp_path: Path) -
     rows = making.write(tmp_path / "rows.jsonl", five)
     assert bench.eval(tmp_path / "run", "--against", bench.folder / "b", "--prefer", rows)[0] == 0
     found = json.loads((tmp_path / "run" / "summary.json").read_text())["tasks"]["prefer-rows"]
-    known = records(tmp_path / "run" / "prefer-rows.jsonl")
-    assert len({one["prompt"] for one in known}) == len(PAIRS) and len(known) == 5 * len(PAIRS)
-    values = [float(one["logprobs"][0] > one["logprobs"][1]) for one in known]
-    expected = judging.rate(values, [one["prompt"] for one in known])
-    alone = judging.rate(values, range(len(values)))
+    known = read_records(tmp_path / "run" / "prefer-rows.jsonl")
+    assert len({one.cluster for one in known}) == len(PAIRS) and len(known) == 5 * len(PAIRS)
+    values = [float(one.value("chosen") > one.value("rejected")) for one in known]
+    expected = stats.share(values, [one.cluster for one in known])
+    alone = stats.share(values)
     assert (
         found["metrics"]["preferred"]["low"] == expected.low
         and found["metrics"]["preferred"]["high"] == expected.high
@@ -236,3 +218,30 @@ def test_pairs_of_one_prompt_are_not_independent(bench: Bench, tmp_path: Path) -
         and expected.low is not None
     )
     assert expected.high - expected.low > 1.2 * (alone.high - alone.low)
+
+
+TOY = Path(__file__).parent / "scoring" / "toy_scorer.py"
+
+
+def test_a_scorer_of_ones_own_judges_written_answers(bench: Bench, tmp_path: Path) -> None:
+    prompts, toy = bench.folder / "prompts.jsonl", tmp_path / "mine.py"
+    toy.write_text(
+        "async def size(completions, **columns):\n    return [len(c) for c in completions]\n"
+    )
+    argv = ("--win", prompts, "--scorer", f"{toy}:size")
+    assert bench.eval(tmp_path / "mine", *argv)[0] == 0
+    found = read_records(tmp_path / "mine" / "win-prompts.jsonl")
+    assert [one.value("score") for one in found] == [len(one.output) for one in found]
+    toy.write_text(toy.read_text() + "\n")
+    code, _, err = bench.eval(tmp_path / "mine", *argv)
+    assert code == 2 and "code_sha256" in err  # another scorer
+
+
+@pytest.mark.parametrize("name", ["broken", "hanging"])
+def test_a_scorer_that_fails_ends_with_its_reason(bench: Bench, tmp_path: Path, name: str) -> None:
+    code, _, err = bench.eval(
+        tmp_path / "run", "--win", bench.folder / "prompts.jsonl", "--scorer", f"{TOY}:{name}"
+    )
+    reason = {"broken": "KeyError: 'no such thing'", "hanging": "no score within 0.1 seconds"}
+    assert code == 2 and reason[name] in err and "failed on all of 9 responses" in err
+    assert not (tmp_path / "run" / "summary.json").exists()

@@ -26,9 +26,12 @@ import posttrain
 from posttrain.cli.main import main
 from posttrain.core.files import sha256_file
 from posttrain.engine.reward import RewardModel
+from posttrain.evals import stats
+from posttrain.evals.records import read_records
 from posttrain.pipeline.run import run_recipe
 from tests import making
 from tests.engine.test_shared_models import SHARED, given
+from tests.scoring.toy_scorer import shout
 
 KIND = ("I hope this helps.", "Happy to help!")
 CURT = ("Everybody knows that.", "Do not bother me.")
@@ -337,6 +340,51 @@ def test_steps_end_as_a_token_classification_folder(data: Path, tmp_path: Path) 
     assert out.summary["targets"] == 2 * 32
 
 
+def test_answers_to_one_question_are_one_cluster_whatever_their_first_step(
+    data: Path, tmp_path: Path
+) -> None:
+    """Twelve answers to three questions, no two with the same first step: the interval of held-out
+    accuracy is that of three clusters, read from transformers' logits.
+    """
+    rows = [
+        {
+            "prompt": f"{a} + 1 + 1?",
+            "completions": [f"{a} + {'1' * k} = {a + k}", f"{a + k} + 1 = {a + 2}"],
+            "labels": [k == 1, k < 3],
+        }
+        for a in range(3)
+        for k in range(1, 5)
+    ]
+    out = posttrain.reward_model(
+        model=data / "tiny",
+        data=data / "steps.jsonl",
+        validation=making.write(tmp_path / "held.jsonl", rows),
+        steps=1,
+        out=tmp_path / "prm",
+        method="process",
+        device="cpu",
+        quiet=True,
+    )
+    network = AutoModelForTokenClassification.from_pretrained(out.model).eval()
+    words = AutoTokenizer.from_pretrained(out.model)
+    right: list[float] = []
+    for row in rows:
+        shown = [{"role": "user", "content": row["prompt"]}]
+        text = words.apply_chat_template(shown, tokenize=False, add_generation_prompt=True)
+        ids, ends = words(text, add_special_tokens=False)["input_ids"], []
+        for step in row["completions"]:
+            ids += words(step + "\n", add_special_tokens=False)["input_ids"]
+            ends.append(len(ids) - 1)
+        with torch.no_grad():
+            logits = network(input_ids=torch.tensor([ids])).logits[0, ends, 0].tolist()
+        right += [float((z > 0) == y) for z, y in zip(logits, row["labels"], strict=True)]
+    expected = stats.share(right, [i // 8 for i in range(24)])
+    held = out.summary["held_out"]
+    assert held["accuracy"] == pytest.approx(expected.mean)
+    assert (held["accuracy_low"], held["accuracy_high"]) == (expected.low, expected.high)
+    assert stats.share(right, [i // 2 for i in range(24)]) != expected  # as it was by answer
+
+
 @pytest.mark.parametrize("method", ["bradley_terry", "process"])
 def test_a_killed_run_ends_with_the_same_weights(method: str, data: Path, tmp_path: Path) -> None:
     """SIGKILL after the second step; the same command goes on."""
@@ -506,12 +554,11 @@ def test_a_reward_model_on_trial(
         rewards(trained / "model", HELD),
         summary(tmp_path / "trial")["results"].values(),
     )
-    records = [
-        json.loads(line) for line in (tmp_path / "trial" / "held.jsonl").read_text().splitlines()
-    ]
-    assert [(r["chosen"], r["rejected"]) for r in records] == [
+    records = read_records(tmp_path / "trial" / "held.jsonl")
+    assert [(r.value("chosen"), r.value("rejected")) for r in records] == [
         pytest.approx(pair, abs=1e-5) for pair in expected
     ]
+    assert [r.meta["prompt"] for r in records] == [row["prompt"] for row in HELD]
     right = [float(a > b) for a, b in expected]
     longer = [len(row["chosen"]) - len(row["rejected"]) for row in HELD]
     longest = [1.0 if gap > 0 else 0.5 if gap == 0 else 0.0 for gap in longer]
@@ -533,6 +580,40 @@ def test_a_reward_model_on_trial(
     assert one["calibration"]["n"] == 20 and "mean over categories" in out and "longest" in out
     code, _, err = run(capfd, *argv)
     assert code == 0 and "nothing to do" in err
+
+
+TOY = Path(__file__).parent / "scoring" / "toy_scorer.py"
+
+
+def test_scorers_of_ones_own_on_trial(
+    data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A function and a coroutine, which says the opposite; one that is awaited scores the same."""
+    argv = ("judge", "--data", data / "held.jsonl", "--scorer", f"{TOY}:shout")
+    argv = (*argv, "--against", f"{TOY}:whisper", "--out", tmp_path / "trial")
+    code, _, err = run(capfd, *argv)
+    assert code == 0, err
+    records = read_records(tmp_path / "trial" / "held.jsonl")
+    loud = shout([], [row["chosen"] for row in HELD])
+    assert [one.values["chosen"] for one in records] == loud
+    assert [one.value("against_chosen") for one in records] == pytest.approx(
+        [1 - one for one in loud if one is not None]
+    )
+    (found,) = summary(tmp_path / "trial")["results"].values()
+    assert found["accuracy"]["mean"] + found["against"]["mean"] == pytest.approx(1)
+    code, _, err = run(capfd, *argv)
+    assert code == 0 and "nothing to do" in err
+
+
+@pytest.mark.parametrize("name", ["broken", "hanging"])
+def test_a_judge_that_fails_ends_the_trial_with_its_reason(
+    data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], name: str
+) -> None:
+    argv = ("judge", "--data", data / "held.jsonl", "--scorer", f"{TOY}:{name}")
+    code, _, err = run(capfd, *argv, "--out", tmp_path / "trial")
+    reason = {"broken": "KeyError: 'no such thing'", "hanging": "no score within 0.1 seconds"}
+    assert code == 2 and reason[name] in err
+    assert not (tmp_path / "trial" / "summary.json").exists()
 
 
 def test_two_files_are_counted_apart_and_together(data: Path, tmp_path: Path) -> None:
@@ -557,6 +638,23 @@ def test_two_files_are_counted_apart_and_together(data: Path, tmp_path: Path) ->
         k: v for k, v in found["all"]["baselines"]["shortest"].items() if k != "difference"
     }
     assert "categories" not in found["all"] and "calibration" not in found["all"]
+
+
+def test_pairs_of_one_prompt_are_one_cluster(tmp_path: Path) -> None:
+    """Six pairs of two prompts, always right for one of them and never for the other."""
+    rows = [
+        {"prompt": p, "chosen": "a" * (5 + i if p == "x" else 1), "rejected": "b" * 4}
+        for p in "xy"
+        for i in range(3)
+    ]
+    rows = [{**row, "rejected": row["rejected"] + " " * i} for i, row in enumerate(rows)]
+    for row in rows[:3]:
+        row["chosen"] += "c" * 9
+    data = making.write(tmp_path / "a.jsonl", rows)
+    found = posttrain.judge(data=data, scorer="longest", out=tmp_path / "trial", quiet=True)
+    accuracy = found["results"]["a"]["accuracy"]
+    assert accuracy == stats.share([1, 1, 1, 0, 0, 0], list("xxxyyy")).json()
+    assert (accuracy["low"], accuracy["high"]) == (0, 1)
 
 
 def test_a_scorer_that_says_nothing_is_not_wrong(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,11 @@ from posttrain.core.files import sha256_file
 from posttrain.core.journal import Journal
 from posttrain.data.formats import Format
 from posttrain.data.rows import Row
+from posttrain.evals.records import Record, read_records
 from posttrain.pipeline.run import run_recipe
-from posttrain.scoring.match import exact
+from posttrain.scoring.score import Response, Score
 from posttrain.scoring.scorers import SCORERS
+from posttrain.scoring.verifiers import same_text
 from posttrain.stages import sample_pairs
 from tests import making
 from tests.engine.lives import die, live, wait
@@ -124,7 +127,7 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def test_what_is_written(asked: tuple[Path, Path]) -> None:
     given, run = rows(asked[0] / "prompts.jsonl"), asked[1]
     samples, pairs, best, summary = (
-        rows(run / "samples.jsonl"),
+        read_records(run / "samples.jsonl"),
         rows(run / "pairs.jsonl"),
         rows(run / "best.jsonl"),
         json.loads((run / "summary.json").read_text()),
@@ -137,18 +140,19 @@ def test_what_is_written(asked: tuple[Path, Path]) -> None:
         "samples.jsonl",
         "summary.json",
     ]
-    assert [(one["prompt"], one["sample"]) for one in samples] == [
+    assert [(one.meta["prompt"], one.meta["sample"]) for one in samples] == [
         (i, j) for i in range(24) for j in range(8)
     ]
     for one in samples:
-        assert one["score"] == float(SCORERS["contains"]([_item(one, given)])[0] or 0)
-        assert one["where"] == f"{asked[0]}/prompts.jsonl:{one['prompt'] + 1}"
-        assert (
-            1 <= one["tokens"] <= 8
-            and one["finished"] == (one["tokens"] < 8 or one["finished"])
-            and one["logprob"] < 0
-        )
-    right = [[one["score"] for one in samples if one["prompt"] == i] for i in range(24)]
+        number = one.meta["prompt"]
+        (score,) = SCORERS["contains"]([Response("", one.output, given[number])])
+        assert one.values["score"] == score.value
+        assert one.meta["where"] == f"{asked[0]}/prompts.jsonl:{number + 1}"
+        assert one.item == f"{one.meta['where']}#{one.meta['sample']}"
+        assert 1 <= one.value("tokens") <= 8 and one.value("logprob") < 0
+        assert one.meta["finished"] or one.value("tokens") == 8
+    assert len({one.cluster for one in samples}) == len({one["prompt"] for one in given})
+    right = [[one.value("score") for one in samples if one.meta["prompt"] == i] for i in range(24)]
     able = [i for i in range(24) if sum(right[i]) > 0]
     assert len(able) > 3 and summary["mean_score"]["mean"] == pytest.approx(
         sum(map(sum, right)) / 192
@@ -178,12 +182,6 @@ def test_what_is_written(asked: tuple[Path, Path]) -> None:
             (one["chosen"], one["rejected"]),
             1,
         )
-
-
-def _item(one: dict[str, Any], given: list[dict[str, Any]]) -> Any:
-    from posttrain.scoring.scorers import Item
-
-    return Item("", one["answer"], given[one["prompt"]])
 
 
 def test_the_pairs_are_what_a_model_can_learn_from(
@@ -219,7 +217,7 @@ def test_another_seed_and_other_chunks(tiny: Path, call: Call, tmp_path: Path) -
     others there are.
     """
     assert call("--at-least", "0")[0] == 0
-    first = rows(tmp_path / "run" / "samples.jsonl")
+    first = read_records(tmp_path / "run" / "samples.jsonl")
     for number, (batch, prompts) in enumerate(((7, 7), (1, 7), (3, 4))):
         data = Path(f"{tiny.parent}/prompts.jsonl,limit={prompts}")
         out = tmp_path / str(number)
@@ -231,10 +229,10 @@ def test_another_seed_and_other_chunks(tiny: Path, call: Call, tmp_path: Path) -
             )
             == 0
         )
-        again = rows(out / "samples.jsonl")
+        again = read_records(out / "samples.jsonl")
         assert [_but(one) for one in again] == [_but(one) for one in first[: 4 * prompts]]
-        assert [one["logprob"] for one in again] == pytest.approx(
-            [one["logprob"] for one in first[: 4 * prompts]], abs=1e-4
+        assert [one.value("logprob") for one in again] == pytest.approx(
+            [one.value("logprob") for one in first[: 4 * prompts]], abs=1e-4
         )
     data = tiny.parent / "prompts.jsonl"
     assert (
@@ -243,13 +241,15 @@ def test_another_seed_and_other_chunks(tiny: Path, call: Call, tmp_path: Path) -
         )
         == 0
     )
-    other = rows(tmp_path / "seed" / "samples.jsonl")
-    assert sum(a["answer"] == b["answer"] for a, b in zip(first, other, strict=True)) < 3
-    assert len({one["answer"] for one in first}) > 20
+    other = read_records(tmp_path / "seed" / "samples.jsonl")
+    assert sum(a.output == b.output for a, b in zip(first, other, strict=True)) < 3
+    assert len({one.output for one in first}) > 20
 
 
-def _but(one: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in one.items() if key != "logprob"}
+def _but(one: Record) -> Record:
+    """Without the log-probability, whose last bits depend on what is sampled beside it."""
+    values = {key: value for key, value in one.values.items() if key != "logprob"}
+    return replace(one, values=values)
 
 
 def test_killed_and_run_again_it_ends_with_the_same_files(
@@ -272,7 +272,7 @@ def test_killed_and_run_again_it_ends_with_the_same_files(
             append, whole = Journal.append, sample_pairs._whole
 
             def write(self: Journal, records: Any) -> None:
-                first = records[0]["prompt"]
+                first = records[0]["meta"]["prompt"]
                 if life < 3 and first == 3 * life:
                     die()
                 with open(tmp_path / "sampled", "a") as file:
@@ -388,8 +388,9 @@ def test_every_shape_of_row(tmp_path: Path) -> None:
                 )
                 == 0
             )
-            assert [one["score"] for one in rows(judged / "samples.jsonl")] == [
-                float(exact(one["answer"], wanted)) for one in rows(judged / "samples.jsonl")
+            records = read_records(judged / "samples.jsonl")
+            assert [one.values["score"] for one in records] == [
+                float(same_text(one.output, wanted)) for one in records
             ]
 
 
@@ -422,8 +423,8 @@ def test_rows_that_cannot_be_asked(call: Call, tmp_path: Path) -> None:
             (),
             "exakt",
             (
-                "there is no scorer 'exakt'\ncure:  did you mean 'exact'?; a reward model is given"
-                " with --reward-model"
+                "there is no scorer 'exakt'\ncure:  did you mean 'exact'?; or reward:FOLDER, or"
+                " FILE.py:FUNCTION"
             ),
         ),
         ((), "", "answers need something that scores them"),
@@ -471,8 +472,9 @@ def test_a_scorer_that_cannot_judge_most_rows_is_refused(
     monkeypatch.setitem(
         SCORERS,
         "longest",
-        lambda items: [
-            float(sum(one.answer.encode())) if one.prompt == "1 " else None for one in items
+        lambda responses: [
+            Score(float(sum(one.completion.encode())) if one.prompt == "1 " else None)
+            for one in responses
         ],
     )
     making.write(data, [{"prompt": f"{i} "} for i in range(2)])
@@ -482,15 +484,13 @@ def test_a_scorer_that_cannot_judge_most_rows_is_refused(
     assert summary["left_out"]["unscored"] == 4 and summary["prompts_without"] == {
         "no answer has a score": 1
     }
-    assert [one["score"] is None for one in rows(tmp_path / "run" / "samples.jsonl")] == [
-        True
-    ] * 4 + [False] * 4
+    samples = read_records(tmp_path / "run" / "samples.jsonl")
+    assert [one.values["score"] is None for one in samples] == [True] * 4 + [False] * 4
+    assert [one.meta.get("why") for one in samples] == ["the scorer gave none"] * 4 + [None] * 4
     assert "unscored" in out and summary["mean_score"]["n"] == 4
 
 
 def test_a_reward_model_scores(tiny: Path, tmp_path: Path) -> None:
-    from posttrain.scoring.scorers import Item
-
     making.write(
         tmp_path / "judged.jsonl", [{"prompt": "say", "chosen": "yes", "rejected": "no"}] * 4
     )
@@ -514,13 +514,41 @@ def test_a_reward_model_scores(tiny: Path, tmp_path: Path) -> None:
         out=tmp_path / "pairs",
         quiet=True,
     )
-    samples = rows(outcome.folder / "samples.jsonl")
-    items = [Item(PROMPTS[one["prompt"]]["prompt"], one["answer"]) for one in samples]
-    assert [one["score"] for one in samples] == pytest.approx(
-        posttrain.open_scorer(f"reward:{judge}", "cpu")(items), abs=1e-5
+    samples = read_records(outcome.folder / "samples.jsonl")
+    responses = [Response(PROMPTS[one.meta["prompt"]]["prompt"], one.output) for one in samples]
+    scores = posttrain.open_scorer(f"reward:{judge}", "cpu")(responses)
+    assert [one.values["score"] for one in samples] == pytest.approx(
+        [score.value for score in scores], abs=1e-5
     )
-    assert len({one["score"] for one in samples}) > 15 and outcome.summary["pass_at"] is None
+    assert len({one.value("score") for one in samples}) > 15 and outcome.summary["pass_at"] is None
     assert set(outcome.summary["models_sha256"]) == {"model", "reward_model"}
+
+
+TOY = Path(__file__).parent / "scoring" / "toy_scorer.py"
+
+
+def test_a_scorer_of_ones_own(call: Call, tmp_path: Path) -> None:
+    """A function with TRL's signature; another file of that name is another run."""
+    toy = tmp_path / "mine.py"
+    toy.write_text("def size(completions, **columns):\n    return [len(c) for c in completions]\n")
+    code, _, err = call(scorer=f"{toy}:size")
+    assert code == 0, err
+    samples = read_records(tmp_path / "run" / "samples.jsonl")
+    assert [one.value("score") for one in samples] == [len(one.output) for one in samples]
+    toy.write_text(toy.read_text().replace("len(c)", "-len(c)"))
+    code, _, err = call(scorer=f"{toy}:size")
+    assert code == 2 and "code_sha256" in err
+
+
+@pytest.mark.parametrize("name", ["broken", "hanging"])
+def test_a_scorer_that_fails_ends_the_run_with_its_reason(
+    call: Call, tmp_path: Path, name: str
+) -> None:
+    """At the first batch, whose answers are not kept, so that the same command goes on."""
+    code, _, err = call(scorer=f"{TOY}:{name}")
+    reason = {"broken": "KeyError: 'no such thing'", "hanging": "no score within 0.1 seconds"}
+    assert code == 2 and reason[name] in err and "failed on all of 12 responses" in err
+    assert not list((tmp_path / "run").glob("chunks/*.jsonl"))
 
 
 # -------------------------------------------------------------------------------------- in a recipe

@@ -14,8 +14,8 @@ from posttrain.core.version import __version__
 if TYPE_CHECKING:
     from posttrain.engine.policy import Policy as Policy
     from posttrain.engine.reward import RewardModel as RewardModel
-    from posttrain.evals.scorers import open_scorer as open_scorer
     from posttrain.pipeline.run import run_recipe as run_recipe
+    from posttrain.scoring.scorers import open_scorer as open_scorer
     from posttrain.stages.adapt import adapt as adapt
     from posttrain.stages.evaluate import evaluate as evaluate
     from posttrain.stages.judge import judge as judge
@@ -32,7 +32,7 @@ _PUBLIC = {
     "sft": "posttrain.stages.sft",
     "reward_model": "posttrain.stages.reward_model",
     "RewardModel": "posttrain.engine.reward",
-    "open_scorer": "posttrain.evals.scorers",
+    "open_scorer": "posttrain.scoring.scorers",
     "judge": "posttrain.stages.judge",
     "sample_pairs": "posttrain.stages.sample_pairs",
     "Policy": "posttrain.engine.policy",

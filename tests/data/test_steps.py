@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from posttrain.engine.batch import Rows
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -18,6 +19,7 @@ from posttrain.data.chat import Chat
 from posttrain.data.prepare import Preparation, prepare
 from posttrain.data.settings import Source
 from posttrain.data.store import Numbers, Trees
+from posttrain.data.tokens import Encoder
 from tests import making
 
 ROW = {"prompt": "2+3", "completions": ["ab", "c", "def"], "labels": [True, 0.25, False]}
@@ -94,6 +96,30 @@ def test_a_tokenizer_that_begins_texts_with_a_space_puts_none_between_steps() ->
     (one,), _, _ = prepared([ROW], words, prompt_template="{prompt}")
     assert words.decode(one.tokens) == "2+3ab\nc\ndef\n"
     assert [len(text) for text in spelled(one, words)] == [6, 8, 12]
+
+
+def test_the_prompt_ends_where_the_first_step_begins(tmp_path: Path) -> None:
+    """2 bytes of prompt, and none; found again where the folder was renamed while it was open, and
+    through two folders. Rows with one prompt are one cluster, those without one each their own.
+    """
+    words = making.tokenizer()
+    rows = [{**ROW, "prompt": "ab"}, {**ROW, "prompt": "ab", "completions": ["x", "y", "z"]}]
+    empty = [{**ROW, "prompt": ""}] * 2
+    for name, some in (("a", rows), ("b", empty)):
+        path = making.write(tmp_path / f"{name}.jsonl", some)
+        chat = Chat(words, prompt_template="{prompt}")
+        out = tmp_path / f"{name}-partial"
+        prepare(Source(path=str(path)), chat, Encoder(words), out, max_length=100, learned="steps")
+    trees = Trees(tmp_path / "a-partial", tmp_path / "b-partial")
+    for name in "ab":
+        (tmp_path / f"{name}-partial").rename(tmp_path / name)
+    lengths = trees.prompt_lengths()
+    assert lengths is not None and lengths.tolist() == [2, 2, 0, 0]
+    first, second, third, fourth = Rows(trees, stepped=True, prompt_lengths=lengths).prompts()
+    assert first == second and len({first, third, fourth}) == 3
+    path = making.write(tmp_path / "c.jsonl", [{"prompt": "a", "completion": "b"}])
+    prepare(Source(path=str(path)), chat, Encoder(words), tmp_path / "c", max_length=100)
+    assert Trees(tmp_path / "c").prompt_lengths() is None  # the mask shows it
 
 
 def test_a_single_token_with_nothing_before_it_is_refused() -> None:

@@ -11,20 +11,8 @@ from scipy.optimize import minimize_scalar
 from posttrain.evals import judging, stats
 
 
-def test_hits_and_content_blind_judges_by_hand() -> None:
-    assert judging.hits([2, 0, -0.1]) == [1, 0.5, 0]
+def test_content_blind_baselines_by_hand() -> None:
     assert judging.content_blind([3, 0, -1]) == {"longest": [1, 0.5, 0], "shortest": [0, 0.5, 1]}
-
-
-def test_a_rate_is_wilsons_and_wider_where_prompts_repeat() -> None:
-    """Eight items of eight prompts: Wilson.
-
-    The same in two prompts that are all right and all wrong: clustered, and so 0 … 1.
-    """
-    right = [1.0] * 4 + [0.0] * 4
-    assert judging.rate(right, list(range(8))) == stats.share(4, 8)
-    found = judging.rate(right, ["a"] * 4 + ["b"] * 4)
-    assert (found.mean, found.low, found.high, found.n) == (0.5, 0.0, 1.0, 8)
 
 
 def test_differences_are_paired() -> None:
@@ -39,7 +27,7 @@ def test_differences_are_paired() -> None:
 def test_the_mean_over_categories_counts_each_the_same() -> None:
     """1 of 1 and 1 of 4: 0.625, where 2 of 5 is 0.4; half widths add up as √(a² + b²)/2."""
     found = judging.by_category([1, 1, 0, 0, 0], ["a", "b", "b", "b", "b"], list(range(5)))
-    a, b = stats.share(1, 1), stats.share(1, 4)
+    a, b = stats.wilson(1, 1), stats.wilson(1, 4)
     assert found["categories"] == {"a": a.json(), "b": b.json()}
     mean = found["mean_over_categories"]
     assert a.low is not None and a.high is not None and b.low is not None and b.high is not None
@@ -97,11 +85,11 @@ def test_a_warning_where_nothing_shows_it_better() -> None:
     good = judging.beside(
         right, {"longest": [0.0] * 30 + [1.0] * 20, "shortest": [0.5] * 50}, clusters
     )
-    accuracy = judging.rate(right, clusters).json()
+    accuracy = stats.share(right, clusters).json()
     said = judging.warning(accuracy, good)
     assert "“shortest”" in said and "0.600 and 0.500 of 50 pairs, a difference of +0.100" in said
     better = judging.beside([1.0] * 50, {"longest": [1.0] * 30 + [0.0] * 20}, clusters)
-    assert judging.warning(judging.rate([1.0] * 50, clusters).json(), better) == ""
+    assert judging.warning(stats.share([1.0] * 50, clusters).json(), better) == ""
     assert judging.warning({**accuracy, "n": 19}, good) == ""  # too few to say
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from posttrain.evals import stats
+from posttrain.evals.records import Record
 from posttrain.evals.samples import Tally, divergence, measure, pass_at
 from posttrain.scoring.ranking import Answer, rank
 
@@ -50,14 +51,23 @@ def test_means_are_over_prompts() -> None:
     }
     assert found["pass_at"]["4"]["n"] == 2  # the last prompt has two scores
     assert measure([[0.5], [1]], 1)["pass_at"] is None
+    # rows that ask the same are one cluster
+    again = measure([[1, 0], [1, 0], [0, 0], [0, 0]], 2, ["a", "a", "b", "b"])
+    assert again["best_of_n"]["score"] == stats.mean([1, 1, 0, 0], ["a", "a", "b", "b"]).json()
+    assert again["pass_at"]["1"] == stats.mean([0.5, 0.5, 0, 0], ["a", "a", "b", "b"]).json()
     assert measure([[], []], 4) == {"mean_score": None, "best_of_n": None, "pass_at": None}
 
 
 def test_a_tally_adds_up() -> None:
-    def records(*some: tuple[str, float | None, int]) -> list[dict[str, object]]:
+    def records(*some: tuple[str, float | None, int]) -> list[Record]:
         return [
-            {"answer": text, "score": score, "finished": tokens < 9, "tokens": tokens}
-            for text, score, tokens in some
+            Record(
+                f"a:1#{i}",
+                values={"score": score, "tokens": tokens},
+                output=text,
+                meta={"finished": tokens < 9},
+            )
+            for i, (text, score, tokens) in enumerate(some)
         ]
 
     tally = Tally(3)
@@ -66,9 +76,8 @@ def test_a_tally_adds_up() -> None:
         records(("a", 0, 1), ("b", 0, 1), ("c", None, 9)),
         records(("x", 1, 3), ("y z w", 0, 9), ("u v", 0, 5)),
     ):
-        tally.add(
-            some, rank([Answer(one["answer"], one["score"], one["finished"]) for one in some])
-        )  # type: ignore[arg-type]
+        answers = [Answer(one.output, one.values["score"], one.meta["finished"]) for one in some]
+        tally.add(some, rank(answers))
     found = tally.summary()
     assert (found["prompts"], found["answers"], found["finished"], found["usable"]) == (3, 9, 7, 7)
     assert found["left_out"] == {"unscored": 1, "empty": 0, "unfinished": 0, "repeats another": 1}
@@ -92,3 +101,18 @@ def test_a_tally_adds_up() -> None:
     assert tokens == [(2 + 3) / 2, (4 + 9) / 2, (2 - 4 + 3 - 9) / 2]
     assert found["tokens_difference"]["n"] == 2 and found["bias"]["longer"]["words"]["mean"] == 0
     assert Tally(3).left_out == {}
+
+
+def test_rows_that_ask_the_same_are_one_cluster() -> None:
+    """Four rows of two prompts: every mean is clustered by prompt, margins of pairs, too."""
+    tally, clusters, tokens = Tally(2), ["p", "p", "q", "q"], [1, 2, 8, 9]
+    for cluster, n in zip(clusters, tokens, strict=True):
+        some = [
+            Record(f"{n}#{i}", cluster, {"score": s, "tokens": n}, 1.0, f"{i}", {"finished": True})
+            for i, s in enumerate((float(n), 0.0))
+        ]
+        tally.add(some, rank([Answer(one.output, one.values["score"]) for one in some]))
+    found = tally.summary()
+    assert found["tokens"] == found["margin"] == stats.mean(tokens, clusters).json()
+    assert found["best_of_n"]["score"] == stats.mean(tokens, clusters).json()
+    assert found["tokens"] != stats.mean(tokens).json()

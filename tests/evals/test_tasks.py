@@ -10,13 +10,18 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from posttrain.core.errors import DataError
+from posttrain.core.errors import ConfigError, DataError
+from posttrain.core.files import sha256_file
 from posttrain.data.chat import Chat
 from posttrain.data.rows import Row
 from posttrain.data.settings import Source
 from posttrain.engine.policy import Policy
-from posttrain.evals import tasks
-from posttrain.evals.tasks import Subject
+from posttrain.evals import task as registry
+from posttrain.evals.records import Record
+from posttrain.evals.settings import OWN
+from posttrain.evals.subject import Options, Subject
+from posttrain.evals.task import Task, read_rows
+from posttrain.evals.tasks import find_task, task_digest
 from tests import making
 
 TEXTS = [
@@ -25,6 +30,7 @@ TEXTS = [
     "a" * 3,
     "the quick brown fox jumps over the lazy dog " * 4,
 ]
+TWELVE = Options(max_tokens=12)
 QUIZ = [
     ("2+2?", ["4", "five", "1234"], 0),
     ("capital of France?", ["Rome", "Paris"], 1),
@@ -43,9 +49,16 @@ def policy(folder: Path) -> Policy:
 
 
 def subject(policy: Policy, *, budget: int = 4096, longest: int = 128, **chat: Any) -> Subject:
-    return Subject(
-        policy, Chat(policy.tokenizer, **chat), budget, longest, lambda done, total: None
-    )
+    chatting = Chat(policy.tokenizer, **chat)
+    return Subject(policy, chatting, budget, longest, lambda done, total: None, TWELVE)
+
+
+def asked(name: str, about: Subject, rows: list[Row]) -> list[Record]:
+    return find_task(name).ask(about, rows)
+
+
+def value(records: list[Record], name: str) -> list[float]:
+    return [record.value(name) for record in records]
 
 
 def items(*fields: dict[str, Any]) -> list[Row]:
@@ -67,13 +80,13 @@ def nll(network: Any, ids: list[int]) -> float:
 
 def test_perplexity_is_transformers_loss(folder: Path, policy: Policy) -> None:
     network, words = plain(folder)
-    found = tasks.perplexity(subject(policy, longest=1024), items(*({"text": t} for t in TEXTS)))
+    found = asked("perplexity", subject(policy, longest=1024), items(*({"text": t} for t in TEXTS)))
     ids = [words(text)["input_ids"] for text in TEXTS]
-    assert [r["where"] for r in found] == [f"a.jsonl:{i}" for i in (1, 2, 3, 4)]
-    assert [r["tokens"] for r in found] == [len(one) - 1 for one in ids]
-    assert [r["bytes"] for r in found] == [len(text.encode()) for text in TEXTS]
-    assert [r["nats"] for r in found] == pytest.approx([nll(network, one) for one in ids], rel=1e-4)
-    said = tasks.metrics("perplexity", found)
+    assert [r.item for r in found] == [f"a.jsonl:{i}" for i in (1, 2, 3, 4)]
+    assert value(found, "tokens") == [len(one) - 1 for one in ids]
+    assert value(found, "bytes") == [len(text.encode()) for text in TEXTS]
+    assert value(found, "nats") == pytest.approx([nll(network, one) for one in ids], rel=1e-4)
+    said = find_task("perplexity").estimates(found)
     total = sum(nll(network, one) for one in ids)
     assert said["nats_per_token"].mean == pytest.approx(
         total / sum(len(one) - 1 for one in ids), rel=1e-4
@@ -87,19 +100,19 @@ def test_long_text_is_scored_in_windows_and_every_token_once(folder: Path, polic
     network, words = plain(folder)
     text = TEXTS[3]
     ids = words(text)["input_ids"]
-    (found,) = tasks.perplexity(subject(policy, longest=50), items({"text": text}))
+    (found,) = asked("perplexity", subject(policy, longest=50), items({"text": text}))
     # windows overlap by the token that predicts the next one's first
     windows = [ids[a : a + 50] for a in range(0, len(ids) - 1, 49)]
-    assert sum(len(one) - 1 for one in windows) == len(ids) - 1 == found["tokens"] == 175
-    assert found["nats"] == pytest.approx(sum(nll(network, one) for one in windows), rel=1e-4)
+    assert sum(len(one) - 1 for one in windows) == len(ids) - 1 == found.value("tokens") == 175
+    assert found.value("nats") == pytest.approx(sum(nll(network, one) for one in windows), rel=1e-4)
 
 
 def test_a_small_budget_changes_nothing(policy: Policy) -> None:
     rows = items(*({"text": t} for t in TEXTS))
     large, small = (
-        tasks.perplexity(subject(policy, budget=budget), rows) for budget in (4096, 200)
+        asked("perplexity", subject(policy, budget=budget), rows) for budget in (4096, 200)
     )
-    assert [r["nats"] for r in small] == pytest.approx([r["nats"] for r in large], rel=1e-5)
+    assert value(small, "nats") == pytest.approx(value(large, "nats"), rel=1e-5)
 
 
 @torch.no_grad()
@@ -109,8 +122,10 @@ def test_choices_are_scored_without_the_token_that_ends_them(
 ) -> None:
     network, words = plain(folder)
     about = subject(policy, prompt_template=template)
-    found = tasks.choice(
-        about, items(*({"question": q, "choices": c, "answer_index": i} for q, c, i in QUIZ))
+    found = asked(
+        "choice",
+        about,
+        items(*({"question": q, "choices": c, "answer_index": i} for q, c, i in QUIZ)),
     )
     for record, (question, choices, right) in zip(found, QUIZ, strict=True):
         if template is None:
@@ -136,14 +151,16 @@ def test_choices_are_scored_without_the_token_that_ends_them(
                 one.encode()
             )  # the tokenizer is of bytes: no end token among them
             expected.append(float(scored[start - 1 :].sum()))
-        assert record["logprobs"] == pytest.approx(expected, abs=1e-3)
-        assert record["correct"] is (max(range(len(choices)), key=expected.__getitem__) == right)
+        assert record.output["logprobs"] == pytest.approx(expected, abs=1e-3)
+        assert record.value("correct") == (
+            max(range(len(choices)), key=expected.__getitem__) == right
+        )
         each = [p / len(c.encode()) for p, c in zip(expected, choices, strict=True)]
-        assert record["correct_per_byte"] is (
+        assert record.value("correct_per_byte") == (
             max(range(len(choices)), key=each.__getitem__) == right
         )
     # summed, the short choice wins with a random model
-    assert [r["correct"] for r in found] == [True, False, True]
+    assert value(found, "correct") == [True, False, True]
 
 
 @torch.no_grad()
@@ -164,10 +181,7 @@ def test_answers_are_transformers_greedy_generate(folder: Path, policy: Policy) 
         ),
     )
     about = subject(policy)
-    found = [
-        *tasks.exact(about, rows[:2], max_tokens=12),
-        *tasks.exact(about, rows[2:], max_tokens=12),
-    ]
+    found = [*asked("exact", about, rows[:2]), *asked("exact", about, rows[2:])]
     for i, (record, question) in enumerate(zip(found, questions, strict=True)):
         system = [{"role": "system", "content": "Be brief."}] * (i > 1)
         prompt = words.apply_chat_template(
@@ -185,68 +199,70 @@ def test_answers_are_transformers_greedy_generate(folder: Path, policy: Policy) 
             pad_token_id=0,
         )
         answer = words.decode(drawn[0, ids.shape[1] :], skip_special_tokens=True)
-        assert (record["answer"], record["wanted"], record["where"]) == (answer, "4", rows[i].where)
-        assert record["correct"] is False and len(answer) > 0
+        assert (record.output, record.meta["wanted"], record.item) == (answer, "4", rows[i].where)
+        assert record.value("correct") == 0 and len(answer) > 0
     # the wanted answer is what it writes
-    (again,) = tasks.exact(
+    (again,) = asked(
+        "exact",
         about,
-        items({"prompt": "2+2?", "completion": found[0]["answer"], "skill": "sums", "other": 1}),
-        max_tokens=12,
+        items({"prompt": "2+2?", "completion": found[0].output, "skill": "sums", "other": 1}),
     )
-    assert (again["correct"], again["skill"], "other" in again) == (True, "sums", False)
+    assert (
+        again.value("correct") == 1 and again.meta["skill"] == "sums" and "other" not in again.meta
+    )
 
 
 @pytest.mark.parametrize(
     ("task", "row", "said"),
     [
-        (tasks.perplexity, {"txt": "a"}, "format text needs the column 'text'"),
-        (tasks.exact, {"prompt": "a"}, "an item needs a question and one answer"),
+        ("perplexity", {"txt": "a"}, "format text needs the column 'text'"),
+        ("exact", {"prompt": "a"}, "an item needs a question and one answer"),
         (
-            tasks.exact,
+            "exact",
             {"chosen": "a", "rejected": "b", "prompt": "c"},
             "an item needs a question and one answer",
         ),
         (
-            tasks.exact,
+            "exact",
             {"messages": [{"role": r, "content": "-"} for r in ("user", "assistant", "user")]},
             "not end with an answer",
         ),
-        (tasks.exact, {"what": "a"}, "no known format has these columns: what"),
-        (tasks.choice, {"choices": ["a", "b"], "answer_index": 0}, "there is no column 'question'"),
+        ("exact", {"what": "a"}, "no known format has these columns: what"),
+        ("choice", {"choices": ["a", "b"], "answer_index": 0}, "there is no column 'question'"),
         (
-            tasks.choice,
+            "choice",
             {"question": "q", "choices": ["a"], "answer_index": 0},
             "choices holds a list, not a list of at least two",
         ),
         (
-            tasks.choice,
+            "choice",
             {"question": "q", "choices": ["a", ""], "answer_index": 0},
             "not a list of at least two texts",
         ),
         (
-            tasks.choice,
+            "choice",
             {"question": "q", "choices": "ab", "answer_index": 0},
             "not a list of at least two texts",
         ),
         (
-            tasks.choice,
+            "choice",
             {"question": "q", "choices": ["a", "b"], "answer_index": 2},
             "answer_index is 2, not the place of one of 2",
         ),
         (
-            tasks.choice,
+            "choice",
             {"question": "q", "choices": ["a", "b"], "answer_index": True},
             "answer_index is True",
         ),
-        (tasks.choice, {"question": "q", "choices": ["a", "b"]}, "answer_index is None"),
+        ("choice", {"question": "q", "choices": ["a", "b"]}, "answer_index is None"),
     ],
     ids=lambda one: getattr(one, "__name__", str(one)),
 )
 def test_what_is_no_item_is_named_with_its_line(
-    policy: Policy, task: Any, row: dict[str, Any], said: str
+    policy: Policy, task: str, row: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(DataError) as caught:
-        task(subject(policy), [Row(row, "a.jsonl:7")])
+        asked(task, subject(policy), [Row(row, "a.jsonl:7")])
     assert caught.value.where == "a.jsonl:7"
     assert said in caught.value.what
     assert caught.value.cure
@@ -260,9 +276,9 @@ def test_a_choice_that_does_not_fit_is_refused_not_cut(policy: Policy) -> None:
         {"question": "q", "choices": ["a", "b"], "answer_index": 0},
         {"question": "q" * 20, "choices": ["a", "b" * 10], "answer_index": 0},
     )
-    assert len(tasks.choice(subject(policy, longest=30, prompt_template="{prompt}"), rows)) == 2
+    assert len(asked("choice", subject(policy, longest=30, prompt_template="{prompt}"), rows)) == 2
     with pytest.raises(DataError) as caught:
-        tasks.choice(subject(policy, longest=29, prompt_template="{prompt}"), rows)
+        asked("choice", subject(policy, longest=29, prompt_template="{prompt}"), rows)
     assert caught.value.where == "a.jsonl:2"
     assert caught.value.what == "the question and a choice are 30 tokens, and 29 fit"
     assert "--max-length 30" in caught.value.cure
@@ -270,33 +286,89 @@ def test_a_choice_that_does_not_fit_is_refused_not_cut(policy: Policy) -> None:
 
 def test_a_source_without_rows_and_a_broken_line_are_errors(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="there are no rows in"):
-        tasks.rows(Source(path=str(making.write(tmp_path / "empty.jsonl", []))))
+        read_rows(Source(path=str(making.write(tmp_path / "empty.jsonl", []))))
     broken = making.write(tmp_path / "broken.jsonl", [{"text": "a"}, "{"])
     with pytest.raises(DataError) as caught:
-        tasks.rows(Source(path=str(broken)))
+        read_rows(Source(path=str(broken)))
     assert caught.value.where == f"{broken}:2"
 
 
 def test_differences_are_of_the_same_items() -> None:
+    task = find_task("perplexity")
     after = [
-        {"where": str(i), "nats": nats, "tokens": t, "bytes": 4}
+        Record(str(i), values={"nats": nats, "tokens": t, "bytes": 4})
         for i, (nats, t) in enumerate([(1.0, 2), (2.0, 2)])
     ]
     before = [
-        {**one, "nats": one["nats"] + gap} for one, gap in zip(after, (1.0, 3.0), strict=True)
+        Record(one.item, values={**one.values, "nats": one.value("nats") + gap})
+        for one, gap in zip(after, (1.0, 3.0), strict=True)
     ]
-    found = tasks.differences("perplexity", after, before)
+    found = task.differences(after, before)
     assert found["nats_per_token"].mean == -4 / 4
     assert found["bits_per_byte"].mean == pytest.approx(-4 / math.log(2) / 8)
     # another tokenizer: tokens cannot be compared, bytes can; and a text of one token is no item of
     # that model
-    other = [{**before[0], "tokens": 3}]
-    found = tasks.differences("perplexity", after, other)
+    other = [Record("0", values={**before[0].values, "tokens": 3})]
+    found = task.differences(after, other)
     assert list(found) == ["bits_per_byte"]
-    assert (found["bits_per_byte"].n, found["bits_per_byte"].mean) == (
-        1,
-        pytest.approx(-1 / math.log(2) / 4),
+    assert found["bits_per_byte"].n == 1
+    assert found["bits_per_byte"].mean == pytest.approx(-1 / math.log(2) / 4)
+
+
+def test_ties_count_a_half(policy: Policy) -> None:
+    """Of a pair's answers, of a gain in margin, and of scores; what has no score is not counted."""
+    (same,) = asked(
+        "prefer", subject(policy), items({"prompt": "a", "chosen": "bc", "rejected": "bc"})
     )
-    right = [{"where": str(i), "correct": c} for i, c in enumerate((True, True, False))]
-    wrong = [{"where": str(i), "correct": c} for i, c in enumerate((True, False, False))]
-    assert tasks.differences("exact", right, wrong)["correct"].mean == pytest.approx(1 / 3)
+    assert (same.value("preferred"), same.value("preferred_per_token")) == (0.5, 0.5)
+    task = find_task("prefer")
+    assert task.differences([same], [same])["rewarded"].mean == 0.5
+    assert list(task.estimates([same])) == ["preferred", "preferred_per_token"]
+    win = find_task("win")
+    some = [
+        Record("1", values={"score": 1.0, "tokens": 3}),
+        Record("2", values={"score": None, "tokens": 1}),
+    ]
+    lower = [Record("1", values={"score": 0.0, "tokens": 3}), some[1]]
+    assert win.estimates(some)["score"].n == 1 and win.estimates(some)["tokens"].n == 2
+    found = win.differences(some, lower)
+    assert (found["win_rate"].mean, found["win_rate"].n, found["tokens"].n) == (1, 1, 2)
+
+
+def test_rows_that_ask_the_same_are_one_cluster(policy: Policy) -> None:
+    """Of questions, with their choices, of pairs; texts are each their own."""
+    shown = ("q", "q", "other")
+    rows = {
+        "exact": [{"prompt": q, "completion": str(i)} for i, q in enumerate(shown)],
+        "choice": [
+            {"question": q, "choices": ["a", str(i)], "answer_index": 0}
+            for i, q in enumerate(shown)
+        ],
+        "prefer": [{"prompt": q, "chosen": "a", "rejected": str(i)} for i, q in enumerate(shown)],
+        "perplexity": [{"text": "one two"}] * 3,
+    }
+    for name, some in rows.items():
+        groups = [record.group for record in asked(name, subject(policy), items(*some))]
+        assert len(set(groups)) == (3 if name == "perplexity" else 2), name
+        assert (groups[0] == groups[1]) is (name != "perplexity"), name
+
+
+def test_every_task_of_ours_has_a_setting_and_is_found() -> None:
+    assert [find_task(name).name for name in OWN] == list(OWN)
+    assert all(task_digest(find_task(name)) == "" for name in OWN)
+    with pytest.raises(ConfigError, match="there is no task 'exakt'") as caught:
+        find_task("exakt")
+    assert "did you mean 'exact'?" in caught.value.cure and "FILE.py:NAME" in caught.value.cure
+
+
+def test_a_task_of_a_file_and_a_registered_one() -> None:
+    toy = Path(__file__).with_name("toy_task.py")
+    found = find_task(f"{toy}:loudness")
+    assert found.name == "loudness" and list(found.metrics) == ["loud", "signs", "louder"]
+    assert task_digest(found) == sha256_file(toy)
+    with pytest.raises(ConfigError, match="is function, not a task") as caught:
+        find_task(f"{toy}:not_a_task")
+    assert "@task" in caught.value.cure
+    mine = registry.register(Task("mine", lambda subject, rows: [], {}))
+    assert find_task("mine") is mine and task_digest(mine) == sha256_file(Path(__file__))
+    del registry.REGISTRY["mine"]

@@ -100,6 +100,28 @@ def test_the_text_of_a_chat_template_is_part_of_it(recipe: Path) -> None:
     assert changed(before, digests(recipe, f"sft.chat_template={template}")) == ["sft", "check"]
 
 
+def test_the_digest_covers_tasks_and_scorers_of_ones_own(recipe: Path) -> None:
+    """What a file says of a task, and of a scorer, is part of the stage that reads it."""
+    tests = Path(__file__).parents[1]
+    toys = {"task": "evals/toy_task.py", "scorer": "scoring/toy_scorer.py"}
+    for name, path in toys.items():
+        (recipe.parent / f"{name}.py").write_text((tests / path).read_text())
+    rows = recipe.parent / "questions.jsonl"
+    changes = (
+        f"check.task={recipe.parent}/task.py:loudness={rows}",
+        f"check.scorer={recipe.parent}/scorer.py:shout",
+        f"check.win={rows}",
+    )
+    before = digests(recipe, *changes)
+    assert changed(digests(recipe), before) == ["check"]
+    for name in toys:
+        path = recipe.parent / f"{name}.py"
+        path.write_text(path.read_text() + "\n")
+        after = digests(recipe, *changes)
+        assert changed(before, after) == ["check"], name
+        before = after
+
+
 def test_the_digest_covers_the_code(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = digests(recipe)
     source = code._source

@@ -59,7 +59,7 @@ def test_a_recipe_is_settings_and_parents(tmp_path: Path) -> None:
         {"embed": 0.0},
         16,
     )
-    assert [one["path"] for one in check["exact"]] == ["held-out.jsonl"]
+    assert [one["path"] for one in check["tasks"]["exact"]] == ["held-out.jsonl"]
 
 
 def test_rows_of_an_earlier_stage_are_named_like_its_model(
@@ -350,7 +350,7 @@ def test_options_are_changed_by_set(tmp_path: Path) -> None:
     assert [one.path for one in found.data.data] == ["b.jsonl"] and isinstance(
         found.data.data[0], Source
     )
-    assert (adapt.model_dump()["seed"], check.model_dump()["match"]) == (7, "contains")
+    assert (adapt.model_dump()["seed"], check.model_dump()["tasks"]["match"]) == (7, "contains")
 
 
 @pytest.mark.parametrize(

@@ -10,25 +10,12 @@ from posttrain.cli.options import read
 from posttrain.core.console import console
 from posttrain.stages.evaluate import EvaluateSettings, run
 
-METRICS = {
-    "nats_per_token": "nats a token",
-    "bits_per_byte": "bits a byte",
-    "correct": "correct",
-    "correct_per_byte": "correct, per byte",
-    "preferred": "chosen likelier",
-    "preferred_per_token": "likelier a token",
-    "rewarded": "chosen gained more",
-    "score": "score",
-    "tokens": "tokens an answer",
-    "win_rate": "wins",
-}
-
 
 def main(argv: list[str]) -> int:
     settings, observer = read(
         "eval",
-        "Evaluate a model on held-out text, questions and choices; with --against, item by item"
-        " against another.",
+        "Evaluate a model on held-out text, questions and choices, or on tasks of yours; with"
+        " --against, item by item against another.",
         EvaluateSettings,
         argv,
     )
@@ -50,13 +37,13 @@ def show(summary: dict[str, Any]) -> None:
     for i, column in enumerate(columns):
         table.add_column(column, justify="left" if i < 2 else "right", overflow="fold")
     for name, one in summary["tasks"].items():
-        label = name.replace("-", " ", 1)  # said once
+        label = name.replace("-", " ", 1)  # in its first line alone
         for metric, value in one["metrics"].items():
-            cells, label = [label, METRICS[metric], f"{value['n']:,}"], ""
+            cells, label = [label, one["labels"][metric], f"{value['n']:,}"], ""
             if compared:
                 difference = one["difference"].get(metric)
                 cells += [
-                    _cell(one["against"][metric]),
+                    _cell(one["against"][metric]) if metric in one["against"] else "–",
                     _cell(value),
                     _cell(difference, sign=True) if difference else "–",
                 ]
@@ -64,8 +51,8 @@ def show(summary: dict[str, Any]) -> None:
                 cells.append(_cell(value))
             table.add_row(*cells)
         for metric, value in one.get("difference", {}).items():
-            if metric not in one["metrics"]:  # what only a comparison has
-                table.add_row("", METRICS[metric], f"{value['n']:,}", "–", "–", _cell(value))
+            if metric not in one["metrics"]:  # which only a comparison has
+                table.add_row("", one["labels"][metric], f"{value['n']:,}", "–", "–", _cell(value))
     console().print(table)
 
 

@@ -16,8 +16,8 @@ def main(argv: list[str]) -> int:
     settings, observer = read(
         "judge",
         "Put a reward model, or another scorer, on trial: how often it gives the better answer of a"
-        " pair the higher score, by category and beside scorers that read nothing; with --against,"
-        " pair by pair beside another.",
+        " pair the higher score, by category and compared with content-blind baselines; with"
+        " --against, pair by pair compared with another.",
         JudgeSettings,
         argv,
     )

@@ -28,6 +28,7 @@ class Examples(Many[Tree]):
         kind: of the rows.
         numbers: beside each tree its labels, or the margin of a pair, if it has one.
         margins: whether pairs get their margin, 0 where a row has none.
+        prompt_lengths: [rows] tokens of each row's prompt; None: up to the first trained one.
     """
 
     def __init__(
@@ -37,8 +38,10 @@ class Examples(Many[Tree]):
         numbers: Many[np.ndarray] | None = None,
         *,
         margins: bool = False,
+        prompt_lengths: np.ndarray | None = None,
     ) -> None:
         self.trees, self.kind, self.numbers, self.margins = trees, kind, numbers, margins
+        self.prompt_lengths = prompt_lengths
 
     def __len__(self) -> int:
         return len(self.trees)
@@ -64,7 +67,15 @@ class Examples(Many[Tree]):
 
     def prompts(self) -> list[Hashable]:
         """The tokens of every row's prompt: rows with the same one are not independent."""
-        return [tree[0].tokens[: answer_start(tree[0])].tobytes() for tree in self.trees]
+        prompts: list[Hashable] = []
+        for i, tree in enumerate(self.trees):
+            if self.prompt_lengths is None:
+                length = answer_start(tree[0])
+            else:
+                length = int(self.prompt_lengths[i])
+            # without a prompt a row is its own
+            prompts.append(tree[0].tokens[:length].tobytes() if length else i)
+        return prompts
 
 
 class Mismatched(Many[Tree]):

@@ -406,7 +406,7 @@ def prepare(
         rows = accounted(source, preparation, folder, account, rejects or Rejects(), progress)
         for prepared, trees, _ in rows:
             for tree in trees:
-                tree_writer.add(tree)
+                tree_writer.add(tree, prepared.encoded[0].prompt)
                 if numbers:
                     # steps may be cut off, and their labels with them
                     count = tree[0].N if preparation.learned == "steps" else None

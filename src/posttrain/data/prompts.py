@@ -88,7 +88,7 @@ def read_prompts(
         form = Format(format)
         for row in read(source, rejects):
             try:
-                example, wanted = _without_answers(form.read(row))
+                example, wanted = without_answer(form.read(row))
                 text, plain = chat.prompt(example)
             except DataError as error:
                 rejects.add(error, row)
@@ -112,8 +112,12 @@ def read_prompts(
     return prompts
 
 
-def _without_answers(example: Example) -> tuple[Example, str | None]:
-    """An example without its answers, and the wanted one; None where there is none."""
+def without_answer(example: Example) -> tuple[Example, str | None]:
+    """An example without its answers, and the wanted one as text; None where there is none.
+
+    Raises:
+        DataError: there is no prompt, or the conversation does not end with an answer.
+    """
     prompt, answers = example.prompt, example.answers
     wanted = None
     if len(answers) == 1 and example.label is not False and not example.steps:

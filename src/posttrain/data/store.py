@@ -6,10 +6,12 @@ Three files of little-endian integers:
     sequences   uint64   where each sequence ends in `tokens`
     trees       uint64   where each tree ends in `sequences`
 
-and beside them, where every tree has numbers of its own (labels, margins, log-probabilities):
+and beside them, where every tree has numbers of its own (labels, margins, log-probabilities), and
+where the mask does not show where a tree's prompt ends:
 
     numbers     float32  the numbers, tree after tree
     ends        uint64   where each tree's numbers end in `numbers`
+    prompts     uint32   the tokens of each tree's prompt
 
 The files are memory-mapped; memory holds only what is being read.
 """
@@ -30,6 +32,7 @@ import numpy as np
 from posttrain.data.forest import Sequence, Tree
 
 FILES = {"tokens": np.dtype("<u4"), "sequences": np.dtype("<u8"), "trees": np.dtype("<u8")}
+PROMPT = np.dtype("<u4")
 
 
 class TreeWriter:
@@ -41,10 +44,23 @@ class TreeWriter:
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
+        (folder / "prompts").unlink(missing_ok=True)
         self._files = {name: open(folder / name, "wb", buffering=1 << 20) for name in FILES}  # noqa: SIM115 - `close`
         self.tokens = self.sequences = self.trees = 0
 
-    def add(self, tree: Tree) -> None:
+    def add(self, tree: Tree, prompt: int | None = None) -> None:
+        """Write a tree.
+
+        Args:
+            prompt: tokens of its prompt, of every tree or of none; None: up to the first trained
+                one.
+        """
+        if prompt is not None:
+            if "prompts" not in self._files:
+                path = self._folder / "prompts"
+                self._files["prompts"] = open(path, "wb", buffering=1 << 20)  # noqa: SIM115 - `close`
+            self._files["prompts"].write(np.asarray(prompt, PROMPT).tobytes())
         for sequence in tree:
             self._write("tokens", (sequence.tokens.astype(np.uint32) << 1) | sequence.trained)
             self.tokens += len(sequence.tokens)
@@ -149,6 +165,10 @@ class Trees(Many[Tree]):
     """The trees of the folders that `TreeWriter` wrote, numbered through, folder after folder."""
 
     def __init__(self, *folders: Path) -> None:
+        # opened now: the folders may be renamed while their trees are read
+        self._prompts = [
+            _map(folder / "prompts", PROMPT) for folder in folders if (folder / "prompts").is_file()
+        ]
         self._parts = [
             {name: _map(folder / name, dtype) for name, dtype in FILES.items()}
             for folder in folders
@@ -169,6 +189,12 @@ class Trees(Many[Tree]):
             tree.append(_sequence(part["tokens"][start:end]))
             start = end
         return Tree(tuple(tree))
+
+    def prompt_lengths(self) -> np.ndarray | None:
+        """[trees] tokens of every tree's prompt; None where the mask shows where it ends."""
+        if len(self._prompts) < len(self._parts):
+            return None
+        return np.concatenate(self._prompts).astype(np.int64)
 
     def ends(self) -> set[int]:
         """The ids of all tokens that end a sequence."""

@@ -30,10 +30,16 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A sequence of token ids, with the spans that are trained."""
+    """A sequence of token ids, with the spans that are trained.
+
+    Attributes:
+        prompt: tokens of the prompt, where the first trained one does not follow it: an answer in
+            steps is trained at the end of its steps. None: the prompt ends where training begins.
+    """
 
     ids: list[int]
     spans: tuple[Span, ...]
+    prompt: int | None = None
 
     def mask(self) -> np.ndarray:
         """[n] bool, whether each token is trained."""
@@ -398,4 +404,5 @@ def _with_step_ends(
             "the first step is a single token with nothing before it", cure="give the row a prompt"
         )
     spans = tuple(Span(end - 1, end, turn.number) for end, turn in zip(ends, turns, strict=True))
-    return [Encoded([*prompt, *(token for part in parts for token in part)], spans)]
+    ids = [*prompt, *(token for part in parts for token in part)]
+    return [Encoded(ids, spans, len(prompt))]

@@ -1,3 +1,3 @@
-"""Evaluation: items, what a model makes of each, and what can be said of all of them with an
-interval.
+"""Evaluation: tasks ask a model, records hold what became of each item, and metrics say what the
+records come to, with intervals.
 """

@@ -1,9 +1,8 @@
-"""What a judge of answers is worth: how often it prefers the better one, beside judges that read
-nothing, and whether its confidence can be believed.
+"""How good a judge of answers is: how often it prefers the better one, compared with content-blind
+baselines, and whether its confidence is calibrated.
 
 A pair on which both answers have the same score counts one half. Pairs of one prompt are not
-independent: where prompts repeat, intervals are the wider one of that of independent pairs and the
-    one clustered by prompt.
+independent: intervals are those of `posttrain.evals.stats.share`, clustered by prompt.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from posttrain.core.ties import wins
 from posttrain.evals import stats
 from posttrain.evals.stats import Estimate
 
@@ -23,57 +23,33 @@ BASELINES = ("longest", "shortest")
 ENOUGH = 20  # items from which on a judge is held against baselines
 
 
-def hits(margins: Many[float] | np.ndarray) -> list[float]:
-    """1 where the margin, the better answer's score less the other's, is above 0, one half where it
-    is 0, else 0.
-    """
-    return ((np.sign(np.asarray(margins, float)) + 1) / 2).tolist()
-
-
-def rate(right: Many[float], clusters: Many[Hashable]) -> Estimate:
-    """Share of items that are right, each 1, ½ or 0: Wilson's interval, widened where items of one
-    cluster go together.
-    """
-    found = stats.share(sum(right), len(right))
-    if len(set(clusters)) == len(right):
-        return found
-    wide = stats.mean(right, clusters)
-    if wide.low is None or wide.high is None:
-        return wide
-    assert found.low is not None and found.high is not None
-    return Estimate(
-        found.mean,
-        max(0.0, min(found.low, wide.low)),
-        min(1.0, max(found.high, wide.high)),
-        found.n,
-    )
-
-
 def beside(
     right: Many[float], others: dict[str, list[float]], clusters: Many[Hashable]
 ) -> dict[str, Any]:
     """Other judges on the same items: how often they are right, and the paired difference to this
     one.
 
+    Args:
+        right: of this judge, one an item. others: of the others, by name.
     Returns: JSON, by name.
     """
     return {
         name: {
-            **rate(theirs, clusters).json(),
-            "difference": _difference(right, theirs, clusters).json(),
+            **stats.share(other, clusters).json(),
+            "difference": stats.difference(right, other, clusters).json(),
         }
-        for name, theirs in others.items()
+        for name, other in others.items()
     }
 
 
-def _difference(right: Many[float], theirs: Many[float], clusters: Many[Hashable]) -> Estimate:
-    return stats.mean([a - b for a, b in zip(right, theirs, strict=True)], clusters)
-
-
 def content_blind(longer: Many[float] | np.ndarray) -> dict[str, list[float]]:
-    """The judges that see lengths alone, from by how much the better answer is longer."""
-    longest = hits(longer)
-    return {"longest": longest, "shortest": [1 - one for one in longest]}
+    """The baselines that see lengths alone.
+
+    Args:
+        longer: by how much the better answer of each pair is longer.
+    """
+    longest = wins(np.asarray(longer, float))
+    return {"longest": longest.tolist(), "shortest": (1 - longest).tolist()}
 
 
 def by_category(
@@ -89,7 +65,7 @@ def by_category(
     for i, name in enumerate(categories):
         which.setdefault(name, []).append(i)
     each = {
-        name: rate([right[i] for i in some], [clusters[i] for i in some])
+        name: stats.share([right[i] for i in some], [clusters[i] for i in some])
         for name, some in sorted(which.items())
     }
     means = [one.mean for one in each.values()]
@@ -143,7 +119,7 @@ def calibration(
 def of_margins(margins: Many[float] | np.ndarray) -> dict[str, Any]:
     """Calibration of a judge of pairs: σ(|margin|) is its confidence in the answer it prefers."""
     size = np.abs(np.asarray(margins, float))
-    return calibration(size, hits(margins), low=0.5)
+    return calibration(size, wins(np.asarray(margins, float)), low=0.5)
 
 
 def _bins(z: np.ndarray, y: np.ndarray, low: float) -> tuple[float, list[dict[str, Any]]]:
@@ -154,7 +130,7 @@ def _bins(z: np.ndarray, y: np.ndarray, low: float) -> tuple[float, list[dict[st
     for b in range(BINS):
         here = which == b
         if n := int(here.sum()):
-            found = stats.share(float(y[here].sum()), n)
+            found = stats.wilson(float(y[here].sum()), n)
             said = float(p[here].mean())
             error += n / len(z) * abs(found.mean - said)
             bins.append(
@@ -164,24 +140,23 @@ def _bins(z: np.ndarray, y: np.ndarray, low: float) -> tuple[float, list[dict[st
 
 
 def _scale(z: np.ndarray, y: np.ndarray) -> float | None:
-    """1/T that makes Σ log-likelihood greatest: its derivative Σ z·(y − σ(sz)) falls in s, so that
-    halving finds its zero.
+    """1/T that makes Σ log-likelihood greatest: the zero of its derivative Σ z·(y − σ(sz)), which
+    falls in s.
     """
+    from scipy.optimize import brentq
 
     def slope(s: float) -> float:
         return float((z * (y - 1 / (1 + np.exp(-np.clip(s * z, -700, 700))))).sum())
 
-    low, high = 0.0, 1.0
-    if not slope(low) > 0:
+    if not slope(0.0) > 0:
         return None  # more often wrong than right, weighed by size: no temperature mends that
     if bool(np.all((z == 0) | (z * (2 * y - 1) == np.abs(z)))):
         return None  # always right
+    high = 1.0
     while slope(high) > 0:
         high *= 2
-    for _ in range(100):
-        middle = (low + high) / 2
-        low, high = (middle, high) if slope(middle) > 0 else (low, middle)
-    return (low + high) / 2
+    root: Any = brentq(slope, 0.0, high, xtol=1e-12)
+    return float(root)
 
 
 def by_length(right: Many[float], longer: Many[float], clusters: Many[Hashable]) -> dict[str, Any]:
@@ -194,7 +169,7 @@ def by_length(right: Many[float], longer: Many[float], clusters: Many[Hashable])
     out: dict[str, Any] = {}
     for side, sign in (("longer", 1), ("shorter", -1)):
         some = [i for i, more in enumerate(longer) if sign * more > 0]
-        where = rate([right[i] for i in some], [clusters[i] for i in some]) if some else None
+        where = stats.share([right[i] for i in some], [clusters[i] for i in some]) if some else None
         out |= {
             f"{side}_chosen": len(some),
             f"accuracy_{side}_chosen": where.mean if where else None,
@@ -212,11 +187,11 @@ def correlation(a: Many[float], b: Many[float]) -> float | None:
 
 
 def warning(accuracy: dict[str, Any], others: dict[str, Any], what: str = "pairs") -> str:
-    """A sentence where the judge is not better than the best of those that read nothing; empty
-    where it is.
+    """A sentence where the judge is not shown to be better than the best of the content-blind
+    baselines; empty where it is.
 
     Args:
-        accuracy: of `rate`, JSON. others: of `beside`.
+        accuracy: of `stats.share`, JSON. others: of `beside`. what: the items, for the sentence.
     """
     if accuracy["n"] < ENOUGH:
         return ""
@@ -225,7 +200,7 @@ def warning(accuracy: dict[str, Any], others: dict[str, Any], what: str = "pairs
     if gap["low"] is not None and gap["low"] > 0:
         return ""
     return (
-        f"not shown to be better than “{best}”, which reads nothing: right on"
+        f"not shown to be better than “{best}”, which is blind to content: right on"
         f" {accuracy['mean']:.3f} and {others[best]['mean']:.3f} of {accuracy['n']:,} {what}, a"
         f" difference of {gap['mean']:+.3f} [{_bound(gap['low'])}, {_bound(gap['high'])}]"
     )

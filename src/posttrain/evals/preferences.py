@@ -1,4 +1,4 @@
-"""How chosen answers look beside rejected ones, with intervals: what a judge that reads nothing
+"""How chosen answers look beside rejected ones, with intervals: what a content-blind baseline
 could know.
 """
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from posttrain.core.ties import wins
 from posttrain.data.curate.bias import MARKDOWN, Sides
 from posttrain.evals import stats
 
@@ -38,23 +39,15 @@ def measure(sides: Sides, prompts: np.ndarray) -> dict[str, Any]:
 def share(signs: np.ndarray, prompts: np.ndarray) -> dict[str, Any]:
     """How often the chosen side has more, of the pairs that differ.
 
-    Where prompts repeat, the interval is the wider one of Wilson's and the one clustered by prompt.
+    The interval is that of `posttrain.evals.stats.share`, clustered by prompt.
     """
     differ = signs != 0
-    hits, n = int((signs > 0).sum()), int(differ.sum())
+    n = int(differ.sum())
     equal = len(signs) - n
     if not n:
         return {"mean": None, "low": None, "high": None, "n": 0, "equal": equal}
-    found = stats.share(hits, n).json()
-    if len(np.unique(prompts[differ])) < n:
-        clustered = stats.mean((signs[differ] > 0).astype(float).tolist(), prompts[differ].tolist())
-        found["low"] = max(
-            0.0, min(found["low"], found["low"] if clustered.low is None else clustered.low)
-        )
-        found["high"] = min(
-            1.0, max(found["high"], found["high"] if clustered.high is None else clustered.high)
-        )
-    return {**found, "equal": equal}
+    more = wins(signs[differ]).tolist()
+    return {**stats.share(more, prompts[differ].tolist()).json(), "equal": equal}
 
 
 def telling(measured: dict[str, Any], cure: str = "--balance-length") -> str:
@@ -63,7 +56,8 @@ def telling(measured: dict[str, Any], cure: str = "--balance-length") -> str:
     The cure takes as many of both.
     """
     for unit, found in measured["longer"].items():
-        if found["n"] and (found["low"] > TELLING or found["high"] < 1 - TELLING):
+        known = found["low"] is not None and found["high"] is not None
+        if known and (found["low"] > TELLING or found["high"] < 1 - TELLING):
             longer = found["low"] > TELLING
             name = "longest" if longer else "shortest"
             part = (

@@ -6,16 +6,18 @@ differ.
     best of n   the mean of the highest score; its policy is at most ln n − (n − 1)/n nats from the
                 one that was sampled
 
-The unit of means is the prompt: answers to one prompt are not independent. Sources: Chen et al.
-    2021 (arXiv 2107.03374), eq. 1;
-Beirami et al. 2024 (arXiv 2401.01879), theorem 1.
+The unit of means is the prompt: answers to one prompt are not independent, nor are those to rows
+that ask the same.
+
+Sources: Chen et al. 2021 (arXiv 2107.03374), eq. 1; Beirami et al. 2024 (arXiv 2401.01879), theorem
+1.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Hashable
 from collections.abc import Sequence as Many
 from typing import Any
 
@@ -23,6 +25,7 @@ import numpy as np
 
 from posttrain.data.curate.bias import LOOKS, compare, looks
 from posttrain.evals import preferences, stats
+from posttrain.evals.records import Record
 from posttrain.scoring.ranking import (
     BELOW,
     BETTER_CUT,
@@ -50,36 +53,40 @@ def divergence(n: int) -> float:
     return math.log(n) - (n - 1) / n
 
 
-def measure(scores: Many[Many[float]], n: int) -> dict[str, Any]:
+def measure(
+    scores: Many[Many[float]], n: int, clusters: Many[Hashable] | None = None
+) -> dict[str, Any]:
     """Numbers with intervals, over prompts.
 
     Args:
         scores: of every prompt its answers' scores, those that could be given.
         n: answers drawn for each prompt.
+        clusters: one a prompt; prompts with the same one are not independent. None: every prompt is
+            its own.
     Returns: JSON: mean_score, best_of_n, and pass_at where every score is 0 or 1, for k = 1, 2, 4,
         … and n.
     """
-    some = [one for one in scores if one]
-    if not some:
+    names = range(len(scores)) if clusters is None else clusters
+    scored = [(group, name) for group, name in zip(scores, names, strict=True) if group]
+    if not scored:
         return {"mean_score": None, "best_of_n": None, "pass_at": None}
-    flat = [(value, number) for number, one in enumerate(some) for value in one]
-    best = {
-        "n": n,
-        "kl_bound": divergence(n),
-        "score": stats.mean([max(one) for one in some]).json(),
+    flat = [(value, name) for group, name in scored for value in group]
+    tops = stats.mean([max(group) for group, _ in scored], [name for _, name in scored])
+    return {
+        "mean_score": stats.mean([value for value, _ in flat], [name for _, name in flat]).json(),
+        "best_of_n": {"n": n, "kl_bound": divergence(n), "score": tops.json()},
+        "pass_at": _passes(scored, n) if {value for value, _ in flat} <= {0.0, 1.0} else None,
     }
-    found: dict[str, Any] = {
-        "mean_score": (
-            stats.mean([value for value, _ in flat], [number for _, number in flat]).json()
-        ),
-        "best_of_n": best,
-        "pass_at": None,
-    }
-    if {value for value, _ in flat} <= {0.0, 1.0}:
-        found["pass_at"] = {}
-        for k in sorted({n, *(2**i for i in range(n.bit_length()))}):
-            if full := [pass_at(len(one), round(sum(one)), k) for one in some if len(one) >= k]:
-                found["pass_at"][str(k)] = stats.mean(full).json()
+
+
+def _passes(scored: Many[tuple[Many[float], Hashable]], n: int) -> dict[str, Any]:
+    """pass@k for k = 1, 2, 4, … and n, over the prompts with as many scores."""
+    found = {}
+    for k in sorted({n, *(2**i for i in range(n.bit_length()))}):
+        full = [(group, name) for group, name in scored if len(group) >= k]
+        if full:
+            chances = [pass_at(len(group), round(sum(group)), k) for group, _ in full]
+            found[str(k)] = stats.mean(chances, [name for _, name in full]).json()
     return found
 
 
@@ -100,29 +107,32 @@ class Tally:
         self._distinct: list[int] = []
         self._tokens: list[float] = []
         self._margins: list[float] = []
-        self._of: list[int] = []  # the prompt of every pair
+        self._clusters: list[str] = []  # of every prompt
+        self._of: list[int] = []  # the number of every pair's prompt
         self._sides: tuple[list[list[int]], list[list[int]]] = ([], [])
-        self._lengths: list[tuple[int, int]] = []
+        self._lengths: list[tuple[float, float]] = []
 
-    def add(self, records: Many[Mapping[str, Any]], ranking: Ranking) -> None:
+    def add(self, records: Many[Record], ranking: Ranking) -> None:
         """The answers to one prompt, as `samples.jsonl` has them."""
         self.answers += len(records)
         self.usable += len(ranking.order)
-        self.finished += sum(one["finished"] for one in records)
+        self.finished += sum(record.meta["finished"] for record in records)
         self.left_out += ranking.left_out
         self.unpaired += ranking.unpaired
         if ranking.why:
             self.without[ranking.why] += 1
-        self._scores.append([one["score"] for one in records if one["score"] is not None])
-        self._distinct.append(len({tuple(one["answer"].split()) for one in records}))
-        self._tokens.append(sum(one["tokens"] for one in records) / len(records))
+        scores = [record.values["score"] for record in records]
+        self._scores.append([score for score in scores if score is not None])
+        self._distinct.append(len({tuple(record.output.split()) for record in records}))
+        self._tokens.append(sum(record.value("tokens") for record in records) / len(records))
+        self._clusters.append(records[0].cluster or str(self.prompts))
         for i, j in ranking.pairs:
             chosen, rejected = records[i], records[j]
-            self._margins.append(chosen["score"] - rejected["score"])
+            self._margins.append(chosen.value("score") - rejected.value("score"))
             self._of.append(self.prompts)
-            self._lengths.append((chosen["tokens"], rejected["tokens"]))
-            for side, one in zip(self._sides, (chosen, rejected), strict=True):
-                side.append(looks(one["answer"]))
+            self._lengths.append((chosen.value("tokens"), rejected.value("tokens")))
+            for side, record in zip(self._sides, (chosen, rejected), strict=True):
+                side.append(looks(record.output))
         self.pairs += len(ranking.pairs)
         self.prompts += 1
 
@@ -144,9 +154,9 @@ class Tally:
             "not_pairs": {why: self.unpaired[why] for why in (TIE, BELOW, BETTER_CUT, NOT_TAKEN)},
             "prompts_with_pairs": self.prompts - self.without.total(),
             "prompts_without": dict(self.without.most_common()),
-            **measure(self._scores, self.n),
-            "distinct_answers": stats.mean(self._distinct).json(),
-            "tokens": stats.mean(self._tokens).json(),
+            **measure(self._scores, self.n, self._clusters),
+            "distinct_answers": stats.mean(self._distinct, self._clusters).json(),
+            "tokens": stats.mean(self._tokens, self._clusters).json(),
             **self._sided(),
         }
 
@@ -161,17 +171,17 @@ class Tally:
                 "bias": None,
                 "warnings": [],
             }
-        of = np.array(self._of)
+        of = [self._clusters[number] for number in self._of]
         chosen, rejected = ([float(pair[side]) for pair in self._lengths] for side in (0, 1))
         bias = preferences.measure(
-            compare(*(np.array(side).reshape(-1, LOOKS) for side in self._sides)), of
+            compare(*(np.array(side).reshape(-1, LOOKS) for side in self._sides)), np.array(of)
         )
-        said = preferences.telling(bias, "`posttrain data pairs --balance-length`")
+        warning = preferences.telling(bias, "`posttrain data pairs --balance-length`")
         return {
-            "margin": stats.mean(self._margins, self._of).json(),
-            "chosen_tokens": stats.mean(chosen, self._of).json(),
-            "rejected_tokens": stats.mean(rejected, self._of).json(),
-            "tokens_difference": stats.mean([a - b for a, b in self._lengths], self._of).json(),
+            "margin": stats.mean(self._margins, of).json(),
+            "chosen_tokens": stats.mean(chosen, of).json(),
+            "rejected_tokens": stats.mean(rejected, of).json(),
+            "tokens_difference": stats.mean([a - b for a, b in self._lengths], of).json(),
             "bias": bias,
-            "warnings": [said] if said else [],
+            "warnings": [warning] if warning else [],
         }

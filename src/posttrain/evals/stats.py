@@ -1,7 +1,10 @@
-"""Means with intervals. The unit is the item; every interval is two-sided, 95 %.
+"""Means with intervals. The unit is the item, or the cluster of items that are not independent;
+every interval is two-sided.
 
 Sources: Wilson 1927 for shares; Miller 2024 (arXiv 2411.00640) for paired differences and clusters;
-    the delta method for ratios.
+the delta method for ratios; Kish 1965 for the effective size of a weighted sample. The quantiles
+are those of `scipy.stats`; they come from `scipy.special`, which is imported when an interval is
+computed, so that the help of a command does not wait for it.
 """
 
 from __future__ import annotations
@@ -12,17 +15,17 @@ from collections.abc import Sequence as Many
 from dataclasses import asdict, dataclass
 from typing import Any
 
-Z = 1.959963984540054
+LEVEL = 0.95  # of an interval: how often it holds the true value
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean and how sure it is.
+    """A mean and its interval.
 
     Attributes:
         mean: over the items.
-        low, high: ends of the 95 % interval; None where one item, or one cluster, says nothing
-            about spread.
+        low, high: ends of the interval; None where one item, or one cluster, says nothing about
+            spread.
         n: items.
     """
 
@@ -35,71 +38,127 @@ class Estimate:
         return asdict(self)
 
 
-def share(hits: float, n: int) -> Estimate:
-    """A share with Wilson's interval: it stays inside 0 … 1 and is honest near both ends."""
-    p, square = hits / n, Z * Z / n
-    middle = (p + square / 2) / (1 + square)
-    half = Z / (1 + square) * math.sqrt(p * (1 - p) / n + square / (4 * n))
-    return Estimate(p, max(0.0, middle - half), min(1.0, middle + half), n)
+def wilson(hits: float, n: int, level: float = LEVEL) -> Estimate:
+    """A share of independent items with Wilson's interval, which stays inside 0 … 1 and holds its
+    level near both ends.
+
+    Args:
+        hits: items that are right; a tie is one half. n: items, above 0.
+        level: of the interval.
+    """
+    return Estimate(hits / n, *_wilson(hits / n, n, level), n)
 
 
-def mean(values: Many[float], clusters: Many[Hashable] | None = None) -> Estimate:
-    """A mean with its clustered standard error, √(C/(C−1)·Σ_c(Σ_{i∈c}(x_i − x̄))²)/n, and Student's
-    t with C − 1 degrees.
+def share(
+    right: Many[float],
+    clusters: Many[Hashable] | None = None,
+    weights: Many[float] | None = None,
+    level: float = LEVEL,
+) -> Estimate:
+    """A share of items that may come in clusters.
+
+    The interval is Wilson's, for Σ w and (Σ w)² / Σ w² items where items have weights. Where items
+    of one cluster stand together it is the wider one of that and the clustered one of `mean`.
+
+    Args:
+        right: one an item, in 0 … 1: right, a tie (½), or wrong.
+        clusters, weights, level: see `mean`.
+    """
+    n = len(right)
+    if weights is None:
+        total, effective, hits = float(n), float(n), math.fsum(right)
+    else:
+        total = math.fsum(weights)
+        effective = total * total / math.fsum(w * w for w in weights)
+        hits = math.fsum(w * x for w, x in zip(weights, right, strict=True))
+    low, high = _wilson(hits / total, effective, level)
+    if clusters is None or len(set(clusters)) == n:
+        return Estimate(hits / total, low, high, n)
+    wide = mean(right, clusters, weights, level)
+    if wide.low is None or wide.high is None:
+        return wide
+    low, high = max(0.0, min(low, wide.low)), min(1.0, max(high, wide.high))
+    return Estimate(hits / total, low, high, n)
+
+
+def mean(
+    values: Many[float],
+    clusters: Many[Hashable] | None = None,
+    weights: Many[float] | None = None,
+    level: float = LEVEL,
+) -> Estimate:
+    """A mean with its clustered standard error, √(C/(C−1)·Σ_c(Σ_{i∈c} w_i(x_i − x̄))²) / Σ w, and
+    Student's t with C − 1 degrees of freedom.
 
     Args:
         values: one an item.
         clusters: items of one cluster are not independent; None: every item is its own.
+        weights: how much each item counts, above 0; None: all the same.
+        level: of the interval.
     """
-    n = len(values)
-    centre = math.fsum(values) / n
-    sums: dict[Hashable, float] = {}
-    for i, value in enumerate(values):
-        key = i if clusters is None else clusters[i]
-        sums[key] = sums.get(key, 0.0) + value - centre
-    return _around(centre, math.sqrt(math.fsum(s * s for s in sums.values())) / n, len(sums), n)
+    if weights is None:
+        return ratio(values, [1.0] * len(values), clusters, level)
+    sums = [w * x for w, x in zip(weights, values, strict=True)]
+    return ratio(sums, weights, clusters, level)
 
 
-def ratio(sums: Many[float], counts: Many[float]) -> Estimate:
-    """Σ sums / Σ counts, items being the units: a loss a token, from the loss and the tokens of
-    every item.
-    """
-    total, n = math.fsum(counts), len(sums)
-    centre = math.fsum(sums) / total
-    spread = (
-        math.sqrt(math.fsum((s - centre * c) ** 2 for s, c in zip(sums, counts, strict=True)))
-        / total
-    )
-    return _around(centre, spread, n, n)
-
-
-def difference(
-    after: Many[float], before: Many[float], counts: Many[float] | None = None
+def ratio(
+    sums: Many[float],
+    counts: Many[float],
+    clusters: Many[Hashable] | None = None,
+    level: float = LEVEL,
 ) -> Estimate:
-    """The mean of after − before on the same items; with counts, of their sums per count."""
-    gaps = [a - b for a, b in zip(after, before, strict=True)]
-    return mean(gaps) if counts is None else ratio(gaps, counts)
+    """Σ sums / Σ counts by the delta method, for example a loss a token from the loss and the
+    tokens of every item.
 
-
-def _around(centre: float, spread: float, clusters: int, n: int) -> Estimate:
-    if clusters < 2:
+    Args:
+        sums, counts: one of each an item.
+        clusters, level: see `mean`.
+    """
+    n, total = len(sums), math.fsum(counts)
+    centre = math.fsum(sums) / total
+    residuals: dict[Hashable, float] = {}
+    for i, (value, count) in enumerate(zip(sums, counts, strict=True)):
+        key = i if clusters is None else clusters[i]
+        residuals[key] = residuals.get(key, 0.0) + value - centre * count
+    c = len(residuals)
+    if c < 2:
         return Estimate(centre, None, None, n)
-    half = student(clusters - 1) * spread * math.sqrt(clusters / (clusters - 1))
+    error = math.sqrt(c / (c - 1) * math.fsum(r * r for r in residuals.values())) / total
+    half = _student(level, c - 1) * error
     return Estimate(centre, centre - half, centre + half, n)
 
 
-def student(degrees: int) -> float:
-    """The 97.5 % quantile of Student's t, within 1e-3: Cornish and Fisher's expansion, exact up to
-    six degrees.
-    """
-    if degrees <= 6:
-        return (12.706204736, 4.302652730, 3.182446305, 2.776445105, 2.570581836, 2.446911851)[
-            degrees - 1
-        ]
-    z, v = Z, degrees
-    return (
-        z
-        + (z**3 + z) / (4 * v)
-        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * v**2)
-        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * v**3)
-    )
+def difference(
+    after: Many[float],
+    before: Many[float],
+    clusters: Many[Hashable] | None = None,
+    weights: Many[float] | None = None,
+    level: float = LEVEL,
+) -> Estimate:
+    """The mean of after − before, item by item: the paired difference."""
+    gaps = [a - b for a, b in zip(after, before, strict=True)]
+    return mean(gaps, clusters, weights, level)
+
+
+def _wilson(p: float, n: float, level: float) -> tuple[float, float]:
+    """The ends of Wilson's interval of a share p of n items, which need be no whole number."""
+    z = _normal(level)
+    square = z * z / n
+    middle = (p + square / 2) / (1 + square)
+    half = z / (1 + square) * math.sqrt(p * (1 - p) / n + square / (4 * n))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def _normal(level: float) -> float:
+    """The normal distribution's quantile at which a two-sided interval of that level ends."""
+    from scipy.special import ndtri
+
+    return float(ndtri((1 + level) / 2))
+
+
+def _student(level: float, degrees: int) -> float:
+    """Student's t's quantile at which a two-sided interval of that level ends."""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(degrees, (1 + level) / 2))

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from posttrain.core.errors import ConfigError, nearest
+from posttrain.core.ties import wins
 from posttrain.core.types import Columns, Counts, Facts, Loss, Read
 from posttrain.methods import answers, pairwise, unpaired
 from posttrain.methods.answers import CHOSEN, GOLD, REJECTED, Answers, Labelled, Pairs
@@ -396,7 +397,7 @@ def _report(part: Part, columns: Columns, facts: Facts, statistics: Any) -> dict
         assert view.good is not None
         sides = {"chosen": view.good, "rejected": ~view.good}
         rewards = {name: reward(view.answers, part.values)[side] for name, side in sides.items()}
-        right = view.advance.sign()
+        margin = view.advance
         if view.coupled is not None:
             out["rewards/baseline"] = _beta(part.values) * view.coupled.expand(facts.L)
     else:
@@ -406,8 +407,8 @@ def _report(part: Part, columns: Columns, facts: Facts, statistics: Any) -> dict
             "rejected": reward(view.rejected, part.values),
         }
         out["rewards/margins"] = rewards["chosen"] - rewards["rejected"]
-        right = out["rewards/margins"].sign()
-    out["rewards/accuracies"] = (right + 1) / 2
+        margin = out["rewards/margins"]
+    out["rewards/accuracies"] = wins(margin)
     sums, length = facts.sums(columns.logprob), facts.lengths.to(columns.logprob.dtype)
     for name, side in sides.items():
         out[f"rewards/{name}"] = rewards[name]

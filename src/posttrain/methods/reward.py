@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 
 from posttrain.core.errors import ConfigError
+from posttrain.core.ties import wins
 from posttrain.core.types import Columns, Counts, Facts, Loss, Read
 from posttrain.methods.answers import CHOSEN, REJECTED
 
@@ -77,7 +78,7 @@ def _report_pairs(columns: Columns, facts: Facts, statistics: Any) -> dict[str, 
         "rewards/chosen": chosen,
         "rewards/rejected": rejected,
         "rewards/margins": margins,
-        "rewards/accuracies": (margins.sign() + 1) / 2,
+        "rewards/accuracies": wins(margins),
         **_uncertainty(columns),
     }
 
@@ -109,8 +110,8 @@ def process() -> Loss:
 @torch.no_grad()
 def _report_steps(columns: Columns, facts: Facts, statistics: Any) -> dict[str, Tensor]:
     mean = columns.reward.mean(1)
-    right = mean.sign() * (facts.targets["step_label"].to(mean.dtype) - 0.5).sign()
-    return {"accuracy": (right + 1) / 2, "reward": mean, **_uncertainty(columns)}
+    right = wins(mean * (facts.targets["step_label"].to(mean.dtype) - 0.5))
+    return {"accuracy": right, "reward": mean, **_uncertainty(columns)}
 
 
 def _uncertainty(columns: Columns) -> dict[str, Tensor]:

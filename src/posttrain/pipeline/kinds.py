@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.core.errors import ConfigError
+from posttrain.core.plugins import is_plugin, plugin_file
 from posttrain.core.settings import Settings
 from posttrain.data.settings import Source
 
@@ -128,7 +129,7 @@ def moved(settings: Settings, places: Mapping[str, Path]) -> Settings:
 
 
 def paths(settings: Settings) -> list[Path]:
-    """Files besides rows whose content the stage reads: chat templates."""
+    """Files besides rows whose content the stage reads: chat templates, and users' own code."""
     found = []
     for name in type(settings).model_fields:
         value = getattr(settings, name)
@@ -136,4 +137,8 @@ def paths(settings: Settings) -> list[Path]:
             found += paths(value)
         elif isinstance(value, Path) and name not in ("out", "reference_cache"):
             found.append(value)
+        for one in value if isinstance(value, tuple) else (value,):
+            spec = getattr(one, "task", one)
+            if isinstance(spec, str) and is_plugin(spec):
+                found.append(plugin_file(spec))
     return found

@@ -1,3 +1,3 @@
-"""Scorers: what an answer is worth. The same function scores in training, evaluation and
-red-teaming.
+"""What a completion is worth: verifiers, learned rewards and users' own functions, and pairs from
+scored completions.
 """

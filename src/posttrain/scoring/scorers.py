@@ -1,77 +1,101 @@
-"""Scorers: what an answer is worth. Verifiers, length and learned rewards are all `items → scores`.
+"""Scorers by name. The same one scores in training, evaluation and red-teaming.
 
-    exact, contains, number   1 where the answer is the one that the row wants, else 0; see
-                              `posttrain.scoring.match`
-    longest, shortest         the answer's length in characters, or minus that: content-blind
-                              baselines
-    reward:FOLDER             a reward model; see `posttrain.evals.scorers`
-
-A scorer that cannot judge an item says None, which is never a 0.
+exact, contains, number   1 where the completion is the answer that the row wants, else 0; see
+                          `posttrain.scoring.verifiers`
+longest, shortest         its length in characters, or minus that: content-blind baselines
+reward:FOLDER             a reward model; see `posttrain.scoring.learned`
+FILE.py:FUNCTION          a function of yours; see `posttrain.scoring.functions`
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import Counter
 from collections.abc import Sequence as Many
-from dataclasses import dataclass, field
-from functools import partial
-from typing import Any
 
-from posttrain.data.messages import Text
-from posttrain.scoring.match import MATCHES
+from posttrain.core.errors import ConfigError, DataError, nearest
+from posttrain.core.files import sha256_file
+from posttrain.core.plugins import is_plugin, load_plugin, plugin_file
+from posttrain.scoring.functions import from_function
+from posttrain.scoring.score import Score, Scorer
+from posttrain.scoring.verifiers import BASELINES, VERIFIERS
+
+REWARD = "reward:"
+SCORERS: dict[str, Scorer] = {**VERIFIERS, **BASELINES}
 
 
-@dataclass(frozen=True, slots=True)
-class Item:
-    """An answer to judge.
+def open_scorer(spec: str, device: str = "") -> Scorer:
+    """The scorer of a name.
 
-    Attributes:
-        prompt: what was asked: text, or messages.
-        answer: what was answered.
-        row: what else is known, by column; verifiers read the wanted answer from `completion` or
-            `answer`.
-        where: the row it was, for errors.
+    Args:
+        spec: a name of `SCORERS`; `reward:` and a Hugging Face folder or hub id; or `FILE.py:NAME`,
+            a function with TRL's signature.
+        device: of a reward model: cpu or cuda; the GPU where there is one if empty.
+    Raises:
+        ConfigError: there is no scorer of that name.
+        ModelError: the reward model cannot be loaded, or is none.
     """
+    check_scorer(spec)
+    if spec in SCORERS:
+        return SCORERS[spec]
+    if is_plugin(spec):
+        return from_function(load_plugin(spec))
+    from posttrain.scoring.learned import RewardScorer  # imports torch
 
-    prompt: Text
-    answer: str
-    row: Mapping[str, Any] = field(default_factory=dict)
-    where: str = ""
+    return RewardScorer.load(spec.removeprefix(REWARD), device)
 
 
-Scorer = Callable[[Many[Item]], "list[float | None]"]
+def check_scorer(spec: str) -> None:
+    """Refuse a name that no scorer has, before anything is loaded.
+
+    Raises:
+        ConfigError: with the nearest known name, or what is wrong with the file.
+    """
+    if spec in SCORERS or spec.removeprefix(REWARD) not in ("", spec):
+        return
+    if is_plugin(spec):
+        if not callable(load_plugin(spec)):
+            raise ConfigError(
+                f"{spec} is no function", cure="name a function f(prompts, completions, **columns)"
+            )
+        return
+    raise ConfigError(
+        f"there is no scorer {spec!r}",
+        cure=f"{nearest(spec, SCORERS)}; or reward:FOLDER, or FILE.py:FUNCTION",
+    )
 
 
-def _matched(match: Callable[[str, str], bool], items: Many[Item]) -> list[float | None]:
-    wanted = [
-        next(
-            (
-                one.row[name]
-                for name in ("completion", "answer")
-                if isinstance(one.row.get(name), str)
-            ),
-            None,
+def choose_scorer(scorer: str, reward_model: str | None) -> str:
+    """The scorer's name from the two settings that can name one; empty where neither does."""
+    return scorer or (f"{REWARD}{reward_model}" if reward_model else "")
+
+
+def scorer_digest(spec: str) -> str:
+    """SHA-256 of what a scorer depends on besides posttrain: a reward model's files, or the file of
+    a function; empty for the others.
+    """
+    if is_plugin(spec):
+        return sha256_file(plugin_file(spec))
+    if not spec.startswith(REWARD):
+        return ""
+    from posttrain.engine.load import digest, resolve
+
+    return digest(resolve(spec.removeprefix(REWARD)))
+
+
+def reasons(scores: Many[Score], most: int = 3) -> str:
+    """Why scores are missing, the commonest reasons first: `3: …; 1: …`."""
+    counts = Counter(score.why for score in scores if score.value is None)
+    return "; ".join(f"{n:,}: {why}" for why, n in counts.most_common(most))
+
+
+def refuse_failures(spec: str, scores: Many[Score]) -> None:
+    """Stop where a scorer has failed on every response of a batch: it would on the next ones.
+
+    Raises:
+        DataError: with the reason.
+    """
+    if scores and all(score.failed for score in scores):
+        raise DataError(
+            f"the scorer {spec} failed on all of {len(scores):,} responses; {reasons(scores)}",
+            cure="mend it, and run the same command again",
         )
-        for one in items
-    ]
-    return [
-        None if want is None else float(match(one.answer, want))
-        for one, want in zip(items, wanted, strict=True)
-    ]
-
-
-def longest(items: Many[Item]) -> list[float | None]:
-    """The longer the better: what a judge is worth that sees no content."""
-    return [float(len(one.answer)) for one in items]
-
-
-def shortest(items: Many[Item]) -> list[float | None]:
-    """The shorter the better."""
-    return [-float(len(one.answer)) for one in items]
-
-
-SCORERS: dict[str, Scorer] = {
-    **{name: partial(_matched, match) for name, match in MATCHES.items()},
-    "longest": longest,
-    "shortest": shortest,
-}

@@ -1,16 +1,19 @@
 """Evaluation: what a model can do, and what changed since another.
 
 The folder holds
-    run.json            what was evaluated: settings, digests of models and data, version
-    TASK-FILE.jsonl     one line an item: what the model made of it
+    run.json            what was evaluated: settings, digests of models, data and scorers, version
+    TASK-FILE.jsonl     the record of every item; TASK-FILE.against.jsonl those of the other model
     summary.json        every metric with n, mean and interval, and paired differences; written last
+
+The tasks are those of `posttrain.evals.tasks`, and users' own.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from functools import lru_cache
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,18 +21,20 @@ from pydantic import Field
 
 from posttrain.core.console import ConsoleObserver, open_reporter
 from posttrain.core.errors import ConfigError, DataError
-from posttrain.core.files import explained_writes, lock, remove_partial, write_atomic, write_json
+from posttrain.core.files import explained_writes, lock, remove_partial, write_json
 from posttrain.core.identity import check, claim
 from posttrain.core.settings import Settings, assemble
 from posttrain.core.version import __version__
-from posttrain.data.settings import Source, Sourced
+from posttrain.data.settings import Source
 from posttrain.data.sources import digest as data_digest
+from posttrain.evals.records import Record, read_records, write_records
+from posttrain.evals.settings import OWN, TaskSettings
+from posttrain.evals.stats import LEVEL
+from posttrain.evals.task import Task, read_rows
+from posttrain.scoring.scorers import check_scorer, choose_scorer, scorer_digest
 
 if TYPE_CHECKING:
-    from posttrain.evals.tasks import Record, Subject
-    from posttrain.scoring.scorers import Scorer
-
-TASKS = ("perplexity", "exact", "choice", "prefer", "win")
+    from posttrain.evals.subject import Options, Subject
 
 
 class EvaluateSettings(Settings):
@@ -40,35 +45,17 @@ class EvaluateSettings(Settings):
         description="folder for the results; the same command continues what is there"
     )
     against: str | None = Field(None, description="model to compare with, item by item")
-    perplexity: tuple[Sourced, ...] = Field(
-        (), description="held-out text; files are given like --data of posttrain sft"
-    )
-    exact: tuple[Sourced, ...] = Field(
-        (), description="questions with the answer that must be written"
-    )
-    choice: tuple[Sourced, ...] = Field(
-        (), description="rows with question, choices and answer_index"
-    )
-    prefer: tuple[Sourced, ...] = Field(
-        (), description="pairs of chosen and rejected answers, to be told apart by likelihood"
-    )
-    win: tuple[Sourced, ...] = Field(
-        (), description="prompts whose written answers --scorer judges; with --against, who wins"
-    )
+    tasks: TaskSettings = TaskSettings()  # type: ignore[call-arg]
     scorer: str = Field(
         "",
-        description="of --win: exact, contains, number, longest, shortest; or give --reward-model",
-    )
-    reward_model: str | None = Field(
-        None, description="reward model that judges the answers of --win"
-    )
-    match: Literal["exact", "contains", "number"] = Field(
-        "exact",
         description=(
-            "when a written answer is right: the same text, the text in it, or the same last number"
+            "of --win: exact, contains, number, longest, shortest or FILE.py:FUNCTION; or give"
+            " --reward-model"
         ),
     )
-    max_tokens: int = Field(64, ge=1, description="tokens of a written answer at most")
+    reward_model: str | None = Field(
+        None, description="reward model that scores the answers of --win"
+    )
     max_length: int = Field(
         1024,
         ge=2,
@@ -86,6 +73,35 @@ class EvaluateSettings(Settings):
     )
     device: Literal["", "cpu", "cuda"] = Field("", description="unset: the GPU where there is one")
 
+    @property
+    def models(self) -> dict[str, str]:
+        """The models to ask, by role: `model`, and `against` where there is one."""
+        return {"model": self.model, **({"against": self.against} if self.against else {})}
+
+    @property
+    def scorer_spec(self) -> str:
+        """The name of the scorer; empty where there is none."""
+        return choose_scorer(self.scorer, self.reward_model)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A task put to the rows of one source.
+
+    Attributes:
+        name: of its files and its place in the summary.
+        task: what is asked.
+        source: the rows.
+    """
+
+    name: str
+    task: Task
+    source: Source
+
+    def file(self, role: str) -> str:
+        """The name of the records' file: `role` is `model` or `against`."""
+        return f"{self.name}{'' if role == 'model' else f'.{role}'}.jsonl"
+
 
 def evaluate(*, quiet: bool = False, **settings: Any) -> dict[str, Any]:
     """Evaluate a model, in one line; returns the summary.
@@ -93,11 +109,14 @@ def evaluate(*, quiet: bool = False, **settings: Any) -> dict[str, Any]:
     `posttrain.evaluate(model="runs/first/model", against="path/to/base", exact="held-out.jsonl",
     out="runs/first-eval")`
 
+    Args:
+        quiet: show nothing but trouble.
+        settings: the command line's options, with underscores (`posttrain eval --help`).
     Raises:
         PosttrainError: with what is wrong and the cure.
     """
-    for name in TASKS:
-        if isinstance(settings.get(name), (str, Path, Source)):
+    for name in (*OWN, "task"):
+        if isinstance(settings.get(name), (str, Path, Source, Mapping)):
             settings[name] = (settings[name],)
     for name in ("model", "against", "reward_model"):
         if isinstance(settings.get(name), Path):
@@ -109,248 +128,238 @@ def run(settings: EvaluateSettings, observer: ConsoleObserver) -> dict[str, Any]
     """Evaluate, or go on with an evaluation, or say that it is done; returns the summary.
 
     Raises:
-        PosttrainError: nothing to do, or a file or model that cannot be used.
+        PosttrainError: nothing to do, or a file, model, task or scorer that cannot be used.
     """
-    chosen = list(_chosen(settings))
-    if not chosen:
-        raise ConfigError(
-            "there is nothing to evaluate on",
-            cure=f"give {', '.join(f'--{t}' for t in TASKS)} with a file",
-        )
-    if bool(settings.win) != bool(settings.scorer or settings.reward_model) or (
-        settings.scorer and settings.reward_model
-    ):
-        raise ConfigError(
-            "--win needs a judge, and a judge needs --win",
-            cure="give --scorer or --reward-model, one of them",
-        )
-    from posttrain.engine.load import digest, resolve
-
-    folder, models = (
-        settings.out,
-        {"model": settings.model, **({"against": settings.against} if settings.against else {})},
-    )
-    judges = {"reward_model": settings.reward_model} if settings.reward_model else {}
-    fixed = settings.model_dump(
-        mode="json", exclude={"out", "device", "budget", "model", "against", "reward_model"}
-    )
-    identity = {
-        "settings": fixed,
-        "models_sha256": {
-            name: digest(resolve(path)) for name, path in {**models, **judges}.items()
-        },
-        "data_sha256": {k: v for _, source, _ in chosen for k, v in data_digest(source).items()},
-    }
+    _check(settings)
+    evaluations = _evaluations(settings)
+    folder, models, identity = settings.out, settings.models, _identity(settings, evaluations)
+    files = [evaluation.file(role) for evaluation in evaluations for role in ("model", "against")]
     with lock(folder), explained_writes(folder):
-        check(
-            folder,
-            identity,
-            (
-                "summary.json",
-                *(f"{name}{end}.jsonl" for name, _, _ in chosen for end in ("", ".against")),
-            ),
-        )
+        check(folder, identity, ("summary.json", *files))
         if (folder / "summary.json").is_file():
             observer.note("finished", f"{folder} already holds this evaluation; nothing to do")
             return json.loads((folder / "summary.json").read_text())
         if not (folder / "run.json").is_file():
-            _check_choices(settings, models, chosen)
+            _check_rows(settings, evaluations)
         remove_partial(folder)
-        records = {
-            role: _records(settings, path, role, chosen, folder, identity, observer)
-            for role, path in models.items()
-        }
+        records = {role: _asked(settings, role, evaluations, identity, observer) for role in models}
         summary = {
             "posttrain": __version__,
             "model": settings.model,
             "against": settings.against,
             "models_sha256": identity["models_sha256"],
-            "tasks": _compare(chosen, records),
+            "level": LEVEL,
+            "tasks": {one.name: _results(one, records) for one in evaluations},
         }
         write_json(folder / "summary.json", summary)
     return summary
 
 
-def _chosen(settings: EvaluateSettings) -> Iterator[tuple[str, Source, str]]:
-    """(name, source, task) of everything to evaluate on."""
-    seen: set[str] = set()
-    for task in TASKS:
-        for source in getattr(settings, task):
-            name = f"{task}-{Path(source.path).name.split('.')[0]}"
-            while name in seen:
-                name += "-2"
-            seen.add(name)
-            yield name, source, task
+# ----------------------------------------------------------------------------- before anything runs
 
 
-def _check_choices(
-    settings: EvaluateSettings, models: dict[str, str], chosen: list[tuple[str, Source, str]]
-) -> None:
-    """Refuse multiple-choice items that one of the models cannot take, before anything runs."""
+def _check(settings: EvaluateSettings) -> None:
+    """Refuse settings that contradict each other.
+
+    Raises:
+        ConfigError: nothing to do; a scorer without something to score, or the reverse.
+    """
+    asked = any(True for _ in settings.tasks.task_sources())
+    if not asked:
+        options = ", ".join(f"--{name}" for name in (*OWN, "task"))
+        raise ConfigError("there is nothing to evaluate on", cure=f"give {options} with a file")
+    scorers = [spec for spec in (settings.scorer, settings.reward_model) if spec]
+    scored = settings.tasks.needs_scorer or bool(settings.tasks.task)
+    if (
+        len(scorers) > 1
+        or (scorers and not scored)
+        or (settings.tasks.needs_scorer and not scorers)
+    ):
+        raise ConfigError(
+            "--win needs a judge, and a judge needs --win",
+            cure="give --scorer or --reward-model, one of them",
+        )
+    if scorers:
+        check_scorer(settings.scorer_spec)
+
+
+def _evaluations(settings: EvaluateSettings) -> list[Evaluation]:
+    """Everything to evaluate, each with a name of its own."""
+    from posttrain.evals.tasks import find_task
+
+    evaluations: dict[str, Evaluation] = {}
+    for spec, source in settings.tasks.task_sources():
+        task = find_task(spec)
+        name = f"{task.name}-{Path(source.path).name.split('.')[0]}"
+        while name in evaluations:
+            name += "-2"
+        evaluations[name] = Evaluation(name, task, source)
+    return list(evaluations.values())
+
+
+def _identity(settings: EvaluateSettings, evaluations: list[Evaluation]) -> dict[str, Any]:
+    """Everything the result depends on."""
+    from posttrain.engine.load import digest, resolve
+    from posttrain.evals.tasks import task_digest
+
+    models = {role: digest(resolve(path)) for role, path in settings.models.items()}
+    spec = settings.scorer_spec
+    if settings.reward_model:
+        models["reward_model"] = scorer_digest(spec)
+    code = {spec: "" if settings.reward_model else scorer_digest(spec)}
+    code |= {one.task.name: task_digest(one.task) for one in evaluations}
+    outside = {"out", "device", "budget", "model", "against", "reward_model"}
+    identity: dict[str, Any] = {
+        "settings": settings.model_dump(mode="json", exclude=outside),
+        "models_sha256": models,
+        "data_sha256": {k: v for one in evaluations for k, v in data_digest(one.source).items()},
+    }
+    if users := {name: value for name, value in code.items() if value}:
+        identity["code_sha256"] = users
+    return identity
+
+
+def _check_rows(settings: EvaluateSettings, evaluations: list[Evaluation]) -> None:
+    """Refuse rows that one of the models cannot take, before anything runs.
+
+    Raises:
+        DataError: a task's check refuses a row.
+    """
     from posttrain.data.chat import Chat
     from posttrain.data.tokens import Encoder
     from posttrain.engine.load import load_tokenizer, resolve
-    from posttrain.evals import tasks
 
-    some = [tasks.rows(source) for _, source, task in chosen if task == "choice"]
-    for path in models.values() if some else ():
+    checked = [(one.task.check, read_rows(one.source)) for one in evaluations if one.task.check]
+    for path in settings.models.values() if checked else ():
         tokenizer = load_tokenizer(resolve(path))
-        chat, encoder = (
-            Chat(tokenizer, prompt_template=settings.prompt_template),
-            Encoder(tokenizer),
-        )
-        for items in some:
-            tasks.choices(chat, encoder, _longest(settings, path), items)
+        chat = Chat(tokenizer, prompt_template=settings.prompt_template)
+        for check_rows, rows in checked:
+            assert check_rows is not None
+            check_rows(chat, Encoder(tokenizer), _max_length(settings, path), rows)
 
 
-def _longest(settings: EvaluateSettings, path: str) -> int:
+def _max_length(settings: EvaluateSettings, path: str) -> int:
     """Tokens of a sequence that a model scores at most."""
     from posttrain.engine.load import longest_position, resolve
 
     return min(settings.max_length, longest_position(resolve(path)) or settings.max_length)
 
 
-def _records(
+# ------------------------------------------------------------------------------------------- asking
+
+
+def _asked(
     settings: EvaluateSettings,
-    path: str,
     role: str,
-    chosen: list[tuple[str, Source, str]],
-    folder: Path,
+    evaluations: list[Evaluation],
     identity: dict[str, Any],
     observer: ConsoleObserver,
 ) -> dict[str, list[Record]]:
-    """What one model makes of every item; tasks that are done are read back."""
-    from posttrain.evals import comparing, tasks
-
-    files = {
-        name: folder / f"{name}{'' if role == 'model' else '.against'}.jsonl"
-        for name, _, _ in chosen
-    }
-    found: dict[str, list[Record]] = {}
+    """One model's records of every evaluation; those that are there are read back."""
+    folder, path = settings.out, settings.models[role]
+    records: dict[str, list[Record]] = {}
     subject: Subject | None = None
-    for name, source, task in chosen:
-        if files[name].is_file() and (folder / "run.json").is_file():
-            found[name] = [
-                json.loads(line)
-                for line in files[name].read_text(encoding="utf-8").split("\n")
-                if line
-            ]
+    for evaluation in evaluations:
+        name, file = evaluation.name, folder / evaluation.file(role)
+        if file.is_file() and (folder / "run.json").is_file():
+            records[name] = read_records(file)
             continue
-        items = tasks.rows(source)
-        subject = subject or _subject(settings, path, observer, f"{name}")
-        if task == "exact":
-            found[name] = tasks.exact(
-                subject, items, match=settings.match, max_tokens=settings.max_tokens
-            )
-        elif task == "win":
-            found[name] = comparing.win(
-                subject, source, _scorer(settings), max_tokens=settings.max_tokens
-            )
-        else:
-            work = {
-                "perplexity": tasks.perplexity,
-                "choice": tasks.choice,
-                "prefer": comparing.prefer,
-            }[task]
-            found[name] = work(subject, items)
-        if not found[name]:
-            raise DataError(
-                f"nothing of {source} can be scored",
-                cure=(
-                    "look at the file; or raise --max-length, or lower "
-                    "--max-tokens, if its rows are long"
-                ),
-            )
-        if task in ("prefer", "win") and (lost := len(items) - len(found[name])):
-            observer.message(
-                f"{name}: {lost:,} of {len(items):,} rows do not fit {subject.max_length:,} tokens"
-                " and are left out"
-            )
+        rows = read_rows(evaluation.source)
+        subject = subject or _subject(settings, path, observer, name)
+        records[name] = evaluation.task.ask(subject, rows)
+        _account(evaluation, len(rows), records[name], subject.max_length, observer)
         claim(folder, identity, __version__)  # not before: a bad row can be corrected
-        write_atomic(
-            files[name], "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in found[name])
-        )
-        for metric, estimate in _arithmetic(task).metrics(task, found[name]).items():
-            observer.note(
-                "measured", f"{Path(path).name} {name} {metric}: {shown(estimate.json())}"
-            )
-    return found
+        write_records(file, records[name])
+        for metric, estimate in evaluation.task.estimates(records[name]).items():
+            text = shown(estimate.json())
+            observer.note("measured", f"{Path(path).name} {name} {metric}: {text}")
+    return records
 
 
-def _arithmetic(task: str) -> Any:
-    """Where the metrics of a task are."""
-    from posttrain.evals import comparing, tasks
+def _account(
+    evaluation: Evaluation,
+    rows: int,
+    records: list[Record],
+    max_length: int,
+    observer: ConsoleObserver,
+) -> None:
+    """Say how many rows gave no record.
 
-    return comparing if task in ("prefer", "win") else tasks
-
-
-@lru_cache(maxsize=1)
-def _judge(spec: str, device: str, digest: str) -> Scorer:
-    from posttrain.evals.scorers import open_scorer
-
-    return open_scorer(spec, device)
-
-
-def _scorer(settings: EvaluateSettings) -> Scorer:
-    """What judges written answers; a reward model is loaded once, and again where its files have
-    changed.
+    Raises:
+        DataError: none gave one, or two records are of one item.
     """
-    if settings.reward_model is None:
-        return _judge(settings.scorer, settings.device, "")
-    from posttrain.engine.load import digest, resolve
-
-    return _judge(
-        f"reward:{settings.reward_model}", settings.device, digest(resolve(settings.reward_model))
-    )
+    if not records:
+        raise DataError(
+            f"nothing of {evaluation.source} can be scored",
+            cure=(
+                "look at the file; or raise --max-length, or lower "
+                "--max-tokens, if its rows are long"
+            ),
+        )
+    items = {record.item for record in records}
+    if len(items) < len(records):
+        raise DataError(
+            f"the task {evaluation.task.name} gives several records of one item",
+            where=str(evaluation.source),
+            cure="give every record an item of its own, for example ROW#1, ROW#2",
+        )
+    if (left_out := rows - len(items)) > 0:
+        observer.message(
+            f"{evaluation.name}: {left_out:,} of {rows:,} rows are left out: they do not fit"
+            f" {max_length:,} tokens, or hold nothing to score"
+        )
 
 
 def _subject(
     settings: EvaluateSettings, path: str, observer: ConsoleObserver, label: str
 ) -> Subject:
-    from functools import partial
-
+    """A model, loaded, with how it is talked to."""
     from posttrain.data.chat import Chat
     from posttrain.engine.policy import Policy
-    from posttrain.evals.tasks import Subject
+    from posttrain.evals.subject import Subject
 
     policy = Policy.load(path, device=settings.device)
     for reason in policy.notes:
         observer.message(reason)
     budget = policy.budget(settings.budget)
-    chat = Chat(policy.tokenizer, prompt_template=settings.prompt_template)
-    if settings.prompt_template is None and (settings.exact or settings.win):
-        policy.set_chat(
-            chat.template.source, chat.stop
-        )  # so that answers end where the template ends them
     return Subject(
         policy,
-        chat,
+        Chat(policy.tokenizer, prompt_template=settings.prompt_template),
         max(budget, settings.max_length),
-        _longest(settings, path),
+        _max_length(settings, path),
         partial(observer.progress, label),
+        _options(settings),
     )
 
 
-def _compare(
-    chosen: list[tuple[str, Source, str]], records: dict[str, dict[str, list[Record]]]
+def _options(settings: EvaluateSettings) -> Options:
+    from posttrain.evals.subject import Options
+
+    tasks = settings.tasks
+    return Options(tasks.max_tokens, tasks.match, settings.scorer_spec, settings.device)
+
+
+# ------------------------------------------------------------------------------------------ results
+
+
+def _results(
+    evaluation: Evaluation, records: Mapping[str, Mapping[str, list[Record]]]
 ) -> dict[str, Any]:
-    """Metrics of every task, and differences where there is a model to compare with."""
-    out: dict[str, Any] = {}
-    for name, source, task in chosen:
-        mine, arithmetic = records["model"][name], _arithmetic(task)
-        one: dict[str, Any] = {
-            "task": task,
-            "file": source.path,
-            "metrics": {k: v.json() for k, v in arithmetic.metrics(task, mine).items()},
-        }
-        if "against" in records:
-            theirs = records["against"][name]
-            one["against"] = {k: v.json() for k, v in arithmetic.metrics(task, theirs).items()}
-            one["difference"] = {
-                k: v.json() for k, v in arithmetic.differences(task, mine, theirs).items()
-            }
-        out[name] = one
-    return out
+    """The metrics of an evaluation, and differences where there is a model to compare with."""
+    name, task = evaluation.name, evaluation.task
+    after = records["model"][name]
+    results: dict[str, Any] = {
+        "task": task.name,
+        "file": evaluation.source.path,
+        "labels": {metric: one.label or metric for metric, one in task.metrics.items()},
+        "metrics": {metric: one.json() for metric, one in task.estimates(after).items()},
+    }
+    if "against" in records:
+        before = records["against"][name]
+        differences = task.differences(after, before)
+        results["against"] = {metric: one.json() for metric, one in task.estimates(before).items()}
+        results["difference"] = {metric: one.json() for metric, one in differences.items()}
+    return results
 
 
 def shown(estimate: dict[str, Any]) -> str:

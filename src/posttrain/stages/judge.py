@@ -1,9 +1,9 @@
-"""Judges on trial: how often a scorer gives the better answer of a pair the higher score, beside
-scorers that read nothing.
+"""Judges on trial: how often a scorer gives the better answer of a pair the higher score, compared
+with content-blind baselines.
 
 The folder holds
-    run.json       what was judged: settings, digests of models and data, version
-    FILE.jsonl     one line a pair: both scores
+    run.json       what was judged: settings, digests of models, data and functions, version
+    FILE.jsonl     the record of every pair: both scores
     summary.json   accuracy by file and by category with n, interval and paired differences, and
                    calibration; written last
 
@@ -15,31 +15,40 @@ from __future__ import annotations
 
 import json
 from collections.abc import Hashable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
 from posttrain.core.console import ConsoleObserver, open_reporter
 from posttrain.core.errors import ConfigError, DataError
-from posttrain.core.files import explained_writes, lock, remove_partial, write_atomic, write_json
+from posttrain.core.files import explained_writes, lock, remove_partial, write_json
 from posttrain.core.identity import check, claim
+from posttrain.core.plugins import is_plugin
 from posttrain.core.settings import Settings, assemble
+from posttrain.core.ties import wins
 from posttrain.core.version import __version__
 from posttrain.data.formats import Example, Format
+from posttrain.data.messages import Text
 from posttrain.data.rows import Rejects, Row
 from posttrain.data.settings import Source, Sourced
 from posttrain.data.sources import digest as data_digest
 from posttrain.data.sources import read
-from posttrain.evals import judging
-from posttrain.scoring.scorers import SCORERS, Item, Scorer
-
-if TYPE_CHECKING:
-    from posttrain.data.messages import Text
+from posttrain.evals import judging, stats
+from posttrain.evals.records import Record, cluster_of, write_records
+from posttrain.scoring.score import Response, Score
+from posttrain.scoring.scorers import (
+    REWARD,
+    check_scorer,
+    choose_scorer,
+    open_scorer,
+    refuse_failures,
+    scorer_digest,
+)
 
 CATEGORIES = ("category", "subset")
-CHUNK = 256  # pairs judged at a time, between two words on how far it is
-Record = dict[str, Any]  # JSON of a pair
+BATCH = 256  # pairs scored between two reports of progress
 
 
 class JudgeSettings(Settings):
@@ -52,7 +61,11 @@ class JudgeSettings(Settings):
         ),
     )
     scorer: str = Field(
-        "", description="what judges: reward:FOLDER, longest, shortest; or give --reward-model"
+        "",
+        description=(
+            "what judges: reward:FOLDER, longest, shortest, FILE.py:FUNCTION; or give"
+            " --reward-model"
+        ),
     )
     reward_model: str | None = Field(
         None, description="folder or hub id of a reward model that judges"
@@ -90,20 +103,17 @@ def run(settings: JudgeSettings, observer: ConsoleObserver) -> dict[str, Any]:
         PosttrainError: a scorer, file or row that cannot be used.
     """
     specs = _specs(settings)
-    from posttrain.engine.load import digest, resolve
-
     folder = settings.out
-    models = {
-        role: digest(resolve(spec.removeprefix("reward:")))
-        for role, spec in specs.items()
-        if spec.startswith("reward:")
-    }
+    rewards = {role: spec for role, spec in specs.items() if spec.startswith(REWARD)}
+    models = {role: scorer_digest(spec) for role, spec in rewards.items()}
     identity = {
         "data": [source.model_dump(mode="json") for source in settings.data],
         "scorers": {role: "reward" if role in models else spec for role, spec in specs.items()},
         "models_sha256": models,
         "data_sha256": {k: v for source in settings.data for k, v in data_digest(source).items()},
     }
+    if functions := {role: scorer_digest(spec) for role, spec in specs.items() if is_plugin(spec)}:
+        identity["code_sha256"] = functions
     named = _named(settings.data)
     with lock(folder), explained_writes(folder):
         check(folder, identity, ("summary.json", *(f"{name}.jsonl" for name in named)))
@@ -113,7 +123,7 @@ def run(settings: JudgeSettings, observer: ConsoleObserver) -> dict[str, Any]:
         remove_partial(folder)
         pairs = {name: _pairs(source, observer) for name, source in named.items()}
         scores = {
-            role: _judged(spec, settings.device, pairs, observer) for role, spec in specs.items()
+            role: _scores(spec, settings.device, pairs, observer) for role, spec in specs.items()
         }
         records = {
             name: _records(pairs[name], {role: found[name] for role, found in scores.items()})
@@ -122,10 +132,7 @@ def run(settings: JudgeSettings, observer: ConsoleObserver) -> dict[str, Any]:
         judged = {name: _summary(some, specs) for name, some in records.items()}
         claim(folder, identity, __version__)
         for name, some in records.items():
-            write_atomic(
-                folder / f"{name}.jsonl",
-                "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in some),
-            )
+            write_records(folder / f"{name}.jsonl", some)
         if len(named) > 1:
             judged = {
                 "all": _summary([one for some in records.values() for one in some], specs),
@@ -144,8 +151,10 @@ def run(settings: JudgeSettings, observer: ConsoleObserver) -> dict[str, Any]:
 
 
 def _specs(settings: JudgeSettings) -> dict[str, str]:
-    """The scorer, and the one to compare it with, as `posttrain.evals.scorers.open_scorer` takes
-    them.
+    """The names of the scorer, and of the one to compare it with, by role.
+
+    Raises:
+        ConfigError: there is none, or it is named twice, or wrongly.
     """
     out = {}
     for role, spec, model in (
@@ -157,14 +166,9 @@ def _specs(settings: JudgeSettings) -> dict[str, str]:
             raise ConfigError(
                 f"--{role} and {option} both say what judges", cure="give one of them"
             )
-        if spec and spec not in SCORERS and not spec.startswith("reward:"):
-            from posttrain.core.errors import nearest
-
-            raise ConfigError(
-                f"there is no scorer {spec!r}", cure=f"{nearest(spec, SCORERS)}; or reward:FOLDER"
-            )
-        if spec or model:
-            out[role] = spec or f"reward:{model}"
+        if chosen := choose_scorer(spec, model):
+            check_scorer(chosen)
+            out[role] = chosen
     if "scorer" not in out:
         raise ConfigError(
             "nothing is said of what judges",
@@ -186,41 +190,48 @@ def _named(sources: tuple[Source, ...]) -> dict[str, Source]:
 
 # -------------------------------------------------------------------------------------------- pairs
 
-Pair = tuple[Item, Item, str]  # the chosen answer, the rejected one, and the category
-Scored = list[list[float | None]]  # of each pair the scores of both
+
+@dataclass(frozen=True)
+class Pair:
+    """Two responses to one prompt.
+
+    Attributes:
+        chosen: the better one. rejected: the other.
+        category: of the row; empty where it has none.
+    """
+
+    chosen: Response
+    rejected: Response
+    category: str
+
+
+Scores = list[tuple[Score, Score]]  # of each pair, of the chosen and of the rejected response
 
 
 def _pairs(source: Source, observer: ConsoleObserver) -> list[Pair]:
     """The pairs of a source. Pairs whose answers are the same are left out, and that is said."""
-    form, found, same = Format("preference"), [], 0
+    form, pairs, same = Format("preference"), list[Pair](), 0
     for row in read(source, Rejects()):
         example = form.read(row)
         if example.answers[0] == example.answers[1]:
             same += 1
             continue
-        category = next(
-            (str(row.fields[name]) for name in CATEGORIES if row.fields.get(name) is not None), ""
-        )
-        found.append(
-            (
-                _item(row, example, example.answers[0]),
-                _item(row, example, example.answers[1]),
-                category,
-            )
-        )
+        given = [row.fields[name] for name in CATEGORIES if row.fields.get(name) is not None]
+        chosen, rejected = (_response(row, example, answer) for answer in example.answers[:2])
+        pairs.append(Pair(chosen, rejected, str(given[0]) if given else ""))
     if same:
         observer.message(
             f"{source}: {same:,} pairs are left out, in which chosen and rejected are the same"
         )
-    if not found:
+    if not pairs:
         raise DataError(f"there are no pairs in {source}", cure="check the file")
-    return found
+    return pairs
 
 
-def _item(row: Row, example: Example, answer: Text) -> Item:
+def _response(row: Row, example: Example, answer: Text) -> Response:
     """An answer as scorers take it: what comes before its last message is part of the prompt."""
     if isinstance(answer, str):
-        return Item(example.prompt, answer, row.fields, row.where)
+        return Response(example.prompt, answer, row.fields, row.where)
     last = answer[-1]
     if last["role"] != "assistant" or last.get("tool_calls"):
         raise DataError(
@@ -230,90 +241,107 @@ def _item(row: Row, example: Example, answer: Text) -> Item:
             cure="remove the row, or what follows the assistant's last message",
         )
     before = () if isinstance(example.prompt, str) else example.prompt
-    return Item((*before, *answer[:-1]), last["content"], row.fields, row.where)
+    return Response((*before, *answer[:-1]), last["content"], row.fields, row.where)
 
 
-def _judged(
+def _scores(
     spec: str, device: str, pairs: dict[str, list[Pair]], observer: ConsoleObserver
-) -> dict[str, Scored]:
-    """Every file's pairs, scored."""
-    from posttrain.evals.scorers import open_scorer
-
-    scorer: Scorer = open_scorer(spec, device)
-    out: dict[str, Scored] = {}
+) -> dict[str, Scores]:
+    """The scores of every file's pairs."""
+    scorer = open_scorer(spec, device)
+    out: dict[str, Scores] = {}
     for name, some in pairs.items():
         out[name] = []
-        with observer.working(f"judge {name}", len(some)) as told:
-            for a in range(0, len(some), CHUNK):
-                part = some[a : a + CHUNK]
-                found = scorer(
-                    [item for chosen, rejected, _ in part for item in (chosen, rejected)]
-                )
-                out[name] += [found[i : i + 2] for i in range(0, len(found), 2)]
-                told(min(a + CHUNK, len(some)))
+        with observer.working(f"judge {name}", len(some)) as progress:
+            for a in range(0, len(some), BATCH):
+                batch = some[a : a + BATCH]
+                scores = scorer([one for pair in batch for one in (pair.chosen, pair.rejected)])
+                refuse_failures(spec, scores)
+                out[name] += zip(scores[0::2], scores[1::2], strict=True)
+                progress(min(a + BATCH, len(some)))
     return out
 
 
-def _records(pairs: list[Pair], scores: dict[str, Scored]) -> list[Record]:
-    out = []
-    for i, (chosen, rejected, category) in enumerate(pairs):
-        one: Record = {
-            "where": chosen.where,
-            "category": category,
-            "prompt": json.dumps(chosen.prompt, ensure_ascii=False),
-            "longer": len(chosen.answer) - len(rejected.answer),
+def _records(pairs: list[Pair], scores: dict[str, Scores]) -> list[Record]:
+    """A record a pair.
+
+    Its values are `chosen`, `rejected` and `correct`, those of the scorer to compare with are
+    `against_chosen` and so on; `longer` is by how many characters the chosen response is longer.
+    """
+    records = []
+    for i, pair in enumerate(pairs):
+        values: dict[str, float | None] = {
+            "longer": len(pair.chosen.completion) - len(pair.rejected.completion)
         }
-        for role, found in scores.items():
-            a, b = found[i]
-            prefix = "" if role == "scorer" else "against_"
-            one[f"{prefix}chosen"], one[f"{prefix}rejected"] = a, b
-            one[f"{prefix}correct"] = None if a is None or b is None else judging.hits([a - b])[0]
-        out.append(one)
-    return out
+        meta: dict[str, Any] = {"prompt": pair.chosen.prompt, "category": pair.category}
+        for role, of_role in scores.items():
+            prefix = "" if role == "scorer" else f"{role}_"
+            chosen, rejected = of_role[i]
+            values[f"{prefix}chosen"] = chosen.value
+            values[f"{prefix}rejected"] = rejected.value
+            values[f"{prefix}correct"] = (
+                None
+                if chosen.value is None or rejected.value is None
+                else wins(chosen.value - rejected.value)
+            )
+            if why := [score.why for score in of_role[i] if score.why]:
+                meta[f"{prefix}why"] = "; ".join(dict.fromkeys(why))
+        cluster = cluster_of(pair.chosen.prompt)
+        records.append(Record(pair.chosen.where, cluster, values, meta=meta))
+    return records
 
 
-# --------------------------------------------------------------------------------- what it comes to
+# ----------------------------------------------------------------------------------------- accuracy
 
 
 def _summary(records: list[Record], specs: dict[str, str]) -> dict[str, Any]:
-    """Accuracy over the pairs of which both answers have a score, and what it is held against."""
-    some = [one for one in records if one["correct"] is not None]
-    if not some:
+    """Accuracy over the pairs of which both responses have a score, and what it is compared
+    with.
+    """
+    judged = _judged(records, "correct", specs["scorer"])
+    right = [record.value("correct") for record in judged]
+    clusters: list[Hashable] = [record.group for record in judged]
+    longer = [record.value("longer") for record in judged]
+    accuracy = stats.share(right, clusters).json()
+    baselines = judging.beside(right, judging.content_blind(longer), clusters)
+    out = {
+        "pairs": len(records),
+        "judged": len(judged),
+        "ties": right.count(0.5),
+        "accuracy": accuracy,
+        "baselines": baselines,
+        "warning": judging.warning(accuracy, baselines),
+    }
+    out |= judging.by_length(right, longer, clusters)
+    categories = [record.meta["category"] for record in judged]
+    if any(categories):
+        out |= judging.by_category(right, categories, clusters)
+    if specs["scorer"].startswith(REWARD):
+        margins = [record.value("chosen") - record.value("rejected") for record in judged]
+        out["calibration"] = judging.of_margins(margins)
+    if "against" in specs:
+        both = _judged(judged, "against_correct", specs["against"])
+        out["against"] = judging.beside(
+            [record.value("correct") for record in both],
+            {"against": [record.value("against_correct") for record in both]},
+            [record.group for record in both],
+        )["against"]
+    return out
+
+
+def _judged(records: list[Record], name: str, spec: str) -> list[Record]:
+    """The records that have a value.
+
+    Raises:
+        DataError: none has.
+    """
+    judged = [record for record in records if record.values[name] is not None]
+    if not judged:
         raise DataError(
-            f"{specs['scorer']} can judge none of {len(records):,} pairs",
+            f"{spec} can judge none of {len(records):,} pairs",
             cure=(
                 "verifiers need the wanted answer in a column completion or answer, reward models"
                 " answers within their length"
             ),
         )
-    right: list[float] = [one["correct"] for one in some]
-    prompts: list[Hashable] = [one["prompt"] for one in some]
-    blind = judging.content_blind([one["longer"] for one in some])
-    accuracy = judging.rate(right, prompts).json()
-    others = judging.beside(right, blind, prompts)
-    out = {
-        "pairs": len(records),
-        "judged": len(some),
-        "ties": right.count(0.5),
-        "accuracy": accuracy,
-        "baselines": others,
-        "warning": judging.warning(accuracy, others),
-    }
-    out |= judging.by_length(right, [one["longer"] for one in some], prompts)
-    if any(one["category"] for one in some):
-        out |= judging.by_category(right, [one["category"] for one in some], prompts)
-    if specs["scorer"].startswith("reward:"):
-        out["calibration"] = judging.of_margins([one["chosen"] - one["rejected"] for one in some])
-    if "against" in specs:
-        both = [one for one in some if one["against_correct"] is not None]
-        if not both:
-            raise DataError(
-                f"{specs['against']} can judge none of the pairs", cure="compare with another"
-            )
-        both_prompts: list[Hashable] = [one["prompt"] for one in both]
-        out["against"] = judging.beside(
-            [one["correct"] for one in both],
-            {"against": [one["against_correct"] for one in both]},
-            both_prompts,
-        )["against"]
-    return out
+    return judged

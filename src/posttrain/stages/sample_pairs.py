@@ -5,7 +5,8 @@ The folder holds
     run.json         what was asked for: settings, digests of model, data and scorer, version
     chunks/          a journal of samples, so many prompts a record, while the run lasts: what a
                      resumed run need not sample again
-    samples.jsonl    every answer: its score, whether the model ended it, tokens, log-probability
+    samples.jsonl    the record of every answer: its score, tokens, log-probability, and whether the
+                     model ended it
     pairs.jsonl      prompt, chosen, rejected, margin, and both scores
     best.jsonl       with --at-least: prompt and completion, the best answer of every prompt that
                      reaches the score
@@ -17,8 +18,8 @@ what is sampled beside it changes the last bits of its log-probabilities at most
 chunks of `batch_size` by number, so that a run that was killed ends with the same files.
 
 Left out: pairs made in another way from samples that are there; they are sampled again, in another
-    folder. An answer is
-handed on as text: trained on, it may be cut into other tokens than those that were drawn.
+folder. An answer is handed on as text: trained on, it may be cut into other tokens than those that
+were drawn.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from posttrain.core.console import ConsoleObserver, open_reporter
-from posttrain.core.errors import ConfigError, DataError, nearest
+from posttrain.core.errors import ConfigError, DataError
 from posttrain.core.files import (
     PARTIAL,
     explained_writes,
@@ -47,6 +48,7 @@ from posttrain.core.files import (
 )
 from posttrain.core.identity import check, claim
 from posttrain.core.journal import Journal
+from posttrain.core.plugins import is_plugin
 from posttrain.core.seeds import derive
 from posttrain.core.settings import Settings, assemble
 from posttrain.core.version import __version__
@@ -54,8 +56,19 @@ from posttrain.data.prompts import Prompt, read_prompts
 from posttrain.data.rows import Rejects
 from posttrain.data.settings import FormatName, Source, Sourced, json_values
 from posttrain.data.sources import digest as data_digest
-from posttrain.scoring.ranking import Answer, How, Ranking, Rules, Unfinished, known, rank
-from posttrain.scoring.scorers import SCORERS, Item, Scorer
+from posttrain.evals.pair_rows import Group
+from posttrain.evals.records import Record, cluster_of
+from posttrain.scoring.ranking import How, Rules, Unfinished
+from posttrain.scoring.score import Response, Score, Scorer
+from posttrain.scoring.scorers import (
+    SCORERS,
+    check_scorer,
+    choose_scorer,
+    open_scorer,
+    reasons,
+    refuse_failures,
+    scorer_digest,
+)
 
 if TYPE_CHECKING:
     from posttrain.engine.policy import Policy
@@ -80,8 +93,8 @@ class SamplePairsSettings(Settings):
     scorer: str = Field(
         "",
         description=(
-            "what an answer is worth: exact, contains, number, longest, shortest; or give "
-            "--reward-model"
+            "what an answer is worth: exact, contains, number, longest, shortest,"
+            " FILE.py:FUNCTION; or give --reward-model"
         ),
     )
     reward_model: str | None = Field(
@@ -160,6 +173,11 @@ class SamplePairsSettings(Settings):
         """How answers become pairs."""
         return Rules(self.pairs, self.pairs_per_prompt, self.min_margin, self.unfinished)
 
+    @property
+    def scorer_spec(self) -> str:
+        """The name of the scorer."""
+        return choose_scorer(self.scorer, self.reward_model)
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -168,15 +186,6 @@ class Outcome:
     folder: Path
     pairs: Path
     summary: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Group:
-    """The answers to one prompt, ranked. records: lines of `samples.jsonl`."""
-
-    asked: Prompt
-    records: list[dict[str, Any]]
-    ranking: Ranking
 
 
 def sample_pairs(*, quiet: bool = False, **settings: Any) -> Outcome:
@@ -220,6 +229,8 @@ def run(settings: SamplePairsSettings, observer: ConsoleObserver) -> Outcome:
         "models_sha256": {name: digest(resolve(path)) for name, path in models.items()},
         "data_sha256": {k: v for source in settings.data for k, v in data_digest(source).items()},
     }
+    if is_plugin(settings.scorer_spec):
+        identity["code_sha256"] = scorer_digest(settings.scorer_spec)
     with lock(folder), explained_writes(folder):
         check(folder, identity, WRITES)
         if done := _finished(folder, observer):
@@ -284,13 +295,7 @@ def _check(settings: SamplePairsSettings) -> None:
             "answers need something that scores them",
             cure="give --scorer or --reward-model, one of them",
         )
-    if settings.scorer and settings.scorer not in SCORERS:
-        raise ConfigError(
-            f"there is no scorer {settings.scorer!r}",
-            cure=(
-                f"{nearest(settings.scorer, SCORERS)}; a reward model is given with --reward-model"
-            ),
-        )
+    check_scorer(settings.scorer_spec)
 
 
 def _begin(
@@ -324,10 +329,10 @@ def _begin(
             cure="give other --data",
         )
     if settings.scorer in SCORERS:  # which cost nothing
-        scores = SCORERS[settings.scorer](
-            [Item(one.prompt, "", one.known, one.where) for one in prompts]
-        )
-        _scored(settings, sum(not known(score) for score in scores), len(scores), "prompts")
+        responses = [Response(one.prompt, "", one.known, one.where) for one in prompts]
+        scores = SCORERS[settings.scorer](responses)
+        missing = [score for score in scores if score.value is None]
+        _refuse_unscored(settings, missing, len(scores), "prompts")
     observer.note(
         "prompts",
         f"{len(prompts):,}, {settings.n} answers each, in {settings.batch_size} at a time",
@@ -335,24 +340,31 @@ def _begin(
     return prompts
 
 
-def _scored(settings: SamplePairsSettings, unscored: int, n: int, what: str) -> None:
+def _refuse_unscored(
+    settings: SamplePairsSettings, missing: list[Score], n: int, what: str
+) -> None:
     """Refuse to go on where most answers have no score.
 
+    Args:
+        missing: the scores that are missing, of n.
+        what: of what.
     Raises:
-        DataError: more than half have none.
+        DataError: more than half are missing.
     """
-    if 2 * unscored > n:
-        cure = f"look at the answers, in {settings.out / CHUNKS}, or give another --scorer"
-        if settings.scorer in SCORERS:
-            cure = (
-                f"{settings.scorer} needs the wanted answer: a column completion or answer (--data"
-                " FILE,completion=COLUMN)"
-            )
-        raise DataError(
-            f"{settings.scorer or 'the reward model'} cannot judge {unscored:,} of {n:,} {what}",
-            where=str(settings.data[0]),
-            cure=cure,
+    if 2 * len(missing) <= n:
+        return
+    cure = f"look at the answers, in {settings.out / CHUNKS}, or give another --scorer"
+    if settings.scorer in SCORERS:
+        cure = (
+            f"{settings.scorer} needs the wanted answer: a column completion or answer (--data"
+            " FILE,completion=COLUMN)"
         )
+    raise DataError(
+        f"{settings.scorer or 'the reward model'} cannot judge {len(missing):,} of"
+        f" {n:,} {what}; {reasons(missing)}",
+        where=str(settings.data[0]),
+        cure=cure,
+    )
 
 
 # ----------------------------------------------------------------------------------------- sampling
@@ -366,7 +378,6 @@ def _sample(
     if not starts:
         return
     from posttrain.engine.policy import Policy
-    from posttrain.evals.scorers import open_scorer
 
     policy = Policy.load(settings.model, device=settings.device)
     for reason in policy.notes:
@@ -378,23 +389,25 @@ def _sample(
         policy.set_chat(
             chat.template.source, chat.stop
         )  # so that answers end where the template ends them
-    scorer = open_scorer(settings.scorer or f"reward:{settings.reward_model}", settings.device)
+    scorer = open_scorer(settings.scorer_spec, settings.device)
     with observer.working("sampling", len(starts) * settings.batch_size) as progress:
         for number, start in enumerate(starts, 1):
-            some = prompts[start : start + settings.batch_size]
-            chunks.append(_answers(settings, policy, scorer, start, some))
+            records = _answers(
+                settings, policy, scorer, start, prompts[start : start + settings.batch_size]
+            )
+            chunks.append([vars(record) for record in records])
             chunks.flush()
             progress(number * settings.batch_size)
 
 
-def _line(record: dict[str, Any]) -> str:
-    return json.dumps(record, ensure_ascii=False) + "\n"
-
-
 def _answers(
-    settings: SamplePairsSettings, policy: Policy, scorer: Scorer, start: int, some: Many[Prompt]
-) -> list[dict[str, Any]]:
-    """Answers to prompts number start, start + 1, …, scored."""
+    settings: SamplePairsSettings, policy: Policy, scorer: Scorer, start: int, batch: Many[Prompt]
+) -> list[Record]:
+    """Answers to prompts number start, start + 1, …, scored.
+
+    Raises:
+        DataError: the scorer failed on all of them.
+    """
     from posttrain.engine.sampler import Sampling
 
     params = Sampling(
@@ -403,114 +416,98 @@ def _answers(
         top_p=settings.top_p,
         n=settings.n,
     )
-    drawn = policy.sample(
-        [one.ids for one in some],
-        params,
-        [derive(settings.seed, "sample-pairs", start + i) for i in range(len(some))],
-    )
-    texts = [policy.tokenizer.decode(one.tokens, skip_special_tokens=True) for one in drawn]
-    items = [
-        Item(some[one.prompt].prompt, text, some[one.prompt].known, some[one.prompt].where)
-        for one, text in zip(drawn, texts, strict=True)
-    ]
-    return [
-        {
-            "prompt": start + one.prompt,
-            "where": item.where,
-            "sample": i % settings.n,
-            "answer": item.answer,
-            "score": float(score) if score is not None and known(score) else None,
-            "finished": one.finished,
-            "tokens": len(one.tokens),
-            "logprob": sum(one.logprobs),
-        }
-        for i, (one, item, score) in enumerate(zip(drawn, items, scorer(items), strict=True))
-    ]
+    seeds = [derive(settings.seed, "sample-pairs", start + i) for i in range(len(batch))]
+    completions = policy.sample([one.ids for one in batch], params, seeds)
+    responses = []
+    for completion in completions:
+        asked_of = batch[completion.prompt]
+        text = policy.tokenizer.decode(completion.tokens, skip_special_tokens=True)
+        responses.append(Response(asked_of.prompt, text, asked_of.known, asked_of.where))
+    scores = scorer(responses)
+    refuse_failures(settings.scorer_spec, scores)
+    records = []
+    for i, (completion, response, score) in enumerate(
+        zip(completions, responses, scores, strict=True)
+    ):
+        sample = i % settings.n
+        records.append(
+            Record(
+                f"{response.where}#{sample}",
+                cluster_of(response.prompt),
+                {
+                    "score": score.value,
+                    "tokens": len(completion.tokens),
+                    "logprob": sum(completion.logprobs),
+                    **score.parts,
+                },
+                output=response.completion,
+                meta={
+                    "prompt": start + completion.prompt,
+                    "sample": sample,
+                    "where": response.where,
+                    "finished": completion.finished,
+                    **({"why": score.why} if score.why else {}),
+                },
+            )
+        )
+    return records
 
 
 # ------------------------------------------------------------------------------------------ results
 
 
 def _write(settings: SamplePairsSettings, prompts: Many[Prompt], chunks: Journal) -> dict[str, Any]:
-    """The files, and what they come to."""
+    """The files, and what they come to.
+
+    Raises:
+        DataError: most answers have no score, or no prompt gives a pair.
+    """
     from posttrain.evals.samples import Tally
 
-    tally = Tally(settings.n)
-    best = 0
+    tally, missing, best = Tally(settings.n), list[Score](), 0
+    wanted = settings.at_least
     with contextlib.ExitStack() as stack:
-        samples, pairs = (stack.enter_context(_whole(settings.out / name)) for name in FILES[:2])
-        demonstrations = (
-            stack.enter_context(_whole(settings.out / FILES[2]))
-            if settings.at_least is not None
-            else None
-        )
+        files = [
+            stack.enter_context(_whole(settings.out / name))
+            for name in (FILES if wanted is not None else FILES[:2])
+        ]
         for group in _groups(settings, prompts, chunks):
-            samples.writelines(map(_line, group.records))
-            pairs.writelines(_line(_pair(group, i, j)) for i, j in group.ranking.pairs)
-            tally.add(group.records, group.ranking)
-            top = group.records[group.ranking.best] if group.ranking.best is not None else None
-            if (
-                demonstrations
-                and top
-                and settings.at_least is not None
-                and top["score"] >= settings.at_least
-            ):
-                demonstrations.write(
-                    _line(
-                        {
-                            **_head(group.asked),
-                            "completion": top["answer"],
-                            "score": top["score"],
-                            **group.asked.around,
-                        }
-                    )
-                )
+            files[0].writelines(record.line() for record in group.records)
+            files[1].writelines(map(_line, group.pairs()))
+            if wanted is not None and (row := group.demonstration(wanted)):
+                files[2].write(_line(row))
                 best += 1
-        summary = {
-            **tally.summary(),
-            "best": {"at_least": settings.at_least, "rows": best} if demonstrations else None,
-        }
-        _scored(settings, tally.left_out["unscored"], tally.answers, "answers")
+            tally.add(group.records, group.ranking)
+            for record in group.records:
+                if record.values["score"] is None:
+                    missing.append(Score(None, why=record.meta["why"]))
+        _refuse_unscored(settings, missing, tally.answers, "answers")
         if not tally.pairs and not best:
-            reasons = ", ".join(f"{why}: {n:,}" for why, n in tally.without.items())
+            counts = ", ".join(f"{why}: {n:,}" for why, n in tally.without.items())
             raise DataError(
-                f"of {len(prompts):,} prompts none gives a pair; {reasons}",
+                f"of {len(prompts):,} prompts none gives a pair; {counts}",
                 where=str(settings.data[0]),
                 cure=(
                     "into another --out, with more answers (--n), a higher --temperature, a lower"
                     " --min-margin, other prompts or another --scorer"
                 ),
             )
-    return summary
+    best_rows = None if wanted is None else {"at_least": wanted, "rows": best}
+    return {**tally.summary(), "best": best_rows}
 
 
 def _groups(
     settings: SamplePairsSettings, prompts: Many[Prompt], chunks: Journal
 ) -> Iterator[Group]:
     for chunk in chunks:
-        for at in range(0, len(chunk.value), settings.n):
-            some = chunk.value[at : at + settings.n]
-            answers = [Answer(one["answer"], one["score"], one["finished"]) for one in some]
-            yield Group(prompts[some[0]["prompt"]], some, rank(answers, settings.rules))
+        records = [Record(**record) for record in chunk.value]
+        for at in range(0, len(records), settings.n):
+            group = records[at : at + settings.n]
+            yield Group.ranked(prompts[group[0].meta["prompt"]], group, settings.rules)
 
 
-def _head(one: Prompt) -> dict[str, Any]:
-    return {"prompt": one.prompt if isinstance(one.prompt, str) else list(one.prompt)}
-
-
-def _pair(group: Group, i: int, j: int) -> dict[str, Any]:
-    """A row that `posttrain preference` reads."""
-    chosen, rejected = group.records[i], group.records[j]
-    return {
-        **_head(group.asked),
-        "chosen": chosen["answer"],
-        "rejected": rejected["answer"],
-        "margin": chosen["score"] - rejected["score"],
-        "chosen_score": chosen["score"],
-        "rejected_score": rejected["score"],
-        **group.asked.around,
-        "where": group.asked.where,
-    }
+def _line(row: dict[str, Any]) -> str:
+    return json.dumps(row, ensure_ascii=False) + "\n"
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from posttrain.core.console import ConsoleObserver
 from posttrain.core.errors import ConfigError, PosttrainError
 from posttrain.core.files import sha256_json
-from posttrain.evals import judging
+from posttrain.evals import judging, stats
 from posttrain.stages import dataset
 from posttrain.stages.alarms import Alarms
 from posttrain.stages.dataset import Dataset
@@ -254,7 +254,7 @@ class Preferences:
         progress(n, n)
         right = measured.values["rewards/accuracies"].tolist()
         clusters = self._clusters(forests)
-        accuracy = judging.rate(right, clusters)
+        accuracy = stats.share(right, clusters)
         out: dict[str, Any] = {
             "loss": measured.loss,
             "interval": None,

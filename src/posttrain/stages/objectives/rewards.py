@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from posttrain.core.console import ConsoleObserver
 from posttrain.core.errors import ConfigError
-from posttrain.evals import judging
+from posttrain.core.ties import wins
+from posttrain.evals import judging, stats
 from posttrain.stages.alarms import Alarms
 from posttrain.stages.dataset import Dataset
 from posttrain.stages.objectives.objective import Setup
@@ -107,7 +108,13 @@ class Rewards:
                 "--use-margins, and no row has a margin",
                 cure="give a column margin, or leave the option out",
             )
-        return Examples(data.trees, self.learned, data.numbers, margins=settings.use_margins)
+        return Examples(
+            data.trees,
+            self.learned,
+            data.numbers,
+            margins=settings.use_margins,
+            prompt_lengths=data.trees.prompt_lengths(),
+        )
 
     def _held_out(
         self,
@@ -172,8 +179,8 @@ def _pairs_told_apart(
         differences = (lengths[:, 0] - lengths[:, 1]).tolist()
         for number, difference in zip(forest.facts.numbers.tolist(), differences, strict=True):
             longer[number] = float(difference)
-    right = judging.hits(margins)
-    accuracy = judging.rate(right, prompts)
+    right = [wins(margin) for margin in margins]
+    accuracy = stats.share(right, prompts)
     return {
         "accuracy": accuracy.mean,
         "accuracy_low": accuracy.low,
@@ -199,9 +206,9 @@ def _steps_told_apart(
     owner = []
     for forest in forests:
         owner += [prompts[number] for number in forest.sequence[forest.leaf].tolist()]
-    right = judging.hits((reward * (label - 0.5).sign()).numpy())
-    always = judging.hits((label - 0.5).numpy())
-    accuracy = judging.rate(right, owner)
+    right: list[float] = wins(reward * (label - 0.5)).tolist()
+    always: list[float] = wins(label - 0.5).tolist()
+    accuracy = stats.share(right, owner)
     others = {"always right": always, "always wrong": [1 - hit for hit in always]}
     return {
         "accuracy": accuracy.mean,

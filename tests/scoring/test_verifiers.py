@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from posttrain.scoring.match import MATCHES
+from posttrain.scoring.score import Response, Score
+from posttrain.scoring.verifiers import MATCHES, VERIFIERS, longest, shortest
 
 
 @pytest.mark.parametrize(
@@ -37,3 +38,17 @@ from posttrain.scoring.match import MATCHES
 )
 def test_matches(match: str, answer: str, wanted: str, right: bool) -> None:
     assert MATCHES[match](answer, wanted) is right
+
+
+def test_the_wanted_answer_is_the_first_column_that_holds_one() -> None:
+    """`completion` before `answer`; a row that wants nothing has no score, which is no 0."""
+    rows = ({"completion": "a", "answer": "b"}, {"answer": "b"}, {"answer": 3}, {})
+    scores = VERIFIERS["exact"]([Response("?", "b", columns) for columns in rows])
+    assert [score.value for score in scores] == [0, 1, None, None]
+    assert "no wanted answer" in scores[2].why and not scores[2].failed
+
+
+def test_baselines_count_characters() -> None:
+    responses = [Response("?", "four"), Response("?", "")]
+    assert longest(responses) == [Score(4.0), Score(0.0)]
+    assert shortest(responses) == [Score(-4.0), Score(0.0)]

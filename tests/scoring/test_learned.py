@@ -1,6 +1,4 @@
-"""Scorers by name: a reward model scores what it was trained on as transformers does, one item or
-many.
-"""
+"""A reward model scores what it was trained on as transformers does, one response or many."""
 
 from __future__ import annotations
 
@@ -15,22 +13,22 @@ from transformers import (
     AutoTokenizer,
 )
 
-from posttrain.core.errors import ConfigError, ModelError
+from posttrain.core.errors import ModelError
 from posttrain.engine.reward import RewardModel
-from posttrain.evals.scorers import open_scorer
-from posttrain.scoring.scorers import SCORERS, Item
+from posttrain.scoring.score import Response
+from posttrain.scoring.scorers import open_scorer
 from tests import making
 
-ITEMS = [
-    Item("1+1?", "2"),
-    Item("1+1?", "eleven"),
-    Item(({"role": "user", "content": "Hi."},), "Hello!"),
-    Item("1+1?", "3"),
-    Item(
+RESPONSES = [
+    Response("1+1?", "2"),
+    Response("1+1?", "eleven"),
+    Response(({"role": "user", "content": "Hi."},), "Hello!"),
+    Response("1+1?", "3"),
+    Response(
         ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}),
         "Because.",
     ),
-    Item("1+1?", ""),
+    Response("1+1?", ""),
 ]
 
 
@@ -49,25 +47,22 @@ def made(folder: Path, *, process: bool = False, heads: int = 2, **notes: Any) -
 
 
 @torch.no_grad()
-def reward(folder: Path, text: str) -> float:
+def rewards(folder: Path, text: str) -> torch.Tensor:
+    """[K] what each head of a folder says of a text: transformers alone."""
     words, network = (
         AutoTokenizer.from_pretrained(folder),
         AutoModelForSequenceClassification.from_pretrained(folder).eval(),
     )
-    return float(
-        network(
-            input_ids=torch.tensor([words(text, add_special_tokens=False)["input_ids"]])
-        ).logits.mean()
-    )
+    ids = torch.tensor([words(text, add_special_tokens=False)["input_ids"]])
+    return network(input_ids=ids).logits[0]
 
 
-def test_known_names_are_the_scorers_and_others_are_refused() -> None:
-    assert open_scorer("longest") is SCORERS["longest"]
-    for name in ("longst", "reward:", "reward"):
-        with pytest.raises(ConfigError, match="there is no scorer") as caught:
-            open_scorer(name)
-        assert "reward:FOLDER" in caught.value.cure
-    assert "did you mean 'longest'?" in caught.value.cure or "known:" in caught.value.cure
+def reward(folder: Path, text: str) -> float:
+    return float(rewards(folder, text).mean())
+
+
+def values(folder: Path, responses: list[Response]) -> list[float | None]:
+    return [score.value for score in open_scorer(f"reward:{folder}", "cpu")(responses)]
 
 
 def test_a_language_model_does_not_judge_at_random(tmp_path: Path) -> None:
@@ -82,33 +77,35 @@ def test_a_reward_model_scores_as_transformers_does(tmp_path: Path) -> None:
     folder = made(tmp_path)
     words = AutoTokenizer.from_pretrained(folder)
     scorer = open_scorer(f"reward:{folder}", "cpu")
-    found = scorer(ITEMS)
-    for item, score in zip(ITEMS, found, strict=True):
+    found = scorer(RESPONSES)
+    for response, score in zip(RESPONSES, found, strict=True):
         messages = (
-            [{"role": "user", "content": item.prompt}]
-            if isinstance(item.prompt, str)
-            else list(item.prompt)
+            [{"role": "user", "content": response.prompt}]
+            if isinstance(response.prompt, str)
+            else list(response.prompt)
         )
         prompt = words.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        assert score == pytest.approx(
-            reward(folder, prompt + item.answer + making.END), abs=1e-5
-        ), item
-    assert [scorer([item])[0] for item in ITEMS] == pytest.approx(found, abs=1e-5)
+        heads = rewards(folder, prompt + response.completion + making.END)
+        assert score.value == pytest.approx(float(heads.mean()), abs=1e-5), response
+        assert score.parts["uncertainty"] == pytest.approx(float(heads.std()), abs=1e-5)
+    alone = [scorer([response])[0].value for response in RESPONSES]
+    assert alone == pytest.approx([score.value for score in found], abs=1e-5)
     assert scorer([]) == []
 
 
 def test_a_prompt_template_is_remembered(tmp_path: Path) -> None:
     folder = made(tmp_path, prompt_template="Q: {prompt}\nA: ")
-    (found,) = open_scorer(f"reward:{folder}", "cpu")([Item("1+1?", "2")])
+    (found,) = values(folder, [Response("1+1?", "2")])
     assert found == pytest.approx(reward(folder, f"Q: 1+1?\nA: 2{making.END}"), abs=1e-5)
 
 
 def test_what_does_not_fit_has_no_score(tmp_path: Path) -> None:
     """64 positions: an answer of 100 bytes is beyond them, and that is no 0."""
     short, long = open_scorer(f"reward:{made(tmp_path)}", "cpu")(
-        [Item("a", "b"), Item("a", "b" * 100)]
+        [Response("a", "b"), Response("a", "b" * 100)]
     )
-    assert short is not None and long is None
+    assert short.value is not None and short.why == ""
+    assert long.value is None and "longer than 64 tokens" in long.why and not long.failed
 
 
 def test_a_process_model_scores_the_worst_step(tmp_path: Path) -> None:
@@ -129,7 +126,7 @@ def test_a_process_model_scores_the_worst_step(tmp_path: Path) -> None:
         ends.append(len(ids) - 1)
     with torch.no_grad():
         logits = network(input_ids=torch.tensor([ids])).logits[0, :, 0]
-    (found,) = open_scorer(f"reward:{folder}", "cpu")([Item("q", "ab;c;d e")])
+    (found,) = values(folder, [Response("q", "ab;c;d e")])
     assert found == pytest.approx(float(logits[ends].min()), abs=1e-5)
 
 
@@ -146,7 +143,7 @@ def test_anothers_model_that_reads_before_its_padding_is_read_there(tmp_path: Pa
         [{"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "2"}], tokenize=False
     )
     bare = text.rstrip("\n").removesuffix(making.END)
-    (found,) = open_scorer(f"reward:{folder}", "cpu")([Item("1+1?", "2")])
+    (found,) = values(folder, [Response("1+1?", "2")])
     assert (
         found
         == pytest.approx(reward(folder, bare), abs=1e-5)

@@ -1,0 +1,64 @@
+"""Exact: whether the answer that a model writes is the wanted one."""
+
+from __future__ import annotations
+
+from posttrain.core.errors import DataError
+from posttrain.data.formats import Example, Format
+from posttrain.data.rows import Row
+from posttrain.evals.metrics import Share
+from posttrain.evals.records import Record, cluster_of
+from posttrain.evals.subject import Subject
+from posttrain.evals.task import task
+from posttrain.scoring.verifiers import MATCHES
+
+KEPT = ("skill", "level", "category")  # columns that stay in a record
+
+
+@task("exact", correct=Share("correct", "correct"))
+def exact(subject: Subject, rows: list[Row]) -> list[Record]:
+    """The answer to every question, always the most likely token, and whether it matches the wanted
+    one.
+    """
+    form, match = Format(), MATCHES[subject.options.match]
+    questions = [_question(form.read(row)) for row in rows]
+    answers = subject.ask([question for question, _ in questions])
+    return [
+        Record(
+            row.where,
+            cluster_of(question.prompt),
+            {"correct": float(match(answer.text, wanted)), "tokens": answer.tokens},
+            output=answer.text,
+            meta={
+                "wanted": wanted,
+                "finished": answer.finished,
+                **{key: row.fields[key] for key in KEPT if key in row.fields},
+            },
+        )
+        for row, (question, wanted), answer in zip(rows, questions, answers, strict=True)
+    ]
+
+
+def _question(example: Example) -> tuple[Example, str]:
+    """An example without its last answer, and that answer.
+
+    Raises:
+        DataError: it has none, or several.
+    """
+    if len(example.answers) != 1:
+        raise DataError(
+            "an item needs a question and one answer",
+            where=example.where,
+            cure="say which columns they are: FILE,prompt=question,completion=answer",
+        )
+    answer = example.answers[0]
+    if isinstance(answer, str):
+        return example, answer
+    if answer[-1]["role"] != "assistant":
+        raise DataError(
+            "the conversation does not end with an answer",
+            where=example.where,
+            cure="remove what follows it",
+        )
+    prompt = (*(example.prompt if not isinstance(example.prompt, str) else ()), *answer[:-1])
+    question = Example(example.where, prompt, (), None, example.tools, example.kwargs)
+    return question, answer[-1]["content"]

@@ -1,0 +1,57 @@
+"""What scorers take and what they return."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from collections.abc import Sequence as Many
+from dataclasses import dataclass, field
+from typing import Any
+
+from posttrain.data.messages import Text
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """A completion to score.
+
+    Attributes:
+        prompt: what was asked: text, or messages.
+        completion: what was answered.
+        columns: what else the row holds; verifiers read the wanted answer from `completion` or
+            `answer`.
+        where: the row, for errors.
+    """
+
+    prompt: Text
+    completion: str
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    where: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """What a completion is worth.
+
+    Attributes:
+        value: the higher the better; None where it is missing, which is never a 0.
+        parts: what the value was made of, and what else was measured on the way, by name.
+        why: the reason for the value; a missing one always has one.
+        failed: whether it is missing because the scorer raised or ran out of time.
+    """
+
+    value: float | None
+    parts: Mapping[str, float] = field(default_factory=dict)
+    why: str = ""
+    failed: bool = False
+
+    def __post_init__(self) -> None:
+        if self.value is not None and not math.isfinite(self.value):
+            object.__setattr__(self, "why", f"the score is {self.value}, which is no number")
+            object.__setattr__(self, "value", None)
+        if self.value is None and not self.why:
+            object.__setattr__(self, "why", "the scorer gave none")
+
+
+Scorer = Callable[[Many[Response]], list[Score]]
+"""Scores of responses, one each, in order."""
