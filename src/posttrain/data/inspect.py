@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from posttrain.core.console import ConsoleObserver
+from posttrain.core.defaults import token_budget
 from posttrain.core.errors import ConfigError
 from posttrain.core.files import PARTIAL
 from posttrain.core.seeds import derive
@@ -36,7 +37,6 @@ from posttrain.data.sources import size as bytes_of
 from posttrain.data.tokens import Encoder
 
 SAMPLE = 100_000  # rows from which packing is measured
-BUDGET = 4096  # tokens a forward pass where nothing is said
 BINS = 14  # of a histogram at most, the one that --max-length adds apart
 
 T = TypeVar("T")
@@ -241,7 +241,7 @@ def inspect(
         examples: how many rows of each source to take apart.
         rows: which: ("first",), ("spread",) for a random sample that is always the same, or the
             numbers of lines.
-        batch_size, budget: rows a step, tokens a forward pass; unset: 4096, or the longest row
+        batch_size, budget: rows a step, tokens a forward pass; unset: a CPU's, or the longest row
             where that is more.
         rejects: a file for the rows that `on_bad_row="reject"` sets aside; None keeps none.
         observer: hears of the progress; None shows none.
@@ -338,7 +338,7 @@ def _packing(
             f"--budget {budget} is less than the {longest} tokens of the longest sequence",
             cure=f"give --budget {longest} or more, or --max-length {budget} or less",
         )
-    budget = budget or max(BUDGET, longest)
+    budget = token_budget(budget, "cpu", longest)
     plan = Plan(len(sizes), batch_size, seed=0)
     steps = plan.steps_per_epoch
     passes = tokens = padded = 0

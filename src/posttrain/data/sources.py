@@ -16,7 +16,7 @@ from typing import Any
 
 from posttrain.core.errors import DataError, nearest
 from posttrain.core.extras import require
-from posttrain.core.files import sha256_file
+from posttrain.core.files import sha256_input
 from posttrain.data.readers import READERS, Item, Told, first_line, read_file, suffix_of
 from posttrain.data.rows import Rejects, Row
 from posttrain.data.settings import Source
@@ -111,7 +111,7 @@ def digest(source: Source) -> dict[str, str]:
             p for p in Path(source.path).rglob("*") if p.is_file() and not p.name.startswith(".")
         )
     if found is not None:
-        return {str(path): sha256_file(path) for path in found}
+        return {str(path): sha256_input(path) for path in found}
     return {source.path: _commit(source.path)}
 
 

@@ -197,13 +197,12 @@ class Learner(ABC):
     def train_with(
         self, settings: OptimiserSettings, *, activation_checkpointing: bool = False
     ) -> Optimiser:
-        """Make the optimiser that `step` uses. An unset learning rate becomes 2e-5, with
-        LoRA 2e-4.
+        """Make the optimiser that `step` uses. An unset learning rate becomes the settings' own
+        default.
         """
         if settings.learning_rate is None:
-            settings = settings.model_copy(
-                update={"learning_rate": 2e-4 if self.adapter is not None else 2e-5}
-            )
+            rate = settings.unset_rate.of(lora=self.adapter is not None)
+            settings = settings.model_copy(update={"learning_rate": rate})
         if activation_checkpointing:
             network = self.model.network
             if not network.supports_gradient_checkpointing:

@@ -17,6 +17,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from posttrain.core.defaults import token_budget
 from posttrain.core.errors import ConfigError, DataError, nearest
 from posttrain.data.chat import Chat
 from posttrain.data.forest import Sequence, Tree, forests
@@ -63,7 +64,7 @@ class Learned:
 
     def __init__(self, model: RewardModel, limit: int | None = None, budget: int = 0) -> None:
         self.model, self.limit = model, limit
-        self.budget = budget or (4096 if model.model.device.type == "cpu" else 16384)
+        self.budget = token_budget(budget or None, model.model.device.type)
         notes = model.notes
         self.chat = Chat(
             model.tokenizer,
