@@ -13,7 +13,6 @@ from typing import Any
 from posttrain.core.errors import ConfigError
 from posttrain.core.files import write_json
 
-
 RUN = "run.json"
 
 

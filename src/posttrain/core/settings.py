@@ -41,7 +41,12 @@ class Role:
 class ReadsModel(Role):
     """The field names a model: a folder, a hub id, or an earlier stage of the recipe. Its content
     counts, not where it lies.
+
+    Attributes:
+        weights: they are read; not so where only the tokenizer and the configuration are.
     """
+
+    weights: bool = True
 
 
 @dataclass(frozen=True)
@@ -84,6 +89,11 @@ class Settings(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False
     )
+
+    @property
+    def folder(self) -> Path | None:
+        """Where a stage keeps what it makes; None keeps nothing."""
+        return getattr(self, "out", None)
 
     def resolved(self) -> Self:
         """The same settings with defaults filled in that depend on other fields."""
@@ -131,12 +141,13 @@ class Leaf:
             value = getattr(value, part, None)
         return value
 
-    def parse(self, value: Any) -> Any:
-        """A value as this setting takes it; raises what pydantic or a validator raises."""
+    @property
+    def adapter(self) -> TypeAdapter[Any]:
+        """Parses one value of this setting, and knows its JSON schema."""
         limited: Any = Annotated  # a type made from values: what a checker of types cannot follow
-        annotation, metadata = self.field.annotation, self.field.metadata
-        kind = limited[(annotation, *metadata)] if metadata else annotation
-        return TypeAdapter(kind).validate_python(value)
+        annotation: Any = self.field.annotation
+        metadata = self.field.metadata
+        return TypeAdapter(limited[(annotation, *metadata)] if metadata else annotation)
 
 
 def _group(annotation: Any) -> tuple[type[Settings] | None, bool]:
@@ -227,9 +238,7 @@ def assemble(model: type[S], flat: Mapping[str, Any]) -> S:
     given: dict[str, Any] = {}
     for name, value in flat.items():
         if name not in known:
-            raise ConfigError(
-                f"unknown setting {name!r}", cure=nearest(name, known), option=name
-            )
+            raise ConfigError(f"unknown setting {name!r}", cure=nearest(name, known), option=name)
         leaf = known[name]
         if leaf.several and not isinstance(value, (list, tuple)):
             value = (value,)
@@ -284,7 +293,7 @@ def _refused(known: dict[str, Leaf], flat: dict[str, Any], error: ConfigError) -
     for name, value in flat.items():
         try:
             if not known[name].switch:
-                known[name].parse(value)
+                known[name].adapter.validate_python(value)
         except ConfigError as again:
             if again.what == error.what:
                 return name

@@ -44,9 +44,7 @@ class OptimiserSettings(Settings):
 
     unset_rate: ClassVar = UnsetRate(2e-5, lora=2e-4)
 
-    learning_rate: float | None = Field(
-        None, gt=0, description=f"peak learning rate; {unset_rate}"
-    )
+    learning_rate: float | None = Field(None, gt=0, description=f"peak learning rate; {unset_rate}")
     schedule: Literal["linear", "cosine", "wsd", "constant"] = Field(
         "linear",
         description=(

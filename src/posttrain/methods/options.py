@@ -20,14 +20,18 @@ class Options(Settings):
         None, gt=0, description="temperature: how near to stay to the reference; ORPO's weight"
     )
     label_smoothing: float | None = Field(
-        None, ge=0, lt=0.5, description="share of the labels thought wrong: cDPO, robust, EXO, AOT, CPO"
+        None,
+        ge=0,
+        lt=0.5,
+        description="share of the labels thought wrong: cDPO, robust, EXO, AOT, CPO",
     )
     f_divergence: Divergence | None = Field(
         None, description="divergence from the reference; unset: reverse_kl"
     )
     f_alpha: float | None = Field(None, description="of alpha_divergence; unset: 0.5")
     gamma: float | None = Field(
-        None, ge=0,
+        None,
+        ge=0,
         description="margin of rewards that is aimed at: SimPO, AlphaPO, TPO-L; unset: beta / 2",
     )
     alpha: float | None = Field(None, description="shape of AlphaPO's reward")
@@ -41,7 +45,9 @@ class Options(Settings):
     )
     # LD-DPO: arXiv 2409.06411
     ld_alpha: float | None = Field(
-        None, ge=0, le=1,
+        None,
+        ge=0,
+        le=1,
         description=(
             "weight of the tokens by which the longer answer of a pair is longer (LD-DPO); 1 is off"
         ),

@@ -25,6 +25,7 @@ from posttrain.methods import answers, pairwise, unpaired
 from posttrain.methods.answers import Answers, Judged, Pairs
 from posttrain.methods.options import Options
 
+UNSET = Options()  # type: ignore[call-arg]
 Values = Mapping[str, Any]  # a method's options by name, none missing
 ALIKE = {
     "pairs": 2,
@@ -239,7 +240,7 @@ def _check(mix: Mapping[str, float], given: Values) -> None:
 # ----------------------------------------------------------------------------------------- the loss
 
 
-def preference(mix: Mapping[str, float], options: Options = Options()) -> Loss:
+def preference(mix: Mapping[str, float], options: Options = UNSET) -> Loss:
     """The weighted sum of preference methods on the same rows.
 
     loss = Σ_m w_m·(Σ_pairs l_m / pairs + nll_m·Σ −log p / targets of the imitated answers), of the

@@ -12,18 +12,18 @@ import json
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
 from posttrain.core.console import ConsoleObserver
+from posttrain.core.defaults import UNSET_BUDGET, token_budget
 from posttrain.core.errors import ConfigError, DataError
-from posttrain.core.files import explained_writes, lock, remove_partial, write_atomic, write_json
-from posttrain.core.identity import check, claim
-from posttrain.core.settings import Settings, assemble
-from posttrain.core.version import __version__
-from posttrain.data.settings import Source, Sourced
-from posttrain.data.sources import digest as data_digest
+from posttrain.core.files import write_atomic
+from posttrain.core.settings import Destination, ExecutionOnly, ReadsModel, ReadsScorer, Settings
+from posttrain.data.settings import Rows, Source
+from posttrain.stages.folders import Files
+from posttrain.stages.stage import Context, stage
 
 if TYPE_CHECKING:
     from posttrain.evals.tasks import Record, Subject
@@ -35,31 +35,31 @@ TASKS = ("perplexity", "exact", "choice", "prefer", "win")
 class EvaluateSettings(Settings):
     """Settings of an evaluation."""
 
-    model: str = Field(description="Hugging Face folder or hub id of the model to evaluate")
-    out: Path = Field(
+    model: Annotated[str, ReadsModel()] = Field(
+        description="Hugging Face folder or hub id of the model to evaluate"
+    )
+    out: Annotated[Path, Destination()] = Field(
         description="folder for the results; the same command continues what is there"
     )
-    against: str | None = Field(None, description="model to compare with, item by item")
-    perplexity: tuple[Sourced, ...] = Field(
+    against: Annotated[str | None, ReadsModel()] = Field(
+        None, description="model to compare with, item by item"
+    )
+    perplexity: Rows = Field(
         (), description="held-out text; files are given like --data of posttrain sft"
     )
-    exact: tuple[Sourced, ...] = Field(
-        (), description="questions with the answer that must be written"
-    )
-    choice: tuple[Sourced, ...] = Field(
-        (), description="rows with question, choices and answer_index"
-    )
-    prefer: tuple[Sourced, ...] = Field(
+    exact: Rows = Field((), description="questions with the answer that must be written")
+    choice: Rows = Field((), description="rows with question, choices and answer_index")
+    prefer: Rows = Field(
         (), description="pairs of chosen and rejected answers, to be told apart by likelihood"
     )
-    win: tuple[Sourced, ...] = Field(
+    win: Rows = Field(
         (), description="prompts whose written answers --scorer judges; with --against, who wins"
     )
-    scorer: str = Field(
+    scorer: Annotated[str, ReadsScorer()] = Field(
         "",
         description="of --win: exact, contains, number, longest, shortest; or give --reward-model",
     )
-    reward_model: str | None = Field(
+    reward_model: Annotated[str | None, ReadsModel()] = Field(
         None, description="reward model that judges the answers of --win"
     )
     match: Literal["exact", "contains", "number"] = Field(
@@ -81,94 +81,58 @@ class EvaluateSettings(Settings):
             " chat template"
         ),
     )
-    budget: int | None = Field(
-        None, ge=2, description="tokens a forward pass. Unset: 4096 on a CPU, 16384 on a GPU"
+    budget: Annotated[int | None, ExecutionOnly(rounding=True)] = Field(
+        None, ge=2, description=f"tokens a forward pass. {UNSET_BUDGET}"
     )
-    device: Literal["", "cpu", "cuda"] = Field("", description="unset: the GPU where there is one")
+    device: Annotated[Literal["", "cpu", "cuda"], ExecutionOnly()] = Field(
+        "", description="unset: the GPU where there is one"
+    )
+
+    def check(self) -> None:
+        if not any(getattr(self, task) for task in TASKS):
+            raise ConfigError(
+                "there is nothing to evaluate on",
+                cure=f"give {', '.join(f'--{t}' for t in TASKS)} with a file",
+            )
+        if bool(self.win) != bool(self.scorer or self.reward_model) or (
+            self.scorer and self.reward_model
+        ):
+            raise ConfigError(
+                "--win needs a judge, and a judge needs --win",
+                cure="give --scorer or --reward-model, one of them",
+                option="win",
+            )
 
 
-def evaluate(*, quiet: bool = False, **settings: Any) -> dict[str, Any]:
-    """Evaluate a model, in one line; returns the summary.
-
-    `posttrain.evaluate(model="runs/first/model", against="path/to/base", exact="held-out.jsonl",
-    out="runs/first-eval")`
-
-    Raises:
-        PosttrainError: with what is wrong and the cure.
-    """
-    for name in TASKS:
-        if isinstance(settings.get(name), (str, Path, Source)):
-            settings[name] = (settings[name],)
-    for name in ("model", "against", "reward_model"):
-        if isinstance(settings.get(name), Path):
-            settings[name] = str(settings[name])
-    return run(assemble(EvaluateSettings, settings), ConsoleObserver(quiet=quiet))
+def _items(settings: EvaluateSettings) -> list[str]:
+    """The files of items that an evaluation writes."""
+    return [f"{name}{end}.jsonl" for name, _, _ in _chosen(settings) for end in ("", ".against")]
 
 
-def run(settings: EvaluateSettings, observer: ConsoleObserver) -> dict[str, Any]:
-    """Evaluate, or go on with an evaluation, or say that it is done; returns the summary.
-
-    Raises:
-        PosttrainError: nothing to do, or a file or model that cannot be used.
+@stage(
+    "eval",
+    EvaluateSettings,
+    help="what a model can do, and what changed since another",
+    files=Files(others=_items),
+)
+def evaluate(settings: EvaluateSettings, context: Context) -> dict[str, Any]:
+    """Evaluate a model on held-out text, questions and choices; with --against, item by item
+    against another.
     """
     chosen = list(_chosen(settings))
-    if not chosen:
-        raise ConfigError(
-            "there is nothing to evaluate on",
-            cure=f"give {', '.join(f'--{t}' for t in TASKS)} with a file",
-        )
-    if bool(settings.win) != bool(settings.scorer or settings.reward_model) or (
-        settings.scorer and settings.reward_model
-    ):
-        raise ConfigError(
-            "--win needs a judge, and a judge needs --win",
-            cure="give --scorer or --reward-model, one of them",
-        )
-    from posttrain.engine.load import digest, resolve
-
-    folder, models = (
-        settings.out,
-        {"model": settings.model, **({"against": settings.against} if settings.against else {})},
-    )
-    judges = {"reward_model": settings.reward_model} if settings.reward_model else {}
-    fixed = settings.model_dump(
-        mode="json", exclude={"out", "device", "budget", "model", "against", "reward_model"}
-    )
-    identity = {
-        "settings": fixed,
-        "models_sha256": {
-            name: digest(resolve(path)) for name, path in {**models, **judges}.items()
-        },
-        "data_sha256": {k: v for _, source, _ in chosen for k, v in data_digest(source).items()},
+    models = {"model": settings.model}
+    if settings.against:
+        models["against"] = settings.against
+    if not context.began:
+        _check_choices(settings, models, chosen)
+    records = {
+        role: _records(settings, path, role, chosen, context) for role, path in models.items()
     }
-    with lock(folder), explained_writes(folder):
-        check(
-            folder,
-            identity,
-            (
-                "summary.json",
-                *(f"{name}{end}.jsonl" for name, _, _ in chosen for end in ("", ".against")),
-            ),
-        )
-        if (folder / "summary.json").is_file():
-            observer.note("finished", f"{folder} already holds this evaluation; nothing to do")
-            return json.loads((folder / "summary.json").read_text())
-        if not (folder / "run.json").is_file():
-            _check_choices(settings, models, chosen)
-        remove_partial(folder)
-        records = {
-            role: _records(settings, path, role, chosen, folder, identity, observer)
-            for role, path in models.items()
-        }
-        summary = {
-            "posttrain": __version__,
-            "model": settings.model,
-            "against": settings.against,
-            "models_sha256": identity["models_sha256"],
-            "tasks": _compare(chosen, records),
-        }
-        write_json(folder / "summary.json", summary)
-    return summary
+    return {
+        "model": settings.model,
+        "against": settings.against,
+        "tasks": _compare(chosen, records),
+    }
 
 
 def _chosen(settings: EvaluateSettings) -> Iterator[tuple[str, Source, str]]:
@@ -215,13 +179,12 @@ def _records(
     path: str,
     role: str,
     chosen: list[tuple[str, Source, str]],
-    folder: Path,
-    identity: dict[str, Any],
-    observer: ConsoleObserver,
+    context: Context,
 ) -> dict[str, list[Record]]:
     """What one model makes of every item; tasks that are done are read back."""
     from posttrain.evals import comparing, tasks
 
+    folder, observer = context.folder, context.observer
     files = {
         name: folder / f"{name}{'' if role == 'model' else '.against'}.jsonl"
         for name, _, _ in chosen
@@ -229,7 +192,7 @@ def _records(
     found: dict[str, list[Record]] = {}
     subject: Subject | None = None
     for name, source, task in chosen:
-        if files[name].is_file() and (folder / "run.json").is_file():
+        if context.began and files[name].is_file():
             found[name] = [
                 json.loads(line)
                 for line in files[name].read_text(encoding="utf-8").split("\n")
@@ -266,7 +229,7 @@ def _records(
                 f"{name}: {lost:,} of {len(items):,} rows do not fit {subject.max_length:,} tokens"
                 " and are left out"
             )
-        claim(folder, identity, __version__)  # not before: a bad row can be corrected
+        context.claim()  # not before: a bad row can be corrected
         write_atomic(
             files[name], "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in found[name])
         )
@@ -316,7 +279,7 @@ def _subject(
     policy = Policy.load(path, device=settings.device)
     for reason in policy.model.admission.reasons:
         observer.message(reason)
-    budget = settings.budget or (4096 if policy.model.device.type == "cpu" else 16384)
+    budget = token_budget(settings.budget, policy.model.device.type)
     chat = Chat(policy.tokenizer, prompt_template=settings.prompt_template)
     if settings.prompt_template is None and (settings.exact or settings.win):
         policy.converse(

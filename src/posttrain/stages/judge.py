@@ -16,23 +16,22 @@ from __future__ import annotations
 import json
 from collections.abc import Hashable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
 from posttrain.core.console import ConsoleObserver
 from posttrain.core.errors import ConfigError, DataError
-from posttrain.core.files import explained_writes, lock, remove_partial, write_atomic, write_json
-from posttrain.core.identity import check, claim
-from posttrain.core.settings import Settings, assemble
-from posttrain.core.version import __version__
+from posttrain.core.files import write_atomic
+from posttrain.core.settings import Destination, ExecutionOnly, ReadsModel, ReadsScorer, Settings
 from posttrain.data.formats import Example, Format
 from posttrain.data.rows import Rejects, Row
-from posttrain.data.settings import Source, Sourced
-from posttrain.data.sources import digest as data_digest
+from posttrain.data.settings import Rows, Source
 from posttrain.data.sources import read
 from posttrain.evals import judging
 from posttrain.scoring.scorers import SCORERS, Item, Scorer
+from posttrain.stages.folders import Files
+from posttrain.stages.stage import Context, stage
 
 if TYPE_CHECKING:
     from posttrain.data.messages import Text
@@ -45,102 +44,71 @@ Record = dict[str, Any]  # JSON of a pair
 class JudgeSettings(Settings):
     """Settings of a trial of judges."""
 
-    data: tuple[Sourced, ...] = Field(
+    data: Rows = Field(
         min_length=1,
         description=(
             "pairs of chosen and rejected answers; files are given like --data of posttrain sft"
         ),
     )
-    scorer: str = Field(
+    scorer: Annotated[str, ReadsScorer()] = Field(
         "", description="what judges: reward:FOLDER, longest, shortest; or give --reward-model"
     )
-    reward_model: str | None = Field(
+    reward_model: Annotated[str | None, ReadsModel()] = Field(
         None, description="folder or hub id of a reward model that judges"
     )
-    against: str = Field(
+    against: Annotated[str, ReadsScorer()] = Field(
         "", description="scorer to compare with, pair by pair; or give --against-model"
     )
-    against_model: str | None = Field(
+    against_model: Annotated[str | None, ReadsModel()] = Field(
         None, description="reward model to compare with, pair by pair"
     )
-    out: Path = Field(description="folder for the results; the same command shows what is there")
-    device: Literal["", "cpu", "cuda"] = Field("", description="unset: the GPU where there is one")
+    out: Annotated[Path, Destination()] = Field(
+        description="folder for the results; the same command shows what is there"
+    )
+    device: Annotated[Literal["", "cpu", "cuda"], ExecutionOnly()] = Field(
+        "", description="unset: the GPU where there is one"
+    )
+
+    def check(self) -> None:
+        _specs(self)
 
 
-def judge(*, quiet: bool = False, **settings: Any) -> dict[str, Any]:
-    """Put a judge on trial, in one line; returns the summary.
-
-    `posttrain.judge(data="pairs.jsonl", reward_model="runs/rm/model", out="runs/rm-trial")`
-
-    Raises:
-        PosttrainError: with what is wrong and the cure.
+@stage(
+    "judge",
+    JudgeSettings,
+    help="whether a reward model prefers the better answers",
+    files=Files(others=lambda settings: [f"{name}.jsonl" for name in _named(settings.data)]),
+)
+def judge(settings: JudgeSettings, context: Context) -> dict[str, Any]:
+    """Put a reward model, or another scorer, on trial: how often it gives the better answer of a
+    pair the higher score, by category and beside scorers that read nothing; with --against, pair by
+    pair beside another.
     """
-    if isinstance(settings.get("data"), (str, Path, Source)):
-        settings["data"] = (settings["data"],)
-    for name in ("reward_model", "against_model"):
-        if isinstance(settings.get(name), Path):
-            settings[name] = str(settings[name])
-    return run(assemble(JudgeSettings, settings), ConsoleObserver(quiet=quiet))
-
-
-def run(settings: JudgeSettings, observer: ConsoleObserver) -> dict[str, Any]:
-    """Judge every pair, or say that it is done; returns the summary.
-
-    Raises:
-        PosttrainError: a scorer, file or row that cannot be used.
-    """
-    specs = _specs(settings)
-    from posttrain.engine.load import digest, resolve
-
-    folder = settings.out
-    models = {
-        role: digest(resolve(spec.removeprefix("reward:")))
-        for role, spec in specs.items()
-        if spec.startswith("reward:")
+    observer, specs, named = context.observer, _specs(settings), _named(settings.data)
+    pairs = {name: _pairs(source, observer) for name, source in named.items()}
+    scores = {role: _judged(spec, settings.device, pairs, observer) for role, spec in specs.items()}
+    records = {
+        name: _records(pairs[name], {role: found[name] for role, found in scores.items()})
+        for name in named
     }
-    identity = {
-        "data": [source.model_dump(mode="json") for source in settings.data],
-        "scorers": {role: "reward" if role in models else spec for role, spec in specs.items()},
-        "models_sha256": models,
-        "data_sha256": {k: v for source in settings.data for k, v in data_digest(source).items()},
+    judged = {name: _summary(some, specs) for name, some in records.items()}
+    context.claim()
+    for name, some in records.items():
+        write_atomic(
+            context.folder / f"{name}.jsonl",
+            "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in some),
+        )
+    if len(named) > 1:
+        judged = {
+            "all": _summary([one for some in records.values() for one in some], specs),
+            **judged,
+        }
+    return {
+        "scorer": specs["scorer"],
+        "against": specs.get("against"),
+        "files": {name: source.path for name, source in named.items()},
+        "results": judged,
     }
-    named = _named(settings.data)
-    with lock(folder), explained_writes(folder):
-        check(folder, identity, ("summary.json", *(f"{name}.jsonl" for name in named)))
-        if (folder / "summary.json").is_file():
-            observer.note("finished", f"{folder} already holds this trial; nothing to do")
-            return json.loads((folder / "summary.json").read_text())
-        remove_partial(folder)
-        pairs = {name: _pairs(source, observer) for name, source in named.items()}
-        scores = {
-            role: _judged(spec, settings.device, pairs, observer) for role, spec in specs.items()
-        }
-        records = {
-            name: _records(pairs[name], {role: found[name] for role, found in scores.items()})
-            for name in named
-        }
-        judged = {name: _summary(some, specs) for name, some in records.items()}
-        claim(folder, identity, __version__)
-        for name, some in records.items():
-            write_atomic(
-                folder / f"{name}.jsonl",
-                "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in some),
-            )
-        if len(named) > 1:
-            judged = {
-                "all": _summary([one for some in records.values() for one in some], specs),
-                **judged,
-            }
-        summary = {
-            "posttrain": __version__,
-            "scorer": specs["scorer"],
-            "against": specs.get("against"),
-            "models_sha256": models,
-            "files": {name: source.path for name, source in named.items()},
-            "results": judged,
-        }
-        write_json(folder / "summary.json", summary)
-    return summary
 
 
 def _specs(settings: JudgeSettings) -> dict[str, str]:

@@ -16,20 +16,22 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from posttrain.core.console import ConsoleObserver
 from posttrain.core.errors import ConfigError, PosttrainError
 from posttrain.core.files import sha256_json
-from posttrain.core.settings import Settings, assemble
-from posttrain.engine.settings import OptimiserSettings
+from posttrain.core.settings import ExecutionOnly, ReadsModel
+from posttrain.engine.settings import OptimiserSettings, UnsetRate
 from posttrain.evals import judging
+from posttrain.methods.options import Options
 from posttrain.stages import dataset, training
 from posttrain.stages.alarms import Alarms
 from posttrain.stages.dataset import Dataset
-from posttrain.stages.training import Course, Lesson, Outcome, TrainingSettings
+from posttrain.stages.stage import Context, stage
+from posttrain.stages.training import FILES, MAKES, Course, Lesson, TrainingSettings
 
 if TYPE_CHECKING:
     from posttrain.data.forest import Sequence
@@ -74,52 +76,13 @@ AGREES = {
 class PreferenceOptimiser(OptimiserSettings):
     """AdamW, with what suits preferences."""
 
-    learning_rate: float | None = Field(
-        None, gt=0, description="peak learning rate; unset: 1e-6, with LoRA 1e-5"
-    )
+    unset_rate: ClassVar = UnsetRate(1e-6, lora=1e-5)
 
-
-class MethodOptions(Settings):
-    """What methods can be told. Unset is the method's own default; what the method does not read is
-    an error.
-    """
-
-    beta: float | None = Field(
-        None, description="temperature: how near to stay to the reference; ORPO's weight"
-    )
-    label_smoothing: float | None = Field(
-        None, description="share of the labels thought wrong: cDPO, robust, EXO, AOT, CPO"
-    )
-    f_divergence: (
-        Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"] | None
-    ) = Field(None, description="divergence from the reference; unset: reverse_kl")
-    f_alpha: float | None = Field(None, description="of alpha_divergence; unset: 0.5")
-    gamma: float | None = Field(
-        None,
-        description="margin of rewards that is aimed at: SimPO, AlphaPO, TPO-L; unset: beta / 2",
-    )
-    alpha: float | None = Field(None, description="shape of AlphaPO's reward")
-    nll: float | None = Field(
-        None, description="weight of the likelihood of the answers to imitate: CPO, ORPO, TPO"
-    )
-    weighting: bool | None = Field(
-        None, description="weigh pairs by how likely the policy would write them (WPO)"
-    )
-    ld_alpha: float | None = Field(
-        None,
-        description=(
-            "weight of the tokens by which the longer answer of a pair is longer (LD-DPO); 1 is off"
-        ),
-    )
-    desirable: float | None = Field(None, description="weight of good answers: KTO, BCO")
-    undesirable: float | None = Field(None, description="weight of bad answers: KTO, BCO")
-    tau: float | None = Field(None, description="temperature of DiscoPOP's blend")
+    learning_rate: float | None = Field(None, gt=0, description=f"peak learning rate; {unset_rate}")
 
 
 class PreferenceSettings(TrainingSettings):
     """Settings of preference optimisation."""
-
-    elsewhere: ClassVar[frozenset[str]] = frozenset({"reference_cache", "reference_model"})
 
     epochs: float = Field(1.0, gt=0, description="passes over the data")
     batch_size: int = Field(
@@ -135,7 +98,7 @@ class PreferenceSettings(TrainingSettings):
             "METHOD=WEIGHT of a weighted sum, in the place of --method: dpo=1 sft=0.2 is RPO"
         ),
     )
-    options: MethodOptions = MethodOptions()  # type: ignore[call-arg]
+    options: Options = Options()  # type: ignore[call-arg]
     reference: Literal["", "stored", "copy", "adapters"] = Field(
         "",
         description=(
@@ -143,10 +106,10 @@ class PreferenceSettings(TrainingSettings):
             " stored"
         ),
     )
-    reference_model: str | None = Field(
+    reference_model: Annotated[str | None, ReadsModel()] = Field(
         None, description="model to stay near to; unset: the one that training starts from"
     )
-    reference_cache: Path | None = Field(
+    reference_cache: Annotated[Path | None, ExecutionOnly()] = Field(
         None,
         description=(
             "folder where stored log-probabilities outlive the run; unset: in the run's folder"
@@ -168,44 +131,43 @@ class PreferenceSettings(TrainingSettings):
         """Weights of methods by name."""
         return dict(self.mix) or {self.method: 1.0}
 
+    def check(self) -> None:
+        super().check()
+        PreferenceCourse(self)
 
-def preference(*, quiet: bool = False, **settings: Any) -> Outcome:
-    """Optimise a model for preferences, in one line.
 
-    `posttrain.preference(model="runs/sft/model", data="pairs.jsonl", out="runs/dpo", beta=0.1)`
-
-    Args:
-        quiet: show nothing but trouble.
-        settings: the command line's options, with underscores (`posttrain preference --help`).
-    Returns: the finished run.
-    Raises:
-        PosttrainError: with what is wrong and the cure.
+@stage(
+    "preference",
+    PreferenceSettings,
+    help="let a model learn which answers are better: DPO and its family, KTO, ORPO, …",
+    makes=MAKES,
+    files=FILES,
+)
+def preference(settings: PreferenceSettings, context: Context) -> dict[str, Any]:
+    """Let a model learn which of two answers is better (DPO and its family), or that an answer is
+    good or bad (KTO, BCO). Killed at any moment, the same command goes on where it was and ends
+    with the same weights.
     """
-    return run(assemble(PreferenceSettings, training.flat(settings)), ConsoleObserver(quiet=quiet))
-
-
-def run(settings: PreferenceSettings, observer: ConsoleObserver) -> Outcome:
-    """Run the stage, or continue it, or report that it is finished."""
-    if settings.optimiser.learning_rate is None:
-        chosen = settings.optimiser.model_copy(
-            update={"learning_rate": 1e-5 if settings.lora else 1e-6}
-        )
-        settings = settings.model_copy(update={"optimiser": chosen})
-    dataset.peek(settings.data)
-    return training.run(settings, observer, PreferenceCourse(settings))
+    course = PreferenceCourse(settings, context.inputs.models.get("reference_model"))
+    return training.train(settings, context, course)
 
 
 class PreferenceCourse(Course):
-    """What the loop does with preferences."""
+    """What the loop does with preferences.
 
-    def __init__(self, settings: PreferenceSettings) -> None:
-        from posttrain.methods.preference import METHODS, Options, preference
+    Args:
+        reference_sha256: of the reference model, where it is not the one that is trained.
+    """
 
-        options = settings.options.model_dump()
-        self.loss = preference(settings.mixture, Options(**options))
+    def __init__(self, settings: PreferenceSettings, reference_sha256: str | None = None) -> None:
+        from posttrain.methods.preference import METHODS, preference
+
+        self.reference_sha256 = reference_sha256
+        self.loss = preference(settings.mixture, settings.options)
         # without WPO's weights, which fall as the policy moves, and the loss with them, however
         # little is learned
-        self.held_loss = preference(settings.mixture, Options(**{**options, "weighting": None}))
+        unweighted = settings.options.model_copy(update={"weighting": None})
+        self.held_loss = preference(settings.mixture, unweighted)
         named = [METHODS[name] for name in settings.mixture]
         self.learned: Learned = named[0].rows
         self.refers, self.probes = (
@@ -250,13 +212,6 @@ class PreferenceCourse(Course):
                 "--truncate split would compare parts of answers with each other",
                 cure="use right, left or drop",
             )
-
-    def identity(self, settings: PreferenceSettings) -> dict[str, Any]:
-        if settings.reference_model is None:
-            return {}
-        from posttrain.engine.load import digest, resolve
-
-        return {"reference_sha256": digest(resolve(settings.reference_model))}
 
     def lesson(
         self,
@@ -336,7 +291,7 @@ class PreferenceCourse(Course):
         from posttrain.engine.reference import store
 
         shared = run.policy.model.mode == "forest"
-        model = self.identity(settings).get("reference_sha256", run.policy.digest)
+        model = self.reference_sha256 or run.policy.digest
         at = settings.reference_cache or settings.out / dataset.FOLDER
         plan = Plan(run.plan.sizes, run.plan.batch, run.plan.seed, run.plan.take)
         # rows that no step will take need no reference

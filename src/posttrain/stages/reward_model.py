@@ -11,19 +11,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field
 
 from posttrain.core.console import ConsoleObserver
 from posttrain.core.errors import ConfigError
-from posttrain.core.settings import assemble
-from posttrain.engine.settings import OptimiserSettings, Pattern
+from posttrain.engine.settings import OptimiserSettings, Pattern, UnsetRate
 from posttrain.evals import judging
-from posttrain.stages import dataset, training
+from posttrain.stages import training
 from posttrain.stages.alarms import Alarms
 from posttrain.stages.dataset import Dataset
-from posttrain.stages.training import Course, Lesson, Outcome, TrainingSettings
+from posttrain.stages.stage import Context, stage
+from posttrain.stages.training import FILES, MAKES, Course, Lesson, TrainingSettings
 
 if TYPE_CHECKING:
     from posttrain.data.prepare import Learned
@@ -38,9 +38,9 @@ HEAD_FACTOR = 10.0  # on the learning rate: the head is new, the trunk is not
 class RewardOptimiser(OptimiserSettings):
     """AdamW, with what suits reward models."""
 
-    learning_rate: float | None = Field(
-        None, gt=0, description="peak learning rate; unset: 1e-5, with LoRA 1e-4"
-    )
+    unset_rate: ClassVar = UnsetRate(1e-5, lora=1e-4)
+
+    learning_rate: float | None = Field(None, gt=0, description=f"peak learning rate; {unset_rate}")
     groups: dict[Pattern, float] = Field(
         default_factory=dict,
         description=(
@@ -79,34 +79,32 @@ class RewardModelSettings(TrainingSettings):
     )
     optimiser: RewardOptimiser = RewardOptimiser()  # type: ignore[call-arg]
 
+    def resolved(self) -> Self:
+        """With a faster head, which is new, over a trunk whose weights are all trained."""
+        settings = super().resolved()
+        if settings.optimiser.groups or settings.lora:
+            return settings
+        faster = settings.optimiser.model_copy(update={"groups": {HEAD: HEAD_FACTOR}})
+        return settings.model_copy(update={"optimiser": faster})
 
-def reward_model(*, quiet: bool = False, **settings: Any) -> Outcome:
-    """Train a reward model, in one line.
+    def check(self) -> None:
+        super().check()
+        RewardCourse(self)
 
-    `posttrain.reward_model(model="runs/sft/model", data="pairs.jsonl", out="runs/rm")`
 
-    Args:
-        quiet: show nothing but trouble.
-        settings: the command line's options, with underscores (`posttrain reward-model --help`).
-    Returns: the finished run.
-    Raises:
-        PosttrainError: with what is wrong and the cure.
+@stage(
+    "reward_model",
+    RewardModelSettings,
+    help="train a model that says what an answer is worth",
+    makes=MAKES,
+    files=FILES,
+)
+def reward_model(settings: RewardModelSettings, context: Context) -> dict[str, Any]:
+    """Train a model that says what an answer is worth, from pairs of answers (Bradley–Terry) or
+    from labels of steps. Killed at any moment, the same command goes on where it was and ends with
+    the same weights.
     """
-    return run(assemble(RewardModelSettings, training.flat(settings)), ConsoleObserver(quiet=quiet))
-
-
-def run(settings: RewardModelSettings, observer: ConsoleObserver) -> Outcome:
-    """Run the stage, or continue it, or report that it is finished."""
-    chosen: dict[str, Any] = {}
-    if settings.optimiser.learning_rate is None:
-        chosen["learning_rate"] = 1e-4 if settings.lora else 1e-5
-    if not settings.optimiser.groups and not settings.lora:
-        chosen["groups"] = {HEAD: HEAD_FACTOR}
-    settings = settings.model_copy(
-        update={"optimiser": settings.optimiser.model_copy(update=chosen)}
-    )
-    dataset.peek(settings.data)
-    return training.run(settings, observer, RewardCourse(settings))
+    return training.train(settings, context, RewardCourse(settings))
 
 
 class RewardCourse(Course):
@@ -129,6 +127,7 @@ class RewardCourse(Course):
             raise ConfigError(
                 f"{settings.method} does not read --{wrong[0].replace('_', '-')}",
                 cure="leave it out",
+                option=wrong[0],
             )
         if settings.data.truncate == "split" or (self.steps and settings.data.truncate == "left"):
             raise ConfigError(

@@ -9,10 +9,9 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from posttrain.core.console import ConsoleObserver
-from posttrain.core.settings import assemble
 from posttrain.stages import training
-from posttrain.stages.training import Outcome, TrainingSettings
+from posttrain.stages.stage import Context, stage
+from posttrain.stages.training import FILES, MAKES, TrainingSettings
 
 
 class SftSettings(TrainingSettings):
@@ -26,21 +25,9 @@ class SftSettings(TrainingSettings):
     )
 
 
-def sft(*, quiet: bool = False, **settings: Any) -> Outcome:
-    """Fine-tune a model on demonstrations, in one line.
-
-    `posttrain.sft(model="path/to/base", data="train.jsonl", out="runs/first", learning_rate=1e-4)`
-
-    Args:
-        quiet: show nothing but trouble.
-        settings: the command line's options, with underscores (`posttrain sft --help`).
-    Returns: the finished run.
-    Raises:
-        PosttrainError: with what is wrong and the cure.
+@stage("sft", SftSettings, help="fine-tune a model on demonstrations", makes=MAKES, files=FILES)
+def sft(settings: SftSettings, context: Context) -> dict[str, Any]:
+    """Fine-tune a model on demonstrations. Killed at any moment, the same command goes on where it
+    was and ends with the same weights.
     """
-    return run(assemble(SftSettings, training.flat(settings)), ConsoleObserver(quiet=quiet))
-
-
-def run(settings: SftSettings, observer: ConsoleObserver) -> Outcome:
-    """Run the stage, or continue it, or report that it is finished."""
-    return training.run(settings, observer, training.Course(settings.method, settings.neftune))
+    return training.train(settings, context, training.Course(settings.method, settings.neftune))

@@ -6,17 +6,14 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
 
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from posttrain.core.console import ConsoleObserver
-from posttrain.core.errors import ConfigError, DataError
-from posttrain.core.files import PARTIAL
+from posttrain.core.errors import DataError
 from posttrain.data.formats import Example, Format, Message, Text
 from posttrain.data.readers import suffix_of
 from posttrain.data.rows import Rejects, Row, plain
@@ -196,54 +193,3 @@ def _said(message: Message) -> str:
     return message["content"] + (
         json.dumps(calls, ensure_ascii=False, default=str) if calls else ""
     )
-
-
-# ------------------------------------------------------------------------------------------ outputs
-
-
-@contextlib.contextmanager
-def scratch(beside: Path) -> Iterator[Path]:
-    """A folder beside an output for what is being made; gone afterwards, and emptied of what a
-    killed run left.
-    """
-    folder = beside.with_name(f"{PARTIAL}{beside.name}-scratch")
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def same(summary: Path, identity: dict[str, Any], writes: Sequence[Path]) -> None:
-    """Accept outputs that are not there, or that the same command on the same data wrote.
-
-    Args:
-        summary: JSON with the `identity` of what wrote the outputs.
-        identity: JSON of this run: group → name → value.
-        writes: what would be written over.
-    Raises:
-        ConfigError: something else wrote them.
-    """
-    there = [path for path in (summary, *writes) if path.exists()]
-    if not there:
-        return
-    cure = "choose another --out, or delete what is there; nothing was touched"
-    try:
-        before = json.loads(summary.read_text())["identity"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise ConfigError(
-            f"{there[0]} is there, and no run of ours that finished wrote it", cure=cure
-        ) from None
-    now = json.loads(json.dumps(identity))  # so that a tuple equals the list it was written as
-    if changed := sorted(
-        name
-        for group in now
-        for name in now[group].keys() | before.get(group, {}).keys()
-        if now[group].get(name) != before.get(group, {}).get(name)
-    ):
-        raise ConfigError(
-            f"{summary.parent} holds another run's {summary.name}; different:"
-            f" {', '.join(changed[:4])}",
-            cure=cure,
-        )
