@@ -15,13 +15,14 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from posttrain.cli.main import COMMANDS
-from posttrain.cli.options import Parser
-from posttrain.core.settings import leaves
+from posttrain.cli.main import OTHERS, commands
+from posttrain.cli.options import Parser, parser
+from posttrain.core.settings import Destination, ExecutionOnly, ReadsModel, leaves, with_role
 from posttrain.data.settings import COLUMNS, Source
-from posttrain.pipeline.kinds import KINDS
-from posttrain.pipeline.plan import ELSEWHERE
-from posttrain.pipeline.recipe import schema
+from posttrain.pipeline.schema import schema
+from posttrain.stages.index import entries
+from posttrain.stages.registry import find
+from posttrain.stages.stage import kind_of
 
 REFERENCE = Path(__file__).parent / "reference"
 
@@ -38,6 +39,8 @@ COMMAND_LINE = """# Command line
 `posttrain --help` lists the commands, `posttrain COMMAND --help` a command's options, `posttrain --version` the version.
 Progress goes to standard error, results to standard output. What the exit codes mean:
 [errors and exit codes](errors-and-exit-codes.md).
+
+`posttrain FILE.py:NAME` runs a stage [of your own](../how-to/write-a-stage.md), with options made from its settings.
 
 Every option is also a keyword of the Python function of the same name, with underscores for hyphens:
 `--learning-rate 1e-4` is `learning_rate=1e-4`. An unknown option is an error that names the nearest known one. An option that
@@ -83,7 +86,9 @@ after. `out` is no option: a stage's artifact has its folder in the run's.
 
 A setting that names a model takes the name of a stage that comes before it and makes a model, or a folder or hub id. The name of
 a stage is always the stage; a folder of that name is `./NAME`. Where rows are read, the name of a stage that comes before it and
-makes rows stands for these rows.
+makes rows stands for these rows. A stage that makes several is `STAGE` for the first and `STAGE.OUTPUT` for the others.
+
+`stage: FILE.py:NAME`, or `package.module:NAME`, is a stage [of your own](../how-to/write-a-stage.md).
 
 ## Values
 
@@ -122,7 +127,7 @@ Columns of ours: {columns}.
 
 ## Identity
 
-Stages that are what they were are not made again. {elsewhere} do not count:
+Stages that are what they were are not made again. {execution} do not count:
 [what does](../how-to/run-a-recipe.md#what-makes-an-artifact-the-same).
 
 ## JSON schema
@@ -136,7 +141,8 @@ prints what this page says as a JSON schema (draft 2020-12), for editors that ch
 ## Exit codes
 
 Of `posttrain run`, `plan` and `schema`, as of every command: 0 done, 2 something you can mend (the message says file, line and
-cure), 130 interrupted; the same command goes on. [All of them](errors-and-exit-codes.md).
+cure), 130 interrupted; the same command goes on. A run whose stages decide something ends with the code of the worst verdict.
+[All of them](errors-and-exit-codes.md).
 """
 
 
@@ -146,15 +152,21 @@ class _Found(Exception):
 
 
 def parser_of(command: str) -> Parser:
-    """The parser that a command makes: caught when it is about to read its arguments."""
+    """The parser of a command: of a stage made from its settings, of another one caught when it is
+    about to read its arguments.
+    """
+    stages = {entry.command: name for name, entry in entries().items()}
+    if command in stages:
+        stage = find(stages[command])
+        return parser(command, stage.description, stage.settings)
 
     def catch(self: Parser, argv: list[str]) -> argparse.Namespace:
         raise _Found(self)
 
     parse, Parser.parse = Parser.parse, catch
     try:
-        module, _, function = COMMANDS[command][0].partition(":")
-        getattr(import_module(module), function or "main")([])
+        module, _, function = OTHERS[command][0].partition(":")
+        getattr(import_module(module), function)([])
     except _Found as found:
         return found.parser
     finally:
@@ -163,19 +175,17 @@ def parser_of(command: str) -> Parser:
 
 
 def command_line() -> str:
-    commands = "\n".join(
-        f"| [`posttrain {name}`](#posttrain-{'-'.join(name.split())}) | {text} |"
-        for name, (_, text) in COMMANDS.items()
+    table = "\n".join(
+        f"| [`posttrain {name}`](#posttrain-{'-'.join(name.split())}) | {help} |"
+        for name, help in commands().items()
     )
-    return "\n".join(
-        [COMMAND_LINE.format(commands=commands), *(section(name) for name in COMMANDS)]
-    )
+    return "\n".join([COMMAND_LINE.format(commands=table), *map(section, commands())])
 
 
 def section(command: str) -> str:
-    parser = parser_of(command)
-    lines = [f"## posttrain {command}", "", parser.description or "", ""]
-    for group in parser._action_groups:
+    parsed = parser_of(command)
+    lines = [f"## posttrain {command}", "", parsed.description or "", ""]
+    for group in parsed._action_groups:
         actions = [a for a in group._group_actions if a.option_strings != ["-h", "--help"]]
         if not actions:
             continue
@@ -202,11 +212,6 @@ def cell(text: str) -> str:
 # ------------------------------------------------------------------------------------------ recipes
 
 
-def command(stage: str) -> str:
-    """The command that does what a kind of stage does."""
-    return stage.replace("_", "-")
-
-
 def recipes() -> str:
     top = schema()
     stages = top["properties"]["stages"]["properties"]
@@ -221,11 +226,11 @@ def recipes() -> str:
     kinds = [
         row(
             f"[`{name}`](#stage-{name})",
-            COMMANDS[command(name)][1] if command(name) in COMMANDS else "",
-            ", ".join(f"`{model}`" for model in one.models),
-            "a model" if one.makes_model else f"rows: `{one.makes_rows}`" if one.makes_rows else "",
+            entry.help,
+            ", ".join(f"`{leaf.name}`" for leaf in with_role(find(name).settings, ReadsModel)),
+            makes(name),
         )
-        for name, one in KINDS.items()
+        for name, entry in entries().items()
     ]
     found = Source.model_json_schema()["properties"]
     sources = [
@@ -233,29 +238,37 @@ def recipes() -> str:
         for name, one in found.items()
         if name not in ("path", "columns")
     ]
-    elsewhere = dict.fromkeys(
+    execution = dict.fromkeys(
         f"`{leaf.name}`"
-        for one in KINDS.values()
-        for leaf in leaves(one.model)
-        if leaf.path[0] in ELSEWHERE and leaf.name != "out"
+        for name in entries()
+        for leaf in leaves(find(name).settings)
+        if leaf.has(ExecutionOnly)
     )
     return RECIPES.format(
         keys="\n".join(keys),
         kinds="\n".join(kinds),
         sources="\n".join(sources),
-        elsewhere=", ".join(elsewhere),
+        execution=", ".join(execution),
         columns=", ".join(f"`{name}`" for name in COLUMNS),
         stages="\n".join(stage(name, stages[name]) for name in stages),
     )
 
 
+def makes(name: str) -> str:
+    """What a kind of stage makes: outputs by name; of those that depend on the settings the rule."""
+    kind = find(name)
+    if callable(kind.makes):
+        return (kind.makes.__doc__ or "").strip().rstrip(".")
+    return ", ".join(f"`{output}`, {NOUNS[kind_of(path)]}" for output, path in kind.makes.items())
+
+
 def stage(name: str, rule: dict[str, Any]) -> str:
     """The options of one kind of stage."""
+    command = entries()[name].command
+    hidden = ", ".join(f"`{leaf.name}`" for leaf in with_role(find(name).settings, Destination))
     same = (
-        f"The options of [`posttrain {command(name)}`](cli.md#posttrain-{command(name)}) but"
-        " `out`. "
-        if command(name) in COMMANDS
-        else ""
+        f"The options of [`posttrain {command}`](cli.md#posttrain-{command.replace(' ', '-')}) but"
+        f" {hidden}. "
     )
     lines = [
         f"## stage: {name}",
@@ -330,6 +343,7 @@ def kind(one: dict[str, Any]) -> str:
     return f"{word} {' and '.join(bounds)}".strip()
 
 
+NOUNS = {"model": "a model", "rows": "rows", "file": "a file"}
 PAGES = {REFERENCE / "cli.md": command_line, REFERENCE / "recipes.md": recipes}
 
 

@@ -275,7 +275,7 @@ def test_two_files_of_one_name_and_python(bench: Bench, tmp_path: Path) -> None:
         perplexity=[bench.folder / "texts.jsonl", other],
         out=tmp_path / "run",
         device="cpu",
-    )
+    ).summary
     assert bench.capfd.readouterr() == ("", "")
     assert {name: one["metrics"]["bits_per_byte"]["n"] for name, one in found["tasks"].items()} == {
         "perplexity-texts": 4,

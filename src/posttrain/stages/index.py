@@ -1,5 +1,5 @@
-"""Which stages this package has, without importing them: the name and the line of help are read from
-the decorator in each file. So a new stage is one file, and help is instant.
+"""Which stages this package has, without importing them: the name and the line of help are read
+from the decorator in each file. So a new stage is one file, and help is instant.
 """
 
 from __future__ import annotations

@@ -168,6 +168,7 @@ class Group:
 
 
 def _makes(settings: SamplePairsSettings) -> dict[str, str]:
+    """rows: `pairs`, with `at_least` also `best`, and `samples`, all answers."""
     best = {} if settings.at_least is None else {"best": "best.jsonl"}
     return {"pairs": "pairs.jsonl", **best, "samples": "samples.jsonl"}
 

@@ -88,7 +88,7 @@ class SplitSettings(Settings):
 
 
 def _makes(settings: SplitSettings) -> dict[str, str]:
-    """A file of rows for every part."""
+    """rows: one output a part, by the names in `parts`."""
     return {name: f"{name}.jsonl" for name in settings.parts}
 
 
