@@ -231,7 +231,7 @@ def run_posttrain(job: dict[str, Any], settings: dict[str, Any]) -> dict[str, An
     """`posttrain sft` itself, run folder and all; its observer is the clock."""
     from posttrain.core.console import ConsoleObserver
     from posttrain.core.settings import assemble
-    from posttrain.stages.sft import SftSettings, run
+    from posttrain.stages.sft import SftSettings, sft
 
     work, ends, tokens, losses = Path(job["work"]), [], [], []
 
@@ -247,7 +247,7 @@ def run_posttrain(job: dict[str, Any], settings: dict[str, Any]) -> dict[str, An
             losses.append(record["loss"])
 
     with tempfile.TemporaryDirectory(dir=work) as folder:
-        run(
+        sft.run(
             assemble(
                 SftSettings,
                 {

@@ -186,7 +186,7 @@ def test_tasks_that_are_done_are_read_back(
         code, _, err = bench.eval(
             run, "--budget", "100"
         )  # which is not part of what an evaluation is
-        assert (code, err) == (0, f"finished  {run} already holds this evaluation; nothing to do\n")
+        assert (code, err) == (0, f"finished  {run} already holds this run; nothing to do\n")
 
 
 def test_another_evaluation_in_the_same_folder_is_refused(bench: Bench, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from posttrain.data.rows import Row
 from posttrain.pipeline.run import run_recipe
 from posttrain.scoring.match import exact
 from posttrain.scoring.scorers import SCORERS
-from posttrain.stages import sample_pairs
+from posttrain.stages import folders, sample_pairs
 from tests import making
 from tests.engine.lives import die, live, wait
 
@@ -116,7 +116,7 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         unfinished="keep",
         quiet=True,
     )
-    assert outcome.pairs == folder / "run" / "pairs.jsonl"
+    assert outcome.outputs["pairs"] == folder / "run" / "pairs.jsonl"
     return folder, outcome.folder
 
 
@@ -286,7 +286,7 @@ def test_killed_and_run_again_it_ends_with_the_same_files(
 
             sample_pairs.write_atomic, sample_pairs._whole = write, results
             if life == 6:
-                sample_pairs.write_json = lambda path, value: die()
+                folders.write_json = lambda path, value: die()
 
         code = wait(live(argv, prepare, tmp_path / "log"))
         assert code == -9, (tmp_path / "log").read_text()

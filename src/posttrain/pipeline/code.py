@@ -16,14 +16,7 @@ from posttrain.stages.stage import Stage
 
 ROOT = Path(__file__).resolve().parents[1]
 # floors and modules that only show: results do not depend on them
-SHOWS = (
-    "posttrain.cli",
-    "posttrain.report",
-    "posttrain.core.console",
-    "posttrain.core.curve",
-    "posttrain.core.events",
-    "posttrain.core.sinks",
-)
+SHOWS = ("cli", "report", "core.console", "core.curve", "core.events", "core.sinks")
 
 
 def of_stage(stage: Stage[Any]) -> str:
@@ -57,7 +50,8 @@ def digest(module: str) -> str:
 
 
 def _shows(module: str) -> bool:
-    return any(module == name or module.startswith(f"{name}.") for name in SHOWS)
+    name = module.removeprefix(f"{ROOT.name}.")
+    return any(name == shown or name.startswith(f"{shown}.") for shown in SHOWS)
 
 
 def _file(module: str) -> Path | None:

@@ -46,13 +46,15 @@ class Files:
         others: names of files and folders, or a function of the settings that gives them.
         scratch: names of those that go when the run is finished; a run that goes on reads them.
         together: all files appear at once, when the stage is done; until then they are written
-            elsewhere. Such a stage does not go on after a kill, it begins again. Where its first
-            output is rows, `--out` may be a .jsonl file.
+            elsewhere. Such a stage does not go on after a kill, it begins again.
+        beside: of stages whose files appear together: `--out` may be a .jsonl file, the first
+            output.
     """
 
     others: Sequence[str] | Callable[[Any], Sequence[str]] = ()
     scratch: Sequence[str] = ()
     together: bool = False
+    beside: bool = False
 
     def names(self, settings: Any) -> list[str]:
         others = self.others(settings) if callable(self.others) else self.others

@@ -122,7 +122,7 @@ class Plan:
     PairsSettings,
     help="care for preferences: contradictions, cycles, length bias; convert them",
     makes={"rows": "rows.jsonl", "removed": "removed.jsonl"},
-    files=Files(others=("rejects.jsonl",), together=True),
+    files=Files(others=("rejects.jsonl",), together=True, beside=True),
 )
 def data_pairs(settings: PairsSettings, context: Context) -> dict[str, Any]:
     """Care for preferences before training on them: ties, repeats, contradictions and cycles are

@@ -251,7 +251,13 @@ class Stage(Generic[S]):
             return Nowhere()
         made = self.outputs(settings)
         names = [*(path.rstrip("/") for path in made.values()), *self.files.names(settings)]
-        if self.files.together and out.suffix == ".jsonl":
+        if self.files.beside and out.suffix and not out.is_dir():
+            if out.suffix != ".jsonl":
+                raise ConfigError(
+                    f"--out {out} does not end in .jsonl",
+                    cure=f"give --out {out}.jsonl, or a folder whose name has no ending",
+                    option="out",
+                )
             return Beside(out, next(iter(made.values())), names)
         return Folder(out, names, together=self.files.together)
 
