@@ -133,12 +133,16 @@ def show_plan(argv: list[str]) -> int:
         return 0
     table = _plan_table(f"{recipe.name} → {folder}", stages, about)
     console().print(table)
+    for planned in stages:
+        if planned.why:
+            why = f"{planned.stage.name}: {planned.why}"
+            console().print(why, soft_wrap=True, markup=False)
     console().print("estimates, within a factor of two", style="dim")
     return 0
 
 
 def _plan_table(title: str, stages: list[Planned], about: dict[str, Estimate]) -> Table:
-    """A row a stage, and under it, where it will run, why: readable at 80 columns."""
+    """A row a stage, readable at 80 columns."""
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1))
     for column in ("stage", "kind", "from"):
         table.add_column(column, overflow="fold")
