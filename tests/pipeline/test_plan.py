@@ -328,6 +328,6 @@ def test_the_plan_is_readable_at_80_columns(
     lines = capfd.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 80 or lines[0].startswith("small")
     for name in ("adapt", "sft", "check"):
-        (line,) = [line for line in lines if line.strip().startswith(name)]
+        (line,) = [line for line in lines if line.split()[:1] == [name]]
         assert "will run" in line and "GiB" in line
     assert "not made yet" in "\n".join(lines)

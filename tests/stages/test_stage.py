@@ -1,4 +1,4 @@
-"""A stage is one file: from Python, from the command line, in a recipe; and what its runner does."""
+"""A stage is one file: from Python, from the command line, in a recipe; and its runner."""
 
 from __future__ import annotations
 
@@ -211,7 +211,7 @@ def test_data_commands_are_stages_of_a_recipe(tmp_path: Path) -> None:
             "look": {
                 "stage": "data_inspect",
                 "model": str(making.model(tmp_path / "m")),
-                "data": ["clean", "parts.test"],
+                "data": ["clean,completion=chosen", "parts.test,completion=chosen"],
             },
         },
     }

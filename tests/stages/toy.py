@@ -1,4 +1,4 @@
-"""A stage of a user's own: count rows, split off the long ones, and decide whether they are many."""
+"""A stage of a user's own: count rows, split off the long ones, and decide about their number."""
 
 from __future__ import annotations
 
