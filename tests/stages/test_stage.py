@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +13,13 @@ import pytest
 from posttrain.cli.main import main
 from posttrain.core.console import ConsoleObserver
 from posttrain.core.errors import ConfigError, PosttrainError
-from posttrain.core.files import lock
+from posttrain.core.files import PARTIAL, lock
 from posttrain.core.settings import ReadsModel, leaves
 from posttrain.pipeline.plan import plan
 from posttrain.pipeline.recipe import load
 from posttrain.pipeline.run import run_recipe
 from posttrain.stages import index, registry
-from posttrain.stages.stage import Stage
+from posttrain.stages.stage import Context, Stage
 from tests import making
 from tests.stages import toy
 
@@ -161,6 +163,16 @@ def test_an_error_before_the_claim_leaves_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+def test_what_is_half_written_before_the_claim_goes(data: Path, tmp_path: Path) -> None:
+    def fails(settings: toy.CountSettings, context: Context) -> dict[str, Any]:
+        (context.folder / f"{PARTIAL}rows.jsonl").write_text("half")
+        raise ConfigError("no", cure="none")
+
+    with pytest.raises(ConfigError):
+        replace(toy.count, function=fails)(data=data, out=tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_run_that_goes_on_with_another_budget_says_so(
     data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -230,3 +242,13 @@ def test_data_commands_are_stages_of_a_recipe(tmp_path: Path) -> None:
     ]
     again = run_recipe(recipe, out=tmp_path / "run", observer=ConsoleObserver(quiet=True))
     assert again.summary == result.summary
+
+
+def test_training_enters_the_data_by_few_doors() -> None:
+    """Whoever follows the settings of a training stage meets two functions of `dataset`."""
+    stages = Path(registry.__file__).parent
+    doors: set[str] = set()
+    for name in ("training", "sft", "adapt", "preference", "reward_model"):
+        text = (stages / f"{name}.py").read_text()
+        doors.update(re.findall(r"\bdataset\.([a-z]\w*)", text))
+    assert doors == {"peek", "prepare"}
