@@ -193,7 +193,7 @@ def run_trl(job: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
 def run_posttrain(job: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
     from posttrain.core.events import Event, Progress, Reporter, Step
     from posttrain.core.settings import assemble
-    from posttrain.stages.preference import PreferenceSettings, run
+    from posttrain.stages.preference import PreferenceSettings, preference
 
     work, ends, losses, before = Path(job["work"]), [], [], [0.0]
 
@@ -215,7 +215,7 @@ def run_posttrain(job: dict[str, Any], settings: dict[str, Any]) -> dict[str, An
                 losses.append(values["loss"])
 
     with tempfile.TemporaryDirectory(dir=work) as folder:
-        run(
+        preference.run(
             assemble(
                 PreferenceSettings,
                 {

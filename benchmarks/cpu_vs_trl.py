@@ -231,7 +231,7 @@ def run_posttrain(job: dict[str, Any], settings: dict[str, Any]) -> dict[str, An
     """`posttrain sft` itself, run folder and all; a sink is the clock."""
     from posttrain.core.events import Event, Progress, Reporter, Step
     from posttrain.core.settings import assemble
-    from posttrain.stages.sft import SftSettings, run
+    from posttrain.stages.sft import SftSettings, sft
 
     work, ends, tokens, losses = Path(job["work"]), [], [], []
 
@@ -245,7 +245,7 @@ def run_posttrain(job: dict[str, Any], settings: dict[str, Any]) -> dict[str, An
                 losses.append(values["loss"])
 
     with tempfile.TemporaryDirectory(dir=work) as folder:
-        run(
+        sft.run(
             assemble(
                 SftSettings,
                 {

@@ -211,7 +211,7 @@ def main() -> int:
         max(abs(x - y) for x, y in zip(loss, after, strict=True)),
         0.02,
     )
-    result["resumed_bit_identical"] = whole.summary["model_sha256"] == again.summary["model_sha256"]
+    result["resumed_bit_identical"] = whole.summary["sha256"] == again.summary["sha256"]
     lora = sft(**common, steps=10, out=folder / "lora", lora=True)
     check("LoRA in 10 steps: loss after minus before", _change(lora.folder), 0.0)
 

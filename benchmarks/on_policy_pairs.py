@@ -72,9 +72,11 @@ def compare(model: Path, base: Path, asked: Path, out: Path) -> dict[str, Any]:
     """Exact match of a model and of the one that it began as, and the paired difference."""
     import posttrain
 
-    (found,) = posttrain.evaluate(
-        model=model, against=base, exact=asked, max_tokens=24, out=out, **SHARED
-    )["tasks"].values()
+    (found,) = (
+        posttrain.evaluate(model=model, against=base, exact=asked, max_tokens=24, out=out, **SHARED)
+        .summary["tasks"]
+        .values()
+    )
     return {
         "before": found["against"]["correct"],
         "after": found["metrics"]["correct"],

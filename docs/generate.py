@@ -15,13 +15,14 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from posttrain.cli.main import COMMANDS
-from posttrain.cli.options import Parser
-from posttrain.core.settings import leaves
+from posttrain.cli.main import OTHERS, commands
+from posttrain.cli.options import Parser, parser
+from posttrain.core.settings import Destination, ExecutionOnly, ReadsModel, leaves, with_role
 from posttrain.data.settings import COLUMNS, Source
-from posttrain.pipeline.kinds import KINDS
-from posttrain.pipeline.plan import ELSEWHERE
-from posttrain.pipeline.recipe import schema
+from posttrain.pipeline.schema import schema
+from posttrain.stages.index import entries
+from posttrain.stages.registry import find
+from posttrain.stages.stage import kind_of
 
 REFERENCE = Path(__file__).parent / "reference"
 
@@ -38,6 +39,8 @@ COMMAND_LINE = """# Command line
 `posttrain --help` lists the commands, `posttrain COMMAND --help` a command's options, `posttrain --version` the version.
 Progress goes to standard error, results to standard output. What the exit codes mean:
 [errors and exit codes](errors-and-exit-codes.md).
+
+`posttrain FILE.py:NAME` runs a stage [of your own](../how-to/write-a-stage.md), with options made from its settings.
 
 Every option is also a keyword of the Python function of the same name, with underscores for hyphens:
 `--learning-rate 1e-4` is `learning_rate=1e-4`. An unknown option is an error that names the nearest known one. An option that
@@ -83,7 +86,9 @@ after. `out` is no option: a stage's artifact has its folder in the run's.
 
 A setting that names a model takes the name of a stage that comes before it and makes a model, or a folder or hub id. The name of
 a stage is always the stage; a folder of that name is `./NAME`. Where rows are read, the name of a stage that comes before it and
-makes rows stands for these rows.
+makes rows stands for these rows. A stage that makes several is `STAGE` for the first and `STAGE.OUTPUT` for the others.
+
+`stage: FILE.py:NAME`, or `package.module:NAME`, is a stage [of your own](../how-to/write-a-stage.md).
 
 ## Values
 
@@ -122,7 +127,7 @@ Columns of ours: {columns}.
 
 ## Identity
 
-Stages that are what they were are not made again. {elsewhere} do not count:
+Stages that are what they were are not made again. {execution} do not count:
 [what does](../how-to/run-a-recipe.md#what-makes-an-artifact-the-same).
 
 ## JSON schema
@@ -136,46 +141,51 @@ prints what this page says as a JSON schema (draft 2020-12), for editors that ch
 ## Exit codes
 
 Of `posttrain run`, `plan` and `schema`, as of every command: 0 done, 2 something you can mend (the message says file, line and
-cure), 130 interrupted; the same command goes on. [All of them](errors-and-exit-codes.md).
+cure), 130 interrupted; the same command goes on. A run whose stages decide something ends with the code of the worst verdict.
+[All of them](errors-and-exit-codes.md).
 """
 
 
-class _ParserReady(Exception):
+class _Found(Exception):
     def __init__(self, parser: Parser) -> None:
         self.parser = parser
 
 
 def parser_of(command: str) -> Parser:
-    """The parser that a command makes, caught when it is about to read its arguments."""
+    """The parser of a command: of a stage made from its settings, of another one caught when it is
+    about to read its arguments.
+    """
+    stages = {entry.command: name for name, entry in entries().items()}
+    if command in stages:
+        stage = find(stages[command])
+        return parser(command, stage.description, stage.settings)
 
     def catch(self: Parser, argv: list[str]) -> argparse.Namespace:
-        raise _ParserReady(self)
+        raise _Found(self)
 
     parse, Parser.parse = Parser.parse, catch
     try:
-        module, _, function = COMMANDS[command][0].partition(":")
-        getattr(import_module(module), function or "main")([])
-    except _ParserReady as ready:
-        return ready.parser
+        module, _, function = OTHERS[command][0].partition(":")
+        getattr(import_module(module), function)([])
+    except _Found as found:
+        return found.parser
     finally:
         Parser.parse = parse
     raise RuntimeError(f"posttrain {command} does not use posttrain.cli.options.Parser")
 
 
 def command_line() -> str:
-    commands = "\n".join(
-        f"| [`posttrain {name}`](#posttrain-{'-'.join(name.split())}) | {text} |"
-        for name, (_, text) in COMMANDS.items()
+    table = "\n".join(
+        f"| [`posttrain {name}`](#posttrain-{'-'.join(name.split())}) | {help} |"
+        for name, help in commands().items()
     )
-    return "\n".join(
-        [COMMAND_LINE.format(commands=commands), *(section(name) for name in COMMANDS)]
-    )
+    return "\n".join([COMMAND_LINE.format(commands=table), *map(section, commands())])
 
 
 def section(command: str) -> str:
-    parser = parser_of(command)
-    lines = [f"## posttrain {command}", "", parser.description or "", ""]
-    for group in parser._action_groups:
+    parsed = parser_of(command)
+    lines = [f"## posttrain {command}", "", parsed.description or "", ""]
+    for group in parsed._action_groups:
         actions = [a for a in group._group_actions if a.option_strings != ["-h", "--help"]]
         if not actions:
             continue
@@ -202,131 +212,148 @@ def cell(text: str) -> str:
 # ------------------------------------------------------------------------------------------ recipes
 
 
-def command(stage: str) -> str:
-    """The command that does what a kind of stage does."""
-    return stage.replace("_", "-")
-
-
 def recipes() -> str:
     top = schema()
     stages = top["properties"]["stages"]["properties"]
-    keys = []
-    for name, rule in top["properties"].items():
-        required = " (required)" if name in top["required"] else ""
-        keys.append(row(f"`{name}`", kind(rule), rule["description"] + required))
-    sources = []
-    for name, rule in Source.model_json_schema()["properties"].items():
-        if name not in ("path", "columns"):
-            sources.append(row(f"`{name}`", kind(rule), default(rule), rule["description"]))
+    keys = [
+        row(
+            f"`{name}`",
+            kind(one),
+            one["description"] + (" (required)" if name in top["required"] else ""),
+        )
+        for name, one in top["properties"].items()
+    ]
+    kinds = [
+        row(
+            f"[`{name}`](#stage-{name})",
+            entry.help,
+            ", ".join(f"`{leaf.name}`" for leaf in with_role(find(name).settings, ReadsModel)),
+            makes(name),
+        )
+        for name, entry in entries().items()
+    ]
+    found = Source.model_json_schema()["properties"]
+    sources = [
+        row(f"`{name}`", kind(one), default(one), one["description"])
+        for name, one in found.items()
+        if name not in ("path", "columns")
+    ]
+    execution = dict.fromkeys(
+        f"`{leaf.name}`"
+        for name in entries()
+        for leaf in leaves(find(name).settings)
+        if leaf.has(ExecutionOnly)
+    )
     return RECIPES.format(
         keys="\n".join(keys),
-        kinds="\n".join(kinds()),
+        kinds="\n".join(kinds),
         sources="\n".join(sources),
-        elsewhere=", ".join(f"`{name}`" for name in outside_identity()),
+        execution=", ".join(execution),
         columns=", ".join(f"`{name}`" for name in COLUMNS),
         stages="\n".join(stage(name, stages[name]) for name in stages),
     )
 
 
-def kinds() -> list[str]:
-    """A row for every kind of stage."""
-    rows = []
-    for name, stage_kind in KINDS.items():
-        text = COMMANDS[command(name)][1] if command(name) in COMMANDS else ""
-        models = ", ".join(f"`{model}`" for model in stage_kind.models)
-        makes = ""
-        if stage_kind.makes_model:
-            makes = "a model"
-        elif stage_kind.makes_rows:
-            makes = f"rows: `{stage_kind.makes_rows}`"
-        rows.append(row(f"[`{name}`](#stage-{name})", text, models, makes))
-    return rows
-
-
-def outside_identity() -> list[str]:
-    """The settings that do not change what a stage makes."""
-    names: dict[str, None] = {}
-    for stage_kind in KINDS.values():
-        for leaf in leaves(stage_kind.model):
-            if leaf.path[0] in ELSEWHERE and leaf.name != "out":
-                names[leaf.name] = None
-    return list(names)
+def makes(name: str) -> str:
+    """What a kind of stage makes: outputs by name; of those that depend on the settings the rule."""
+    kind = find(name)
+    if callable(kind.makes):
+        return (kind.makes.__doc__ or "").strip().rstrip(".")
+    return ", ".join(f"`{output}`, {NOUNS[kind_of(path)]}" for output, path in kind.makes.items())
 
 
 def stage(name: str, rule: dict[str, Any]) -> str:
     """The options of one kind of stage."""
-    intro = "Without a default an option is unset."
-    if command(name) in COMMANDS:
-        link = f"[`posttrain {command(name)}`](cli.md#posttrain-{command(name)})"
-        intro = f"The options of {link} but `out`. {intro}"
-    rows = []
-    for option, value in rule["properties"].items():
-        if option != "stage":
-            preset = "required" if option in rule["required"] else default(value)
-            rows.append(row(f"`{option}`", kind(value), preset, value["description"]))
-    head = [
+    command = entries()[name].command
+    hidden = ", ".join(f"`{leaf.name}`" for leaf in with_role(find(name).settings, Destination))
+    same = (
+        f"The options of [`posttrain {command}`](cli.md#posttrain-{command.replace(' ', '-')}) but"
+        f" {hidden}. "
+    )
+    lines = [
         f"## stage: {name}",
         "",
-        intro,
+        f"{same}Without a default an option is unset.",
         "",
         "| option | value | default | |",
         "|---|---|---|---|",
     ]
-    return "\n".join([*head, *rows, ""])
+    for option, one in rule["properties"].items():
+        if option != "stage":
+            lines.append(
+                row(
+                    f"`{option}`",
+                    kind(one),
+                    "required" if option in rule["required"] else default(one),
+                    one["description"],
+                )
+            )
+    return "\n".join([*lines, ""])
 
 
 def row(*cells: str) -> str:
-    return f"| {' | '.join(cell(as_key(text)) for text in cells)} |"
+    return f"| {' | '.join(cell(as_key(one)) for one in cells)} |"
 
 
 def as_key(text: str) -> str:
     """`--max-length` of a help text as the key it is in a recipe."""
-    return re.sub(r"--([a-z][a-z-]*)", lambda match: f"`{match[1].replace('-', '_')}`", text)
+    return re.sub(r"--([a-z][a-z-]*)", lambda found: f"`{found[1].replace('-', '_')}`", text)
 
 
-def default(rule: dict[str, Any]) -> str:
-    value = rule.get("default")
-    if value in (None, "", [], {}):
-        return ""
-    return f"`{value if isinstance(value, str) else json.dumps(value)}`"
+def default(one: dict[str, Any]) -> str:
+    value = one.get("default")
+    return (
+        ""
+        if value in (None, "", [], {})
+        else f"`{value if isinstance(value, str) else json.dumps(value)}`"
+    )
 
 
-WORDS = {
-    "string": "text",
-    "integer": "integer",
-    "number": "number",
-    "boolean": "`true`, `false`",
-    "object": "mapping",
-}
-BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
-
-
-def kind(rule: dict[str, Any]) -> str:
+def kind(one: dict[str, Any]) -> str:
     """A JSON schema in a word or two."""
-    if "anyOf" in rule:
-        choices = [choice for choice in rule["anyOf"] if choice.get("type") != "null"]
-        single = [kind(choice) for choice in choices if choice.get("type") != "array"]
-        return " or ".join(single) + (", or a list" if len(single) < len(choices) else "")
-    if "enum" in rule:
-        return ", ".join(f"`{value}`" for value in rule["enum"] if value)
-    if "prefixItems" in rule:
-        return f"[{', '.join(kind(item) for item in rule['prefixItems'])}]"
-    if rule.get("type") == "array":
-        return f"list: {kind(rule['items'])}"
-    if rule.get("type") == ["string", "object"]:
+    if "anyOf" in one:
+        some = [x for x in one["anyOf"] if x.get("type") != "null"]
+        single = [kind(x) for x in some if x.get("type") != "array"]
+        return " or ".join(single) + (", or a list" if len(single) < len(some) else "")
+    if "enum" in one:
+        return ", ".join(f"`{value}`" for value in one["enum"] if value)
+    if "prefixItems" in one:
+        return f"[{', '.join(kind(x) for x in one['prefixItems'])}]"
+    if one.get("type") == "array":
+        return f"list: {kind(one['items'])}"
+    if one.get("type") == ["string", "object"]:
         return "source"
-    word = "path" if rule.get("format") == "path" else WORDS[rule["type"]]
-    bounds = [f"{sign} {rule[name]:g}" for name, sign in BOUNDS.items() if name in rule]
+    word = {
+        "string": "path" if one.get("format") == "path" else "text",
+        "integer": "integer",
+        "number": "number",
+        "boolean": "`true`, `false`",
+        "object": "mapping",
+    }[one["type"]]
+    bounds = [
+        f"{sign} {one[name]:g}"
+        for name, sign in (
+            ("minimum", "≥"),
+            ("exclusiveMinimum", ">"),
+            ("maximum", "≤"),
+            ("exclusiveMaximum", "<"),
+        )
+        if name in one
+    ]
     return f"{word} {' and '.join(bounds)}".strip()
 
 
+NOUNS = {"model": "a model", "rows": "rows", "file": "a file"}
 PAGES = {REFERENCE / "cli.md": command_line, REFERENCE / "recipes.md": recipes}
 
 
 def main(argv: list[str]) -> int:
     if "--check" in argv:
-        current = [path.is_file() and path.read_text() == page() for path, page in PAGES.items()]
-        return 0 if all(current) else 1
+        return (
+            0
+            if all(path.is_file() and path.read_text() == page() for path, page in PAGES.items())
+            else 1
+        )
     REFERENCE.mkdir(exist_ok=True)
     for path, page in PAGES.items():
         path.write_text(page())

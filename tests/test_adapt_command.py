@@ -173,6 +173,10 @@ def test_python_is_the_same_run(folder: Path, tmp_path: Path) -> None:
         **more,
     )
     found = json.loads((tmp_path / "a" / "summary.json").read_text())
-    assert outcome.summary["model_sha256"] == found["model_sha256"] != found["base_sha256"]
+    assert (
+        outcome.summary["sha256"]["model"]
+        == found["sha256"]["model"]
+        != found["models_sha256"]["model"]
+    )
     with pytest.raises(ConfigError, match="replay_share = 1"):
         posttrain.adapt(model="m", data="d", out="o", replay_share=1)

@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 
 import posttrain
-from posttrain.cli.main import COMMANDS
+from posttrain.cli.main import commands
 from posttrain.core import errors
-from posttrain.core.settings import leaves
+from posttrain.core.settings import options as options_of
 from posttrain.data.settings import COLUMNS, Source
-from posttrain.pipeline.kinds import KINDS
+from posttrain.stages.index import entries
+from posttrain.stages.registry import find
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -65,9 +66,9 @@ def test_the_reference_is_up_to_date() -> None:
 
 def test_the_reference_has_every_option_of_every_command() -> None:
     page = (ROOT / "docs" / "reference" / "cli.md").read_text()
-    assert all(f"## posttrain {name}\n" in page for name in COMMANDS)
+    assert all(f"## posttrain {name}\n" in page for name in commands())
     sections = dict(
-        zip(COMMANDS, re.split(r"^## posttrain .*$", page, flags=re.MULTILINE)[1:], strict=True)
+        zip(commands(), re.split(r"^## posttrain .*$", page, flags=re.MULTILINE)[1:], strict=True)
     )
     assert len(options("sft")) > 30
     for name, section in sections.items():
@@ -78,12 +79,12 @@ def test_the_reference_has_every_option_of_every_command() -> None:
 def test_the_recipe_reference_has_every_option_of_every_stage() -> None:
     page = (ROOT / "docs" / "reference" / "recipes.md").read_text()
     sections = dict(re.findall(r"^## stage: (\w+)\n(.*?)(?=^## )", page, re.MULTILINE | re.DOTALL))
-    assert list(sections) == list(KINDS)
-    for name, kind in KINDS.items():
+    assert list(sections) == list(entries())
+    for name in entries():
         found = re.findall(
             r"^\| `(\w+)` \| ([^|]+) \| ([^|]*) \| [^|]{8,} \|$", sections[name], re.MULTILINE
         )
-        known = [leaf for leaf in leaves(kind.model) if leaf.name != "out"]
+        known = list(options_of(find(name).settings).values())
         assert [option for option, _, _ in found] == [leaf.name for leaf in known]
         for (option, _, default), leaf in zip(found, known, strict=True):
             expected = (
@@ -175,8 +176,8 @@ def test_commands_in_the_documents_exist(page: Path) -> None:
     assert set(re.findall(r"(?:^ {4}|`)make ([a-z]+)", text, re.MULTILINE)) <= targets
     for line in re.sub(r"\\\n", " ", text).splitlines():
         if command := re.match(r"(?: {4})?posttrain (\w+(?: [a-z]+)?) ", line):
-            name = command[1] if command[1] in COMMANDS else command[1].split()[0]
-            assert name in {*COMMANDS, "COMMAND"}, line
+            name = command[1] if command[1] in commands() else command[1].split()[0]
+            assert name in {*commands(), "COMMAND"}, line
             assert name == "COMMAND" or set(re.findall(r" (--[\w-]+)", line)) <= options(name), line
 
 

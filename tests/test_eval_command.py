@@ -193,7 +193,7 @@ def test_tasks_that_are_done_are_read_back(
         code, _, err = bench.eval(
             run, "--budget", "100"
         )  # which is not part of what an evaluation is
-        assert (code, err) == (0, f"finished  {run} already holds this evaluation; nothing to do\n")
+        assert (code, err) == (0, f"finished  {run} already holds this run; nothing to do\n")
 
 
 def test_another_evaluation_in_the_same_folder_is_refused(bench: Bench, tmp_path: Path) -> None:
@@ -282,7 +282,7 @@ def test_two_files_of_one_name_and_python(bench: Bench, tmp_path: Path) -> None:
         perplexity=[bench.folder / "texts.jsonl", other],
         out=tmp_path / "run",
         device="cpu",
-    )
+    ).summary
     assert bench.capfd.readouterr() == ("", "")
     assert {name: one["metrics"]["bits_per_byte"]["n"] for name, one in found["tasks"].items()} == {
         "perplexity-texts": 4,

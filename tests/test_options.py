@@ -9,36 +9,20 @@ import typing
 from pathlib import Path
 from typing import Any
 
-from posttrain.cli.main import COMMANDS
+from posttrain.cli.main import OTHERS, commands
 from posttrain.core.settings import Settings, leaves
-from posttrain.data.curate.split import SplitSettings
 from posttrain.serve.settings import ChatSettings
-from posttrain.stages.adapt import AdaptSettings
-from posttrain.stages.evaluate import EvaluateSettings
-from posttrain.stages.inspect import InspectSettings
-from posttrain.stages.judge import JudgeSettings
-from posttrain.stages.pairs import PairsSettings
-from posttrain.stages.preference import PreferenceSettings
-from posttrain.stages.reward_model import RewardModelSettings
-from posttrain.stages.sample_pairs import SamplePairsSettings
-from posttrain.stages.select import SelectSettings
-from posttrain.stages.sft import SftSettings
+from posttrain.stages.index import entries
+from posttrain.stages.registry import find
 
 GOLDEN = Path(__file__).parent / "golden" / "options.txt"
-SETTINGS: dict[str, type[Settings]] = {  # every command, and what its options are made from
-    "adapt": AdaptSettings,
-    "sft": SftSettings,
-    "preference": PreferenceSettings,
-    "sample-pairs": SamplePairsSettings,
-    "reward-model": RewardModelSettings,
-    "judge": JudgeSettings,
-    "eval": EvaluateSettings,
-    "chat": ChatSettings,
-    "data inspect": InspectSettings,
-    "data pairs": PairsSettings,
-    "data select": SelectSettings,
-    "data split": SplitSettings,
-}
+
+
+def every_settings() -> dict[str, type[Settings]]:
+    """Every command that has settings, and what its options are made from."""
+    stages = {entry.command: find(name).settings for name, entry in entries().items()}
+    known = {**stages, "chat": ChatSettings}
+    return {command: known[command] for command in commands() if command in known}
 
 
 def spelled(annotation: Any) -> str:
@@ -61,7 +45,7 @@ def spelled(annotation: Any) -> str:
 def table() -> str:
     """One line an option: command, option, type, default."""
     lines = []
-    for command, settings in SETTINGS.items():
+    for command, settings in every_settings().items():
         for leaf in leaves(settings):
             option = f"--{leaf.name.replace('_', '-')}"
             default = (
@@ -75,15 +59,8 @@ def table() -> str:
 
 
 def test_every_command_is_here() -> None:
-    recipes = {
-        "quickstart",
-        "run",
-        "plan",
-        "runs",
-        "show",
-        "schema",
-    }  # their options are a recipe's
-    assert SETTINGS.keys() == COMMANDS.keys() - recipes
+    recipes = OTHERS.keys() - {"chat"}  # their options are a recipe's
+    assert every_settings().keys() == commands().keys() - recipes
 
 
 def test_the_options_are_what_was_promised() -> None:
@@ -103,7 +80,7 @@ def test_the_options_are_what_was_promised() -> None:
 def test_every_option_says_what_it_is() -> None:
     silent = [
         f"{command} {leaf.name}"
-        for command, settings in SETTINGS.items()
+        for command, settings in every_settings().items()
         for leaf in leaves(settings)
         if not leaf.field.description
     ]

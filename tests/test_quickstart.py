@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from posttrain.cli.main import main
 from posttrain.engine.load import EMBEDDED, resolve
 from posttrain.pipeline import quickstart
-from posttrain.pipeline.kinds import KINDS
+from posttrain.stages.index import entries
+from tests.pipeline import small
 
 
 def test_the_embedded_model_is_what_its_card_says() -> None:
@@ -105,7 +106,6 @@ def test_the_whole_loop_runs_and_is_found_again(
     assert compared["win-polite-held"]["difference"]["win_rate"]["n"] == 12
     assert (out / "sft").resolve() == Path(sft["folder"]).resolve()
 
-    for kind in KINDS.values():  # nothing runs again
-        monkeypatch.setattr(f"{kind.module}.run", None)
+    small.forbid(monkeypatch, *entries())  # nothing runs again
     assert main(["quickstart", "--out", str(out), "--quiet"]) == 0
     assert capfd.readouterr().err == ""

@@ -627,9 +627,8 @@ def test_two_files_are_counted_apart_and_together(data: Path, tmp_path: Path) ->
             ("b", [*HELD[:2], {**HELD[2], "chosen": "x", "rejected": "y"}]),
         )
     )
-    found = posttrain.judge(data=[a, b], scorer="shortest", out=tmp_path / "trial", quiet=True)[
-        "results"
-    ]
+    trial = posttrain.judge(data=[a, b], scorer="shortest", out=tmp_path / "trial", quiet=True)
+    found = trial.summary["results"]
     assert {name: one["judged"] for name, one in found.items()} == {"all": 7, "a": 4, "b": 3}
     assert found["b"]["ties"] == 1 and found["all"]["accuracy"]["mean"] == pytest.approx(
         (4 * found["a"]["accuracy"]["mean"] + 3 * found["b"]["accuracy"]["mean"]) / 7
@@ -672,7 +671,7 @@ def test_a_scorer_that_says_nothing_is_not_wrong(tmp_path: Path) -> None:
         scorer="exact",
         out=tmp_path / "trial",
         quiet=True,
-    )["results"]["a"]
+    ).summary["results"]["a"]
     assert (found["pairs"], found["judged"], found["accuracy"]["mean"]) == (3, 2, 0.5)
 
 
@@ -748,9 +747,8 @@ def test_what_length_is_worth_on_real_pairs_with_subsets(tmp_path: Path) -> None
     path = given("preferences/hhh_alignment.jsonl.gz")
     with gzip.open(path, "rt") as file:
         rows = [json.loads(line) for line in file]
-    found = posttrain.judge(data=path, scorer="longest", out=tmp_path / "trial", quiet=True)[
-        "results"
-    ]["hhh_alignment"]
+    trial = posttrain.judge(data=path, scorer="longest", out=tmp_path / "trial", quiet=True)
+    found = trial.summary["results"]["hhh_alignment"]
     right = [
         (len(row["chosen"]) > len(row["rejected"]))
         + 0.5 * (len(row["chosen"]) == len(row["rejected"]))

@@ -26,7 +26,7 @@ from posttrain.pipeline.run import run_recipe
 from posttrain.scoring.score import Response, Score
 from posttrain.scoring.scorers import SCORERS
 from posttrain.scoring.verifiers import same_text
-from posttrain.stages import sample_pairs
+from posttrain.stages import folders, sample_pairs
 from tests import making
 from tests.engine.lives import die, live, wait
 
@@ -120,7 +120,7 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         unfinished="keep",
         quiet=True,
     )
-    assert outcome.pairs == folder / "run" / "pairs.jsonl"
+    assert outcome.outputs["pairs"] == folder / "run" / "pairs.jsonl"
     return folder, outcome.folder
 
 
@@ -288,7 +288,7 @@ def test_killed_and_run_again_it_ends_with_the_same_files(
 
             Journal.append, sample_pairs._whole = write, results  # type: ignore[method-assign]
             if life == 6:
-                sample_pairs.write_json = lambda path, value: die()
+                folders.write_json = lambda path, value: die()
 
         code = wait(live(argv, prepare, tmp_path / "log"))
         assert code == -9, (tmp_path / "log").read_text()

@@ -204,7 +204,7 @@ def test_a_run_from_files_to_a_model_that_transformers_loads(bench: Bench, tmp_p
         {},
     )
     assert found["learning_rate"] == 0.01
-    assert found["model_sha256"] == sha256_json(
+    assert found["sha256"]["model"] == sha256_json(
         {"model.safetensors": sha256_file(run / "model" / "model.safetensors")}
     )
     assert sorted(p.name for p in run.iterdir()) == [
@@ -261,7 +261,7 @@ def test_python_and_command_line_are_the_same_run(bench: Bench, tmp_path: Path) 
     )
     assert bench.capfd.readouterr() == ("", "")
     assert outcome.summary == summary(tmp_path / "b")
-    assert outcome.summary["model_sha256"] == summary(tmp_path / "a")["model_sha256"]
+    assert outcome.summary["sha256"]["model"] == summary(tmp_path / "a")["sha256"]["model"]
     assert outcome.model == tmp_path / "b" / "model"
     assert outcome.summary["held_out"] is None and outcome.summary["held_out_before"] is None
     with pytest.raises(ConfigError, match="unknown setting 'learning_rat'") as caught:
@@ -319,7 +319,7 @@ def test_changed_data_or_model_is_another_run(bench: Bench, tmp_path: Path) -> N
     making.write(data, TRAIN)
     other = making.model(tmp_path / "other", seed=1)
     code, _, err = bench.sft(tmp_path / "run", "--model", other, data=data)
-    assert (code, "model_sha256 was" in err) == (2, True)
+    assert (code, "models_sha256.model was" in err) == (2, True)
 
 
 # ----------------------------------------------------------------------------- methods and switches
@@ -352,9 +352,9 @@ def test_neftune_adds_noise_in_training_only_and_the_same_noise_again(
     first = {name: log(run)[0][0]["loss"] for name, run in runs.items()}
     assert first["one"] == first["two"]
     assert (
-        summary(runs["one"])["model_sha256"]
-        == summary(runs["two"])["model_sha256"]
-        != summary(runs["plain"])["model_sha256"]
+        summary(runs["one"])["sha256"]["model"]
+        == summary(runs["two"])["sha256"]["model"]
+        != summary(runs["plain"])["sha256"]["model"]
     )
     assert 1e-5 < abs(first["one"] - first["plain"]) < 1.0
     assert first["one"] != first["other seed"]
@@ -382,7 +382,7 @@ def test_lora_trains_adapters_and_exports_them_merged_and_alone(
     assert found["held_out"]["loss"] == pytest.approx(nll(run / "model", HELD), rel=1e-4)
     assert json.loads((run / "adapter" / "base.json").read_text()) == {
         "base": str(bench.base),
-        "base_sha256": found["base_sha256"],
+        "base_sha256": found["models_sha256"]["model"],
     }
     merged = AutoModelForCausalLM.from_pretrained(run / "model").eval()
     beside = PeftModel.from_pretrained(
@@ -826,7 +826,7 @@ def test_the_template_that_was_given_is_saved_and_its_end_stops_generation(
     code, _, err = bench.chat(
         tmp_path / "run", base, data, "--chat-template", tmp_path / "short.jinja"
     )
-    assert code == 2 and "holds another run; different: chat_template was" in err
+    assert code == 2 and "holds another run; different: files_sha256.chat_template was" in err
 
 
 def test_a_mixture_takes_its_shares_and_resumes_to_the_row(bench: Bench, tmp_path: Path) -> None:
@@ -869,7 +869,7 @@ def test_a_mixture_takes_its_shares_and_resumes_to_the_row(bench: Bench, tmp_pat
         again, bench.base, *mixture, "--batch-size", "2", "--steps", "12", "--checkpoint-every", "5"
     )
     assert code == 0 and "resuming after step 10 of 12" in err
-    assert summary(again)["model_sha256"] == summary(tmp_path / "run")["model_sha256"]
+    assert summary(again)["sha256"]["model"] == summary(tmp_path / "run")["sha256"]["model"]
 
 
 def test_bad_rows_are_set_aside_where_that_is_asked_for(bench: Bench, tmp_path: Path) -> None:
@@ -908,10 +908,10 @@ def test_a_run_that_goes_on_reads_its_tokens_and_not_the_rows_again(
     tokens = (run / "tokens" / "data 0" / "tokens").stat()
     shutil.rmtree(run / "checkpoints")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dataset, "_prepare", None)  # it is not called
+        patch.setattr(dataset, "_tokenize", None)  # it is not called
         assert bench.sft(run, *argv)[0] == 0
     assert tokens.st_size == 4 * 6 * 20
-    assert summary(run)["model_sha256"] == summary(tmp_path / "whole")["model_sha256"]
+    assert summary(run)["sha256"]["model"] == summary(tmp_path / "whole")["sha256"]["model"]
 
 
 def test_a_run_that_goes_on_leaves_the_chat_template_in_its_model(

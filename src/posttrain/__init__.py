@@ -18,15 +18,25 @@ if TYPE_CHECKING:
     from posttrain.scoring.scorers import open_scorer as open_scorer
     from posttrain.stages.adapt import adapt as adapt
     from posttrain.stages.evaluate import evaluate as evaluate
+    from posttrain.stages.inspect import data_inspect as data_inspect
     from posttrain.stages.judge import judge as judge
+    from posttrain.stages.pairs import data_pairs as data_pairs
     from posttrain.stages.preference import preference as preference
     from posttrain.stages.reward_model import reward_model as reward_model
     from posttrain.stages.sample_pairs import sample_pairs as sample_pairs
+    from posttrain.stages.select import data_select as data_select
     from posttrain.stages.sft import sft as sft
+    from posttrain.stages.split import data_split as data_split
+    from posttrain.stages.stage import stage as stage
 
 # Loaded on first use: importing posttrain does not import torch.
 _PUBLIC = {
     "adapt": "posttrain.stages.adapt",
+    "data_inspect": "posttrain.stages.inspect",
+    "data_pairs": "posttrain.stages.pairs",
+    "data_select": "posttrain.stages.select",
+    "data_split": "posttrain.stages.split",
+    "stage": "posttrain.stages.stage",
     "evaluate": "posttrain.stages.evaluate",
     "preference": "posttrain.stages.preference",
     "sft": "posttrain.stages.sft",
@@ -43,6 +53,10 @@ __all__ = [
     "RewardModel",
     "__version__",
     "adapt",
+    "data_inspect",
+    "data_pairs",
+    "data_select",
+    "data_split",
     "evaluate",
     "judge",
     "open_scorer",
@@ -51,6 +65,7 @@ __all__ = [
     "run_recipe",
     "sample_pairs",
     "sft",
+    "stage",
 ]
 
 

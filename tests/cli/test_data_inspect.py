@@ -16,10 +16,8 @@ from rich.console import Console
 
 from posttrain.cli import data_inspect
 from posttrain.cli.main import main
-from posttrain.core.events import Reporter
-from posttrain.core.settings import assemble
 from posttrain.data.anatomy import LEGEND
-from posttrain.stages.inspect import InspectSettings, run
+from posttrain.stages.inspect import data_inspect as inspect_stage
 from tests.making import END, model, write
 
 SHARED = (Path(__file__).parents[2] / ".." / "shared" / "data").resolve()
@@ -125,16 +123,10 @@ def test_cut_tokens_have_their_own_marks(tiny: Path, capfd: pytest.CaptureFixtur
 
 def test_in_a_terminal_colours_say_what_is_trained(tiny: Path) -> None:
     write(Path("a.jsonl"), [pair("ab", "cd")])
-    report = run(
-        assemble(
-            InspectSettings,
-            {"model": str(tiny), "data": ("a.jsonl",), "prompt_template": "{prompt}="},
-        ),
-        Reporter(),
-    )
+    outcome = inspect_stage(quiet=True, model=tiny, data="a.jsonl", prompt_template="{prompt}=")
     stream = io.StringIO()
-    data_inspect.show(
-        report,
+    data_inspect.show_report(
+        outcome.detail.report,
         Console(
             file=stream,
             force_terminal=True,

@@ -85,10 +85,10 @@ def test_end_to_end(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
         1,
     )
     summary = json.loads((tmp_path / "clean.summary.json").read_text())
-    assert summary["identity"]["inputs"] == {
+    assert summary["identity"]["data_sha256"] == {
         str(data): hashlib.sha256(data.read_bytes()).hexdigest()
     }
-    assert summary["sha256"]["clean.jsonl"] == hashlib.sha256(out.read_bytes()).hexdigest()
+    assert summary["sha256"]["rows.jsonl"] == hashlib.sha256(out.read_bytes()).hexdigest()
     assert summary["bias"]["longer"]["characters"]["n"] == 3 and summary["bias"]["pairs"] == 4
     assert summary["margin"]["mean"]["n"] == 2 and summary["votes"]["agreement"][
         "mean"
@@ -113,17 +113,17 @@ def test_the_same_command_twice(tmp_path: Path, capfd: pytest.CaptureFixture[str
     _, first, _ = said(["--data", data, "--out", out], capfd)
     times = {p: p.stat().st_mtime_ns for p in tmp_path.iterdir()}
     code, again, err = said(["--data", data, "--out", out], capfd)
-    assert (code, again) == (0, first) and "is what this command wrote before" in err
+    assert (code, again) == (0, first) and f"{out} already holds this run" in err
     assert {p: p.stat().st_mtime_ns for p in tmp_path.iterdir()} == times
     code, _, err = said(["--data", data, "--out", out, "--on-cycle", "keep"], capfd)
-    assert code == 2 and "different: on_cycle" in err and "choose another --out" in err
+    assert code == 2 and "different: rules.on_cycle" in err and "choose another --out" in err
     assert {p: p.stat().st_mtime_ns for p in tmp_path.iterdir()} == times
     whole = out.read_bytes()
     out.write_bytes(whole[:20])  # as a killed copy leaves it: written again
     assert said(["--data", data, "--out", out], capfd)[0] == 0 and out.read_bytes() == whole
     write(data, [*ROWS, pair("new", "a", "b")])
     code, _, err = said(["--data", data, "--out", out], capfd)
-    assert code == 2 and f"different: {data}" in err
+    assert code == 2 and f"different: data_sha256.{data}" in err
 
 
 def test_to_labels_and_back(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 import posttrain
-from posttrain.cli import sft as command
-from posttrain.cli.main import COMMANDS, main
+from posttrain.cli.main import commands, main
 from posttrain.core.errors import DataError
 from posttrain.data.settings import Source
 from posttrain.stages.sft import SftSettings
+from posttrain.stages.stage import Stage
 
 NEEDED = ["sft", "--model", "m", "--data", "d.jsonl", "--out", "o"]
 
@@ -24,11 +24,11 @@ def settings(monkeypatch: pytest.MonkeyPatch) -> list[SftSettings]:
     """Catches the settings that `posttrain sft` would run with, and runs nothing."""
     caught: list[SftSettings] = []
 
-    def catch(settings: SftSettings, observer: Any) -> Any:
+    def catch(stage: Any, settings: SftSettings, observer: Any) -> Any:
         caught.append(settings)
         raise DataError("caught", cure="none")
 
-    monkeypatch.setattr(command, "run", catch)
+    monkeypatch.setattr(Stage, "run", catch)
     return caught
 
 
@@ -50,7 +50,7 @@ def test_help_lists_every_command(argv: list[str], capfd: pytest.CaptureFixture[
     out, err = capfd.readouterr()
     assert err == ""
     assert out.startswith("usage: posttrain COMMAND [options]\n")
-    for name, (_, text) in COMMANDS.items():
+    for name, text in commands().items():
         assert re.search(rf"^  {name} +{re.escape(text)}$", out, re.MULTILINE)
 
 
@@ -60,7 +60,7 @@ def test_version(argv: list[str], capfd: pytest.CaptureFixture[str]) -> None:
     assert capfd.readouterr().out == f"posttrain {posttrain.__version__}\n"
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", commands())
 def test_every_command_has_help(name: str, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
         main([name, "--help"])
@@ -217,7 +217,7 @@ def test_an_interrupt_is_130(
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(command, "run", interrupt)
+    monkeypatch.setattr(Stage, "run", interrupt)
     assert main(NEEDED) == 130
     assert capfd.readouterr().err == "interrupted\n"
 

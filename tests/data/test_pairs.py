@@ -18,7 +18,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from posttrain.core.errors import DataError
-from posttrain.core.events import Reporter
 from posttrain.data.curate import convert
 from posttrain.data.curate.bias import balanced, compare, looks
 from posttrain.data.curate.cycles import components
@@ -47,7 +46,7 @@ from posttrain.data.curate.pairs import (
 from posttrain.data.formats import Format
 from posttrain.data.rows import Row
 from posttrain.evals.preferences import measure, share, telling
-from posttrain.stages.pairs import PairsSettings, run
+from posttrain.stages.pairs import data_pairs
 from tests.making import write
 
 Given = dict[str, Any]
@@ -575,16 +574,16 @@ def test_nothing_is_lost_and_no_contradiction_survives(
 ) -> None:
     folder = tmp_path_factory.mktemp("pairs")
     write(folder / "in.jsonl", rows)
-    chosen = PairsSettings(
-        data=(str(folder / "in.jsonl"),),
-        out=folder / "out.jsonl",
-        balance_length=balance,
-        to=to,  # type: ignore[arg-type]
-        seed=seed,
-    )
     summary: Given = {}
     with contextlib.suppress(DataError):  # where nothing is left
-        summary = run(chosen, Reporter())
+        summary = data_pairs(
+            quiet=True,
+            data=folder / "in.jsonl",
+            out=folder / "out.jsonl",
+            balance_length=balance,
+            to=to,
+            seed=seed,
+        ).summary
     if not summary:
         assert not (folder / "out.jsonl").exists()
         return
@@ -625,11 +624,8 @@ def test_there_and_back(tmp_path: Path) -> None:
     ]
     write(tmp_path / "in.jsonl", rows)
     for name, source, to in (("labels", "in", "labels"), ("back", "labels", "pairs")):
-        run(
-            PairsSettings(
-                data=(str(tmp_path / f"{source}.jsonl"),), out=tmp_path / f"{name}.jsonl", to=to
-            ),  # type: ignore[arg-type]
-            Reporter(),
+        data_pairs(
+            quiet=True, data=tmp_path / f"{source}.jsonl", out=tmp_path / f"{name}.jsonl", to=to
         )
     labels = read(tmp_path / "labels.jsonl")
     assert (

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from posttrain.core.errors import ConfigError
+from posttrain.core.settings import assemble
 from posttrain.core.types import Columns, Facts, Loss, Read
 from posttrain.methods.preference import METHODS, Options, preference
 
@@ -404,7 +405,7 @@ OTHER: dict[str, Any] = {
     "undesirable": 1.7,
     "tau": 1.3,
 }
-NAMES = [f.name for f in fields(Options)]
+NAMES = list(Options.model_fields)
 
 
 def test_every_option_is_tried() -> None:
@@ -461,32 +462,32 @@ def test_off_is_no_option() -> None:
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("dpo", {"beta": 0.0}, "beta is 0.0"),
-        ("dpo", {"beta": math.inf}, "beta is inf"),
-        ("robust", {"label_smoothing": 0.5}, "label_smoothing is 0.5"),
-        ("dpo", {"label_smoothing": -0.1}, "label_smoothing is -0.1"),
-        ("dpo", {"f_divergence": "kl"}, "f_divergence is kl"),
+        ("dpo", {"beta": 0.0}, "beta = 0.0"),
+        ("dpo", {"beta": math.inf}, "beta = inf"),
+        ("robust", {"label_smoothing": 0.5}, "label_smoothing = 0.5"),
+        ("dpo", {"label_smoothing": -0.1}, "label_smoothing = -0.1"),
+        ("dpo", {"f_divergence": "kl"}, "f_divergence = 'kl'"),
         ("dpo", {"f_alpha": 0.3}, "f_alpha is of the alpha_divergence alone"),
         (
             "dpo",
             {"f_alpha": 0.3, "f_divergence": "js_divergence"},
             "f_alpha is of the alpha_divergence alone",
         ),
-        ("dpo", {"f_alpha": math.nan, "f_divergence": "alpha_divergence"}, "f_alpha is nan"),
-        ("dpo", {"ld_alpha": 1.1}, "ld_alpha is 1.1"),
-        ("dpo", {"weighting": 3}, "weighting is 3"),
-        ("simpo", {"gamma": -1.0}, "gamma is -1.0"),
-        ("alphapo", {"alpha": math.inf}, "alpha is inf"),
-        ("cpo", {"nll": -1.0}, "nll is -1.0"),
-        ("kto", {"desirable": -1.0}, "desirable is -1.0"),
-        ("kto", {"undesirable": math.nan}, "undesirable is nan"),
-        ("discopop", {"tau": 0.0}, "tau is 0.0"),
+        ("dpo", {"f_alpha": math.nan, "f_divergence": "alpha_divergence"}, "f_alpha = nan"),
+        ("dpo", {"ld_alpha": 1.1}, "ld_alpha = 1.1"),
+        ("dpo", {"weighting": 3}, "weighting = 3"),
+        ("simpo", {"gamma": -1.0}, "gamma = -1.0"),
+        ("alphapo", {"alpha": math.inf}, "alpha = inf"),
+        ("cpo", {"nll": -1.0}, "nll = -1.0"),
+        ("kto", {"desirable": -1.0}, "desirable = -1.0"),
+        ("kto", {"undesirable": math.nan}, "undesirable = nan"),
+        ("discopop", {"tau": 0.0}, "tau = 0.0"),
         ("exo_pair", {"label_smoothing": 0.0}, "exo_pair has no loss at a label_smoothing of 0"),
     ],
 )
 def test_options_out_of_range_are_refused(name: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        preference({name: 1}, Options(**options))
+        preference({name: 1}, assemble(Options, options))
 
 
 # ------------------------------------------------------------------------------------------ reports

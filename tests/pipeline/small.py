@@ -5,6 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from posttrain.core.console import ConsoleObserver
+from posttrain.stages.stage import Outcome, Stage
 from tests import making
 
 DOMAIN = [{"text": f"valve {i} is open"} for i in range(8)]
@@ -31,3 +35,14 @@ def bench(folder: Path) -> Path:
 
 def boom(*given: Any, **named: Any) -> Any:
     raise AssertionError("it is not called")
+
+
+def forbid(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    """Let no stage of these kinds run."""
+    run = Stage.run
+
+    def guarded(stage: Stage[Any], settings: Any, observer: ConsoleObserver) -> Outcome:
+        assert stage.name not in names, f"{stage.name} runs"
+        return run(stage, settings, observer)
+
+    monkeypatch.setattr(Stage, "run", guarded)

@@ -15,6 +15,7 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from posttrain.cli.main import main
+from posttrain.core import files
 from posttrain.core.errors import PosttrainError
 from posttrain.pipeline import code, estimate
 from posttrain.pipeline.plan import plan
@@ -74,6 +75,8 @@ def test_the_digest_covers_what_a_stage_reads_and_no_more(recipe: Path) -> None:
         )
         == []
     )
+    budgets = ("adapt.budget=512", "sft.budget=256", "check.budget=2048")
+    assert changed(before, digests(recipe, *budgets)) == []
     assert changed(before, digests(recipe, "adapt.seed=1")) == ["adapt", "sft", "check"]
     assert changed(before, digests(recipe, "sft.learning_rate=0.02")) == ["sft", "check"]
     assert changed(before, digests(recipe, "check.max_tokens=5")) == ["check"]
@@ -134,6 +137,9 @@ def test_the_digest_covers_the_code(recipe: Path, monkeypatch: pytest.MonkeyPatc
         ("posttrain.evals.stats", ["check"]),
         ("posttrain.engine.loop", ["adapt", "sft", "check"]),
         ("posttrain.cli.chat", []),
+        ("posttrain.core.console", []),
+        ("posttrain.core.curve", []),
+        ("posttrain.core.events", []),
         ("posttrain.methods.supervised", ["adapt", "sft", "check"]),
     ):
         monkeypatch.setattr(code, "_source", edited(module))
@@ -310,3 +316,43 @@ def test_a_reason_is_of_the_stage_of_that_name(
         "not made yet",
     ]
     capfd.readouterr()
+
+
+def test_a_cache_may_move(recipe: Path) -> None:
+    """Where stored log-probabilities are kept does not change what is learned from them."""
+    pairs = making.write(
+        recipe.parent / "pairs.jsonl", [{"prompt": "a", "chosen": "b", "rejected": "c"}]
+    )
+    content = {
+        "name": "dpo",
+        "stages": {
+            "dpo": {"stage": "preference", "model": f"{recipe.parent}/base", "data": str(pairs)}
+        },
+    }
+    (before,) = plan(load(content), recipe.parent / "run")
+    (after,) = plan(load(content, ["dpo.reference_cache=elsewhere"]), recipe.parent / "run")
+    (other,) = plan(load(content, ["dpo.beta=0.3"]), recipe.parent / "run")
+    assert before.digest == after.digest != other.digest
+
+
+def test_weights_are_hashed_once(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = recipe.parent / "base" / "model.safetensors"
+    os.utime(weights, (1e9, 1e9))  # long written: a file's clock is not fine enough for a new one
+    hashed: list[Path] = []
+    digest = files.sha256_file
+    monkeypatch.setattr(files, "sha256_file", lambda path: hashed.append(path) or digest(path))
+    assert main(["run", str(recipe), "--out", str(recipe.parent / "run"), "--quiet"]) == 0
+    assert hashed.count(weights) == 1
+
+
+def test_the_plan_is_readable_at_80_columns(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["plan", str(recipe), "--out", str(recipe.parent / "run")]) == 0
+    lines = capfd.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80 or lines[0].startswith("small")
+    for name in ("adapt", "sft", "check"):
+        (line,) = [line for line in lines if line.split()[:1] == [name]]
+        assert "will run" in line and "GiB" in line
+    assert "not made yet" in "\n".join(lines)

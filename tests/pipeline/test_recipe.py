@@ -13,8 +13,10 @@ import yaml
 from posttrain.cli.main import main
 from posttrain.core.errors import ConfigError, PosttrainError
 from posttrain.data.settings import Source
-from posttrain.pipeline.kinds import KINDS, moved
-from posttrain.pipeline.recipe import Recipe, load, schema
+from posttrain.pipeline.plan import moved
+from posttrain.pipeline.recipe import Recipe, load
+from posttrain.pipeline.schema import schema
+from posttrain.stages.index import entries
 
 GOOD = """\
 name: support
@@ -39,7 +41,7 @@ def read(tmp_path: Path, text: str, *changes: str) -> Recipe:
 def test_a_recipe_is_settings_and_parents(tmp_path: Path) -> None:
     recipe = read(tmp_path, GOOD)
     assert recipe.name == "support"
-    assert [(s.name, s.kind_name, s.parents, s.where) for s in recipe.stages] == [
+    assert [(s.name, s.kind.name, s.lineage, s.where) for s in recipe.stages] == [
         ("adapt", "adapt", {}, f"{tmp_path}/recipe.yaml:3"),
         ("sft", "sft", {"model": "adapt"}, f"{tmp_path}/recipe.yaml:4"),
         ("check", "eval", {"model": "sft", "against": "adapt"}, f"{tmp_path}/recipe.yaml:10"),
@@ -79,13 +81,10 @@ stages:
 """.replace("exact: dpo", f"exact: {tmp_path}/dpo"),
     )
     dpo = recipe.stages[1]
-    assert (dpo.rows, dpo.feeds, dpo.parents) == (
-        {"data": ("mine",), "validation": ("mine",)},
-        ("mine",),
-        {},
-    )
+    assert (list(dpo.rows), list(dpo.feeds), dpo.models) == (["data", "validation"], ["mine"], {})
+    assert dpo.feeds["mine"].path == "pairs.jsonl"
     assert dpo.lineage == {"data": "mine", "validation": "mine"}
-    placed: Any = moved(dpo.settings, {"mine": Path("artifacts/pairs.jsonl")})
+    placed: Any = moved(dpo.settings, {"mine": "artifacts/pairs.jsonl"})
     assert [(one.path, one.weight, one.limit) for one in placed.data.data] == [
         ("other.jsonl", None, None),
         ("artifacts/pairs.jsonl", 2.0, None),
@@ -101,7 +100,7 @@ stages:
     (tmp_path / "check").write_text("")
     assert (
         read(tmp_path, "stages:\n  check: {stage: eval, model: m, exact: check}\n").stages[0].feeds
-        == ()
+        == {}
     )
 
 
@@ -164,7 +163,7 @@ WRONG = [
         "stages:\n  stf: {model: m}\n",
         2,
         "there is no stage 'stf'",
-        f"write stage: with one of {', '.join(KINDS)}",
+        f"write stage: with one of {', '.join(entries())}, or FILE.py:NAME of your own",
     ),
     ("stages:\n  a:\n    model: m\n    stage: evl\n", 4, "there is no stage 'evl'", None),
     ("nam: x\nstages: {}\n", 1, "unknown key 'nam'", "did you mean 'name'?"),
@@ -230,7 +229,7 @@ WRONG = [
     ),
     (
         "stages:\n  adapt:\n    model: m\n    data: d\n    replay: 'r,weight=2'\n",
-        2,
+        5,
         "has a share, weight or epochs",
         None,
     ),
@@ -273,7 +272,7 @@ WRONG = [
         ),
         5,
         "the stage 'eval' makes no rows",
-        "name one of sample_pairs, or a file",
+        "give a file",
     ),
     (
         (
@@ -454,7 +453,7 @@ def test_the_schema_takes_good_recipes_and_no_bad_ones() -> None:
         "$ref" not in text and "allOf" not in text and "oneOf" not in text
     )  # or `fits` would not see them
     assert fits(good, rule)
-    assert [s.kind_name for s in load(good).stages] == ["adapt", "sft", "eval"]
+    assert [s.kind.name for s in load(good).stages] == ["adapt", "sft", "eval"]
     for stage, option, value in [
         ("sft", "learning_rat", 1),
         ("sft", "epochs", "many"),
@@ -491,7 +490,7 @@ def test_the_command_prints_the_schema_and_every_option_is_described(
     assert main(["schema"]) == 0
     rule = json.loads(capfd.readouterr().out)
     stages = rule["properties"]["stages"]["properties"]
-    assert list(stages) == list(KINDS)
+    assert list(stages) == list(entries())
     assert rule == json.loads(json.dumps(schema()))
     assert stages["sft"]["required"] == ["model", "data"] and stages["eval"]["required"] == [
         "model"

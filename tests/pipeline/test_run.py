@@ -15,7 +15,6 @@ from posttrain.core.files import lock, sha256_file
 from posttrain.engine import loop
 from posttrain.engine.load import digest
 from posttrain.pipeline.run import run_recipe
-from posttrain.stages import adapt, evaluate, sft
 from tests import making
 from tests.pipeline import small
 
@@ -103,7 +102,7 @@ def test_what_a_run_leaves(ready: tuple[Path, Path]) -> None:
     }
     # each stage began with what the one before had made
     base = json.loads((run / "sft" / "run.json").read_text())["identity"]
-    assert base["model_sha256"] == digest(
+    assert base["models_sha256"]["model"] == digest(
         run / "artifacts" / f"adapt-{stages['adapt']['digest'][:12]}" / "model"
     )
     told = json.loads((run / "recipe.json").read_text())
@@ -116,8 +115,7 @@ def test_what_a_run_leaves(ready: tuple[Path, Path]) -> None:
 
 
 def test_the_second_run_makes_nothing(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (adapt, sft, evaluate):
-        monkeypatch.setattr(module, "run", small.boom)
+    small.forbid(monkeypatch, "adapt", "sft", "eval")
     before = {p: p.stat().st_mtime_ns for p in (bench.out / "artifacts").rglob("*") if p.is_file()}
     code, out, err = bench.run()
     assert code == 0
@@ -137,7 +135,7 @@ def test_the_second_run_makes_nothing(bench: Bench, monkeypatch: pytest.MonkeyPa
 def test_a_changed_stage_is_made_again_with_its_children(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(adapt, "run", small.boom)
+    small.forbid(monkeypatch, "adapt")
     before = json.loads((bench.out / "summary.json").read_text())["stages"]
     change = ("--set", "sft.learning_rate=2e-2", "sft.seed=5")
     reasons = ["optimiser.learning_rate was 0.01, is 0.02", "seed was 0, is 5"]
@@ -154,10 +152,9 @@ def test_a_changed_stage_is_made_again_with_its_children(
     after = json.loads((bench.out / "summary.json").read_text())["stages"]
     assert after["adapt"] == {**before["adapt"], "folder": after["adapt"]["folder"]}
     assert (bench.out / "sft").resolve().name == f"sft-{after['sft']['digest'][:12]}"
-    assert after["sft"]["result"]["model_sha256"] != before["sft"]["result"]["model_sha256"]
+    assert after["sft"]["result"]["sha256"]["model"] != before["sft"]["result"]["sha256"]["model"]
     # and back: what was made is still there
-    for module in (sft, evaluate):
-        monkeypatch.setattr(module, "run", small.boom)
+    small.forbid(monkeypatch, "sft", "eval")
     assert bench.run()[0] == 0
     assert (bench.out / "sft").resolve().name == f"sft-{before['sft']['digest'][:12]}"
 
@@ -201,7 +198,7 @@ def test_an_interrupted_stage_goes_on_to_the_same_weights(
     assert killed.states() == [("made", ""), ("interrupted", ""), ("new", "not made yet")]
     assert not (killed.out / "summary.json").exists() and not (killed.out / "sft").exists()
     taken.clear()
-    monkeypatch.setattr(adapt, "run", small.boom)
+    small.forbid(monkeypatch, "adapt")
     monkeypatch.setattr(loop, "_step", lambda run: (taken.append(run.step), step(run)))
     code, _, err = killed.run()
     assert code == 0
@@ -322,7 +319,7 @@ def test_show_shows_runs_and_artifacts(bench: Bench, tmp_path: Path) -> None:
         code == 0
         and about["digest"] in "".join(out.split())
         and "(adapt)" in out
-        and '"model_sha256"' in out
+        and '"models_sha256"' in out
     )
     code, out, err = bench.call("show", tmp_path)
     assert (code, out) == (2, "") and "is no finished run and no artifact" in err

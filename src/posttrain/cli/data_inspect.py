@@ -1,4 +1,4 @@
-"""`posttrain data inspect`: what a model would be trained on, token by token and in numbers."""
+"""What `posttrain data inspect` shows: rows token by token, and numbers."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from posttrain.cli.options import read
+from posttrain.cli.summaries import where
 from posttrain.core.console import console
-from posttrain.core.files import explained_writes, write_atomic
-from posttrain.stages.inspect import InspectSettings, run
+from posttrain.stages.stage import Outcome
 
 if TYPE_CHECKING:
     from posttrain.data.anatomy import Anatomy, Piece
     from posttrain.data.inspect import Packing, Report
+    from posttrain.stages.inspect import Inspection
 
 WIDTH = 160  # of tables, where the output is no terminal
 STRETCH = 400  # tokens of one kind in a row that are shown; the page shows all
@@ -35,31 +35,28 @@ MARKS = {"trained": ("⟦", "⟧"), "cut": ("✂⟨", "⟩")}  # where there are
 SEPARATOR = "│"
 
 
-def main(argv: list[str]) -> int:
-    settings, observer = read(
-        "data inspect",
-        "See what a model would be trained on: rows token by token, what is trained in them and"
-        " why, what becomes of every row, how long sequences are and how batches fill. Of the model"
-        " only its tokenizer and configuration are read.",
-        InspectSettings,
-        argv,
-    )
-    report = run(settings, observer)
+def show(outcome: Outcome) -> None:
+    """The report as text, and where the page is.
+
+    Raises:
+        DataError: what training would refuse.
+    """
     out = console()
     if not out.is_terminal:
         out.width = WIDTH
-    show(report, out)
-    if settings.html:
-        from posttrain.report.inspect_page import page
+    inspection: Inspection | None = outcome.detail  # None where it was made before
+    if inspection is not None:
+        show_report(inspection.report, out)
+    html = inspection.html if inspection is not None else None
+    for path in (html, outcome.outputs.get("page")):
+        if path is not None:
+            out.print(f"page      {path}", soft_wrap=True, markup=False)
+    where(outcome)
+    if inspection is not None:
+        inspection.report.check()
 
-        with explained_writes(settings.html.parent):
-            write_atomic(settings.html, page(report))
-        out.print(f"page      {settings.html}", soft_wrap=True, markup=False)
-    report.check()
-    return 0
 
-
-def show(report: Report, out: Console) -> None:
+def show_report(report: Report, out: Console) -> None:
     """Everything, as text."""
     coloured = out.color_system is not None and not out.no_color
     for example in report.examples:

@@ -1,38 +1,23 @@
-"""`posttrain data pairs`: care for preferences before training on them."""
+"""What `posttrain data pairs` shows."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from posttrain.cli.options import read
 from posttrain.core.console import console
-from posttrain.stages.pairs import PairsSettings, run
+from posttrain.stages.stage import Outcome
 
 WIDTH = 160  # of tables, where the output is no terminal
 NOUNS = {"pairs": "pairs", "labels": "labelled answers"}
 
 
-def main(argv: list[str]) -> int:
-    settings, observer = read(
-        "data pairs",
-        "Care for preferences before training on them: ties, repeats, contradictions and cycles are"
-        " removed, each row with its reason; how well length and markdown alone tell the chosen"
-        " side is measured; pairs become labelled answers, or labelled answers pairs.",
-        PairsSettings,
-        argv,
-    )
-    show(run(settings, observer), settings.out)
-    return 0
-
-
-def show(summary: dict[str, Any], written: Path) -> None:
+def show(outcome: Outcome) -> None:
     """What became of the rows, what was found, and where everything is."""
-    out = console()
+    out, summary = console(), outcome.summary
     if not out.is_terminal:
         out.width = WIDTH
     out.print(_rows(summary))
@@ -72,15 +57,11 @@ def show(summary: dict[str, Any], written: Path) -> None:
     for warning in summary["warnings"]:
         out.print(f"[yellow]{escape(warning)}[/yellow]", soft_wrap=True)
     out.print(
-        f"written   {summary['written']:,} {NOUNS[summary['to']]}, {written}",
+        f"written   {summary['written']:,} {NOUNS[summary['to']]}, {outcome.outputs['rows']}",
         soft_wrap=True,
         markup=False,
     )
-    out.print(
-        f"summary   {written.with_name(written.stem + '.summary.json')}",
-        soft_wrap=True,
-        markup=False,
-    )
+    out.print(f"summary   {outcome.summary_file}", soft_wrap=True, markup=False)
 
 
 def _rows(summary: dict[str, Any]) -> Table:

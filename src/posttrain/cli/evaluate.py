@@ -6,25 +6,17 @@ from typing import Any
 
 from rich.table import Table
 
-from posttrain.cli.options import read
 from posttrain.core.console import console
-from posttrain.stages.evaluate import EvaluateSettings, run
+from posttrain.stages.stage import Outcome
 
 
-def main(argv: list[str]) -> int:
-    settings, observer = read(
-        "eval",
-        "Evaluate a model on held-out text, questions and choices, or on tasks of yours; with"
-        " --against, item by item against another.",
-        EvaluateSettings,
-        argv,
-    )
-    show(run(settings, observer))
-    console().print(f"summary  {settings.out / 'summary.json'}", soft_wrap=True, markup=False)
-    return 0
+def show(outcome: Outcome) -> None:
+    """The result, and where it is."""
+    results(outcome.summary)
+    console().print(f"summary  {outcome.summary_file}", soft_wrap=True, markup=False)
 
 
-def show(summary: dict[str, Any]) -> None:
+def results(summary: dict[str, Any]) -> None:
     """Every metric with its interval, and paired differences."""
     compared = summary["against"] is not None
     table = Table(title="95 % intervals", title_justify="left")

@@ -6,27 +6,18 @@ from typing import Any
 
 from rich.table import Table
 
-from posttrain.cli.options import read
 from posttrain.cli.reward_model import calibrated, estimate, sides
 from posttrain.core.console import console
-from posttrain.stages.judge import JudgeSettings, run
+from posttrain.stages.stage import Outcome
 
 
-def main(argv: list[str]) -> int:
-    settings, observer = read(
-        "judge",
-        "Put a reward model, or another scorer, on trial: how often it gives the better answer of a"
-        " pair the higher score, by category and compared with content-blind baselines; with"
-        " --against, pair by pair compared with another.",
-        JudgeSettings,
-        argv,
-    )
-    show(run(settings, observer))
-    console().print(f"summary  {settings.out / 'summary.json'}", soft_wrap=True, markup=False)
-    return 0
+def show(outcome: Outcome) -> None:
+    """The result, and where it is."""
+    results(outcome.summary)
+    console().print(f"summary  {outcome.summary_file}", soft_wrap=True, markup=False)
 
 
-def show(summary: dict[str, Any]) -> None:
+def results(summary: dict[str, Any]) -> None:
     """Accuracy with intervals, what it is held against, and calibration."""
     out = console()
     for name, one in summary["results"].items():

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Mapping
+from functools import cache
 from importlib import import_module
 
-# command, of one word or two: (module with `main(argv) -> exit code`, or module:function; one line
-# of help)
-COMMANDS = {
+# commands that are more than one stage: (module:function, one line of help)
+OTHERS = {
     "quickstart": (
-        "posttrain.cli.quickstart",
+        "posttrain.cli.quickstart:main",
         "see the whole loop work on a small real model, in about a minute",
     ),
     "run": ("posttrain.cli.pipeline:run", "run a recipe of stages"),
@@ -20,45 +21,28 @@ COMMANDS = {
     "runs": ("posttrain.cli.pipeline:runs", "list runs"),
     "show": ("posttrain.cli.pipeline:show", "show a run or an artifact"),
     "schema": ("posttrain.cli.pipeline:print_schema", "print the JSON schema of recipes"),
-    "adapt": ("posttrain.cli.adapt", "let a model read the text of a domain"),
-    "sft": ("posttrain.cli.sft", "fine-tune a model on demonstrations"),
-    "preference": (
-        "posttrain.cli.preference",
-        "let a model learn which answers are better: DPO and its family, KTO, ORPO, …",
-    ),
-    "sample-pairs": (
-        "posttrain.cli.sample_pairs",
-        "make preference pairs from a model's own answers",
-    ),
-    "reward-model": (
-        "posttrain.cli.reward_model",
-        "train a model that says what an answer is worth",
-    ),
-    "judge": ("posttrain.cli.judge", "whether a reward model prefers the better answers"),
-    "eval": ("posttrain.cli.evaluate", "what a model can do, and what changed since another"),
-    "chat": ("posttrain.cli.chat", "talk to a model in the terminal"),
-    "data inspect": (
-        "posttrain.cli.data_inspect",
-        "see what a model would be trained on, token by token",
-    ),
-    "data pairs": (
-        "posttrain.cli.data_pairs",
-        "care for preferences: contradictions, cycles, length bias; convert them",
-    ),
-    "data select": (
-        "posttrain.cli.data_select",
-        "take the rows of a large set that are most like a small one",
-    ),
-    "data split": (
-        "posttrain.cli.data_split",
-        "split rows so that near-duplicates stay on one side",
-    ),
+    "chat": ("posttrain.cli.chat:main", "talk to a model in the terminal"),
 }
+_OWN_STAGE = re.compile(r"[^:\s]+:[A-Za-z_]\w*")  # FILE.py:NAME, package.module:NAME
 
 
-def usage(names: Iterable[str] = COMMANDS) -> str:
-    width = max(map(len, names)) + 2
-    lines = [f"  {name:<{width}}{COMMANDS[name][1]}" for name in names]
+@cache
+def commands() -> dict[str, str]:
+    """Every command, of one word or two, and what it does in one line."""
+    from posttrain.stages.index import entries
+
+    stages = {entry.command: entry.help for entry in entries().values()}
+    others = {name: help for name, (_, help) in OTHERS.items()}
+    data = {name: help for name, help in stages.items() if name.startswith("data ")}
+    rest = {name: help for name, help in stages.items() if name not in data}
+    chat = {"chat": others.pop("chat")}
+    return {**others, **rest, **chat, **data}
+
+
+def usage(table: Mapping[str, str]) -> str:
+    """The help of all commands, or of those of a group."""
+    width = max(map(len, table)) + 2
+    lines = [f"  {name:<{width}}{help}" for name, help in table.items()]
     return "\n".join(
         [
             "usage: posttrain COMMAND [options]",
@@ -72,10 +56,14 @@ def usage(names: Iterable[str] = COMMANDS) -> str:
             *lines,
             "",
             (
-                "posttrain COMMAND --help shows a command's options. Exit codes: 0 done, 2 wrong"
-                " input (with the cure),"
+                "posttrain COMMAND --help shows a command's options; posttrain FILE.py:NAME runs a"
+                " stage of your own."
             ),
-            "130 interrupted (the same command goes on).",
+            (
+                "Exit codes: 0 done, 2 wrong input (with the cure), 130 interrupted (the same"
+                " command goes on); a stage"
+            ),
+            "that decides has its verdict's.",
         ]
     )
 
@@ -87,27 +75,17 @@ def main(argv: list[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that cannot show a sign shows another
     if not argv or argv[0] in ("-h", "--help", "help"):
-        print(usage())
+        print(usage(commands()))
         return 0
     if argv[0] in ("-V", "--version", "version"):
         from posttrain import __version__
 
         print(f"posttrain {__version__}")
         return 0
-    from posttrain.core.errors import PosttrainError, nearest
+    from posttrain.core.errors import PosttrainError
 
     try:
-        words = 2 if " ".join(argv[:2]) in COMMANDS else 1
-        name = " ".join(argv[:words])
-        if name not in COMMANDS:
-            if group := [command for command in COMMANDS if command.startswith(f"{argv[0]} ")]:
-                if not argv[1:] or argv[1] in ("-h", "--help"):
-                    print(usage(group))
-                    return 0
-                name = " ".join(argv[:2])
-            raise PosttrainError(f"there is no command {name!r}", cure=nearest(name, COMMANDS))
-        module, _, function = COMMANDS[name][0].partition(":")
-        code = getattr(import_module(module), function or "main")(argv[words:])
+        code = _run(argv)
         sys.stdout.flush()
         return code
     except BrokenPipeError:  # `posttrain schema | head`: the reader has what it wanted
@@ -123,3 +101,35 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+
+
+def _run(argv: list[str]) -> int:
+    """Find the command and run it; returns the exit code."""
+    from posttrain.core.errors import PosttrainError, nearest
+
+    first = argv[0]
+    if first in OTHERS:
+        module, _, function = OTHERS[first][0].partition(":")
+        return getattr(import_module(module), function)(argv[1:])
+    if _OWN_STAGE.fullmatch(first):
+        return _run_stage(first, first, argv[1:])
+    from posttrain.stages.index import entries
+
+    stages = {entry.command: name for name, entry in entries().items()}
+    words = 2 if " ".join(argv[:2]) in stages else 1
+    command = " ".join(argv[:words])
+    if command in stages:
+        return _run_stage(stages[command], command, argv[words:])
+    group = {name: help for name, help in commands().items() if name.startswith(f"{first} ")}
+    if group and (not argv[1:] or argv[1] in ("-h", "--help")):
+        print(usage(group))
+        return 0
+    name = " ".join(argv[:2]) if group else first
+    raise PosttrainError(f"there is no command {name!r}", cure=nearest(name, commands()))
+
+
+def _run_stage(name: str, command: str, argv: list[str]) -> int:
+    from posttrain.cli.stage import main as run_stage
+    from posttrain.stages.registry import find
+
+    return run_stage(find(name), command, argv)

@@ -55,7 +55,7 @@ def flat(arguments: argparse.Namespace, model: type[Settings]) -> dict[str, Any]
 
 
 def _add(group: Any, leaf: Leaf) -> None:
-    option = f"--{leaf.name.replace('_', '-')}"
+    option = leaf.option
     text = (leaf.field.description or "").replace("%", "%%")
     kinds = _kinds(leaf.field.annotation)
     if not leaf.switch and not leaf.field.is_required():

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Column, Table
 
@@ -14,7 +15,12 @@ from posttrain.core.console import JsonLines, console, open_reporter
 from posttrain.core.errors import ConfigError
 from posttrain.core.events import Reporter
 from posttrain.pipeline.plan import ARTIFACT, Planned, plan
-from posttrain.pipeline.recipe import Recipe, load, schema
+from posttrain.pipeline.recipe import Recipe, load
+from posttrain.pipeline.schema import schema
+from posttrain.stages import inputs
+
+if TYPE_CHECKING:
+    from posttrain.pipeline.estimate import Estimate
 
 
 def _parser(command: str, text: str) -> Parser:
@@ -64,12 +70,12 @@ def run(argv: list[str]) -> int:
     else:
         results(result.summary)
         console().print(f"summary  {folder / 'summary.json'}", soft_wrap=True, markup=False)
-    return 0
+    return result.exit_code
 
 
 def results(summary: dict[str, Any]) -> None:
     """What the evaluations of a run came to, and where its artifacts lie."""
-    from posttrain.cli.evaluate import show as show_evaluation
+    from posttrain.cli.evaluate import results as show_evaluation
     from posttrain.cli.reward_model import beside
 
     shows = {"eval": show_evaluation, "reward_model": beside}
@@ -77,6 +83,10 @@ def results(summary: dict[str, Any]) -> None:
         if stage["kind"] in shows:
             console().print(f"[bold]{name}[/bold]")
             shows[stage["kind"]](stage["result"])
+    for name, stage in summary["stages"].items():
+        if stage["result"] and (verdict := stage["result"].get("verdict")):
+            why = f": {verdict['why']}" if verdict["why"] else ""
+            console().print(f"{name}: {verdict['answer']}{why}", soft_wrap=True, markup=False)
     table = Table(title="artifacts", title_justify="left", box=None)
     for column in ("stage", "seconds", "folder"):
         table.add_column(
@@ -107,7 +117,7 @@ def show_plan(argv: list[str]) -> int:
                 [
                     {
                         "stage": one.stage.name,
-                        "kind": one.stage.kind_name,
+                        "kind": one.stage.kind.name,
                         "state": one.state,
                         "why": one.why,
                         "digest": one.digest,
@@ -121,43 +131,50 @@ def show_plan(argv: list[str]) -> int:
             )
         )
         return 0
-    table = Table(title=f"{recipe.name} → {folder}", title_justify="left")
-    for column in ("stage", "kind", "from", "state", "tokens", "time", "memory"):
-        table.add_column(
-            column, justify="right" if column in ("tokens", "time", "memory") else "left"
-        )
-    for one in stages:
-        estimate = about.get(one.stage.name)
-        costs = (
-            ("", "", "")
-            if estimate is None
-            else (
-                "?" if estimate.tokens is None else f"{estimate.tokens / 1e6:,.1f} M",
-                "?" if estimate.seconds is None else _time(estimate.seconds),
-                "?" if estimate.memory is None else f"{estimate.memory:.1f} GiB",
-            )
-        )
-        table.add_row(one.stage.name, one.stage.kind_name, _from(one), _state(one), *costs)
+    table = _plan_table(f"{recipe.name} → {folder}", stages, about)
     console().print(table)
+    for planned in stages:
+        if planned.why:
+            why = f"{planned.stage.name}: {planned.why}"
+            console().print(why, soft_wrap=True, markup=False)
     console().print("estimates, within a factor of two", style="dim")
     return 0
 
 
-def _from(one: Planned) -> str:
+def _plan_table(title: str, stages: list[Planned], about: dict[str, Estimate]) -> Table:
+    """A row a stage, readable at 80 columns."""
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1))
+    for column in ("stage", "kind", "from"):
+        table.add_column(column, overflow="fold")
+    table.add_column("state", no_wrap=True)
+    for column in ("tokens", "time", "memory"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for planned in stages:
+        estimate = about.get(planned.stage.name)
+        costs = ("", "", "") if estimate is None else _costs(estimate)
+        state = {"made": "made", "interrupted": "goes on", "new": "will run"}[planned.state]
+        kind = escape(planned.stage.spec)
+        table.add_row(planned.stage.name, kind, escape(_from(planned)), state, *costs)
+    return table
+
+
+def _costs(estimate: Estimate) -> tuple[str, str, str]:
+    """Tokens, time and memory, `?` where it cannot be said."""
+    return (
+        "?" if estimate.tokens is None else f"{estimate.tokens / 1e6:,.1f} M",
+        "?" if estimate.seconds is None else _time(estimate.seconds),
+        "?" if estimate.memory is None else f"{estimate.memory:.1f} GiB",
+    )
+
+
+def _from(planned: Planned) -> str:
+    """The models and rows of earlier stages that a stage reads; of other models the name."""
+    stage = planned.stage
     models = [
-        one.stage.parents.get(name) or Path(str(getattr(one.settings, name))).name
-        for name in one.stage.kind.models
-        if getattr(one.settings, name) is not None
+        stage.models[leaf.name].text if leaf.name in stage.models else Path(name).name
+        for leaf, name in inputs.models(planned.settings)
     ]
-    return ", ".join(dict.fromkeys([*models, *one.stage.feeds]))
-
-
-def _state(one: Planned) -> str:
-    return {
-        "made": "made",
-        "interrupted": "goes on where it was",
-        "new": escape(f"will run: {one.why}"),
-    }[one.state]
+    return ", ".join(dict.fromkeys([*models, *stage.feeds]))
 
 
 def _time(seconds: float) -> str:

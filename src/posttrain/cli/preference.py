@@ -1,28 +1,12 @@
-"""`posttrain preference`: preference optimisation."""
+"""What `posttrain preference` shows."""
 
 from __future__ import annotations
 
 from rich.table import Table
 
-from posttrain.cli.options import read
 from posttrain.cli.sft import where
 from posttrain.core.console import console, loss
-from posttrain.stages.preference import PreferenceSettings, run
-from posttrain.stages.training import Outcome
-
-
-def main(argv: list[str]) -> int:
-    settings, observer = read(
-        "preference",
-        "Let a model learn which of two answers is better (DPO and its family), or that an answer"
-        " is good or bad (KTO, BCO). Killed at any moment, the same command goes on where it was"
-        " and ends with the same weights.",
-        PreferenceSettings,
-        argv,
-    )
-    outcome = run(settings, observer)
-    show(outcome)
-    return 0
+from posttrain.stages.stage import Outcome
 
 
 def show(outcome: Outcome) -> None:

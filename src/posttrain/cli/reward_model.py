@@ -1,4 +1,4 @@
-"""`posttrain reward-model`: what an answer is worth, learned from pairs or from steps."""
+"""What `posttrain reward-model` shows."""
 
 from __future__ import annotations
 
@@ -6,24 +6,9 @@ from typing import Any
 
 from rich.table import Table
 
-from posttrain.cli.options import read
 from posttrain.cli.sft import where
 from posttrain.core.console import console
-from posttrain.stages.reward_model import RewardModelSettings, run
-from posttrain.stages.training import Outcome
-
-
-def main(argv: list[str]) -> int:
-    settings, observer = read(
-        "reward-model",
-        "Train a model that says what an answer is worth, from pairs of answers (Bradley–Terry) or"
-        " from labels of steps. Killed at any moment, the same command goes on where it was and"
-        " ends with the same weights.",
-        RewardModelSettings,
-        argv,
-    )
-    show(run(settings, observer))
-    return 0
+from posttrain.stages.stage import Outcome
 
 
 def show(outcome: Outcome) -> None:

@@ -1,4 +1,4 @@
-"""`posttrain sample-pairs`: preference pairs from the model's own answers."""
+"""What `posttrain sample-pairs` shows."""
 
 from __future__ import annotations
 
@@ -9,22 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from posttrain.cli.data_pairs import WIDTH, number
-from posttrain.cli.options import read
 from posttrain.core.console import console
-from posttrain.stages.sample_pairs import Outcome, SamplePairsSettings, run
-
-
-def main(argv: list[str]) -> int:
-    settings, observer = read(
-        "sample-pairs",
-        "Sample several answers to every prompt, score them, and write preference pairs: the better"
-        " answer chosen, the worse rejected. Killed at any moment, the same command goes on where"
-        " it was and ends with the same files.",
-        SamplePairsSettings,
-        argv,
-    )
-    show(run(settings, observer))
-    return 0
+from posttrain.stages.stage import Outcome
 
 
 def show(outcome: Outcome) -> None:
@@ -36,15 +22,17 @@ def show(outcome: Outcome) -> None:
     out.print(_numbers(summary))
     for warning in summary["warnings"]:
         out.print(f"[yellow]{escape(warning)}[/yellow]", soft_wrap=True)
-    out.print(f"pairs     {summary['pairs']:,}, {outcome.pairs}", soft_wrap=True, markup=False)
+    out.print(
+        f"pairs     {summary['pairs']:,}, {outcome.outputs['pairs']}", soft_wrap=True, markup=False
+    )
     if best := summary["best"]:
         out.print(
             f"best      {best['rows']:,} answers of {best['at_least']:g} or more,"
-            f" {outcome.folder / 'best.jsonl'}",
+            f" {outcome.outputs['best']}",
             soft_wrap=True,
             markup=False,
         )
-    out.print(f"summary   {outcome.folder / 'summary.json'}", soft_wrap=True, markup=False)
+    out.print(f"summary   {outcome.summary_file}", soft_wrap=True, markup=False)
 
 
 def _account(summary: dict[str, Any]) -> Table:

@@ -1,26 +1,11 @@
-"""`posttrain sft`: supervised fine-tuning."""
+"""What `posttrain sft` and `posttrain adapt` show."""
 
 from __future__ import annotations
 
 from rich.table import Table
 
-from posttrain.cli.options import read
 from posttrain.core.console import console, loss
-from posttrain.stages.sft import SftSettings, run
-from posttrain.stages.training import Outcome
-
-
-def main(argv: list[str]) -> int:
-    settings, observer = read(
-        "sft",
-        "Fine-tune a model on demonstrations. Killed at any moment, the same command goes on where"
-        " it was and ends with the same weights.",
-        SftSettings,
-        argv,
-    )
-    outcome = run(settings, observer)
-    show(outcome)
-    return 0
+from posttrain.stages.stage import Outcome
 
 
 def show(outcome: Outcome) -> None:
@@ -52,4 +37,4 @@ def where(outcome: Outcome) -> None:
         f"({summary['tokens_per_second']:,.0f} tokens/s)"
     )
     out.print(f"model    {outcome.model}", soft_wrap=True, markup=False)
-    out.print(f"summary  {outcome.folder / 'summary.json'}", soft_wrap=True, markup=False)
+    out.print(f"summary  {outcome.summary_file}", soft_wrap=True, markup=False)

@@ -33,7 +33,15 @@ class DataError(PosttrainError):
 
 
 class ConfigError(PosttrainError):
-    """A setting that is unknown, missing or contradicts another."""
+    """A setting that is unknown, missing or contradicts another.
+
+    Args:
+        option: flat name of the setting, with underscores; empty where no single one is to blame.
+    """
+
+    def __init__(self, what: str, *, cure: str, where: str = "", option: str = "") -> None:
+        super().__init__(what, cure=cure, where=where)
+        self.option = option
 
 
 class ModelError(PosttrainError):

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -90,18 +91,44 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+SETTLED = 2.0  # seconds since a file was written; a younger one may change unseen by its clock
+_digests: dict[Path, tuple[tuple[int, int, int], str]] = {}
+
+
+def sha256_input(path: Path) -> str:
+    """Digest of a file that is an input: read once a process, and again where inode, size or time
+    of writing changed.
+    """
+    status = path.stat()
+    state = (status.st_ino, status.st_size, status.st_mtime_ns)
+    key = path.resolve()
+    if key in _digests and _digests[key][0] == state:
+        return _digests[key][1]
+    digest = sha256_file(path)
+    if time.time() - status.st_mtime > SETTLED:
+        _digests[key] = (state, digest)
+    return digest
+
+
 def sha256_json(value: Any) -> str:
     """Digest of a JSON value; key order and PYTHONHASHSEED make no difference."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def sha256_folder(folder: Path, keep: Callable[[Path], bool] = lambda path: True) -> str:
+def sha256_folder(
+    folder: Path,
+    keep: Callable[[Path], bool] = lambda path: True,
+    digest: Callable[[Path], str] = sha256_file,
+) -> str:
     """Digest over the names and contents of the files directly in `folder` for which `keep`
     holds.
+
+    Args:
+        digest: of one file: `sha256_file`, or `sha256_input` for a folder that is an input.
     """
     return sha256_json(
-        {p.name: sha256_file(p) for p in sorted(folder.iterdir()) if p.is_file() and keep(p)}
+        {p.name: digest(p) for p in sorted(folder.iterdir()) if p.is_file() and keep(p)}
     )
 
 

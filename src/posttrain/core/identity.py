@@ -5,6 +5,7 @@ differs.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -12,39 +13,61 @@ from typing import Any
 from posttrain.core.errors import ConfigError
 from posttrain.core.files import write_json
 
+RUN = "run.json"
 
-def check(folder: Path, identity: dict[str, Any], writes: tuple[str, ...] = ()) -> None:
+
+def check(folder: Path, identity: dict[str, Any], writes: Iterable[str] = ()) -> None:
     """Accept a folder that holds this run, or nothing that a run would write over.
 
     Args:
-        identity: JSON; everything the result depends on (settings, digests of model and data).
+        identity: JSON; everything the result depends on (settings, digests of models and data).
         writes: names of the files and folders that the run writes.
     Raises:
         ConfigError: the folder holds another run, or files of somebody else; the message names
             them.
     """
-    path = folder / "run.json"
-    if not path.is_file():
-        if foreign := [name for name in writes if (folder / name).exists()]:
-            raise ConfigError(
-                f"{folder} holds {', '.join(foreign)}, which no run of ours wrote",
-                cure="choose another --out; nothing there was touched",
-            )
+    path = folder / RUN
+    if path.is_file():
+        compare(json.loads(path.read_text())["identity"], identity, f"{folder} holds another run")
         return
-    # through JSON, so that a tuple equals the list it was written as
-    if changed := sorted(
-        differences(json.loads(path.read_text())["identity"], json.loads(json.dumps(identity)))
-    ):
+    if foreign := [name for name in writes if (folder / name).exists()]:
         raise ConfigError(
-            f"{folder} holds another run; different: {'; '.join(changed[:4])}",
+            f"{folder} holds {', '.join(foreign)}, which no run of ours wrote",
+            cure="choose another --out; nothing there was touched",
+        )
+
+
+def compare(before: dict[str, Any], now: dict[str, Any], what: str) -> None:
+    """Refuse an identity that differs.
+
+    Args:
+        what: beginning of the message, which goes on with what differs.
+    """
+    # through JSON, so that a tuple equals the list it was written as
+    changed = sorted(differences(before, json.loads(json.dumps(now))))
+    if changed:
+        raise ConfigError(
+            f"{what}; different: {'; '.join(changed[:4])}",
             cure="choose another --out, or delete the folder, or give the settings it began with",
         )
 
 
-def claim(folder: Path, identity: dict[str, Any], version: str) -> None:
-    """Write down that the folder holds this run."""
-    if not (folder / "run.json").is_file():
-        write_json(folder / "run.json", {"identity": identity, "posttrain": version})
+def claim(
+    folder: Path, identity: dict[str, Any], version: str, execution: dict[str, Any] | None = None
+) -> list[str]:
+    """Write down that the folder holds this run.
+
+    Args:
+        execution: settings that are no part of the identity and change results by rounding.
+    Returns: those of them that differ from the ones the run began with, as sentences.
+    """
+    path = folder / RUN
+    if not path.is_file():
+        record = {"identity": identity, "execution": execution or {}, "posttrain": version}
+        write_json(path, record)
+        return []
+    began = json.loads(path.read_text()).get("execution", {})
+    return sorted(differences(began, json.loads(json.dumps(execution or {}))))
 
 
 def differences(a: Any, b: Any, name: str = "") -> list[str]:

@@ -1,10 +1,16 @@
 """Settings: small frozen models, composed of groups; flat names for people, nested models for code.
 
 A stage's settings are a pydantic model whose fields are values or groups. On the command line and
-in Python every leaf has
-one flat name: `learning_rate` for `optimiser.learning_rate`. A group that may be absent puts its
-    own name in front:
-`lora_rank`; `lora=True`, or any of its fields, brings it in.
+in Python every leaf has one flat name: `learning_rate` for `optimiser.learning_rate`. A group that
+may be absent puts its own name in front: `lora_rank`; `lora=True`, or any of its fields, brings it
+in.
+
+What a field means is said at the field, by a role in its annotation:
+
+    model: Annotated[str, ReadsModel()]
+    budget: Annotated[int | None, ExecutionOnly(rounding=True)] = None
+
+Identity, plan, recipe, JSON schema and command line read the roles, and nothing else says it.
 """
 
 from __future__ import annotations
@@ -13,14 +19,68 @@ import types
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Annotated, Any, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from posttrain.core.errors import ConfigError, nearest
 
 S = TypeVar("S", bound="Settings")
+
+# -------------------------------------------------------------------------------------------- roles
+
+
+@dataclass(frozen=True)
+class Role:
+    """What a field means to those that read the settings without knowing the stage."""
+
+
+@dataclass(frozen=True)
+class ReadsModel(Role):
+    """The field names a model: a folder, a hub id, or an earlier stage of the recipe. Its content
+    counts, not where it lies.
+
+    Attributes:
+        weights: they are read; not so where only the tokenizer and the configuration are.
+    """
+
+    weights: bool = True
+
+
+@dataclass(frozen=True)
+class ReadsRows(Role):
+    """The field holds sources of rows: files, data sets, or earlier stages of the recipe."""
+
+
+@dataclass(frozen=True)
+class ReadsFile(Role):
+    """The field names a file whose content counts, not where it lies."""
+
+
+@dataclass(frozen=True)
+class ReadsScorer(Role):
+    """The field names a scorer: a built-in one, `reward:FOLDER` (a model) or `FILE.py:NAME`."""
+
+
+@dataclass(frozen=True)
+class ExecutionOnly(Role):
+    """The field says where and how a stage runs, not what it makes: it is no part of the identity.
+
+    Attributes:
+        rounding: it changes results by rounding; a run that goes on with another value says so.
+    """
+
+    rounding: bool = False
+
+
+@dataclass(frozen=True)
+class Destination(Role):
+    """The field says where results are written. A recipe places them itself."""
+
+
+# ----------------------------------------------------------------------------------------- settings
 
 
 class Settings(BaseModel):
@@ -30,18 +90,64 @@ class Settings(BaseModel):
         frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False
     )
 
+    @property
+    def folder(self) -> Path | None:
+        """Where a stage keeps what it makes; None keeps nothing."""
+        return getattr(self, "out", None)
+
+    def resolved(self) -> Self:
+        """The same settings with defaults filled in that depend on other fields."""
+        return self
+
+    def check(self) -> None:
+        """Refuse what cannot work, before anything is loaded, hashed or written.
+
+        Raises:
+            PosttrainError: settings contradict each other, or name files that cannot be used.
+        """
+
 
 @dataclass(frozen=True)
 class Leaf:
-    """One setting: its flat name, where it lives, and its field.
+    """One setting: its flat name, where it lives, its field, and its roles.
 
-    A `switch` turns an optional group on.
+    Roles of a group are those of all its leaves. A `switch` turns an optional group on.
     """
 
     name: str
     path: tuple[str, ...]
     field: FieldInfo
+    roles: tuple[Role, ...] = ()
     switch: bool = False
+
+    @property
+    def option(self) -> str:
+        """As one types it on the command line."""
+        return f"--{self.name.replace('_', '-')}"
+
+    @property
+    def several(self) -> bool:
+        """Whether it takes any number of values."""
+        arguments = typing.get_args(self.field.annotation)
+        return typing.get_origin(self.field.annotation) is tuple and arguments[-1] is Ellipsis
+
+    def has(self, *kinds: type[Role]) -> bool:
+        return any(isinstance(role, kinds) for role in self.roles)
+
+    def value(self, settings: Settings) -> Any:
+        """What the settings say; None where its group is absent."""
+        value: Any = settings
+        for part in self.path:
+            value = getattr(value, part, None)
+        return value
+
+    @property
+    def adapter(self) -> TypeAdapter[Any]:
+        """Parses one value of this setting, and knows its JSON schema."""
+        limited: Any = Annotated  # a type made from values: what a checker of types cannot follow
+        annotation: Any = self.field.annotation
+        metadata = self.field.metadata
+        return TypeAdapter(limited[(annotation, *metadata)] if metadata else annotation)
 
 
 def _group(annotation: Any) -> tuple[type[Settings] | None, bool]:
@@ -55,42 +161,108 @@ def _group(annotation: Any) -> tuple[type[Settings] | None, bool]:
     return None, False
 
 
-def leaves(model: type[Settings], path: tuple[str, ...] = (), prefix: str = "") -> Iterator[Leaf]:
+def _roles(field: FieldInfo) -> tuple[Role, ...]:
+    return tuple(item for item in field.metadata if isinstance(item, Role))
+
+
+def leaves(
+    model: type[Settings],
+    path: tuple[str, ...] = (),
+    prefix: str = "",
+    roles: tuple[Role, ...] = (),
+) -> Iterator[Leaf]:
     """Every setting of a model, groups opened."""
     for name, field in model.model_fields.items():
         group, optional = _group(field.annotation)
+        every = (*roles, *_roles(field))
         if group is None:
-            yield Leaf(prefix + name, (*path, name), field)
+            yield Leaf(prefix + name, (*path, name), field, every)
             continue
         if optional:
-            yield Leaf(prefix + name, (*path, name), field, switch=True)
-        yield from leaves(group, (*path, name), f"{prefix}{name}_" if optional else prefix)
+            yield Leaf(prefix + name, (*path, name), field, every, switch=True)
+        inner = f"{prefix}{name}_" if optional else prefix
+        yield from leaves(group, (*path, name), inner, every)
+
+
+def with_role(model: type[Settings], *kinds: type[Role]) -> list[Leaf]:
+    """The settings that have one of these roles."""
+    return [leaf for leaf in leaves(model) if leaf.has(*kinds) and not leaf.switch]
+
+
+def options(model: type[Settings]) -> dict[str, Leaf]:
+    """The settings that a recipe may give, by name: all but where results are written."""
+    return {leaf.name: leaf for leaf in leaves(model) if not leaf.has(Destination)}
+
+
+NOT_IDENTITY = (ExecutionOnly, Destination, ReadsModel, ReadsFile)
+
+
+def identifying(settings: Settings) -> dict[str, Any]:
+    """The settings that the result depends on, as JSON. Models and files are left out: their
+    content is the identity, and not their names.
+    """
+    return settings.model_dump(mode="json", exclude=_unidentifying(type(settings)))
+
+
+def _unidentifying(model: type[Settings]) -> dict[str, Any]:
+    """Fields to leave out, as pydantic's `exclude` takes them."""
+    exclude: dict[str, Any] = {}
+    for name, field in model.model_fields.items():
+        group, _ = _group(field.annotation)
+        if any(isinstance(role, NOT_IDENTITY) for role in _roles(field)):
+            exclude[name] = True
+        elif group is not None and (inner := _unidentifying(group)):
+            exclude[name] = inner
+    return exclude
+
+
+def choices(annotation: Any) -> list[str]:
+    """The texts that a `Literal`, or a union with one, allows."""
+    if typing.get_origin(annotation) is typing.Literal:
+        return [value for value in typing.get_args(annotation) if value]
+    return [text for part in typing.get_args(annotation) for text in choices(part)]
+
+
+# --------------------------------------------------------------------------------------- flat names
 
 
 def assemble(model: type[S], flat: Mapping[str, Any]) -> S:
-    """Build settings from flat names.
+    """Build settings from flat names. One value stands for a list of one, and a path for the name
+    of a model.
 
     Raises:
-        ConfigError: an unknown name (the nearest known one is named), a missing or an unfit value.
+        ConfigError: an unknown name (the nearest known one is named), a missing or an unfit value;
+            its `option` is the name.
     """
     known = {leaf.name: leaf for leaf in leaves(model)}
-    nested: dict[str, Any] = {}
+    given: dict[str, Any] = {}
     for name, value in flat.items():
         if name not in known:
-            raise ConfigError(f"unknown setting {name!r}", cure=nearest(name, known))
+            raise ConfigError(f"unknown setting {name!r}", cure=nearest(name, known), option=name)
         leaf = known[name]
-        if leaf.switch and value not in (None, True, False):
-            raise ConfigError(
-                f"{name} = {value!r}: it is True or False", cure=f"set its parts by name: {name}_…"
-            )
-        if (
-            leaf.switch
-            and value is False
-            and (parts := [n for n in flat if n.startswith(f"{name}_")])
-        ):
-            raise ConfigError(f"{name} is off, but {parts[0]} is set", cure="remove one of them")
-        if leaf.switch and not value:
-            continue
+        if leaf.several and not isinstance(value, (list, tuple)):
+            value = (value,)
+        if leaf.has(ReadsModel) and isinstance(value, Path):
+            value = str(value)
+        given[name] = value
+    try:
+        return model.model_validate(_nested(known, given))
+    except ValidationError as error:
+        raise _explained(known, error) from None
+    except ConfigError as error:
+        error.option = _refused(known, given, error) or error.option
+        raise
+
+
+def _nested(known: dict[str, Leaf], flat: dict[str, Any]) -> dict[str, Any]:
+    """Flat names as the mapping of groups that pydantic takes; switches open their groups."""
+    nested: dict[str, Any] = {}
+    for name, value in flat.items():
+        leaf = known[name]
+        if leaf.switch:
+            _check_switch(name, value, flat)
+            if not value:
+                continue
         *groups, last = leaf.path
         at = nested
         for group in groups:
@@ -99,23 +271,51 @@ def assemble(model: type[S], flat: Mapping[str, Any]) -> S:
             at.setdefault(last, {})
         else:
             at[last] = value
-    try:
-        return model.model_validate(nested)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = tuple(str(p) for p in first["loc"])
-        leaf = next(
-            (x for x in known.values() if where[: len(x.path)] == x.path and not x.switch), None
-        )
-        name = leaf.name if leaf else ".".join(where)
-        if first["type"] == "literal_error" and leaf and isinstance(first["input"], str):
-            cure = nearest(first["input"], filter(None, typing.get_args(leaf.field.annotation)))
-            raise ConfigError(f"{name} = {first['input']!r}: {first['msg']}", cure=cure) from None
-        if first["type"] == "missing" and (leaf is None or where == leaf.path):
-            raise ConfigError(
-                f"{name} is missing", cure=f"give --{name.replace('_', '-')}"
-            ) from None
+    return nested
+
+
+def _check_switch(name: str, value: Any, flat: dict[str, Any]) -> None:
+    if value not in (None, True, False):
         raise ConfigError(
-            f"{name} = {first['input']!r}: {first['msg']}",
-            cure=leaf.field.description if leaf and leaf.field.description else "see --help",
-        ) from None
+            f"{name} = {value!r}: it is True or False",
+            cure=f"set its parts by name: {name}_…",
+            option=name,
+        )
+    parts = [other for other in flat if other.startswith(f"{name}_")]
+    if value is False and parts:
+        raise ConfigError(
+            f"{name} is off, but {parts[0]} is set", cure="remove one of them", option=name
+        )
+
+
+def _refused(known: dict[str, Leaf], flat: dict[str, Any], error: ConfigError) -> str:
+    """The setting whose own validator raised an error; empty where none does alone."""
+    for name, value in flat.items():
+        try:
+            if not known[name].switch:
+                known[name].adapter.validate_python(value)
+        except ConfigError as again:
+            if again.what == error.what:
+                return name
+        except ValidationError:
+            continue
+    return ""
+
+
+def _explained(known: dict[str, Leaf], error: ValidationError) -> ConfigError:
+    """The first thing that pydantic found wrong, with the setting's name and a cure."""
+    first = error.errors()[0]
+    where = tuple(str(part) for part in first["loc"])
+    leaf = next(
+        (x for x in known.values() if where[: len(x.path)] == x.path and not x.switch), None
+    )
+    name = leaf.name if leaf else ".".join(where)
+    if first["type"] == "missing" and (leaf is None or where == leaf.path):
+        option = leaf.option if leaf else f"--{name}"
+        return ConfigError(f"{name} is missing", cure=f"give {option}", option=name)
+    what = f"{name} = {first['input']!r}: {first['msg']}"
+    if first["type"] == "literal_error" and leaf and isinstance(first["input"], str):
+        cure = nearest(first["input"], choices(leaf.field.annotation))
+        return ConfigError(what, cure=cure, option=name)
+    cure = leaf.field.description if leaf and leaf.field.description else "see --help"
+    return ConfigError(what, cure=cure, option=name)

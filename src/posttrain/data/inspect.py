@@ -23,6 +23,7 @@ from typing import Generic, NamedTuple, TypeVar
 import numpy as np
 
 from posttrain.core.console import ConsoleObserver
+from posttrain.core.defaults import token_budget
 from posttrain.core.errors import ConfigError
 from posttrain.core.events import Reporter
 from posttrain.core.files import PARTIAL
@@ -38,7 +39,6 @@ from posttrain.data.settings import DataSettings, Source
 from posttrain.data.sources import size as bytes_of
 
 SAMPLE = 100_000  # rows from which packing is measured
-BUDGET = 4096  # tokens a forward pass, by default
 BINS = 14  # bars of the histogram at most, besides the one that --max-length adds
 
 T = TypeVar("T")
@@ -284,7 +284,7 @@ def inspect(
         rows: which ones: ("first",), ("spread",) for a random sample that is always the same, or
             line numbers.
         batch_size: rows a step.
-        budget: tokens a forward pass; unset: 4096, or the longest row if that is more.
+        budget: tokens a forward pass; unset: a CPU's, or the longest row if that is more.
         rejects: a file for the rows that `on_bad_row="reject"` sets aside; None keeps none.
         observer: shows progress; None shows none.
     Raises:
@@ -359,7 +359,7 @@ def _packing(sizes: list[TreeSize], batch_size: int, budget: int | None) -> Pack
             f"--budget {budget} is less than the {longest} tokens of the longest sequence",
             cure=f"give --budget {longest} or more, or --max-length {budget} or less",
         )
-    budget = budget or max(BUDGET, longest)
+    budget = token_budget(budget, "cpu", longest)
     plan = Plan(len(sizes), batch_size, seed=0)
     steps = plan.steps_per_epoch
     passes = tokens = padded = 0

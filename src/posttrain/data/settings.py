@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from posttrain.core.errors import ConfigError, nearest
-from posttrain.core.settings import Settings, assemble
+from posttrain.core.settings import ReadsFile, ReadsRows, Settings, assemble
 
 COLUMNS = (
     "text",
@@ -148,19 +148,20 @@ FormatName = Literal[
     "prompt",
 ]
 Sourced = Annotated[Source, BeforeValidator(_parse)]
+Rows = Annotated[tuple[Sourced, ...], ReadsRows()]  # the type of a setting that reads rows
 
 
 class DataSettings(Settings):
     """Which rows are trained on, and how they become tokens."""
 
-    data: tuple[Sourced, ...] = Field(
+    data: Rows = Field(
         min_length=1,
         description=(
             "JSONL, JSON, Parquet, CSV or text files, folders, or hub ids; each may be followed by "
             ",weight= ,share= ,epochs= ,limit= ,split= ,subset= or a column of ours=the file's"
         ),
     )
-    validation: tuple[Sourced, ...] = Field((), description="held-out rows, given like --data")
+    validation: Rows = Field((), description="held-out rows, given like --data")
     on_bad_row: Literal["stop", "reject"] = Field(
         "stop",
         description=(
@@ -178,7 +179,7 @@ class DataSettings(Settings):
             " stands for it. Unset: they are a question and an answer in the chat template"
         ),
     )
-    chat_template: Path | None = Field(
+    chat_template: Annotated[Path | None, ReadsFile()] = Field(
         None,
         description=(
             "file with the chat template to use and to save with the model; unset: the model's own,"

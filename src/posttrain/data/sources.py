@@ -16,7 +16,7 @@ from typing import Any
 
 from posttrain.core.errors import DataError, nearest
 from posttrain.core.extras import require
-from posttrain.core.files import sha256_file
+from posttrain.core.files import sha256_input
 from posttrain.data.readers import (
     READERS,
     ProgressCallback,
@@ -120,7 +120,7 @@ def digest(source: Source) -> dict[str, str]:
         inside = sorted(folder.rglob("*"))
         paths = [path for path in inside if path.is_file() and not path.name.startswith(".")]
     if paths is not None:
-        return {str(path): sha256_file(path) for path in paths}
+        return {str(path): sha256_input(path) for path in paths}
     return {source.path: _commit(source.path)}
 
 

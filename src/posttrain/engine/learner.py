@@ -23,6 +23,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from posttrain.core.defaults import token_budget
 from posttrain.core.errors import ConfigError, DataError
 from posttrain.core.seeds import derive
 from posttrain.core.types import Columns, Counts, Facts, Loss, Measured, Read
@@ -32,7 +33,7 @@ from posttrain.engine import lora as adapters
 from posttrain.engine.checkpoint import system_errors
 from posttrain.engine.network import Network, Noise, quiet, without_dropout
 from posttrain.engine.optimiser import Optimiser
-from posttrain.engine.settings import OptimiserSettings, default_budget
+from posttrain.engine.settings import OptimiserSettings
 
 VALUE_HEAD = "value_head.safetensors"  # beside the model's own weights
 
@@ -86,7 +87,7 @@ class Learner:
 
     def budget(self, given: int | None, longest: int = 0) -> int:
         """Tokens a forward pass: as given, or what suits the device, and at least `longest`."""
-        return given or max(default_budget(self.device.type), longest)
+        return token_budget(given, self.device.type, longest)
 
     def pack(self, trees: Many[Tree], budget: int) -> list[TokenForest]:
         """Trees as forests of at most `budget` tokens, as this model runs them."""
@@ -211,11 +212,11 @@ class Learner:
     def train_with(
         self, settings: OptimiserSettings, *, activation_checkpointing: bool = False
     ) -> Optimiser:
-        """Make the optimiser that `step` uses. An unset learning rate becomes 2e-5, with LoRA
-        2e-4.
+        """Make the optimiser that `step` uses. An unset learning rate becomes the settings' own
+        default.
         """
         if settings.learning_rate is None:
-            rate = 2e-4 if self.adapter is not None else 2e-5
+            rate = settings.unset_rate.of(lora=self.adapter is not None)
             settings = settings.model_copy(update={"learning_rate": rate})
         if activation_checkpointing:
             inner = self.network.inner

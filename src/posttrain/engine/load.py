@@ -12,7 +12,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from posttrain.core.errors import ConfigError, ModelError, nearest
-from posttrain.core.files import sha256_folder
+from posttrain.core.files import sha256_folder, sha256_input
 from posttrain.engine.network import quiet
 
 EMBEDDED = Path(__file__).resolve().parents[1] / "assets" / "base"  # `--model embedded`
@@ -52,7 +52,9 @@ def resolve(path: str) -> Path:
 def digest(folder: Path) -> str:
     """SHA-256 over the files that make a model what it is: weights, config, tokenizer."""
     return sha256_folder(
-        folder, lambda p: p.suffix in (".safetensors", ".json", ".model", ".jinja", ".txt")
+        folder,
+        lambda p: p.suffix in (".safetensors", ".json", ".model", ".jinja", ".txt"),
+        sha256_input,
     )
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
 
@@ -23,20 +24,27 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 Pattern = Annotated[str, AfterValidator(_pattern)]
 
 
-BUDGET = {"cpu": 4096, "cuda": 16384}  # tokens a forward pass, where nothing is said
+@dataclass(frozen=True)
+class UnsetRate:
+    """Peak learning rates where none is given: of all weights, and of LoRA's adapters."""
 
+    full: float
+    lora: float
 
-def default_budget(device: str) -> int:
-    """Tokens a forward pass on a kind of device."""
-    return BUDGET.get(device, BUDGET["cuda"])
+    def of(self, *, lora: bool) -> float:
+        return self.lora if lora else self.full
+
+    def __str__(self) -> str:
+        full, lora = (f"{rate:g}".replace("e-0", "e-") for rate in (self.full, self.lora))
+        return f"unset: {full}, with LoRA {lora}"
 
 
 class OptimiserSettings(Settings):
     """AdamW and its learning-rate schedule."""
 
-    learning_rate: float | None = Field(
-        None, gt=0, description="peak learning rate; unset: 2e-5, with LoRA 2e-4"
-    )
+    unset_rate: ClassVar = UnsetRate(2e-5, lora=2e-4)
+
+    learning_rate: float | None = Field(None, gt=0, description=f"peak learning rate; {unset_rate}")
     schedule: Literal["linear", "cosine", "wsd", "constant"] = Field(
         "linear",
         description=(

@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, TypeAdapter
 
 from posttrain.core.errors import ConfigError
-from posttrain.core.settings import Settings
-from posttrain.data.settings import Source, Sourced
+from posttrain.core.settings import ReadsRows, Settings
+from posttrain.data.settings import Rows, Source, Sourced
 
 OWN = ("perplexity", "exact", "choice", "prefer", "win")  # each is a field of `TaskSettings`
 
@@ -43,23 +43,19 @@ def _parse(value: Any) -> Any:
 class TaskSettings(Settings):
     """Which tasks are put to which rows."""
 
-    perplexity: tuple[Sourced, ...] = Field(
+    perplexity: Rows = Field(
         (), description="held-out text; files are given like --data of posttrain sft"
     )
-    exact: tuple[Sourced, ...] = Field(
-        (), description="questions with the answer that must be written"
-    )
-    choice: tuple[Sourced, ...] = Field(
-        (), description="rows with question, choices and answer_index"
-    )
-    prefer: tuple[Sourced, ...] = Field(
+    exact: Rows = Field((), description="questions with the answer that must be written")
+    choice: Rows = Field((), description="rows with question, choices and answer_index")
+    prefer: Rows = Field(
         (), description="pairs of chosen and rejected answers, to be told apart by likelihood"
     )
-    win: tuple[Sourced, ...] = Field(
+    win: Rows = Field(
         (), description="prompts whose written answers --scorer scores; with --against, who wins"
     )
-    task: tuple[Annotated[TaskSource, BeforeValidator(_parse)], ...] = Field(
-        (), description="a task of yours and its rows: FILE.py:NAME=ROWS"
+    task: Annotated[tuple[Annotated[TaskSource, BeforeValidator(_parse)], ...], ReadsRows()] = (
+        Field((), description="a task of yours and its rows: FILE.py:NAME=ROWS")
     )
     match: Literal["exact", "contains", "number"] = Field(
         "exact",

@@ -12,7 +12,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -24,67 +24,11 @@ from posttrain.core.ties import wins
 from posttrain.core.types import Columns, Counts, Facts, Loss, Read
 from posttrain.methods import answers, pairwise, unpaired
 from posttrain.methods.answers import CHOSEN, GOLD, REJECTED, Answers, Labelled, Pairs
-from posttrain.methods.pairwise import DIVERGENCES
+from posttrain.methods.options import Options
 
+UNSET = Options()  # type: ignore[call-arg]
 Values = Mapping[str, Any]  # a method's options by name, none missing
 IMITATED = {"chosen": CHOSEN, "gold": GOLD}  # the member of a unit whose likelihood may be added
-
-
-@dataclass(frozen=True)
-class Options:
-    """What methods can be told. None is the method's own default; what no chosen method reads is an
-    error.
-
-    Attributes:
-        beta: temperature, above 0. With a reference, how near to stay to it; ORPO's λ.
-        label_smoothing: share of labels thought wrong, 0 ≤ · < ½.
-        f_divergence: from the reference: reverse_kl, forward_kl, js_divergence, alpha_divergence.
-        f_alpha: of alpha_divergence.
-        gamma: margin of rewards, of SimPO and its kin.
-        alpha: shape of AlphaPO's reward.
-        nll: weight of the likelihood, a token, of chosen answers (CPO, ORPO) or gold ones (TPO).
-        weighting: weigh pairs by how likely the policy itself would write them (WPO, arXiv
-            2406.11827, equation 2).
-        ld_alpha: weight of the tokens by which the longer answer of a pair is longer (LD-DPO, arXiv
-            2409.06411); 1 is off.
-        desirable, undesirable: weights of good and of bad answers.
-        tau: temperature of DiscoPOP's blend.
-    """
-
-    beta: float | None = None
-    label_smoothing: float | None = None
-    f_divergence: str | None = None
-    f_alpha: float | None = None
-    gamma: float | None = None
-    alpha: float | None = None
-    nll: float | None = None
-    weighting: bool | None = None
-    ld_alpha: float | None = None
-    desirable: float | None = None
-    undesirable: float | None = None
-    tau: float | None = None
-
-    def given(self) -> dict[str, Any]:
-        """Those that are set."""
-        return {
-            f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None
-        }
-
-
-RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "beta": ("above 0", lambda v: 0 < v < math.inf),
-    "label_smoothing": ("at least 0 and below 0.5", lambda v: 0 <= v < 0.5),
-    "f_divergence": (f"one of {', '.join(DIVERGENCES)}", lambda v: v in DIVERGENCES),
-    "f_alpha": ("a finite number", math.isfinite),
-    "gamma": ("at least 0", lambda v: 0 <= v < math.inf),
-    "alpha": ("a finite number", math.isfinite),
-    "nll": ("at least 0", lambda v: 0 <= v < math.inf),
-    "weighting": ("true or false", lambda v: isinstance(v, bool)),
-    "ld_alpha": ("between 0 and 1", lambda v: 0 <= v <= 1),
-    "desirable": ("at least 0", lambda v: 0 <= v < math.inf),
-    "undesirable": ("at least 0", lambda v: 0 <= v < math.inf),
-    "tau": ("above 0", lambda v: 0 < v < math.inf),
-}
 
 
 def _beta(values: Values) -> float:
@@ -236,7 +180,7 @@ def parts(mix: Mapping[str, float], options: Options) -> list[Part]:
 
     Raises:
         ConfigError: an unknown method, rows of different kinds, a weight that is not above 0, or an
-            option that is out of range or that none of the methods reads.
+            option that none of the methods reads.
     """
     if not mix:
         raise ConfigError("no preference method is named", cure='name one, such as "dpo"')
@@ -277,17 +221,15 @@ def parts(mix: Mapping[str, float], options: Options) -> list[Part]:
 
 
 def _check(mix: Mapping[str, float], given: Values) -> None:
-    """Raise where an option is out of range, not read, or without effect."""
+    """Raise where an option is not read, or without effect."""
     for option, value in given.items():
-        allowed, good = RANGES[option]
-        if not good(value):
-            raise ConfigError(f"{option} is {value}", cure=f"it must be {allowed}")
         readers = [name for name, method in METHODS.items() if option in method.options]
         off = (option == "weighting" and not value) or (option == "ld_alpha" and value == 1)
         if not off and not set(readers) & mix.keys():
             raise ConfigError(
                 f"{option} has no meaning for {' and '.join(mix)}",
                 cure=f"leave it out; it is read by {', '.join(readers)}",
+                option=option,
             )
     if "f_alpha" in given and given.get("f_divergence") != "alpha_divergence":
         raise ConfigError(
@@ -302,7 +244,7 @@ def _check(mix: Mapping[str, float], given: Values) -> None:
 # ----------------------------------------------------------------------------------------- the loss
 
 
-def preference(mix: Mapping[str, float], options: Options = Options()) -> Loss:
+def preference(mix: Mapping[str, float], options: Options = UNSET) -> Loss:
     """The weighted sum of preference methods on the same rows.
 
     loss = Σ_m w_m·(Σ_pairs l_m / pairs + nll_m·Σ −log p / targets of the imitated answers), of the

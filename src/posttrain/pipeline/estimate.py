@@ -22,11 +22,13 @@ from posttrain.core.errors import DataError
 from posttrain.data.formats import detect
 from posttrain.data.plan import shares
 from posttrain.data.rows import Rejects, Row
-from posttrain.data.settings import DataSettings, Source
+from posttrain.data.settings import Source
 from posttrain.data.sources import files, read, size
-from posttrain.pipeline.kinds import sources
 from posttrain.pipeline.plan import Planned
-from posttrain.stages import dataset
+from posttrain.pipeline.recipe import Stage
+from posttrain.stages import dataset, inputs
+from posttrain.stages.stage import kind_of
+from posttrain.stages.training import TrainingSettings
 
 REACHED = 0.3  # of the rate of a matrix product
 SMALL = 4 * 2**20  # bytes of a source that is read whole
@@ -52,64 +54,69 @@ class Size:
 
 def estimates(stages: list[Planned]) -> dict[str, Estimate]:
     """Of every stage that is still to be made, by name."""
-    bases: dict[str, str] = {}
-    found = {}
-    for one in stages:
-        name = next(
-            name for name in one.stage.kind.models if getattr(one.stage.settings, name) is not None
-        )
-        parent = one.stage.parents.get(name)
-        bases[one.stage.name] = base = (
-            bases[parent] if parent else getattr(one.stage.settings, name)
-        )
-        if not one.made:
-            found[one.stage.name] = _estimate(one, base)
-    return found
+    bases: dict[str, str | None] = {}
+    out: dict[str, Estimate] = {}
+    for planned in stages:
+        bases[planned.stage.name] = base = _base(planned.stage, bases)
+        if not planned.made:
+            out[planned.stage.name] = _estimate(planned, base)
+    return out
 
 
-def _estimate(one: Planned, base: str) -> Estimate:
-    tokens, parameters = _tokens(one, base), _parameters(base)
+def _base(stage: Stage, bases: dict[str, str | None]) -> str | None:
+    """The model that a stage's chain of models begins with; None where it reads none."""
+    for leaf, name in inputs.models(stage.settings):
+        made = stage.models.get(leaf.name)
+        return bases[made.stage] if made else name
+    return None
+
+
+def _estimate(planned: Planned, base: str | None) -> Estimate:
+    tokens = _tokens(planned, base)
+    parameters = _parameters(base) if base else None
     if parameters is None or tokens is None:
         return Estimate(tokens, None, None)
-    trains = one.stage.kind.makes_model
-    models = sum(getattr(one.settings, name) is not None for name in one.stage.kind.models)
+    trains = any(kind_of(path) == "model" for path in planned.stage.outputs.values())
+    models = len(list(inputs.models(planned.settings)))
     seconds = (6 if trains else 2) * models * parameters * tokens / (rate() * REACHED)
     # weights, gradients and two moments in float32, and activations of one forward pass
     memory = parameters * (16 if trains else 4) / 2**30 + 0.5
     return Estimate(tokens, seconds, memory)
 
 
-def _tokens(one: Planned, base: str) -> int | None:
+def _tokens(planned: Planned, base: str | None) -> int | None:
+    """Tokens that a stage computes; None where it cannot be said."""
+    settings: Any = planned.settings
+    if isinstance(settings, TrainingSettings):
+        return _trained_tokens(settings, base) if base else None
+    drawn = getattr(settings, "n", 0) * getattr(settings, "max_tokens", 0)  # answers to every row
+    total = 0.0
+    for _, source in inputs.sources(settings):
+        found = _size(source)
+        if found is None:
+            return None
+        total += found.tokens + found.sequences * drawn
+    return int(total)
+
+
+def _trained_tokens(settings: TrainingSettings, base: str) -> int | None:
+    """Tokens of all steps of a training run."""
     from posttrain.engine.load import longest_position, resolve
 
-    settings: Any = one.settings
-    data = getattr(settings, "data", None)
-    if not isinstance(data, DataSettings):
-        sizes = [_size(source) for source in sources(settings)]
-        drawn = getattr(settings, "n", 0) * getattr(
-            settings, "max_tokens", 0
-        )  # answers to every row
-        return (
-            None
-            if None in sizes
-            else int(sum(each.tokens + each.sequences * drawn for each in sizes if each))
-        )
+    data = settings.data
     longest = dataset.max_length(data, longest_position(resolve(base)))
-    mixture = (
-        settings.mixture if isinstance(getattr(settings, "mixture", None), tuple) else data.data
-    )
-    known = [
-        each for source in mixture if (each := _size(source, longest, data.truncate, data.format))
-    ]
-    if len(known) < len(mixture):
-        return None
-    taken = shares([each.sequences for each in known], mixture)
-    epoch = sum(n * each.tokens / each.sequences for n, each in zip(taken, known, strict=True))
-    epochs = (
-        settings.epochs
-        if settings.steps is None
-        else settings.steps / math.ceil(sum(taken) / settings.batch_size)
-    )
+    mixture = settings.sources
+    sizes: list[Size] = []
+    for source in mixture:
+        found = _size(source, longest, data.truncate, data.format)
+        if found is None:
+            return None
+        sizes.append(found)
+    taken = shares([size.sequences for size in sizes], mixture)
+    epoch = sum(n * size.tokens / size.sequences for n, size in zip(taken, sizes, strict=True))
+    epochs = settings.epochs
+    if settings.steps is not None:
+        epochs = settings.steps / math.ceil(sum(taken) / settings.batch_size)
     return int(epoch * epochs)
 
 

@@ -9,22 +9,21 @@ again.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from posttrain.core.errors import ConfigError, ModelError
-from posttrain.core.files import sha256_file, sha256_json
+from posttrain.core.files import sha256_json
 from posttrain.core.identity import differences
 from posttrain.core.settings import Settings
-from posttrain.data.sources import digest as data_digest
+from posttrain.data.settings import Source
 from posttrain.pipeline import code
-from posttrain.pipeline.kinds import moved, paths, sources
-from posttrain.pipeline.recipe import Recipe, Stage
+from posttrain.pipeline.recipe import Recipe, Reference, Stage
+from posttrain.stages import inputs
 
 ARTIFACT = "artifact.json"
-# settings that say where and on what a stage runs, not what it makes
-ELSEWHERE = {"out", "device", "checkpoint", "tracking"}
 
 
 @dataclass(frozen=True)
@@ -59,70 +58,96 @@ def plan(recipe: Recipe, folder: Path) -> list[Planned]:
     Raises:
         PosttrainError: a file or model that a stage reads is not there.
     """
-    found: dict[str, Planned] = {}
+    planned: dict[str, Planned] = {}
     for stage in recipe.stages:
-        found[stage.name] = _planned(stage, folder, found)
-    return list(found.values())
+        planned[stage.name] = _planned(stage, folder, planned)
+    return list(planned.values())
 
 
 def _planned(stage: Stage, folder: Path, before: dict[str, Planned]) -> Planned:
-    fixed = stage.settings.model_dump(mode="json", exclude=ELSEWHERE)
-    models: dict[str, str] = {}
-    for name in stage.kind.models:
-        given = getattr(stage.settings, name)
-        if given is None:
-            continue
-        models[name] = (
-            before[stage.parents[name]].digest
-            if name in stage.parents
-            else _model_digest(given, stage)
-        )
-        fixed[name] = None  # which model it is, is in the digest; where it lies is not
-    inputs = {
-        "kind": stage.kind_name,
-        "settings": fixed,
-        "models": models,
-        "data": {
-            k: v
-            for source in sources(stage.settings)
-            if source.path not in stage.feeds
-            for k, v in data_digest(source).items()
-        },
-        "files": {str(path): sha256_file(path) for path in paths(stage.settings) if path.is_file()},
-        "code": code.digest(stage.kind.module),
-    }
-    if stage.feeds:
-        inputs["rows"] = {name: before[name].digest for name in stage.feeds}
-    digest = sha256_json(inputs)
+    read = _inputs(stage, before)
+    digest = sha256_json(read)
     place = folder / "artifacts" / f"{stage.name}-{digest[:12]}"
-    ready = {
-        "out": place,
-        **{name: str(before[parent].folder / "model") for name, parent in stage.parents.items()},
-    }
-    made = [
-        *(["model"] if stage.kind.makes_model else []),
-        *([stage.kind.makes_rows] if stage.kind.makes_rows else []),
-    ]
-    whole = (place / ARTIFACT).is_file() and all((place / name).exists() for name in made)
-    state = "made" if whole else "interrupted" if (place / "run.json").is_file() else "new"
-    why = "" if state != "new" else _why(inputs, folder, stage)
-    files = {name: before[name].folder / before[name].stage.kind.makes_rows for name in stage.feeds}
-    settings = moved(stage.settings, files) if files else stage.settings
-    return Planned(stage, digest, inputs, place, settings.model_copy(update=ready), state, why)
+    state = "new"
+    if _is_whole(place):
+        state = "made"
+    elif (place / "run.json").is_file():
+        state = "interrupted"
+    why = _why(read, folder, stage) if state == "new" else ""
+    return Planned(stage, digest, read, place, _placed(stage, place, before), state, why)
 
 
-def _model_digest(given: str, stage: Stage) -> str:
-    from posttrain.engine.load import digest, resolve
+def _inputs(stage: Stage, before: dict[str, Planned]) -> dict[str, Any]:
+    """What a stage's artifact depends on, as JSON."""
 
+    def digest_of(output: Reference) -> str:
+        made = before[output.stage]
+        first = next(iter(made.stage.outputs))
+        return made.digest if output.output == first else f"{made.digest}/{output.output}"
+
+    models = {setting: digest_of(output) for setting, output in stage.models.items()}
     try:
-        return digest(resolve(given))
+        read = inputs.describe(stage.settings.resolved(), models, frozenset(stage.feeds))
+    except ConfigError as error:
+        error.where = error.where or stage.at(error.option)
+        raise
     except ModelError as error:
         raise ConfigError(
             error.what, where=stage.where, cure=f"{error.cure}; or name an earlier stage"
         ) from None
+    out = {"kind": stage.kind.name, **asdict(read), "code": code.of_stage(stage.kind)}
+    if stage.feeds:
+        out["rows"] = {text: digest_of(output) for text, output in stage.feeds.items()}
+    return out
 
 
-def _why(inputs: dict[str, Any], folder: Path, stage: Stage) -> str:
+def _is_whole(place: Path) -> bool:
+    """Whether an artifact is there, and everything that its stage made."""
+    path = place / ARTIFACT
+    if not path.is_file():
+        return False
+    return all((place / output).exists() for output in json.loads(path.read_text())["outputs"])
+
+
+def _placed(stage: Stage, place: Path, before: dict[str, Planned]) -> Settings:
+    """A stage's settings with the folders and files of the stages before it."""
+
+    def path_of(output: Reference) -> str:
+        return str(before[output.stage].folder / output.path.rstrip("/"))
+
+    rows = {text: path_of(output) for text, output in stage.feeds.items()}
+    settings = moved(stage.settings, rows) if rows else stage.settings
+    models = {setting: path_of(output) for setting, output in stage.models.items()}
+    return settings.model_copy(update={**models, "out": place})
+
+
+def moved(settings: Settings, places: Mapping[str, str]) -> Settings:
+    """The settings with files in the place of references.
+
+    Args:
+        places: text of a reference → its file.
+    """
+    changed: dict[str, Any] = {}
+    for name in type(settings).model_fields:
+        value = getattr(settings, name)
+        if isinstance(value, Source):
+            changed[name] = _moved(value, places)
+        elif isinstance(value, Settings):
+            changed[name] = moved(value, places)
+        elif isinstance(value, tuple):
+            changed[name] = tuple(
+                _moved(item, places) if isinstance(item, Source) else item for item in value
+            )
+    return settings.model_copy(update=changed)
+
+
+def _moved(source: Source, places: Mapping[str, str]) -> Source:
+    if source.path not in places:
+        return source
+    return source.model_copy(update={"path": places[source.path]})
+
+
+def _why(read: dict[str, Any], folder: Path, stage: Stage) -> str:
     """What differs from the newest artifact of the same name."""
     same = (folder / "artifacts").glob(
         f"{stage.name}-{'[0-9a-f]' * 12}"
@@ -130,18 +155,22 @@ def _why(inputs: dict[str, Any], folder: Path, stage: Stage) -> str:
     made = [path / ARTIFACT for path in same if (path / ARTIFACT).is_file()]
     if not made:
         return "not made yet"
-    last = json.loads(max(made, key=lambda path: path.stat().st_mtime).read_text())
-    changed = differences(last["inputs"], json.loads(json.dumps(inputs)))
-    said = [one for one in changed if not one.startswith(("models.", "rows.", "rows ", "code "))]
-    before, now = last["inputs"]["models"], inputs["models"]
-    said += [
-        f"{stage.parents.get(key, key)} changed"
-        for key in sorted(before.keys() | now)
-        if before.get(key) != now.get(key)
-    ]
-    before, now = last["inputs"].get("rows", {}), inputs.get("rows", {})
-    said += [
-        f"{key} changed" for key in sorted(before.keys() | now) if before.get(key) != now.get(key)
-    ]
-    said += ["posttrain's own code changed"] * any(one.startswith("code ") for one in changed)
-    return "; ".join([*dict.fromkeys(said)][:3]) or "not made yet"
+    last = json.loads(max(made, key=lambda path: path.stat().st_mtime).read_text())["inputs"]
+    reasons: list[str] = []
+    code_changed = False
+    for difference in differences(last, json.loads(json.dumps(read))):
+        code_changed |= difference.startswith("code ")
+        if not difference.startswith(("models.", "rows.", "rows ", "code ")):
+            reasons.append(difference)
+    lineage = stage.lineage
+    for setting in _changed(last["models"], read["models"]):
+        reasons.append(f"{lineage.get(setting, setting)} changed")
+    for text in _changed(last.get("rows", {}), read.get("rows", {})):
+        reasons.append(f"{text} changed")
+    if code_changed:
+        reasons.append("posttrain's own code changed")
+    return "; ".join([*dict.fromkeys(reasons)][:3]) or "not made yet"
+
+
+def _changed(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    return sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))

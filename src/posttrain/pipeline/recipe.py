@@ -6,12 +6,11 @@
       sft:   {model: adapt, data: train.jsonl, learning_rate: 1e-4}
       check: {stage: eval, model: sft, against: adapt, exact: held-out.jsonl}
 
-A stage is of the kind it is named after, or of `stage:`. What follows are its options, as on the
-command line, with underscores.
-`model: adapt` is what the stage of that name made; any other text is a folder or hub id. `data:
-    pairs` are the rows that the
-stage of that name made. `${NAME}` is an environment variable.
-Paths are relative to where the command is run.
+A stage is of the kind it is named after, or of `stage:`, which may also be a user's own
+(`FILE.py:NAME`). What follows are its options, as on the command line, with underscores.
+`model: adapt` is what the stage of that name made; any other text is a folder or hub id.
+`data: pairs` are the rows that the stage of that name made, `data: pairs.best` those of its output
+of that name. `${NAME}` is an environment variable. Paths are relative to where the command is run.
 """
 
 from __future__ import annotations
@@ -21,20 +20,35 @@ import re
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import yaml
-from pydantic import TypeAdapter
 
 from posttrain.core.errors import ConfigError, nearest
-from posttrain.core.settings import Leaf, Settings, assemble, leaves
-from posttrain.data.settings import Source
-from posttrain.pipeline.kinds import KINDS, Kind, kind
+from posttrain.core.settings import Destination, ReadsModel, Settings, assemble, options, with_role
+from posttrain.data.readers import READERS, suffix_of
+from posttrain.stages import inputs, registry
+from posttrain.stages.stage import Stage as Kind
+from posttrain.stages.stage import kind_of
 
-_NAME = re.compile(r"[A-Za-z0-9][\w-]*", re.ASCII)
+NAME = re.compile(r"[A-Za-z0-9][\w-]*", re.ASCII)
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 HERE = "a recipe"  # where a recipe is that no file holds
 PENDING = "pending"  # stands for the folder of a stage until it is known
+
+
+@dataclass(frozen=True)
+class Reference:
+    """An output of an earlier stage: `pairs`, or `pairs.best`.
+
+    Attributes:
+        text: as the recipe has it. stage, output: names. path: in the stage's folder.
+    """
+
+    text: str
+    stage: str
+    output: str
+    path: str
 
 
 @dataclass(frozen=True)
@@ -42,35 +56,45 @@ class Stage:
     """One stage of a recipe.
 
     Attributes:
-        name: unique in the recipe. kind: what it does.
-        settings: checked; `out` is not known yet, and models made by other stages are named by
-            their stage.
-        parents: setting → the earlier stage whose model it is.
-        rows: setting → the earlier stages whose rows it reads; the path of such a source is the
-            stage's name.
-        where: `file:line`.
+        name: unique in the recipe. kind: what it does. spec: how the recipe names the kind.
+        settings: checked; `out` is not known yet, and what other stages make is named as the recipe
+            names it.
+        models: setting → the earlier output that is its model.
+        rows: setting → the earlier outputs whose rows it reads; the path of such a source is the
+            reference's text.
+        where: `file:line`. lines: option → `file:line`.
     """
 
     name: str
-    kind_name: str
+    kind: Kind[Any]
+    spec: str
     settings: Settings
-    parents: dict[str, str]
+    models: dict[str, Reference]
+    rows: dict[str, tuple[Reference, ...]]
     where: str
-    rows: dict[str, tuple[str, ...]]
+    lines: dict[str, str]
 
     @property
-    def kind(self) -> Kind:
-        return KINDS[self.kind_name]
+    def outputs(self) -> dict[str, str]:
+        return self.kind.outputs(self.settings)
 
     @property
-    def feeds(self) -> tuple[str, ...]:
-        """The stages whose rows it reads."""
-        return tuple(dict.fromkeys(name for some in self.rows.values() for name in some))
+    def feeds(self) -> dict[str, Reference]:
+        """The references whose rows it reads, by text."""
+        return {one.text: one for group in self.rows.values() for one in group}
 
     @property
     def lineage(self) -> dict[str, str]:
-        """Setting → the stage, or the stages, that it is of."""
-        return {**self.parents, **{setting: ", ".join(some) for setting, some in self.rows.items()}}
+        """Setting → the output, or the outputs, that it is of."""
+        models = {setting: one.text for setting, one in self.models.items()}
+        rows = {
+            setting: ", ".join(one.text for one in group) for setting, group in self.rows.items()
+        }
+        return {**models, **rows}
+
+    def at(self, option: str) -> str:
+        """`file:line` of an option, or of the stage."""
+        return self.lines.get(option, self.where)
 
 
 @dataclass(frozen=True)
@@ -153,7 +177,7 @@ def load(recipe: Path | Mapping[str, Any], changes: Iterable[str] = ()) -> Recip
             cure=nearest(str(odd), ("name", "stages")),
         )
     name = content.get("name", Path(file).stem if isinstance(recipe, Path) else None)
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
+    if not isinstance(name, str) or not NAME.fullmatch(name):
         raise ConfigError(
             f"name = {name!r}: letters, digits, - and _", where=file, cure="name: my-recipe"
         )
@@ -224,7 +248,7 @@ def _change(stages: dict[str, Any], change: str) -> None:
 def _stage(
     name: Any, body: Any, before: dict[str, Stage], every: Mapping[Any, Any], where: str, file: str
 ) -> Stage:
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
+    if not isinstance(name, str) or not NAME.fullmatch(name):
         raise ConfigError(
             f"a stage cannot be named {name!r}", where=where, cure="letters, digits, - and _"
         )
@@ -232,114 +256,120 @@ def _stage(
         raise ConfigError(
             f"the stage {name!r} has no options", where=where, cure=f"{name}: {{model: …, data: …}}"
         )
-    kind_name = body.get("stage", name)
-    one = kind(str(kind_name), _where(file, body, "stage") if "stage" in body else where)
-    known = {leaf.name: leaf for leaf in leaves(one.model) if leaf.name != "out"}
+    lines = {str(key): _where(file, body, key) for key in body}
+    spec = str(body.get("stage", name))
+    kind = registry.find(spec, lines.get("stage", where))
+    known = options(kind.settings)
     flat: dict[str, Any] = {}
-    parents: dict[str, str] = {}
     for key, value in body.items():
         if key == "stage":
             continue
-        at = _where(file, body, key)
         if key not in known:
             raise ConfigError(
-                f"{kind_name} has no option {key!r}", where=at, cure=nearest(str(key), known)
+                f"{spec} has no option {key!r}",
+                where=lines[str(key)],
+                cure=nearest(str(key), known),
             )
-        value = _expanded(value, at)
-        if key in one.models and isinstance(value, str) and value in every:
-            if value not in before:
-                raise ConfigError(
-                    f"{name} starts from the stage {value!r}, which does not come before it",
-                    where=at,
-                    cure="put that stage first; a folder of that name is ./NAME",
-                )
-            if not before[value].kind.makes_model:
-                raise ConfigError(
-                    f"the stage {value!r} makes no model",
-                    where=at,
-                    cure="name a stage that trains one",
-                )
-            parents[key] = value
-        # one file may stand for a list of one
-        several = "tuple" in str(known[key].field.annotation) and not isinstance(
-            value, (list, tuple)
-        )
-        flat[key] = [value] if several else value
+        flat[key] = _expanded(value, lines[key])
+    scope = Scope(name, before, every)
+    models: dict[str, Reference] = {}
+    for leaf in with_role(kind.settings, ReadsModel):
+        named = flat.get(leaf.name)
+        if isinstance(named, str) and (found := scope.find(named, "model", lines[leaf.name])):
+            models[leaf.name] = found
     try:
-        settings = assemble(one.model, {**flat, "out": PENDING})
+        settings = assemble(kind.settings, {**flat, **_places(kind.settings)})
     except ConfigError as error:
-        key = next((k for k, v in body.items() if _about(error.what, str(k), v)), None)
-        error.where = error.where or (_where(file, body, key) if key else where)
+        error.where = error.where or lines.get(error.option, where)
         raise
-    return Stage(
-        name,
-        str(kind_name),
-        settings,
-        parents,
-        where,
-        _rows(name, body, settings, before, every, file, where),
-    )
+    rows: dict[str, tuple[Reference, ...]] = {}
+    for leaf, source in inputs.sources(settings):
+        found = scope.find(source.path, "rows", lines.get(leaf.name, where))
+        if found and found not in rows.get(leaf.name, ()):
+            rows[leaf.name] = (*rows.get(leaf.name, ()), found)
+    return Stage(name, kind, spec, settings, models, rows, where, lines)
 
 
-def _rows(
-    name: str,
-    body: dict[str, Any],
-    settings: Settings,
-    before: dict[str, Stage],
-    every: Mapping[Any, Any],
-    file: str,
-    where: str,
-) -> dict[str, tuple[str, ...]]:
-    """Setting → the earlier stages whose rows it reads.
+def _places(settings: type[Settings]) -> dict[str, str]:
+    """Where a stage of a recipe writes is not known yet."""
+    return {leaf.name: PENDING for leaf in with_role(settings, Destination) if leaf.name == "out"}
 
-    Raises:
-        ConfigError: a stage that does not come before it, or makes no rows.
+
+@dataclass(frozen=True)
+class Scope:
+    """What a stage can refer to.
+
+    Attributes:
+        reader: the stage's name. before: the stages that come before it. every: all, by name.
     """
-    found: dict[str, tuple[str, ...]] = {}
-    for leaf in leaves(type(settings)):
-        given: Any = settings
-        for part in leaf.path:
-            given = getattr(given, part, None)
-        some = (
-            [one.path for one in given if isinstance(one, Source) and one.path in every]
-            if isinstance(given, tuple)
-            else []
+
+    reader: str
+    before: dict[str, Stage]
+    every: Mapping[Any, Any]
+
+    def find(self, text: str, kind: str, where: str) -> Reference | None:
+        """The output that a text names; None where it is a file, a folder or a hub id.
+
+        Args:
+            kind: "model" or "rows".
+        Raises:
+            ConfigError: a stage that does not come before the reader, or does not make that.
+        """
+        name, _, output = text.partition(".")
+        if name not in self.every or (text not in self.every and self._is_file(name, output)):
+            return None
+        if name not in self.before:
+            if kind == "rows" and os.path.exists(text):
+                return None  # a file that happens to have a stage's name
+            raise self._too_early(name, kind, where)
+        made = {
+            each: path for each, path in self.before[name].outputs.items() if kind_of(path) == kind
+        }
+        if not made and kind == "rows" and os.path.exists(text):
+            return None
+        if not made:
+            raise self._makes_none(name, kind, where)
+        chosen = output or next(iter(made))
+        if chosen not in made:
+            raise ConfigError(
+                f"the stage {name!r} makes no {kind} named {chosen!r}",
+                where=where,
+                cure=nearest(chosen, made),
+            )
+        return Reference(text, name, chosen, made[chosen])
+
+    def _is_file(self, name: str, output: str) -> bool:
+        """Whether NAME.OUTPUT is a file's name: `train.jsonl` beside a stage `train`."""
+        if name in self.before and output in self.before[name].outputs:
+            return False
+        path = Path(f"{name}.{output}")
+        return path.exists() or suffix_of(path) in READERS
+
+    def _too_early(self, name: str, kind: str, where: str) -> ConfigError:
+        if kind == "model":
+            return ConfigError(
+                f"{self.reader} starts from the stage {name!r}, which does not come before it",
+                where=where,
+                cure="put that stage first; a folder of that name is ./NAME",
+            )
+        return ConfigError(
+            f"{self.reader} reads the rows of the stage {name!r}, which does not come before it",
+            where=where,
+            cure="put that stage first; a file of that name is ./NAME",
         )
-        at = _where(file, body, leaf.name) if leaf.name in body else where
-        for named in dict.fromkeys(some):
-            if named in before and before[named].kind.makes_rows:
-                found[leaf.name] = (*found.get(leaf.name, ()), named)
-            elif os.path.exists(named):  # a file or folder that happens to have a stage's name
-                continue
-            elif named in before:
-                raise ConfigError(
-                    f"the stage {named!r} makes no rows",
-                    where=at,
-                    cure=(
-                        f"name one of {', '.join(n for n, one in KINDS.items() if one.makes_rows)},"
-                        " or a file"
-                    ),
-                )
-            else:
-                raise ConfigError(
-                    f"{name} reads the rows of the stage {named!r}, which does not come before it",
-                    where=at,
-                    cure="put that stage first; a file of that name is ./NAME",
-                )
-    return found
 
-
-def _about(what: str, key: str, value: Any) -> bool:
-    """Whether a message is of an option: it begins with its name, or with the file that it
-    reads.
-    """
-    some = [
-        one.get("path") if isinstance(one, dict) else one
-        for one in (value if isinstance(value, list) else [value])
-    ]
-    return re.match(rf"{re.escape(key)}\b", what) is not None or any(
-        isinstance(one, str) and one != "" and what.startswith((repr(one), one)) for one in some
-    )
+    def _makes_none(self, name: str, kind: str, where: str) -> ConfigError:
+        others = [
+            other
+            for other, stage in self.before.items()
+            if any(kind_of(path) == kind for path in stage.outputs.values())
+        ]
+        known = f"name one of {', '.join(others)}, or " if others else "give "
+        return ConfigError(
+            f"the stage {name!r} makes no {kind}",
+            where=where,
+            cure=known + ("a folder or hub id" if kind == "model" else "a file"),
+        )
 
 
 def _expanded(value: Any, where: str) -> Any:
@@ -361,76 +391,3 @@ def _expanded(value: Any, where: str) -> Any:
     if isinstance(value, dict):
         return {key: _expanded(one, where) for key, one in value.items()}
     return value
-
-
-def schema() -> dict[str, Any]:
-    """JSON schema of recipes, for editors."""
-    kinds = []
-    for name, one in KINDS.items():
-        properties: dict[str, Any] = {"stage": {"const": name}}
-        required = []
-        for leaf in leaves(one.model):
-            if leaf.name == "out":
-                continue
-            properties[leaf.name] = _property(leaf)
-            if leaf.field.is_required() and not leaf.switch:
-                required.append(leaf.name)
-        kinds.append(
-            {
-                "title": name,
-                "type": "object",
-                "properties": properties,
-                "required": required,
-                "additionalProperties": False,
-            }
-        )
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "posttrain recipe",
-        "type": "object",
-        "additionalProperties": False,
-        "required": ["stages"],
-        "properties": {
-            "name": {
-                "type": "string",
-                "pattern": f"^{_NAME.pattern}$",
-                "description": (
-                    "the run's folder is runs/NAME; unset: the file's name without its ending"
-                ),
-            },
-            "stages": {
-                "type": "object",
-                "minProperties": 1,
-                "description": "name → stage, in an order in which they can run",
-                "properties": {name: kinds[i] for i, name in enumerate(KINDS)},
-                "additionalProperties": {"anyOf": kinds},
-            },
-        },
-    }
-
-
-def _property(leaf: Leaf) -> dict[str, Any]:
-    """The schema of one option; a list of files may be one file, and a file is text or its
-    parts.
-    """
-    field = leaf.field
-    annotation: Any = field.annotation
-    if leaf.switch:
-        value: dict[str, Any] = {"type": "boolean"}
-    elif "Source" in str(annotation):
-        one = {"type": ["string", "object"]}
-        value = {"anyOf": [one, {"type": "array", "items": one}]}
-    else:
-        limited: Any = Annotated  # a type made from values: what a checker of types cannot follow
-        value = TypeAdapter(
-            limited[(annotation, *field.metadata)] if field.metadata else annotation
-        ).json_schema()
-        if "items" in value:
-            value = {"anyOf": [value, value["items"]]}
-    unset = (
-        leaf.switch
-        or field.is_required()
-        or field.get_default(call_default_factory=True) in (None, "", (), {})
-    )
-    default = {} if unset else {"default": field.get_default(call_default_factory=True)}
-    return {**value, **default, "description": field.description or ""}

@@ -19,19 +19,34 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.core.console import ConsoleObserver, open_reporter
+from posttrain.core.errors import ConfigError
 from posttrain.core.files import PARTIAL, explained_writes, lock, write_json
 from posttrain.core.version import __version__
 from posttrain.pipeline.plan import ARTIFACT, Planned, plan
 from posttrain.pipeline.recipe import Recipe, load
+from posttrain.stages import inputs
+from posttrain.stages.stage import Verdict
 
 
 @dataclass(frozen=True)
 class Result:
-    """A finished run: its folder, its artifacts by stage, and what `summary.json` says."""
+    """A finished run.
+
+    Attributes:
+        folder: the run's. artifacts: stage → its folder.
+        summary: what `summary.json` says.
+        verdicts: of the stages that decide something, by stage.
+    """
 
     folder: Path
     artifacts: dict[str, Path]
     summary: dict[str, Any]
+    verdicts: dict[str, Verdict]
+
+    @property
+    def exit_code(self) -> int:
+        """The worst verdict's; 0 where all are good."""
+        return max((verdict.exit_code for verdict in self.verdicts.values()), default=0)
 
 
 def run_recipe(
@@ -61,61 +76,77 @@ def execute(recipe: Recipe, folder: Path, observer: ConsoleObserver) -> Result:
     with lock(folder), explained_writes(folder):
         stages = plan(recipe, folder)
         begun = time.monotonic()
-        for number, one in enumerate(stages, 1):
-            label = f"{number}/{len(stages)} {one.stage.name}"
-            if one.made:
-                observer.note(label, f"made before: {one.folder}")
+        for number, planned in enumerate(stages, 1):
+            label = f"{number}/{len(stages)} {planned.stage.name}"
+            if planned.made:
+                observer.note(label, f"made before: {planned.folder}")
             else:
-                observer.note(
-                    label,
-                    f"{one.stage.kind_name},"
-                    f" {'goes on' if one.state == 'interrupted' else one.why}",
-                )
-                _make(one, observer)
-            _link(folder / one.stage.name, one.folder)
+                doing = "goes on" if planned.state == "interrupted" else planned.why
+                observer.note(label, f"{planned.stage.spec}, {doing}")
+                _make(planned, observer)
+            _link(folder / planned.stage.name, planned.folder)
         summary = {
             "posttrain": __version__,
             "recipe": recipe.name,
-            "stages": {one.stage.name: _artifact(one) for one in stages},
+            "stages": {planned.stage.name: _artifact(planned) for planned in stages},
         }
-        write_json(folder / "recipe.json", {one.stage.name: _given(one) for one in stages})
+        write_json(
+            folder / "recipe.json", {planned.stage.name: _given(planned) for planned in stages}
+        )
         write_json(folder / "summary.json", summary)
         observer.note("done", f"{len(stages)} stages, {time.monotonic() - begun:.0f} s: {folder}")
-    return Result(folder, {one.stage.name: one.folder for one in stages}, summary)
+    artifacts = {planned.stage.name: planned.folder for planned in stages}
+    return Result(folder, artifacts, summary, _verdicts(summary))
 
 
-def _make(one: Planned, observer: ConsoleObserver) -> None:
+def _verdicts(summary: dict[str, Any]) -> dict[str, Verdict]:
+    verdicts: dict[str, Verdict] = {}
+    for name, stage in summary["stages"].items():
+        if stage["result"] and "verdict" in stage["result"]:
+            verdicts[name] = Verdict(**stage["result"]["verdict"])
+    return verdicts
+
+
+def _make(planned: Planned, observer: ConsoleObserver) -> None:
     begun = time.monotonic()
-    one.stage.kind.run(one.settings, observer)
+    stage = planned.stage
+    try:
+        outcome = stage.kind.run(planned.settings, observer)
+    except ConfigError as error:
+        error.where = error.where or stage.at(error.option)
+        raise
     write_json(
-        one.folder / ARTIFACT,
+        planned.folder / ARTIFACT,
         {
             "posttrain": __version__,
-            "stage": one.stage.name,
-            "digest": one.digest,
-            "inputs": one.inputs,
-            "parents": one.stage.lineage,
+            "stage": stage.name,
+            "digest": planned.digest,
+            "inputs": planned.inputs,
+            "parents": stage.lineage,
+            "outputs": [path.name for path in outcome.outputs.values()],
             "seconds": time.monotonic() - begun,
             "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         },
     )
 
 
-def _given(one: Planned) -> dict[str, Any]:
+def _given(planned: Planned) -> dict[str, Any]:
     """What the recipe says of a stage, its models by their names."""
-    models = {name: getattr(one.stage.settings, name) for name in one.stage.kind.models}
-    return {"stage": one.stage.kind_name, **one.inputs["settings"], **models, **one.stage.parents}
+    stage = planned.stage
+    models = {leaf.name: name for leaf, name in inputs.models(stage.settings)}
+    return {"stage": stage.spec, **planned.inputs["settings"], **models}
 
 
-def _artifact(one: Planned) -> dict[str, Any]:
+def _artifact(planned: Planned) -> dict[str, Any]:
     """An artifact and the summary of the stage that made it."""
-    about = json.loads((one.folder / ARTIFACT).read_text())
-    summary = one.folder / "summary.json"
+    about = json.loads((planned.folder / ARTIFACT).read_text())
+    summary = planned.folder / "summary.json"
     return {
-        "folder": str(one.folder),
-        "kind": one.stage.kind_name,
-        "digest": one.digest,
-        "parents": one.stage.lineage,
+        "folder": str(planned.folder),
+        "kind": planned.stage.kind.name,
+        "digest": planned.digest,
+        "parents": planned.stage.lineage,
+        "outputs": about["outputs"],
         "seconds": about["seconds"],
         "made": about["made"],
         "result": json.loads(summary.read_text()) if summary.is_file() else None,

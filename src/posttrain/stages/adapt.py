@@ -7,20 +7,17 @@ run folder: `posttrain.stages.training`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
-from posttrain.core.console import ConsoleObserver, open_reporter
 from posttrain.core.errors import ConfigError
-from posttrain.core.events import Sink
-from posttrain.core.settings import assemble
-from posttrain.data.settings import Source, Sourced
+from posttrain.data.settings import Rows, Source
 from posttrain.engine.settings import OptimiserSettings
-from posttrain.stages import training
+from posttrain.stages import dataset, training
 from posttrain.stages.objectives.demonstrations import Demonstrations
-from posttrain.stages.training import Outcome, TrainingSettings
+from posttrain.stages.stage import Context, stage
+from posttrain.stages.training import FILES, MAKES, TrainingSettings
 
 
 class AdaptOptimiser(OptimiserSettings):
@@ -56,7 +53,7 @@ class AdaptSettings(TrainingSettings):
     """Settings of domain adaptation."""
 
     epochs: float = Field(1.0, gt=0, description="passes over the data")
-    replay: Annotated[tuple[Sourced, ...], AfterValidator(_plain)] = Field(
+    replay: Annotated[Rows, AfterValidator(_plain)] = Field(
         (),
         description=(
             "text of the kind the model was made with, mixed in against forgetting; given like"
@@ -68,8 +65,11 @@ class AdaptSettings(TrainingSettings):
     )
     optimiser: AdaptOptimiser = AdaptOptimiser()  # type: ignore[call-arg]
 
+    def check(self) -> None:
+        dataset.peek(self.data.model_copy(update={"data": self.sources}))
+
     @property
-    def mixture(self) -> tuple[Source, ...]:
+    def sources(self) -> tuple[Source, ...]:
         """What is trained on: the domain's sources, and replay with its share of an epoch."""
         share = self.replay_share / max(1, len(self.replay))
         return self.data.data + tuple(
@@ -77,28 +77,14 @@ class AdaptSettings(TrainingSettings):
         )
 
 
-def adapt(*, quiet: bool = False, sinks: Iterable[Sink] = (), **settings: Any) -> Outcome:
-    """Adapt a model to a domain's text, in one line.
-
-    `posttrain.adapt(model="path/to/base", data="domain.jsonl", replay="general.jsonl",
-    out="runs/adapted")`
-
-    Args:
-        quiet: show nothing but trouble.
-        sinks: functions called with every event of the run (`posttrain.core.events`).
-        settings: the command line's options, with underscores (`posttrain adapt --help`).
-    Returns: the finished run.
-    Raises:
-        PosttrainError: with what is wrong and the cure.
+@stage(
+    "adapt", AdaptSettings, help="let a model read the text of a domain", makes=MAKES, files=FILES
+)
+def adapt(settings: AdaptSettings, context: Context) -> dict[str, Any]:
+    """Adapt a model to the text of a domain, with replay against forgetting. Killed at any moment,
+    the same command goes on where it was.
     """
-    return run(
-        assemble(AdaptSettings, training.flat(settings)), open_reporter(quiet=quiet, sinks=sinks)
-    )
-
-
-def run(settings: AdaptSettings, observer: ConsoleObserver) -> Outcome:
-    """Run the stage, or continue it, or report that it is finished."""
     if settings.replay:
-        data = settings.data.model_copy(update={"data": settings.mixture})
+        data = settings.data.model_copy(update={"data": settings.sources})
         settings = settings.model_copy(update={"data": data, "replay": ()})
-    return training.run(settings, observer, Demonstrations())
+    return training.train(settings, context, Demonstrations())

@@ -17,13 +17,14 @@ from posttrain.data.formats import Format
 from posttrain.data.plan import shares
 from posttrain.data.rows import Rejects
 from posttrain.data.settings import DataSettings, Source
-from posttrain.data.sources import digest, read, size
+from posttrain.data.sources import read, size
 
 if TYPE_CHECKING:  # these import torch, which is not needed to find a mistake in the first row
     from posttrain.data.account import Account
     from posttrain.data.chat import Chat
     from posttrain.data.prepare import Learned
     from posttrain.data.store import Numbers, Trees
+    from posttrain.stages.stage import Context
 
 FOLDER = "tokens"
 REJECTS = "rejects.jsonl"
@@ -70,16 +71,6 @@ def sources(settings: DataSettings) -> dict[str, tuple[Source, ...]]:
     return {label: some for label, some in both.items() if some}
 
 
-def digests(settings: DataSettings) -> dict[str, str]:
-    """What identifies the data: path → SHA-256, hub id → commit."""
-    return {
-        name: value
-        for some in sources(settings).values()
-        for source in some
-        for name, value in digest(source).items()
-    }
-
-
 def peek(settings: DataSettings) -> None:
     """Read the first row of every source: what is wrong with them is said before anything is loaded
     or written.
@@ -88,12 +79,14 @@ def peek(settings: DataSettings) -> None:
         DataError: a source that is not there, or whose first row is of no known format.
     """
     shares([1] * len(settings.data), settings.data)  # whether weights and shares make sense
+    chat_template(settings)
     for source in settings.validation:
         if source.weight is not None or source.share is not None or source.epochs != 1:
             raise ConfigError(
                 f"--validation {source} has a weight, share or epochs, and every held-out row is"
                 " scored once",
                 cure="leave them out; limit= takes fewer rows",
+                option="validation",
             )
     for some in sources(settings).values():
         for source in some:
@@ -126,6 +119,7 @@ def max_length(settings: DataSettings, limit: int | None) -> int:
             f"--max-length {settings.max_length} is more than the {limit} positions the model"
             " knows",
             cure=f"give --max-length {limit} or less",
+            option="max_length",
         )
     return settings.max_length or min(1024, limit or 1024)
 
@@ -140,11 +134,13 @@ def chat_template(settings: DataSettings) -> str | None:
         raise ConfigError(
             f"cannot read the chat template {settings.chat_template}: {error}",
             cure="check the path",
+            option="chat_template",
         ) from None
     if not template.strip():
         raise ConfigError(
             f"the chat template {settings.chat_template} is empty",
             cure="give a Jinja template, or leave --chat-template out",
+            option="chat_template",
         )
     return template
 
@@ -162,70 +158,85 @@ def chat_of(settings: DataSettings, tokenizer: Any) -> Chat:
     )
 
 
-def load(
-    settings: DataSettings,
-    chat: Chat,
-    folder: Path,
-    identity: dict[str, Any],
-    longest: int,
-    observer: ConsoleObserver,
-    learned: Learned = "demonstrations",
-) -> dict[str, Dataset]:
-    """Prepare the data in `folder`, or find it there.
+@dataclass(frozen=True)
+class Prepared:
+    """The data of a run, as tokens.
 
-    It is written under another name; `keep` gives it its own, once the run owns the folder.
+    Attributes:
+        chat: how they were rendered. sets: "data", and "held out" where there is any.
+        folder: the run's.
+    """
+
+    chat: Chat
+    sets: dict[str, Dataset]
+    folder: Path
+
+    def keep(self) -> None:
+        """Give the tokens their place: the run owns the folder now. The trees stay open under
+        either name.
+        """
+        partial = self.folder / (PARTIAL + FOLDER)
+        if partial.is_dir():
+            shutil.rmtree(self.folder / FOLDER, ignore_errors=True)
+            if (partial / REJECTS).is_file():
+                (partial / REJECTS).replace(self.folder / REJECTS)
+            partial.rename(self.folder / FOLDER)
+
+
+def prepare(
+    settings: DataSettings,
+    base: Path,
+    context: Context,
+    learned: Learned = "demonstrations",
+    separator: str = "\n",
+) -> Prepared:
+    """Turn the rows into tokens, or find them in the run's folder.
+
+    They are written under another name; `Prepared.keep` gives them their own.
 
     Args:
-        identity: JSON; what the tokens depend on.
-        longest: tokens of a sequence at most.
-        learned: what is learned from; `identity` says it, too.
+        base: folder of the model, whose tokenizer and length limit are used.
+        learned: what is learned from.
+        separator: after every step of answers that have steps.
     """
-    from posttrain.data.account import Account
-    from posttrain.data.store import Numbers, Trees
+    from posttrain.engine.load import load_tokenizer, longest_position
 
-    key = sha256_json([identity, longest])
-    done, partial = folder / FOLDER, folder / (PARTIAL + FOLDER)
-    if (
-        not (done / "key.json").is_file()
-        or json.loads((done / "key.json").read_text())["key"] != key
-    ):
+    chat = chat_of(settings, load_tokenizer(base))
+    chat.separator = separator
+    longest = max_length(settings, longest_position(base))
+    key = sha256_json([context.inputs.identity(), longest])
+    done, partial = context.folder / FOLDER, context.folder / (PARTIAL + FOLDER)
+    if not (done / "key.json").is_file() or _read_key(done)["key"] != key:
         shutil.rmtree(partial, ignore_errors=True)
         try:
-            _prepare(settings, chat, partial, longest, observer, learned)
+            _tokenize(settings, chat, partial, longest, context.observer, learned)
             write_json(partial / "key.json", {"key": key, "chat": chat.used})
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
         done = partial
-    chat.used = json.loads((done / "key.json").read_text())[
-        "chat"
-    ]  # tokens that are found say it of the run that made them
-    found = {}
-    for label, some in sources(settings).items():
-        parts = [done / f"{label} {i}" for i in range(len(some))]
-        accounts = tuple(
-            Account(**json.loads((part / "account.json").read_text())) for part in parts
-        )
-        rows = tuple(len(Trees(part)) for part in parts)
-        numbers = Numbers(*parts) if learned != "demonstrations" else None
-        found[label] = Dataset(some, accounts, Trees(*parts), rows, numbers)
-    return found
+    chat.used = _read_key(done)["chat"]  # tokens that are found say it of the run that made them
+    sets = {label: _open(done, label, group, learned) for label, group in sources(settings).items()}
+    return Prepared(chat, sets, context.folder)
 
 
-def keep(folder: Path) -> None:
-    """Give the prepared data its place: the run owns the folder now.
-
-    The trees stay open under either name.
-    """
-    partial = folder / (PARTIAL + FOLDER)
-    if partial.is_dir():
-        shutil.rmtree(folder / FOLDER, ignore_errors=True)
-        if (partial / REJECTS).is_file():
-            (partial / REJECTS).replace(folder / REJECTS)
-        partial.rename(folder / FOLDER)
+def _read_key(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "key.json").read_text())
 
 
-def _prepare(
+def _open(folder: Path, label: str, group: tuple[Source, ...], learned: Learned) -> Dataset:
+    """Tokens that were prepared."""
+    from posttrain.data.prepare import Account
+    from posttrain.data.store import Numbers, Trees
+
+    parts = [folder / f"{label} {i}" for i in range(len(group))]
+    accounts = tuple(Account(**json.loads((part / "account.json").read_text())) for part in parts)
+    rows = tuple(len(Trees(part)) for part in parts)
+    numbers = Numbers(*parts) if learned != "demonstrations" else None
+    return Dataset(group, accounts, Trees(*parts), rows, numbers)
+
+
+def _tokenize(
     settings: DataSettings,
     chat: Chat,
     folder: Path,

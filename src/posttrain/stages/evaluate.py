@@ -10,50 +10,56 @@ The tasks are those of `posttrain.evals.tasks`, and users' own.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from posttrain.core.console import ConsoleObserver, open_reporter
+from posttrain.core.defaults import UNSET_BUDGET
 from posttrain.core.errors import ConfigError, DataError
-from posttrain.core.files import explained_writes, lock, remove_partial, write_json
-from posttrain.core.identity import check, claim
-from posttrain.core.settings import Settings, assemble
-from posttrain.core.version import __version__
+from posttrain.core.events import Reporter
+from posttrain.core.journal import Journal
+from posttrain.core.settings import Destination, ExecutionOnly, ReadsModel, ReadsScorer, Settings
 from posttrain.data.settings import Source
-from posttrain.data.sources import digest as data_digest
 from posttrain.evals.records import Record, read_records, write_records
 from posttrain.evals.settings import OWN, TaskSettings
 from posttrain.evals.stats import LEVEL
 from posttrain.evals.task import Task, read_rows
-from posttrain.scoring.scorers import check_scorer, choose_scorer, scorer_digest
+from posttrain.scoring.scorers import check_scorer, choose_scorer
+from posttrain.stages.folders import Files
+from posttrain.stages.stage import Context, stage
 
 if TYPE_CHECKING:
+    from posttrain.data.rows import Row
     from posttrain.evals.subject import Options, Subject
+
+ITEMS = "items"  # journals of records, while the evaluation lasts
+BLOCK = 256  # rows that are asked, and written down, at a time
 
 
 class EvaluateSettings(Settings):
     """Settings of an evaluation."""
 
-    model: str = Field(description="Hugging Face folder or hub id of the model to evaluate")
-    out: Path = Field(
+    model: Annotated[str, ReadsModel()] = Field(
+        description="Hugging Face folder or hub id of the model to evaluate"
+    )
+    out: Annotated[Path, Destination()] = Field(
         description="folder for the results; the same command continues what is there"
     )
-    against: str | None = Field(None, description="model to compare with, item by item")
+    against: Annotated[str | None, ReadsModel()] = Field(
+        None, description="model to compare with, item by item"
+    )
     tasks: TaskSettings = TaskSettings()  # type: ignore[call-arg]
-    scorer: str = Field(
+    scorer: Annotated[str, ReadsScorer()] = Field(
         "",
         description=(
             "of --win: exact, contains, number, longest, shortest or FILE.py:FUNCTION; or give"
             " --reward-model"
         ),
     )
-    reward_model: str | None = Field(
+    reward_model: Annotated[str | None, ReadsModel()] = Field(
         None, description="reward model that scores the answers of --win"
     )
     max_length: int = Field(
@@ -68,10 +74,12 @@ class EvaluateSettings(Settings):
             " chat template"
         ),
     )
-    budget: int | None = Field(
-        None, ge=2, description="tokens a forward pass. Unset: 4096 on a CPU, 16384 on a GPU"
+    budget: Annotated[int | None, ExecutionOnly(rounding=True)] = Field(
+        None, ge=2, description=f"tokens a forward pass. {UNSET_BUDGET}"
     )
-    device: Literal["", "cpu", "cuda"] = Field("", description="unset: the GPU where there is one")
+    device: Annotated[Literal["", "cpu", "cuda"], ExecutionOnly()] = Field(
+        "", description="unset: the GPU where there is one"
+    )
 
     @property
     def models(self) -> dict[str, str]:
@@ -82,6 +90,22 @@ class EvaluateSettings(Settings):
     def scorer_spec(self) -> str:
         """The name of the scorer; empty where there is none."""
         return choose_scorer(self.scorer, self.reward_model)
+
+    def check(self) -> None:
+        if not any(True for _ in self.tasks.task_sources()):
+            options = ", ".join(f"--{name}" for name in (*OWN, "task"))
+            raise ConfigError("there is nothing to evaluate on", cure=f"give {options} with a file")
+        scorers = [spec for spec in (self.scorer, self.reward_model) if spec]
+        scored = self.tasks.needs_scorer or bool(self.tasks.task)
+        missing = self.tasks.needs_scorer and not scorers
+        if len(scorers) > 1 or (scorers and not scored) or missing:
+            raise ConfigError(
+                "--win needs a judge, and a judge needs --win",
+                cure="give --scorer or --reward-model, one of them",
+                option="win",
+            )
+        if scorers:
+            check_scorer(self.scorer_spec)
 
 
 @dataclass(frozen=True)
@@ -103,84 +127,38 @@ class Evaluation:
         return f"{self.name}{'' if role == 'model' else f'.{role}'}.jsonl"
 
 
-def evaluate(*, quiet: bool = False, **settings: Any) -> dict[str, Any]:
-    """Evaluate a model, in one line; returns the summary.
+def _record_files(settings: EvaluateSettings) -> list[str]:
+    """The files of records that an evaluation writes."""
+    return [
+        evaluation.file(role)
+        for evaluation in _evaluations(settings)
+        for role in ("model", "against")
+    ]
 
-    `posttrain.evaluate(model="runs/first/model", against="path/to/base", exact="held-out.jsonl",
-    out="runs/first-eval")`
 
-    Args:
-        quiet: show nothing but trouble.
-        settings: the command line's options, with underscores (`posttrain eval --help`).
-    Raises:
-        PosttrainError: with what is wrong and the cure.
+@stage(
+    "eval",
+    EvaluateSettings,
+    help="what a model can do, and what changed since another",
+    files=Files(others=_record_files, scratch=(ITEMS,)),
+)
+def evaluate(settings: EvaluateSettings, context: Context) -> dict[str, Any]:
+    """Evaluate a model on held-out text, questions and choices, or on tasks of yours; with
+    --against, item by item against another.
     """
-    for name in (*OWN, "task"):
-        if isinstance(settings.get(name), (str, Path, Source, Mapping)):
-            settings[name] = (settings[name],)
-    for name in ("model", "against", "reward_model"):
-        if isinstance(settings.get(name), Path):
-            settings[name] = str(settings[name])
-    return run(assemble(EvaluateSettings, settings), open_reporter(quiet=quiet))
-
-
-def run(settings: EvaluateSettings, observer: ConsoleObserver) -> dict[str, Any]:
-    """Evaluate, or go on with an evaluation, or say that it is done; returns the summary.
-
-    Raises:
-        PosttrainError: nothing to do, or a file, model, task or scorer that cannot be used.
-    """
-    _check(settings)
     evaluations = _evaluations(settings)
-    folder, models, identity = settings.out, settings.models, _identity(settings, evaluations)
-    files = [evaluation.file(role) for evaluation in evaluations for role in ("model", "against")]
-    with lock(folder), explained_writes(folder):
-        check(folder, identity, ("summary.json", *files))
-        if (folder / "summary.json").is_file():
-            observer.note("finished", f"{folder} already holds this evaluation; nothing to do")
-            return json.loads((folder / "summary.json").read_text())
-        if not (folder / "run.json").is_file():
-            _check_rows(settings, evaluations)
-        remove_partial(folder)
-        records = {role: _asked(settings, role, evaluations, identity, observer) for role in models}
-        summary = {
-            "posttrain": __version__,
-            "model": settings.model,
-            "against": settings.against,
-            "models_sha256": identity["models_sha256"],
-            "level": LEVEL,
-            "tasks": {one.name: _results(one, records) for one in evaluations},
-        }
-        write_json(folder / "summary.json", summary)
-    return summary
+    if not context.began:
+        _check_rows(settings, evaluations)
+    records = {role: _asked(settings, role, evaluations, context) for role in settings.models}
+    return {
+        "model": settings.model,
+        "against": settings.against,
+        "level": LEVEL,
+        "tasks": {one.name: _results(one, records) for one in evaluations},
+    }
 
 
 # ----------------------------------------------------------------------------- before anything runs
-
-
-def _check(settings: EvaluateSettings) -> None:
-    """Refuse settings that contradict each other.
-
-    Raises:
-        ConfigError: nothing to do; a scorer without something to score, or the reverse.
-    """
-    asked = any(True for _ in settings.tasks.task_sources())
-    if not asked:
-        options = ", ".join(f"--{name}" for name in (*OWN, "task"))
-        raise ConfigError("there is nothing to evaluate on", cure=f"give {options} with a file")
-    scorers = [spec for spec in (settings.scorer, settings.reward_model) if spec]
-    scored = settings.tasks.needs_scorer or bool(settings.tasks.task)
-    if (
-        len(scorers) > 1
-        or (scorers and not scored)
-        or (settings.tasks.needs_scorer and not scorers)
-    ):
-        raise ConfigError(
-            "--win needs a judge, and a judge needs --win",
-            cure="give --scorer or --reward-model, one of them",
-        )
-    if scorers:
-        check_scorer(settings.scorer_spec)
 
 
 def _evaluations(settings: EvaluateSettings) -> list[Evaluation]:
@@ -195,28 +173,6 @@ def _evaluations(settings: EvaluateSettings) -> list[Evaluation]:
             name += "-2"
         evaluations[name] = Evaluation(name, task, source)
     return list(evaluations.values())
-
-
-def _identity(settings: EvaluateSettings, evaluations: list[Evaluation]) -> dict[str, Any]:
-    """Everything the result depends on."""
-    from posttrain.engine.load import digest, resolve
-    from posttrain.evals.tasks import task_digest
-
-    models = {role: digest(resolve(path)) for role, path in settings.models.items()}
-    spec = settings.scorer_spec
-    if settings.reward_model:
-        models["reward_model"] = scorer_digest(spec)
-    code = {spec: "" if settings.reward_model else scorer_digest(spec)}
-    code |= {one.task.name: task_digest(one.task) for one in evaluations}
-    outside = {"out", "device", "budget", "model", "against", "reward_model"}
-    identity: dict[str, Any] = {
-        "settings": settings.model_dump(mode="json", exclude=outside),
-        "models_sha256": models,
-        "data_sha256": {k: v for one in evaluations for k, v in data_digest(one.source).items()},
-    }
-    if users := {name: value for name, value in code.items() if value}:
-        identity["code_sha256"] = users
-    return identity
 
 
 def _check_rows(settings: EvaluateSettings, evaluations: list[Evaluation]) -> None:
@@ -249,26 +205,24 @@ def _max_length(settings: EvaluateSettings, path: str) -> int:
 
 
 def _asked(
-    settings: EvaluateSettings,
-    role: str,
-    evaluations: list[Evaluation],
-    identity: dict[str, Any],
-    observer: ConsoleObserver,
+    settings: EvaluateSettings, role: str, evaluations: list[Evaluation], context: Context
 ) -> dict[str, list[Record]]:
     """One model's records of every evaluation; those that are there are read back."""
-    folder, path = settings.out, settings.models[role]
+    path, observer = settings.models[role], context.observer
     records: dict[str, list[Record]] = {}
-    subject: Subject | None = None
+    asking: _Asking | None = None
     for evaluation in evaluations:
-        name, file = evaluation.name, folder / evaluation.file(role)
-        if file.is_file() and (folder / "run.json").is_file():
+        name, file = evaluation.name, context.folder / evaluation.file(role)
+        if context.began and file.is_file():
             records[name] = read_records(file)
             continue
         rows = read_rows(evaluation.source)
-        subject = subject or _subject(settings, path, observer, name)
-        records[name] = evaluation.task.ask(subject, rows)
-        _account(evaluation, len(rows), records[name], subject.max_length, observer)
-        claim(folder, identity, __version__)  # not before: a bad row can be corrected
+        asking = asking or _Asking(settings, path, observer)
+        key = {"identity": context.inputs.identity(), "role": role, "name": name}
+        journal = Journal(context.folder / ITEMS / file.stem, key, message=observer.message)
+        records[name] = asking.records(evaluation, rows, journal, context)
+        _account(evaluation, len(rows), records[name], asking.subject.max_length, observer)
+        context.claim()  # not before: a bad row can be corrected
         write_records(file, records[name])
         for metric, estimate in evaluation.task.estimates(records[name]).items():
             text = shown(estimate.json())
@@ -276,12 +230,43 @@ def _asked(
     return records
 
 
+@dataclass
+class _Asking:
+    """A loaded model that is asked block by block, so that what was answered outlives a kill."""
+
+    settings: EvaluateSettings
+    path: str
+    observer: Reporter
+    label: str = ""
+    first: int = 0
+    rows: int = 0
+    subject: Subject = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.subject = _subject(self.settings, self.path, self.observer, self._progress)
+
+    def _progress(self, done: int, total: int) -> None:
+        """How far a block is, as rows of the whole."""
+        size = min(BLOCK, self.rows - self.first)
+        self.observer.progress(self.label, self.first + size * done // max(1, total), self.rows)
+
+    def records(
+        self, evaluation: Evaluation, rows: list[Row], journal: Journal, context: Context
+    ) -> list[Record]:
+        """The records of rows: those in the journal, and then the others."""
+        self.label, self.rows = evaluation.name, len(rows)
+        with journal:
+            for self.first in range(len(journal) * BLOCK, len(rows), BLOCK):
+                block = evaluation.task.ask(self.subject, rows[self.first : self.first + BLOCK])
+                if len(rows) > BLOCK:
+                    context.claim()
+                journal.append([vars(record) for record in block])
+                journal.flush()
+            return [Record(**record) for entry in journal for record in entry.value]
+
+
 def _account(
-    evaluation: Evaluation,
-    rows: int,
-    records: list[Record],
-    max_length: int,
-    observer: ConsoleObserver,
+    evaluation: Evaluation, rows: int, records: list[Record], max_length: int, observer: Reporter
 ) -> None:
     """Say how many rows gave no record.
 
@@ -311,7 +296,7 @@ def _account(
 
 
 def _subject(
-    settings: EvaluateSettings, path: str, observer: ConsoleObserver, label: str
+    settings: EvaluateSettings, path: str, observer: Reporter, progress: Callable[[int, int], None]
 ) -> Subject:
     """A model, loaded, with how it is talked to."""
     from posttrain.data.chat import Chat
@@ -319,15 +304,14 @@ def _subject(
     from posttrain.evals.subject import Subject
 
     policy = Policy.load(path, device=settings.device)
-    for reason in policy.notes:
-        observer.message(reason)
-    budget = policy.budget(settings.budget)
+    for note in policy.notes:
+        observer.message(note)
     return Subject(
         policy,
         Chat(policy.tokenizer, prompt_template=settings.prompt_template),
-        max(budget, settings.max_length),
+        policy.budget(settings.budget, settings.max_length),
         _max_length(settings, path),
-        partial(observer.progress, label),
+        progress,
         _options(settings),
     )
 

@@ -5,18 +5,21 @@ Of the model only the tokenizer and the configuration are read, not the weights.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, field_validator
 
-from posttrain.core.console import ConsoleObserver
-from posttrain.core.errors import ConfigError
-from posttrain.core.files import explained_writes
-from posttrain.core.settings import Settings
+from posttrain.core.defaults import TOKEN_BUDGET
+from posttrain.core.errors import ConfigError, DataError
+from posttrain.core.files import explained_writes, write_atomic
+from posttrain.core.settings import Destination, ReadsModel, Settings
 from posttrain.data.settings import DataSettings
 from posttrain.data.sources import files
 from posttrain.stages import dataset
+from posttrain.stages.folders import Files
+from posttrain.stages.stage import Context, Made, Verdict, stage
 
 if TYPE_CHECKING:
     from posttrain.data.inspect import Report
@@ -25,7 +28,7 @@ if TYPE_CHECKING:
 class InspectSettings(Settings):
     """Settings of looking at data."""
 
-    model: str = Field(
+    model: Annotated[str, ReadsModel(weights=False)] = Field(
         description="Hugging Face folder or hub id of the model to train; its weights are not read"
     )
     examples: int = Field(3, ge=0, description="rows of each source to show token by token")
@@ -37,7 +40,7 @@ class InspectSettings(Settings):
             "of lines, for example 17 42"
         ),
     )
-    html: Path | None = Field(
+    html: Annotated[Path | None, Destination()] = Field(
         None, description="file for the same as a page to open in a browser and to share"
     )
     batch_size: int = Field(
@@ -47,15 +50,26 @@ class InspectSettings(Settings):
         None,
         ge=2,
         description=(
-            "tokens a forward pass, for measuring how batches fill. Unset: 4096, or the longest"
-            " sequence"
+            "tokens a forward pass, for measuring how batches fill. Unset:"
+            f" {TOKEN_BUDGET['cpu']}, or the longest sequence"
         ),
     )
-    out: Path | None = Field(
+    out: Annotated[Path | None, Destination()] = Field(
         None,
-        description="file for the rows that --on-bad-row reject sets aside; unset: only counted",
+        description=(
+            "NAME.jsonl for the rows that --on-bad-row reject sets aside; or a folder for them, the"
+            " page and the numbers. Unset: nothing is kept"
+        ),
     )
     data: DataSettings
+
+    @property
+    def folder(self) -> Path | None:
+        return None if self.out is None or self.out.suffix == ".jsonl" else self.out
+
+    def check(self) -> None:
+        _check_outputs(self)
+        dataset.peek(self.data)
 
     @field_validator("rows")
     @classmethod
@@ -67,39 +81,87 @@ class InspectSettings(Settings):
         return rows
 
 
-def run(settings: InspectSettings, observer: ConsoleObserver) -> Report:
-    """Read the data as `posttrain sft` would.
+@dataclass(frozen=True)
+class Inspection:
+    """What is shown of an inspection: the report, and the page that was asked for."""
 
-    Raises:
-        PosttrainError: a model, file or row cannot be used, or a setting contradicts another.
+    report: Report
+    html: Path | None
+
+
+@stage(
+    "data_inspect",
+    InspectSettings,
+    help="see what a model would be trained on, token by token",
+    makes={"page": "page.html"},
+    files=Files(others=("rejects.jsonl",)),
+)
+def data_inspect(settings: InspectSettings, context: Context) -> Made:
+    """See what a model would be trained on: rows token by token, what is trained in them and why,
+    what becomes of every row, how long sequences are and how batches fill. Of the model only its
+    tokenizer and configuration are read.
     """
-    _check_outputs(settings)
-    dataset.peek(settings.data)  # what is wrong with the files is told before anything is loaded
     from posttrain.data.inspect import inspect
     from posttrain.engine.load import load_tokenizer, longest_position, resolve
+    from posttrain.report.inspect_page import page
 
     base = resolve(settings.model)
     chat = dataset.chat_of(settings.data, load_tokenizer(base))
-    with explained_writes(settings.out.parent if settings.out else Path()):
-        report = inspect(
-            settings.data,
-            chat,
-            max_length=dataset.max_length(settings.data, longest_position(base)),
-            examples=settings.examples,
-            rows=settings.rows,
-            batch_size=settings.batch_size,
-            budget=settings.budget,
-            rejects=settings.out,
-            observer=observer,
-        )
+    longest = dataset.max_length(settings.data, longest_position(base))
+    rejects = settings.out
+    if settings.folder is not None:
+        reject = settings.data.on_bad_row == "reject"
+        rejects = context.folder / "rejects.jsonl" if reject else None
+    report = inspect(
+        settings.data,
+        chat,
+        max_length=longest,
+        examples=settings.examples,
+        rows=settings.rows,
+        batch_size=settings.batch_size,
+        budget=settings.budget,
+        rejects=rejects,
+        observer=context.observer,
+    )
     for note in chat.notes:
-        observer.message(note)
-    return report
+        context.observer.message(note)
+    context.claim()
+    kept = context.folder / "page.html" if settings.folder is not None else None
+    for path in filter(None, (kept, settings.html)):
+        with explained_writes(path.parent):
+            write_atomic(path, page(report))
+    return Made(_summary(report), _verdict(report), Inspection(report, settings.html))
+
+
+def _summary(report: Report) -> dict[str, Any]:
+    """The numbers of a report."""
+    lengths, packing = report.lengths, report.packing
+    quantiles: dict[str, int | None] = {}
+    for name, share in (("median", 0.5), ("90%", 0.9), ("99%", 0.99), ("longest", 1.0)):
+        quantiles[name] = lengths.quantile(share) if lengths.n else None
+    return {
+        "sources": [
+            {"source": part.name, "held_out": part.held_out, **part.account.json()}
+            for part in report.parts
+        ],
+        "max_length": report.max_length,
+        "lengths": {"n": lengths.n, "over": lengths.over(report.max_length), **quantiles},
+        "packing": vars(packing) if packing else None,
+    }
+
+
+def _verdict(report: Report) -> Verdict:
+    """Whether training would take the data."""
+    try:
+        report.check()
+    except DataError as error:
+        return Verdict("FAIL", error.exit_code, str(error))
+    return Verdict("PASS", 0)
 
 
 def _check_outputs(settings: InspectSettings) -> None:
     """Files to write must not be the data, and one for rejects needs rejecting."""
-    if settings.out and settings.data.on_bad_row != "reject":
+    if settings.out and not settings.folder and settings.data.on_bad_row != "reject":
         raise ConfigError(
             "--out is the file for rows that are set aside, and a bad row stops the work",
             cure="add --on-bad-row reject, or leave --out out; --html FILE writes the page",
@@ -109,7 +171,8 @@ def _check_outputs(settings: InspectSettings) -> None:
         for source in (*settings.data.data, *settings.data.validation)
         for path in files(source) or ()
     }
-    for name, path in (("html", settings.html), ("out", settings.out)):
+    rejects = None if settings.folder else settings.out
+    for name, path in (("html", settings.html), ("out", rejects)):
         if path and path.resolve() in read:
             raise ConfigError(
                 f"--{name} {path} is one of the files of data", cure=f"choose another --{name}"

@@ -13,27 +13,21 @@ Left out: choices of more than two answers, and answers that are calls of tools.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Hashable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from posttrain.core.console import ConsoleObserver, open_reporter
 from posttrain.core.errors import ConfigError, DataError
-from posttrain.core.files import explained_writes, lock, remove_partial, write_json
-from posttrain.core.identity import check, claim
-from posttrain.core.plugins import is_plugin
-from posttrain.core.settings import Settings, assemble
+from posttrain.core.events import Reporter
+from posttrain.core.settings import Destination, ExecutionOnly, ReadsModel, ReadsScorer, Settings
 from posttrain.core.ties import wins
-from posttrain.core.version import __version__
 from posttrain.data.formats import Example, Format
 from posttrain.data.messages import Text
 from posttrain.data.rows import Rejects, Row
-from posttrain.data.settings import Source, Sourced
-from posttrain.data.sources import digest as data_digest
+from posttrain.data.settings import Rows, Source
 from posttrain.data.sources import read
 from posttrain.evals import judging, stats
 from posttrain.evals.records import Record, cluster_of, write_records
@@ -44,8 +38,9 @@ from posttrain.scoring.scorers import (
     choose_scorer,
     open_scorer,
     refuse_failures,
-    scorer_digest,
 )
+from posttrain.stages.folders import Files
+from posttrain.stages.stage import Context, stage
 
 CATEGORIES = ("category", "subset")
 BATCH = 256  # pairs scored between two reports of progress
@@ -54,100 +49,70 @@ BATCH = 256  # pairs scored between two reports of progress
 class JudgeSettings(Settings):
     """Settings of a trial of judges."""
 
-    data: tuple[Sourced, ...] = Field(
+    data: Rows = Field(
         min_length=1,
         description=(
             "pairs of chosen and rejected answers; files are given like --data of posttrain sft"
         ),
     )
-    scorer: str = Field(
+    scorer: Annotated[str, ReadsScorer()] = Field(
         "",
         description=(
             "what judges: reward:FOLDER, longest, shortest, FILE.py:FUNCTION; or give"
             " --reward-model"
         ),
     )
-    reward_model: str | None = Field(
+    reward_model: Annotated[str | None, ReadsModel()] = Field(
         None, description="folder or hub id of a reward model that judges"
     )
-    against: str = Field(
+    against: Annotated[str, ReadsScorer()] = Field(
         "", description="scorer to compare with, pair by pair; or give --against-model"
     )
-    against_model: str | None = Field(
+    against_model: Annotated[str | None, ReadsModel()] = Field(
         None, description="reward model to compare with, pair by pair"
     )
-    out: Path = Field(description="folder for the results; the same command shows what is there")
-    device: Literal["", "cpu", "cuda"] = Field("", description="unset: the GPU where there is one")
+    out: Annotated[Path, Destination()] = Field(
+        description="folder for the results; the same command shows what is there"
+    )
+    device: Annotated[Literal["", "cpu", "cuda"], ExecutionOnly()] = Field(
+        "", description="unset: the GPU where there is one"
+    )
+
+    def check(self) -> None:
+        _specs(self)
 
 
-def judge(*, quiet: bool = False, **settings: Any) -> dict[str, Any]:
-    """Put a judge on trial, in one line; returns the summary.
-
-    `posttrain.judge(data="pairs.jsonl", reward_model="runs/rm/model", out="runs/rm-trial")`
-
-    Raises:
-        PosttrainError: with what is wrong and the cure.
+@stage(
+    "judge",
+    JudgeSettings,
+    help="whether a reward model prefers the better answers",
+    files=Files(others=lambda settings: [f"{name}.jsonl" for name in _named(settings.data)]),
+)
+def judge(settings: JudgeSettings, context: Context) -> dict[str, Any]:
+    """Put a reward model, or another scorer, on trial: how often it gives the better answer of a
+    pair the higher score, by category and compared with content-blind baselines; with --against,
+    pair by pair compared with another.
     """
-    if isinstance(settings.get("data"), (str, Path, Source)):
-        settings["data"] = (settings["data"],)
-    for name in ("reward_model", "against_model"):
-        if isinstance(settings.get(name), Path):
-            settings[name] = str(settings[name])
-    return run(assemble(JudgeSettings, settings), open_reporter(quiet=quiet))
-
-
-def run(settings: JudgeSettings, observer: ConsoleObserver) -> dict[str, Any]:
-    """Judge every pair, or say that it is done; returns the summary.
-
-    Raises:
-        PosttrainError: a scorer, file or row that cannot be used.
-    """
-    specs = _specs(settings)
-    folder = settings.out
-    rewards = {role: spec for role, spec in specs.items() if spec.startswith(REWARD)}
-    models = {role: scorer_digest(spec) for role, spec in rewards.items()}
-    identity = {
-        "data": [source.model_dump(mode="json") for source in settings.data],
-        "scorers": {role: "reward" if role in models else spec for role, spec in specs.items()},
-        "models_sha256": models,
-        "data_sha256": {k: v for source in settings.data for k, v in data_digest(source).items()},
+    observer, specs, named = context.observer, _specs(settings), _named(settings.data)
+    pairs = {name: _pairs(source, observer) for name, source in named.items()}
+    scores = {role: _scores(spec, settings.device, pairs, observer) for role, spec in specs.items()}
+    records: dict[str, list[Record]] = {}
+    for name in named:
+        by_role = {role: by_file[name] for role, by_file in scores.items()}
+        records[name] = _records(pairs[name], by_role)
+    judged = {name: _summary(of_file, specs) for name, of_file in records.items()}
+    context.claim()
+    for name, of_file in records.items():
+        write_records(context.folder / f"{name}.jsonl", of_file)
+    if len(named) > 1:
+        every = [record for of_file in records.values() for record in of_file]
+        judged = {"all": _summary(every, specs), **judged}
+    return {
+        "scorer": specs["scorer"],
+        "against": specs.get("against"),
+        "files": {name: source.path for name, source in named.items()},
+        "results": judged,
     }
-    if functions := {role: scorer_digest(spec) for role, spec in specs.items() if is_plugin(spec)}:
-        identity["code_sha256"] = functions
-    named = _named(settings.data)
-    with lock(folder), explained_writes(folder):
-        check(folder, identity, ("summary.json", *(f"{name}.jsonl" for name in named)))
-        if (folder / "summary.json").is_file():
-            observer.note("finished", f"{folder} already holds this trial; nothing to do")
-            return json.loads((folder / "summary.json").read_text())
-        remove_partial(folder)
-        pairs = {name: _pairs(source, observer) for name, source in named.items()}
-        scores = {
-            role: _scores(spec, settings.device, pairs, observer) for role, spec in specs.items()
-        }
-        records = {
-            name: _records(pairs[name], {role: found[name] for role, found in scores.items()})
-            for name in named
-        }
-        judged = {name: _summary(some, specs) for name, some in records.items()}
-        claim(folder, identity, __version__)
-        for name, some in records.items():
-            write_records(folder / f"{name}.jsonl", some)
-        if len(named) > 1:
-            judged = {
-                "all": _summary([one for some in records.values() for one in some], specs),
-                **judged,
-            }
-        summary = {
-            "posttrain": __version__,
-            "scorer": specs["scorer"],
-            "against": specs.get("against"),
-            "models_sha256": models,
-            "files": {name: source.path for name, source in named.items()},
-            "results": judged,
-        }
-        write_json(folder / "summary.json", summary)
-    return summary
 
 
 def _specs(settings: JudgeSettings) -> dict[str, str]:
@@ -208,7 +173,7 @@ class Pair:
 Scores = list[tuple[Score, Score]]  # of each pair, of the chosen and of the rejected response
 
 
-def _pairs(source: Source, observer: ConsoleObserver) -> list[Pair]:
+def _pairs(source: Source, observer: Reporter) -> list[Pair]:
     """The pairs of a source. Pairs whose answers are the same are left out, and that is said."""
     form, pairs, same = Format("preference"), list[Pair](), 0
     for row in read(source, Rejects()):
@@ -245,7 +210,7 @@ def _response(row: Row, example: Example, answer: Text) -> Response:
 
 
 def _scores(
-    spec: str, device: str, pairs: dict[str, list[Pair]], observer: ConsoleObserver
+    spec: str, device: str, pairs: dict[str, list[Pair]], observer: Reporter
 ) -> dict[str, Scores]:
     """The scores of every file's pairs."""
     scorer = open_scorer(spec, device)

@@ -1,6 +1,6 @@
 """Pairs: care for preferences before anything is trained on them.
 
-It writes, beside `--out clean.jsonl`,
+It writes (where `--out` is a folder, without the first part of the names)
     clean.jsonl            the rows that stay, as their files have them, or converted
     clean.removed.jsonl    the others, each with its reason, its place and the row that it repeats
                            or contradicts
@@ -19,25 +19,24 @@ from collections import Counter
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field
 
-from posttrain.core.console import ConsoleObserver
 from posttrain.core.errors import ConfigError, DataError
-from posttrain.core.files import explained_writes, fsync, sha256_file, write_json
 from posttrain.core.seeds import generator
-from posttrain.core.settings import Settings
-from posttrain.core.version import __version__
+from posttrain.core.settings import Destination, Settings
 from posttrain.data.curate import convert
 from posttrain.data.curate.bias import Sides, balanced, compare
-from posttrain.data.curate.corpus import Corpus, line, same, scratch
+from posttrain.data.curate.corpus import Corpus, line
 from posttrain.data.curate.near_pairs import NearPairs
 from posttrain.data.curate.pair_table import NO_SHARED_PROMPT, Table
 from posttrain.data.curate.pairs import Check, Fates, Rules, clean
 from posttrain.data.rows import Row
-from posttrain.data.settings import FormatName, Sourced
+from posttrain.data.settings import FormatName, Rows
+from posttrain.stages.folders import Files
+from posttrain.stages.stage import Context, stage
 
 BALANCE = "taken out by --balance-length"
 SHOWN = 20  # cycles, and rows of one, that the summary names
@@ -46,16 +45,16 @@ SHOWN = 20  # cycles, and rows of one, that the summary names
 class PairsSettings(Settings):
     """Settings of caring for preferences."""
 
-    data: tuple[Sourced, ...] = Field(
+    data: Rows = Field(
         min_length=1,
         description=(
             "the preferences, given like --data of posttrain sft: pairs, or answers with a label"
         ),
     )
-    out: Path = Field(
+    out: Annotated[Path, Destination()] = Field(
         description=(
-            "file for the rows that stay; NAME.removed.jsonl and NAME.summary.json are written"
-            " beside it"
+            "NAME.jsonl for the rows that stay, with NAME.removed.jsonl and NAME.summary.json"
+            " beside it; or a folder for all of them"
         )
     )
     to: Literal["", "pairs", "labels"] = Field(
@@ -119,80 +118,31 @@ class Plan:
     before: dict[str, Any] | None = None
 
 
-def run(settings: PairsSettings, observer: ConsoleObserver) -> dict[str, Any]:
-    """Find, remove, convert and write; returns what the summary says.
-
-    Raises:
-        PosttrainError: a file or row cannot be used, nothing is left, or the outputs belong to
-            another run.
+@stage(
+    "data_pairs",
+    PairsSettings,
+    help="care for preferences: contradictions, cycles, length bias; convert them",
+    makes={"rows": "rows.jsonl", "removed": "removed.jsonl"},
+    files=Files(others=("rejects.jsonl",), together=True, beside=True),
+)
+def data_pairs(settings: PairsSettings, context: Context) -> dict[str, Any]:
+    """Care for preferences before training on them: ties, repeats, contradictions and cycles are
+    removed, each row with its reason; how well length and markdown alone tell the chosen side is
+    measured; pairs become labelled answers, or labelled answers pairs.
     """
-    out = settings.out
-    if out.suffix != ".jsonl":
-        raise ConfigError(f"--out {out} does not end in .jsonl", cure=f"give --out {out}.jsonl")
-    paths = {
-        name: out.with_name(f"{out.stem}{end}")
-        for name, end in {
-            "clean.jsonl": ".jsonl",
-            "removed.jsonl": ".removed.jsonl",
-            "rejects.jsonl": ".rejects.jsonl",
-        }.items()
-    }
-    summary = out.with_name(f"{out.stem}.summary.json")
-    check = Check(settings.rules.min_margin is not None)
-    with explained_writes(out.parent), scratch(out) as folder:
-        corpus = Corpus(
-            settings.data,
-            folder,
-            observer,
-            rejects="rejects.jsonl" if settings.on_bad_row == "reject" else "",
-            format=settings.format,
-            check=check,
-        )
-        identity = {
-            "settings": settings.model_dump(mode="json", exclude={"out", "rules"}),
-            "rules": settings.rules.model_dump(mode="json"),
-            "inputs": corpus.digests(),
-        }
-        same(summary, identity, list(paths.values()))
-        if (before := _done(summary, paths)) is not None:
-            observer.note("done", f"{out} is what this command wrote before")
-            return before
-        table, fates = _read(corpus, settings.rules, folder)
-        plan = _plan(settings, check.kind, table, fates)
-        written, refused = _write(corpus, plan, table, fates, folder)
-        result = {
-            "posttrain": __version__,
-            "identity": identity,
-            **_account(corpus, plan, fates, written, refused),
-            **_found(plan, table, fates),
-            "sha256": {
-                name: sha256_file(folder / name) for name in paths if (folder / name).exists()
-            },
-        }
-        write_json(
-            summary, result
-        )  # first: were the power to fail now, the same command would be let write the rest
-        for name in result["sha256"]:
-            fsync(folder / name)
-            (folder / name).replace(paths[name])
-        fsync(out.parent)
-    return result
-
-
-def _done(summary: Path, paths: dict[str, Path]) -> dict[str, Any] | None:
-    """What an earlier run of the same command said, where all that it wrote is there and whole."""
-    if not summary.exists():
-        return None
-    before = json.loads(summary.read_text())
-    whole = all(
-        paths[name].exists() and sha256_file(paths[name]) == digest
-        for name, digest in before.get("sha256", {}).items()
+    folder, check = context.folder, Check(settings.rules.min_margin is not None)
+    corpus = Corpus(
+        settings.data,
+        folder,
+        context.observer,
+        rejects="rejects.jsonl" if settings.on_bad_row == "reject" else "",
+        format=settings.format,
+        check=check,
     )
-    return (
-        before
-        if whole and before.get("posttrain") == __version__ and before.get("sha256")
-        else None
-    )
+    table, fates = _read(corpus, settings.rules, folder)
+    plan = _plan(settings, check.kind, table, fates)
+    written, refused = _write(corpus, plan, table, fates, folder)
+    return {**_account(corpus, plan, fates, written, refused), **_found(plan, table, fates)}
 
 
 def _read(corpus: Corpus, rules: Rules, folder: Path) -> tuple[Table, Fates]:
@@ -287,7 +237,7 @@ def _write(
         def new(name: str, mode: str = "wb") -> IO[bytes]:
             return stack.enter_context(open(folder / name, mode))
 
-        kept, removed, spool = new("clean.jsonl"), new("removed.jsonl"), new("spool", "w+b")
+        kept, removed, spool = new("rows.jsonl"), new("removed.jsonl"), new("spool", "w+b")
         for number, (row, example) in enumerate(corpus.rows("write")):
             if fates.reason[number]:
                 removed.write(line(Row(_removed(row, number, table, fates), "")))

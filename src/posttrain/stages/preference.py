@@ -1,28 +1,23 @@
 """Preference optimisation: a model learns which of two answers is better, or that an answer is good
 or bad. The run folder: `posttrain.stages.training`.
 
-The reference is the model that training starts from, or another. Its log-probabilities are
-
-    stored     computed once before the first step and kept: no second model in memory, and nothing
-               to compute again
-    copy       computed in every step by a frozen copy
-    adapters   computed in every step by the model itself, its adapters off
+What is learned, and where the reference comes from: `posttrain.stages.objectives.preferences`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from posttrain.core.console import ConsoleObserver, open_reporter
-from posttrain.core.events import Sink
-from posttrain.core.settings import Settings, assemble
-from posttrain.engine.settings import OptimiserSettings
-from posttrain.stages import dataset, training
-from posttrain.stages.training import Outcome, TrainingSettings
+from posttrain.core.settings import ExecutionOnly, ReadsModel
+from posttrain.engine.settings import OptimiserSettings, UnsetRate
+from posttrain.methods.options import Options
+from posttrain.stages import training
+from posttrain.stages.objectives.preferences import Preferences
+from posttrain.stages.stage import Context, stage
+from posttrain.stages.training import FILES, MAKES, TrainingSettings
 
 MethodName = Literal[
     "dpo",
@@ -55,52 +50,13 @@ MethodName = Literal[
 class PreferenceOptimiser(OptimiserSettings):
     """AdamW, with what suits preferences."""
 
-    learning_rate: float | None = Field(
-        None, gt=0, description="peak learning rate; unset: 1e-6, with LoRA 1e-5"
-    )
+    unset_rate: ClassVar = UnsetRate(1e-6, lora=1e-5)
 
-
-class MethodOptions(Settings):
-    """What methods can be told. Unset is the method's own default; what the method does not read is
-    an error.
-    """
-
-    beta: float | None = Field(
-        None, description="temperature: how near to stay to the reference; ORPO's weight"
-    )
-    label_smoothing: float | None = Field(
-        None, description="share of the labels thought wrong: cDPO, robust, EXO, AOT, CPO"
-    )
-    f_divergence: (
-        Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"] | None
-    ) = Field(None, description="divergence from the reference; unset: reverse_kl")
-    f_alpha: float | None = Field(None, description="of alpha_divergence; unset: 0.5")
-    gamma: float | None = Field(
-        None,
-        description="margin of rewards that is aimed at: SimPO, AlphaPO, TPO-L; unset: beta / 2",
-    )
-    alpha: float | None = Field(None, description="shape of AlphaPO's reward")
-    nll: float | None = Field(
-        None, description="weight of the likelihood of the answers to imitate: CPO, ORPO, TPO"
-    )
-    weighting: bool | None = Field(
-        None, description="weigh pairs by how likely the policy would write them (WPO)"
-    )
-    ld_alpha: float | None = Field(
-        None,
-        description=(
-            "weight of the tokens by which the longer answer of a pair is longer (LD-DPO); 1 is off"
-        ),
-    )
-    desirable: float | None = Field(None, description="weight of good answers: KTO, BCO")
-    undesirable: float | None = Field(None, description="weight of bad answers: KTO, BCO")
-    tau: float | None = Field(None, description="temperature of DiscoPOP's blend")
+    learning_rate: float | None = Field(None, gt=0, description=f"peak learning rate; {unset_rate}")
 
 
 class PreferenceSettings(TrainingSettings):
     """Settings of preference optimisation."""
-
-    elsewhere: ClassVar[frozenset[str]] = frozenset({"reference_cache", "reference_model"})
 
     epochs: float = Field(1.0, gt=0, description="passes over the data")
     batch_size: int = Field(
@@ -116,7 +72,7 @@ class PreferenceSettings(TrainingSettings):
             "METHOD=WEIGHT of a weighted sum, in the place of --method: dpo=1 sft=0.2 is RPO"
         ),
     )
-    options: MethodOptions = MethodOptions()  # type: ignore[call-arg]
+    options: Options = Options()  # type: ignore[call-arg]
     reference: Literal["", "stored", "copy", "adapters"] = Field(
         "",
         description=(
@@ -124,10 +80,10 @@ class PreferenceSettings(TrainingSettings):
             " stored"
         ),
     )
-    reference_model: str | None = Field(
+    reference_model: Annotated[str | None, ReadsModel()] = Field(
         None, description="model to stay near to; unset: the one that training starts from"
     )
-    reference_cache: Path | None = Field(
+    reference_cache: Annotated[Path | None, ExecutionOnly()] = Field(
         None,
         description=(
             "folder where stored log-probabilities outlive the run; unset: in the run's folder"
@@ -149,34 +105,22 @@ class PreferenceSettings(TrainingSettings):
         """Weights of methods by name."""
         return dict(self.mix) or {self.method: 1.0}
 
+    def check(self) -> None:
+        super().check()
+        Preferences(self)
 
-def preference(*, quiet: bool = False, sinks: Iterable[Sink] = (), **settings: Any) -> Outcome:
-    """Optimise a model for preferences, in one line.
 
-    `posttrain.preference(model="runs/sft/model", data="pairs.jsonl", out="runs/dpo", beta=0.1)`
-
-    Args:
-        quiet: show nothing but trouble.
-        sinks: functions called with every event of the run (`posttrain.core.events`).
-        settings: the command line's options, with underscores (`posttrain preference --help`).
-    Returns: the finished run.
-    Raises:
-        PosttrainError: with what is wrong and the cure.
+@stage(
+    "preference",
+    PreferenceSettings,
+    help="let a model learn which answers are better: DPO and its family, KTO, ORPO, …",
+    makes=MAKES,
+    files=FILES,
+)
+def preference(settings: PreferenceSettings, context: Context) -> dict[str, Any]:
+    """Let a model learn which of two answers is better (DPO and its family), or that an answer is
+    good or bad (KTO, BCO). Killed at any moment, the same command goes on where it was and ends
+    with the same weights.
     """
-    return run(
-        assemble(PreferenceSettings, training.flat(settings)),
-        open_reporter(quiet=quiet, sinks=sinks),
-    )
-
-
-def run(settings: PreferenceSettings, observer: ConsoleObserver) -> Outcome:
-    """Run the stage, or continue it, or report that it is finished."""
-    if settings.optimiser.learning_rate is None:
-        chosen = settings.optimiser.model_copy(
-            update={"learning_rate": 1e-5 if settings.lora else 1e-6}
-        )
-        settings = settings.model_copy(update={"optimiser": chosen})
-    dataset.peek(settings.data)
-    from posttrain.stages.objectives.preferences import Preferences
-
-    return training.run(settings, observer, Preferences(settings))
+    reference = context.inputs.models.get("reference_model")
+    return training.train(settings, context, Preferences(settings, reference))

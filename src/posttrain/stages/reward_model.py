@@ -2,26 +2,21 @@
 answer's steps. The run folder: `posttrain.stages.training`; `model/` is a sequence-classification
 folder, of a process model a token-classification folder.
 
-A reward model is measured on held-out rows beside judges that read nothing, and its confidence
-against how often it is right.
+A reward model is measured on held-out rows, compared with content-blind baselines, and its
+confidence against how often it is right.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field
 
-from posttrain.core.console import ConsoleObserver, open_reporter
-from posttrain.core.events import Sink
-from posttrain.core.settings import assemble
-from posttrain.engine.settings import OptimiserSettings, Pattern
-from posttrain.stages import dataset, training
-from posttrain.stages.training import Outcome, TrainingSettings
-
-if TYPE_CHECKING:
-    pass
+from posttrain.engine.settings import OptimiserSettings, Pattern, UnsetRate
+from posttrain.stages import training
+from posttrain.stages.objectives.rewards import Rewards
+from posttrain.stages.stage import Context, stage
+from posttrain.stages.training import FILES, MAKES, TrainingSettings
 
 HEAD = r"^(score|classifier)\."  # the head's parameters by name
 HEAD_FACTOR = 10.0  # on the learning rate: the head is new, the trunk is not
@@ -30,9 +25,9 @@ HEAD_FACTOR = 10.0  # on the learning rate: the head is new, the trunk is not
 class RewardOptimiser(OptimiserSettings):
     """AdamW, with what suits reward models."""
 
-    learning_rate: float | None = Field(
-        None, gt=0, description="peak learning rate; unset: 1e-5, with LoRA 1e-4"
-    )
+    unset_rate: ClassVar = UnsetRate(1e-5, lora=1e-4)
+
+    learning_rate: float | None = Field(None, gt=0, description=f"peak learning rate; {unset_rate}")
     groups: dict[Pattern, float] = Field(
         default_factory=dict,
         description=(
@@ -71,37 +66,29 @@ class RewardModelSettings(TrainingSettings):
     )
     optimiser: RewardOptimiser = RewardOptimiser()  # type: ignore[call-arg]
 
+    def resolved(self) -> Self:
+        """With a faster head, which is new, over a trunk whose weights are all trained."""
+        settings = super().resolved()
+        if settings.optimiser.groups or settings.lora:
+            return settings
+        faster = settings.optimiser.model_copy(update={"groups": {HEAD: HEAD_FACTOR}})
+        return settings.model_copy(update={"optimiser": faster})
 
-def reward_model(*, quiet: bool = False, sinks: Iterable[Sink] = (), **settings: Any) -> Outcome:
-    """Train a reward model, in one line.
+    def check(self) -> None:
+        super().check()
+        Rewards(self)
 
-    `posttrain.reward_model(model="runs/sft/model", data="pairs.jsonl", out="runs/rm")`
 
-    Args:
-        quiet: show nothing but trouble.
-        sinks: functions called with every event of the run (`posttrain.core.events`).
-        settings: the command line's options, with underscores (`posttrain reward-model --help`).
-    Returns: the finished run.
-    Raises:
-        PosttrainError: with what is wrong and the cure.
+@stage(
+    "reward_model",
+    RewardModelSettings,
+    help="train a model that says what an answer is worth",
+    makes=MAKES,
+    files=FILES,
+)
+def reward_model(settings: RewardModelSettings, context: Context) -> dict[str, Any]:
+    """Train a model that says what an answer is worth, from pairs of answers (Bradley–Terry) or
+    from labels of steps. Killed at any moment, the same command goes on where it was and ends with
+    the same weights.
     """
-    return run(
-        assemble(RewardModelSettings, training.flat(settings)),
-        open_reporter(quiet=quiet, sinks=sinks),
-    )
-
-
-def run(settings: RewardModelSettings, observer: ConsoleObserver) -> Outcome:
-    """Run the stage, or continue it, or report that it is finished."""
-    chosen: dict[str, Any] = {}
-    if settings.optimiser.learning_rate is None:
-        chosen["learning_rate"] = 1e-4 if settings.lora else 1e-5
-    if not settings.optimiser.groups and not settings.lora:
-        chosen["groups"] = {HEAD: HEAD_FACTOR}
-    settings = settings.model_copy(
-        update={"optimiser": settings.optimiser.model_copy(update=chosen)}
-    )
-    dataset.peek(settings.data)
-    from posttrain.stages.objectives.rewards import Rewards
-
-    return training.run(settings, observer, Rewards(settings))
+    return training.train(settings, context, Rewards(settings))

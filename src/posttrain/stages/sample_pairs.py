@@ -26,36 +26,22 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 from collections.abc import Iterator
 from collections.abc import Sequence as Many
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from posttrain.core.console import ConsoleObserver, open_reporter
 from posttrain.core.errors import ConfigError, DataError
-from posttrain.core.files import (
-    PARTIAL,
-    explained_writes,
-    fsync,
-    lock,
-    remove_partial,
-    sha256_file,
-    write_json,
-)
-from posttrain.core.identity import check, claim
+from posttrain.core.events import Reporter
+from posttrain.core.files import PARTIAL, fsync
 from posttrain.core.journal import Journal
-from posttrain.core.plugins import is_plugin
 from posttrain.core.seeds import derive
-from posttrain.core.settings import Settings, assemble
-from posttrain.core.version import __version__
+from posttrain.core.settings import Destination, ExecutionOnly, ReadsModel, ReadsScorer, Settings
 from posttrain.data.prompts import Prompt, read_prompts
 from posttrain.data.rows import Rejects
-from posttrain.data.settings import FormatName, Source, Sourced, json_values
-from posttrain.data.sources import digest as data_digest
+from posttrain.data.settings import FormatName, Rows, json_values
 from posttrain.evals.pair_rows import Group
 from posttrain.evals.records import Record, cluster_of
 from posttrain.scoring.ranking import How, Rules, Unfinished
@@ -67,37 +53,41 @@ from posttrain.scoring.scorers import (
     open_scorer,
     reasons,
     refuse_failures,
-    scorer_digest,
 )
+from posttrain.stages.folders import Files
+from posttrain.stages.stage import Context, stage
 
 if TYPE_CHECKING:
     from posttrain.engine.policy import Policy
 
 CHUNKS = "chunks"
 FILES = ("samples.jsonl", "pairs.jsonl", "best.jsonl")
-WRITES = (*FILES, CHUNKS, "rejects.jsonl", "summary.json")  # and run.json
 
 
 class SamplePairsSettings(Settings):
     """Settings of making pairs from a model's own answers."""
 
-    model: str = Field(description="Hugging Face folder or hub id of the model that answers")
-    data: tuple[Sourced, ...] = Field(
+    model: Annotated[str, ReadsModel()] = Field(
+        description="Hugging Face folder or hub id of the model that answers"
+    )
+    data: Rows = Field(
         min_length=1,
         description=(
             "the prompts, given like --data of posttrain sft: prompts alone, "
             "demonstrations (their last answer is the wanted one) or pairs"
         ),
     )
-    out: Path = Field(description="folder for the pairs; the same command continues what is there")
-    scorer: str = Field(
+    out: Annotated[Path, Destination()] = Field(
+        description="folder for the pairs; the same command continues what is there"
+    )
+    scorer: Annotated[str, ReadsScorer()] = Field(
         "",
         description=(
             "what an answer is worth: exact, contains, number, longest, shortest,"
             " FILE.py:FUNCTION; or give --reward-model"
         ),
     )
-    reward_model: str | None = Field(
+    reward_model: Annotated[str | None, ReadsModel()] = Field(
         None, description="reward model that says what an answer is worth"
     )
     n: int = Field(8, ge=2, description="answers a prompt")
@@ -166,7 +156,12 @@ class SamplePairsSettings(Settings):
             " go on"
         ),
     )
-    device: Literal["", "cpu", "cuda"] = Field("", description="unset: the GPU where there is one")
+    device: Annotated[Literal["", "cpu", "cuda"], ExecutionOnly()] = Field(
+        "", description="unset: the GPU where there is one"
+    )
+
+    def check(self) -> None:
+        _check(self)
 
     @property
     def rules(self) -> Rules:
@@ -179,105 +174,41 @@ class SamplePairsSettings(Settings):
         return choose_scorer(self.scorer, self.reward_model)
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """Pairs that were made: the folder, the file, and what `summary.json` says."""
-
-    folder: Path
-    pairs: Path
-    summary: dict[str, Any]
+def _makes(settings: SamplePairsSettings) -> dict[str, str]:
+    """rows: `pairs`, with `at_least` also `best`, and `samples`, all answers."""
+    best = {} if settings.at_least is None else {"best": "best.jsonl"}
+    return {"pairs": "pairs.jsonl", **best, "samples": "samples.jsonl"}
 
 
-def sample_pairs(*, quiet: bool = False, **settings: Any) -> Outcome:
-    """Make pairs from a model's own answers, in one line.
-
-    `posttrain.sample_pairs(model="runs/sft/model", data="prompts.jsonl", scorer="exact",
-    out="runs/pairs")`
-
-    Args:
-        quiet: show nothing but trouble.
-        settings: the command line's options, with underscores (`posttrain sample-pairs --help`).
-    Raises:
-        PosttrainError: with what is wrong and the cure.
+@stage(
+    "sample_pairs",
+    SamplePairsSettings,
+    help="make preference pairs from a model's own answers",
+    makes=_makes,
+    files=Files(others=("best.jsonl", "rejects.jsonl"), scratch=(CHUNKS,)),
+)
+def sample_pairs(settings: SamplePairsSettings, context: Context) -> dict[str, Any]:
+    """Sample several answers to every prompt, score them, and write preference pairs: the better
+    answer chosen, the worse rejected. Killed at any moment, the same command goes on where it was
+    and ends with the same files.
     """
-    if isinstance(settings.get("data"), (str, Path, Source)):
-        settings["data"] = (settings["data"],)
-    for name in ("model", "reward_model"):
-        if isinstance(settings.get(name), Path):
-            settings[name] = str(settings[name])
-    return run(assemble(SamplePairsSettings, settings), open_reporter(quiet=quiet))
-
-
-def run(settings: SamplePairsSettings, observer: ConsoleObserver) -> Outcome:
-    """Sample and pair, or go on, or say that it is done.
-
-    Raises:
-        PosttrainError: a file, model or scorer that cannot be used, or nothing to make pairs of.
-    """
-    _check(settings)
-    from posttrain.engine.load import digest, resolve
-
-    folder = settings.out
-    models = {
+    reject, observer = settings.on_bad_row == "reject", context.observer
+    rejects = Rejects(context.folder / "rejects.jsonl" if reject else None)
+    prompts = _begin(settings, rejects, observer)
+    context.claim()
+    rejects.close()
+    key = context.inputs.identity()
+    with Journal(context.folder / CHUNKS, key, message=observer.message) as chunks:
+        _sample(settings, prompts, observer, chunks)
+        results = _write(settings, prompts, chunks)
+    return {
         "model": settings.model,
-        **({"reward_model": settings.reward_model} if settings.reward_model else {}),
+        "scorer": settings.scorer or settings.reward_model,
+        "n": settings.n,
+        "rows": rejects.read,
+        "rejected": rejects.count,
+        **results,
     }
-    identity = {
-        "settings": settings.model_dump(
-            mode="json", exclude={"out", "device", "model", "reward_model"}
-        ),
-        "models_sha256": {name: digest(resolve(path)) for name, path in models.items()},
-        "data_sha256": {k: v for source in settings.data for k, v in data_digest(source).items()},
-    }
-    if is_plugin(settings.scorer_spec):
-        identity["code_sha256"] = scorer_digest(settings.scorer_spec)
-    with lock(folder), explained_writes(folder):
-        check(folder, identity, WRITES)
-        if done := _finished(folder, observer):
-            return done
-        remove_partial(folder)
-        rejects = Rejects(folder / "rejects.jsonl" if settings.on_bad_row == "reject" else None)
-        try:
-            prompts = _begin(settings, rejects, observer)
-            claim(folder, identity, __version__)
-            rejects.close()
-        except BaseException:
-            remove_partial(folder)
-            raise
-        with Journal(folder / CHUNKS, identity, message=observer.message) as chunks:
-            _sample(settings, prompts, observer, chunks)
-            results = _write(settings, prompts, chunks)
-        summary = {
-            "posttrain": __version__,
-            "model": settings.model,
-            "scorer": settings.scorer or settings.reward_model,
-            "n": settings.n,
-            "models_sha256": identity["models_sha256"],
-            "rows": rejects.read,
-            "rejected": rejects.count,
-            **results,
-        }
-        summary["sha256"] = {
-            name: sha256_file(folder / name) for name in FILES if (folder / name).is_file()
-        }
-        write_json(folder / "summary.json", summary)
-        shutil.rmtree(folder / CHUNKS, ignore_errors=True)
-    return Outcome(folder, folder / "pairs.jsonl", summary)
-
-
-def _finished(folder: Path, observer: ConsoleObserver) -> Outcome | None:
-    """The outcome of a run that is done, if its files are still there as they were."""
-    path = folder / "summary.json"
-    if not path.is_file():
-        return None
-    summary = json.loads(path.read_text())
-    for name, digest in summary["sha256"].items():
-        if not (folder / name).is_file() or sha256_file(folder / name) != digest:
-            observer.message(f"{folder / name} is missing or changed; making it again")
-            return None
-    shutil.rmtree(folder / CHUNKS, ignore_errors=True)
-    observer.note("finished", f"{folder} already holds these pairs; nothing to do")
-    return Outcome(folder, folder / "pairs.jsonl", summary)
 
 
 # ----------------------------------------------------------------------------- before anything runs
@@ -298,9 +229,7 @@ def _check(settings: SamplePairsSettings) -> None:
     check_scorer(settings.scorer_spec)
 
 
-def _begin(
-    settings: SamplePairsSettings, rejects: Rejects, observer: ConsoleObserver
-) -> list[Prompt]:
+def _begin(settings: SamplePairsSettings, rejects: Rejects, observer: Reporter) -> list[Prompt]:
     """The prompts, as the model will see them.
 
     What is wrong with them or the scorer shows here, before anything is sampled.
@@ -371,7 +300,7 @@ def _refuse_unscored(
 
 
 def _sample(
-    settings: SamplePairsSettings, prompts: Many[Prompt], observer: ConsoleObserver, chunks: Journal
+    settings: SamplePairsSettings, prompts: Many[Prompt], observer: Reporter, chunks: Journal
 ) -> None:
     """Sample the chunks that are not there yet: the answers to `batch_size` prompts each."""
     starts = range(len(chunks) * settings.batch_size, len(prompts), settings.batch_size)

@@ -1,6 +1,6 @@
 """Select: from large sets and a small target to the large sets' rows that are most like it.
 
-It writes, beside `--out chosen.jsonl`,
+It writes (where `--out` is a folder, without the first part of the names)
     chosen.jsonl           the rows, best first, as their files have them
     chosen.scores.jsonl    for each: rank, relevance, where it stood, quality signals
     chosen.summary.json    what became of all rows, settings, digests of the inputs
@@ -11,18 +11,19 @@ It writes, beside `--out chosen.jsonl`,
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
 from posttrain.core.console import ConsoleObserver
+from posttrain.core.defaults import TOKEN_BUDGET
 from posttrain.core.errors import ConfigError
-from posttrain.core.files import explained_writes, fsync, sha256_file, write_json
-from posttrain.core.settings import Settings
-from posttrain.core.version import __version__
-from posttrain.data.curate.corpus import Corpus, same, scratch
+from posttrain.core.settings import Destination, ExecutionOnly, ReadsModel, Settings
+from posttrain.data.curate.corpus import Corpus
 from posttrain.data.curate.quality import QualitySettings
-from posttrain.data.settings import FormatName, Sourced
+from posttrain.data.settings import FormatName, Rows
+from posttrain.stages.folders import Files
+from posttrain.stages.stage import Context, stage
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,29 +31,29 @@ if TYPE_CHECKING:
     from posttrain.data.curate.relevance import Embed, Space
     from posttrain.engine.policy import Policy
 
-BUDGET = {"cpu": 1024, "cuda": 16384}  # tokens a forward pass; a processor is slower with more
+BUDGET = {**TOKEN_BUDGET, "cpu": 1024}  # tokens a forward pass; a processor is slower with more
 
 
 class SelectSettings(Settings):
     """Settings of choosing rows."""
 
-    data: tuple[Sourced, ...] = Field(
+    data: Rows = Field(
         min_length=1, description="the large sets, given like --data of posttrain sft"
     )
-    target: tuple[Sourced, ...] = Field(
-        min_length=1, description="the rows to be like, given in the same way"
-    )
+    target: Rows = Field(min_length=1, description="the rows to be like, given in the same way")
     keep: int = Field(ge=1, description="rows to choose at most")
-    out: Path = Field(
+    out: Annotated[Path, Destination()] = Field(
         description=(
-            "file for the chosen rows; NAME.scores.jsonl and NAME.summary.json are written"
-            " beside it"
+            "NAME.jsonl for the chosen rows, with NAME.scores.jsonl and NAME.summary.json beside"
+            " it; or a folder for all of them"
         )
     )
     by: Literal["tfidf", "embedding"] = Field(
         "tfidf", description="rank by words, or by the embeddings of --model"
     )
-    model: str = Field("", description="Hugging Face folder or hub id of the model that embeds")
+    model: Annotated[str, ReadsModel()] = Field(
+        "", description="Hugging Face folder or hub id of the model that embeds"
+    )
     embed_tokens: int = Field(
         256, ge=1, description="tokens of a row that are embedded: the first ones"
     )
@@ -83,7 +84,7 @@ class SelectSettings(Settings):
             " and go on"
         ),
     )
-    device: Literal["", "cpu", "cuda"] = Field(
+    device: Annotated[Literal["", "cpu", "cuda"], ExecutionOnly()] = Field(
         "", description="of the model; unset: the GPU where there is one"
     )
     seed: int = Field(
@@ -91,98 +92,69 @@ class SelectSettings(Settings):
     )
     quality: QualitySettings = QualitySettings()  # type: ignore[call-arg]
 
+    def check(self) -> None:
+        if self.by == "embedding" and not self.model:
+            raise ConfigError(
+                "--by embedding needs --model",
+                cure="give --by embedding --model FOLDER",
+                option="by",
+            )
+        if self.model and self.by != "embedding":
+            raise ConfigError(
+                f"--by {self.by} does not use --model", cure="add --by embedding", option="by"
+            )
 
-def run(settings: SelectSettings, observer: ConsoleObserver) -> dict[str, Any]:
-    """Choose and write the rows; returns what the summary says.
 
-    Raises:
-        PosttrainError: a file or row cannot be used, a setting contradicts another, or the outputs
-            belong to another run.
+@stage(
+    "data_select",
+    SelectSettings,
+    help="take the rows of a large set that are most like a small one",
+    makes={"rows": "rows.jsonl", "scores": "scores.jsonl"},
+    files=Files(others=("rejects.jsonl", "target-rejects.jsonl"), together=True, beside=True),
+)
+def data_select(settings: SelectSettings, context: Context) -> dict[str, Any]:
+    """Take the rows of large sets that are most like the rows of a target, best first: ranked by
+    relevance, without poor rows, near-duplicates, or rows of the target itself.
     """
     from posttrain.data.curate.select import Criteria, select
 
-    if (settings.by == "embedding") != bool(settings.model):
-        raise ConfigError(
-            f"--by {settings.by} {'needs' if not settings.model else 'does not use'} --model",
-            cure=(
-                "give --by embedding --model FOLDER" if not settings.model else "add --by embedding"
-            ),
-        )
-    if settings.out.suffix != ".jsonl":
-        raise ConfigError(
-            f"--out {settings.out} does not end in .jsonl", cure=f"give --out {settings.out}.jsonl"
-        )
-    names = {
-        name: settings.out.with_name(f"{settings.out.stem}{end}")
-        for name, end in {
-            "chosen.jsonl": ".jsonl",
-            "scores.jsonl": ".scores.jsonl",
-            "rejects.jsonl": ".rejects.jsonl",
-            "target-rejects.jsonl": ".target-rejects.jsonl",
-        }.items()
+    folder, observer, reject = context.folder, context.observer, settings.on_bad_row == "reject"
+    corpus = Corpus(
+        settings.data,
+        folder,
+        observer,
+        rejects="rejects.jsonl" if reject else "",
+        format=settings.format,
+    )
+    target = Corpus(
+        settings.target, folder, observer, rejects="target-rejects.jsonl" if reject else ""
+    )
+    chosen = select(
+        corpus,
+        target,
+        _space(settings, observer),
+        Criteria(
+            settings.keep,
+            settings.quality,
+            settings.nearest,
+            settings.near,
+            settings.dedupe,
+            settings.against_target,
+        ),
+        folder,
+    )
+    (folder / "chosen.jsonl").rename(folder / "rows.jsonl")
+    return {
+        "rows": corpus.read,
+        "keep": settings.keep,
+        "chosen": chosen.rows,
+        "left_out": chosen.left_out,
+        "rejected": corpus.rejected,
+        "rejected_reasons": corpus.reasons,
+        "target_rows": target.usable,
+        "target_rejected": target.rejected,
+        "relevance": chosen.cosines,
     }
-    summary = settings.out.with_name(f"{settings.out.stem}.summary.json")
-    with explained_writes(settings.out.parent), scratch(settings.out) as folder:
-        reject = settings.on_bad_row == "reject"
-        corpus = Corpus(
-            settings.data,
-            folder,
-            observer,
-            rejects="rejects.jsonl" if reject else "",
-            format=settings.format,
-        )
-        target = Corpus(
-            settings.target, folder, observer, rejects="target-rejects.jsonl" if reject else ""
-        )
-        identity = {
-            "settings": settings.model_dump(mode="json", exclude={"out", "device"}),
-            "inputs": {**corpus.digests(), **target.digests(), **_model_digest(settings)},
-        }
-        same(summary, identity, list(names.values()))
-        found = select(
-            corpus,
-            target,
-            _space(settings, observer),
-            Criteria(
-                settings.keep,
-                settings.quality,
-                settings.nearest,
-                settings.near,
-                settings.dedupe,
-                settings.against_target,
-            ),
-            folder,
-        )
-        result = {
-            "posttrain": __version__,
-            "identity": identity,
-            "rows": corpus.read,
-            "chosen": found.rows,
-            "left_out": found.left_out,
-            "rejected": corpus.rejected,
-            "rejected_reasons": corpus.reasons,
-            "target_rows": target.usable,
-            "target_rejected": target.rejected,
-            "relevance": found.cosines,
-            "sha256": sha256_file(folder / "chosen.jsonl"),
-        }
-        write_json(
-            summary, result
-        )  # first: were the power to fail now, the same command would be let write the rest
-        for name, path in names.items():
-            if (folder / name).exists():
-                fsync(folder / name)
-                (folder / name).replace(path)
-        fsync(settings.out.parent)
-    return result
-
-
-def _model_digest(settings: SelectSettings) -> dict[str, str]:
-    if not settings.model:
-        return {}
-    from posttrain.engine.load import digest, resolve
-
-    return {settings.model: digest(resolve(settings.model))}
 
 
 def _space(settings: SelectSettings, observer: ConsoleObserver) -> Space:

@@ -16,30 +16,19 @@ A run folder holds
 
 from __future__ import annotations
 
-import json
 import math
-import shutil
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field
 
 from posttrain.core.console import ConsoleObserver
+from posttrain.core.defaults import UNSET_BUDGET
 from posttrain.core.errors import ConfigError
-from posttrain.core.files import (
-    atomic_folder,
-    explained_writes,
-    lock,
-    remove_partial,
-    sha256_folder,
-    write_json,
-)
-from posttrain.core.identity import check, claim
-from posttrain.core.settings import Settings
+from posttrain.core.files import atomic_folder
+from posttrain.core.settings import Destination, ExecutionOnly, ReadsModel, Settings
 from posttrain.core.trackers import FILE, FOLDER, TrackingSettings, trackers
 from posttrain.core.trackers import check as check_trackers
-from posttrain.core.version import __version__
 from posttrain.data.settings import DataSettings, Source
 from posttrain.engine.settings import (
     CheckpointSettings,
@@ -49,7 +38,9 @@ from posttrain.engine.settings import (
 )
 from posttrain.stages import dataset
 from posttrain.stages.dataset import Dataset
+from posttrain.stages.folders import Files
 from posttrain.stages.objectives.objective import Objective, Setup
+from posttrain.stages.stage import Context
 
 if TYPE_CHECKING:
     from posttrain.engine.learner import Learner
@@ -59,22 +50,24 @@ if TYPE_CHECKING:
 class TrainingSettings(Settings):
     """Settings of every stage that trains on given answers."""
 
-    elsewhere: ClassVar[frozenset[str]] = frozenset()  # settings that do not change what a run is
-
-    model: str = Field(description="Hugging Face folder or hub id of the model to start from")
-    out: Path = Field(description="the run's folder; the same command continues what is there")
+    model: Annotated[str, ReadsModel()] = Field(
+        description="Hugging Face folder or hub id of the model to start from"
+    )
+    out: Annotated[Path, Destination()] = Field(
+        description="the run's folder; the same command continues what is there"
+    )
     epochs: float = Field(3.0, gt=0, description="passes over the data")
     steps: int | None = Field(None, ge=1, description="optimiser steps; replaces --epochs")
     batch_size: int = Field(8, ge=1, description="sequences an optimiser step")
-    budget: int | None = Field(
-        None,
-        ge=2,
-        description="tokens a forward pass; bounds memory. Unset: 4096 on a CPU, 16384 on a GPU",
+    budget: Annotated[int | None, ExecutionOnly(rounding=True)] = Field(
+        None, ge=2, description=f"tokens a forward pass; bounds memory. {UNSET_BUDGET}"
     )
     activation_checkpointing: bool = Field(
         False, description="compute activations twice and store them once"
     )
-    device: Literal["", "cpu", "cuda"] = Field("", description="unset: the GPU where there is one")
+    device: Annotated[Literal["", "cpu", "cuda"], ExecutionOnly()] = Field(
+        "", description="unset: the GPU where there is one"
+    )
     seed: int = Field(0, ge=0, description="of data order, noise and adapters")
     data: DataSettings
     optimiser: OptimiserSettings = OptimiserSettings()  # type: ignore[call-arg]
@@ -82,134 +75,68 @@ class TrainingSettings(Settings):
         None, description="train low-rank adapters instead of all weights"
     )
     validation: ValidationSettings = ValidationSettings()  # type: ignore[call-arg]
-    checkpoint: CheckpointSettings = CheckpointSettings()  # type: ignore[call-arg]
-    tracking: TrackingSettings = TrackingSettings()  # type: ignore[call-arg]
+    checkpoint: Annotated[CheckpointSettings, ExecutionOnly()] = CheckpointSettings()  # type: ignore[call-arg]
+    tracking: Annotated[TrackingSettings, ExecutionOnly()] = TrackingSettings()  # type: ignore[call-arg]
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """What is trained on."""
+        return self.data.data
+
+    def resolved(self) -> Self:
+        """With the learning rate that suits the weights that are trained."""
+        if self.optimiser.learning_rate is not None:
+            return self
+        rate = self.optimiser.unset_rate.of(lora=self.lora is not None)
+        chosen = self.optimiser.model_copy(update={"learning_rate": rate})
+        return self.model_copy(update={"optimiser": chosen})
+
+    def check(self) -> None:
+        dataset.peek(self.data)
+        check_trackers(self.tracking.track)
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """A finished run: its folder, the model in it, and what `summary.json` says."""
-
-    folder: Path
-    model: Path
-    summary: dict[str, Any]
+MAKES = {"model": "model/"}
+FILES = Files(
+    others=("metrics.jsonl", "checkpoints", "adapter", "rejects.jsonl", FILE, FOLDER),
+    scratch=(dataset.FOLDER,),
+)
 
 
-def flat(settings: dict[str, Any]) -> dict[str, Any]:
-    """Keywords as `assemble` takes them: one source or tracker stands for a list of one, and a
-    model may be a path.
-    """
-    for name in ("data", "validation", "replay"):
-        if isinstance(settings.get(name), (str, Path, Source)):
-            settings[name] = (settings[name],)
-    if isinstance(settings.get("model"), Path):
-        settings["model"] = str(settings["model"])
-    if isinstance(settings.get("track"), str):
-        settings["track"] = (settings["track"],)
-    return settings
-
-
-WRITES = (
-    "metrics.jsonl",
-    "checkpoints",
-    "model",
-    "adapter",
-    "tokens",
-    "rejects.jsonl",
-    "summary.json",
-    FILE,
-    FOLDER,
-)  # and run.json
-
-
-def run(settings: TrainingSettings, observer: ConsoleObserver, objective: Objective) -> Outcome:
-    """Run the stage, or continue it, or report that it is finished."""
-    dataset.peek(
-        settings.data
-    )  # what is wrong with the files is told before anything is loaded or written
-    check_trackers(settings.tracking.track)
+def train(settings: Any, context: Context, objective: Objective) -> dict[str, Any]:
+    """Train, or go on with training; returns the summary."""
     # The engine, and with it torch, is imported here: help and mistakes are answered at once.
     from posttrain.engine import loop
-    from posttrain.engine.load import digest, load_tokenizer, longest_position, resolve
+    from posttrain.engine.load import resolve
 
-    folder, base = settings.out, resolve(settings.model)
-    if base.resolve().is_relative_to(folder.resolve()):
-        raise ConfigError(
-            f"--model {settings.model} lies in --out {folder}, where the run writes",
-            cure="choose another --out",
-        )
-    fixed = settings.model_dump(
-        mode="json",
-        exclude={"out", "checkpoint", "device", "model", "tracking"} | settings.elsewhere,
+    folder, observer = context.folder, context.observer
+    tokens = dataset.prepare(
+        settings.data, resolve(settings.model), context, objective.learned, objective.separator
     )
-    identity = {
-        "settings": fixed,
-        "model_sha256": digest(base),
-        "data_sha256": dataset.digests(settings.data),
-        "chat_template": dataset.chat_template(settings.data),
-        **objective.identity(settings),
-    }
-    with lock(folder), explained_writes(folder):
-        check(folder, identity, WRITES)
-        if done := _finished(folder, observer):
-            return done
-        remove_partial(folder)
-        try:
-            chat = dataset.chat_of(settings.data, load_tokenizer(base))
-            chat.separator = objective.separator
-            longest = dataset.max_length(settings.data, longest_position(base))
-            found = dataset.load(
-                settings.data, chat, folder, identity, longest, observer, objective.learned
-            )
-            learner = objective.load(settings)
-            for reason in learner.notes:
-                observer.message(reason)
-            observer.note("model", _describe(learner, settings))
-            if chat.used:  # leave in the exported model how it was talked to
-                learner.set_chat(chat.template.source, chat.stop)
-            training, setup = _prepare(settings, learner, found, observer, objective)
-            claim(folder, identity, __version__)
-        except BaseException:
-            remove_partial(folder)
-            raise
-        dataset.keep(folder)
-        if setup.begin:
-            setup.begin(training)
-        config = settings.model_dump(mode="json", exclude={"tracking"})
-        more = trackers(settings.tracking, folder, config, training.log.events())
-        with observer.also(more) as training.observer:
-            exported = loop.train(training)
-            with atomic_folder(folder / "model") as target:
-                learner.save(target)
-            if learner.adapter is not None:
-                with atomic_folder(folder / "adapter") as target:
-                    learner.save_adapter(target)
-            summary = {**_summary(training, found["data"], exported), **objective.summary(training)}
-            summary["base_sha256"] = identity["model_sha256"]
-            summary["model_sha256"] = _weights_digest(folder)
-            write_json(folder / "summary.json", summary)
-            shutil.rmtree(folder / dataset.FOLDER, ignore_errors=True)  # nothing reads it any more
-            training.observer.done(folder, summary, training.log.events())
-    return Outcome(folder, folder / "model", summary)
-
-
-def _finished(folder: Path, observer: ConsoleObserver) -> Outcome | None:
-    """The outcome of a run that is done, if what it exported is still there as it was."""
-    path = folder / "summary.json"
-    if not path.is_file():
-        return None
-    summary = json.loads(path.read_text())
-    if (folder / "model").is_dir() and _weights_digest(folder) == summary["model_sha256"]:
-        observer.note("finished", f"{folder} already holds this run; nothing to do")
-        return Outcome(folder, folder / "model", summary)
-    observer.message(
-        f"{folder / 'model'} is missing or changed; exporting it again from the last checkpoint"
-    )
-    return None
-
-
-def _weights_digest(folder: Path) -> str:
-    return sha256_folder(folder / "model", lambda p: p.suffix == ".safetensors")
+    learner = objective.load(settings)
+    for note in learner.notes:
+        observer.message(note)
+    observer.note("model", _describe(learner, settings))
+    if tokens.chat.used:  # leave in the exported model how it was talked to
+        learner.set_chat(tokens.chat.template.source, tokens.chat.stop)
+    training, setup = _prepare(settings, learner, tokens.sets, observer, objective)
+    context.claim()
+    tokens.keep()
+    if setup.begin:
+        setup.begin(training)
+    config = settings.model_dump(mode="json", exclude={"tracking"})
+    tracked = trackers(settings.tracking, folder, config, training.log.events())
+    with observer.also(tracked) as training.observer:
+        exported = loop.train(training)
+        with atomic_folder(folder / "model") as target:
+            learner.save(target)
+        if learner.adapter is not None:
+            with atomic_folder(folder / "adapter") as target:
+                learner.save_adapter(target)
+        summary = _summary(training, tokens.sets["data"], exported)
+        summary |= objective.summary(training)
+        training.observer.done(folder, summary, training.log.events())
+    return summary
 
 
 def _describe(learner: Learner, settings: TrainingSettings) -> str:
@@ -290,7 +217,6 @@ def _summary(run: Run, data: Dataset, exported: int) -> dict[str, Any]:
         None,
     )
     return {
-        "posttrain": __version__,
         "steps": run.step,
         "exported_step": exported,
         "tokens": run.totals["tokens"],

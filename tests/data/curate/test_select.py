@@ -340,7 +340,7 @@ def test_rows_are_chosen_by_embedding(tmp_path: Path, capfd: pytest.CaptureFixtu
     assert said(argv, capfd)[0] == 0
     assert {one["text"] for one in loaded(tmp_path / "c.jsonl")} == set(digits[:30])
     summary = json.loads((tmp_path / "c.summary.json").read_text())
-    assert str(folder) in summary["identity"]["inputs"]
+    assert set(summary["identity"]["models_sha256"]) == {"model"}
 
 
 def test_memory_does_not_grow_with_the_rows(

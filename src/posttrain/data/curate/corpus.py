@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
 
 from posttrain.core.console import ConsoleObserver
-from posttrain.core.errors import ConfigError, DataError
-from posttrain.core.files import PARTIAL
+from posttrain.core.errors import DataError
 from posttrain.data.formats import Example, Format, Message, Text
 from posttrain.data.readers import suffix_of
 from posttrain.data.rows import Rejects, Row, json_line
@@ -162,59 +158,3 @@ def _message_text(message: Message) -> str:
     if calls:
         text += json.dumps(calls, ensure_ascii=False, default=str)
     return text
-
-
-# ------------------------------------------------------------------------------------------ outputs
-
-
-@contextlib.contextmanager
-def scratch(output: Path) -> Iterator[Path]:
-    """A folder beside an output for work in progress; what a killed run left there is removed, and
-    so is the folder at the end.
-    """
-    folder = output.with_name(f"{PARTIAL}{output.name}-scratch")
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def same(summary: Path, identity: dict[str, Any], outputs: Sequence[Path]) -> None:
-    """Accept outputs that do not exist, or that the same command on the same data wrote.
-
-    Args:
-        summary: JSON with the `identity` of the run that wrote the outputs.
-        identity: JSON of this run: group → name → value.
-        outputs: what would be overwritten.
-    Raises:
-        ConfigError: something else wrote them.
-    """
-    existing = [path for path in (summary, *outputs) if path.exists()]
-    if not existing:
-        return
-    cure = "choose another --out, or delete what is there; nothing was touched"
-    try:
-        before = json.loads(summary.read_text())["identity"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise ConfigError(
-            f"{existing[0]} is there, and no run of ours that finished wrote it", cure=cure
-        ) from None
-    if different := _different(before, json.loads(json.dumps(identity))):
-        raise ConfigError(
-            f"{summary.parent} holds another run's {summary.name}; different:"
-            f" {', '.join(different[:4])}",
-            cure=cure,
-        )
-
-
-def _different(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """The names in the groups of an identity whose values differ."""
-    names = set()
-    for group, values in now.items():
-        earlier = before.get(group, {})
-        for name in values.keys() | earlier.keys():
-            if values.get(name) != earlier.get(name):
-                names.add(name)
-    return sorted(names)

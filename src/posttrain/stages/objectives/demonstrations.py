@@ -61,8 +61,5 @@ class Demonstrations:
             noise=partial(neftune, alpha=self.noise) if self.noise else None,
         )
 
-    def identity(self, settings: Any) -> dict[str, Any]:
-        return {}
-
     def summary(self, run: Run) -> dict[str, Any]:
         return {}

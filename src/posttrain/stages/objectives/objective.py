@@ -68,10 +68,6 @@ class Objective(Protocol):
         """
         ...
 
-    def identity(self, settings: Any) -> dict[str, Any]:
-        """What else a run is: digests of what the settings name."""
-        ...
-
     def summary(self, run: Run) -> dict[str, Any]:
         """What else `summary.json` says."""
         ...

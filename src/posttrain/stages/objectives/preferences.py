@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from posttrain.engine.loop import Run
     from posttrain.engine.policy import LogProbs, Policy
     from posttrain.engine.source import Offline, Rows, TreeScores
-    from posttrain.stages.preference import PreferenceSettings
 
 ANSWER = 64  # tokens of an answer that is written to see how long answers are
 
@@ -58,18 +57,24 @@ AGREEMENT = {"cpu": Agreement(1e-5, 1e-4, 1e-4), "cuda": Agreement(0.02, 0.2, 1.
 
 
 class Preferences:
-    """Preference optimisation of a policy."""
+    """Preference optimisation of a policy.
+
+    Args:
+        settings: of the stage `preference`.
+        reference_sha256: of the reference model, where it is not the one that is trained.
+    """
 
     separator = "\n"
 
-    def __init__(self, settings: PreferenceSettings) -> None:
-        from posttrain.methods.preference import METHODS, Options, preference
+    def __init__(self, settings: Any, reference_sha256: str | None = None) -> None:
+        from posttrain.methods.preference import METHODS, preference
 
-        options = settings.options.model_dump()
-        self.loss = preference(settings.mixture, Options(**options))
+        self.reference_sha256 = reference_sha256
+        self.loss = preference(settings.mixture, settings.options)
         # without WPO's weights, which fall as the policy moves, and the loss with them, however
         # little is learned
-        self.held_loss = preference(settings.mixture, Options(**{**options, "weighting": None}))
+        unweighted = settings.options.model_copy(update={"weighting": None})
+        self.held_loss = preference(settings.mixture, unweighted)
         methods = [METHODS[name] for name in settings.mixture]
         self.learned: Kind = methods[0].rows
         self.needs_reference = any(method.reference for method in methods)
@@ -78,7 +83,7 @@ class Preferences:
         self.alarms = Alarms()
         self._check(settings)
 
-    def _check(self, settings: PreferenceSettings) -> None:
+    def _check(self, settings: Any) -> None:
         """Raise where settings contradict each other."""
         if not self.needs_reference and (settings.reference or settings.reference_model):
             raise ConfigError(
@@ -118,16 +123,9 @@ class Preferences:
             settings.model, device=settings.device, lora=settings.lora, seed=settings.seed
         )
 
-    def identity(self, settings: PreferenceSettings) -> dict[str, Any]:
-        if settings.reference_model is None:
-            return {}
-        from posttrain.engine.load import digest, resolve
-
-        return {"reference_sha256": digest(resolve(settings.reference_model))}
-
     def setup(
         self,
-        settings: PreferenceSettings,
+        settings: Any,
         learner: Policy,
         data: dict[str, Dataset],
         budget: int,
@@ -158,7 +156,7 @@ class Preferences:
             kind = "good" if 1.0 in labels else "bad"
             observer.message(f"all answers are labelled {kind}: nothing tells it what differs")
 
-    def _rows(self, data: Dataset, settings: PreferenceSettings) -> Offline:
+    def _rows(self, data: Dataset, settings: Any) -> Offline:
         """Rows with their facts, in the order they have; the probes of every row."""
         from posttrain.data.examples import Examples, Mismatched
         from posttrain.data.plan import Plan
@@ -177,7 +175,7 @@ class Preferences:
 
     # ------------------------------------------------------------------------------ the reference
 
-    def _refer(self, settings: PreferenceSettings, observer: ConsoleObserver, run: Run) -> None:
+    def _refer(self, settings: Any, observer: ConsoleObserver, run: Run) -> None:
         """Give the rows their reference, while the policy still is the model that training starts
         from.
         """
@@ -197,13 +195,13 @@ class Preferences:
             _check_agreement(run, observer)
 
     def _store(
-        self, settings: PreferenceSettings, observer: ConsoleObserver, run: Run, scores: TreeScores
+        self, settings: Any, observer: ConsoleObserver, run: Run, scores: TreeScores
     ) -> None:
         """Score the rows that will be read, once, and read them from the disk from then on."""
         from posttrain.core.journal import Journal
         from posttrain.engine.reference import store
 
-        model = self.identity(settings).get("reference_sha256", run.policy.digest)
+        model = self.reference_sha256 or run.policy.digest
         folder = settings.reference_cache or settings.out / dataset.FOLDER
 
         def stored(rows: Rows, tokens: Any, taken: list[int], probes: list[int]) -> Rows:
@@ -301,7 +299,7 @@ class Preferences:
         return {"last_steps": means, "alarms": alarms}
 
 
-def _is_stored(settings: PreferenceSettings) -> bool:
+def _is_stored(settings: Any) -> bool:
     """Whether the reference's log-probabilities are kept on the disk."""
     return settings.reference == "stored" or not (settings.reference or settings.lora)
 
@@ -329,7 +327,7 @@ def _mean_answer(policy: Policy, sequences: list[Sequence]) -> float:
     return math.fsum(len(completion.tokens) for completion in completions) / len(completions)
 
 
-def _log_probs(settings: PreferenceSettings, learner: Policy) -> LogProbs:
+def _log_probs(settings: Any, learner: Policy) -> LogProbs:
     """The reference: forests → log-probabilities.
 
     Raises:

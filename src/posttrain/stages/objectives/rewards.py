@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from posttrain.data.forest import TokenForest
     from posttrain.engine.loop import Run
     from posttrain.engine.reward import RewardModel
-    from posttrain.stages.reward_model import RewardModelSettings
 
 Progress = Callable[[int, int], None]
 
@@ -29,7 +28,7 @@ Progress = Callable[[int, int], None]
 class Rewards:
     """A reward model of whole answers, or of their steps."""
 
-    def __init__(self, settings: RewardModelSettings) -> None:
+    def __init__(self, settings: Any) -> None:
         from posttrain.methods.reward import bradley_terry, process
 
         self.steps = settings.method == "process"
@@ -40,7 +39,7 @@ class Rewards:
         center = 0.01 if settings.center is None else settings.center
         self.loss = process() if self.steps else bradley_terry(center)
 
-    def _check(self, settings: RewardModelSettings) -> None:
+    def _check(self, settings: Any) -> None:
         """Raise where settings contradict each other."""
         unread = {
             "--center": settings.center is not None and self.steps,
@@ -49,7 +48,11 @@ class Rewards:
         }
         for option, given in unread.items():
             if given:
-                raise ConfigError(f"{settings.method} does not read {option}", cure="leave it out")
+                raise ConfigError(
+                    f"{settings.method} does not read {option}",
+                    cure="leave it out",
+                    option=option.removeprefix("--").replace("-", "_"),
+                )
         truncate = settings.data.truncate
         if truncate == "split" or (self.steps and truncate == "left"):
             raise ConfigError(
@@ -57,7 +60,7 @@ class Rewards:
                 cure="use right or drop" if self.steps else "use right, left or drop",
             )
 
-    def load(self, settings: RewardModelSettings) -> RewardModel:
+    def load(self, settings: Any) -> RewardModel:
         from posttrain.engine.reward import RewardModel
 
         return RewardModel.load(
@@ -69,12 +72,9 @@ class Rewards:
             seed=settings.seed,
         )
 
-    def identity(self, settings: RewardModelSettings) -> dict[str, Any]:
-        return {}
-
     def setup(
         self,
-        settings: RewardModelSettings,
+        settings: Any,
         learner: RewardModel,
         data: dict[str, Dataset],
         budget: int,
@@ -99,7 +99,7 @@ class Rewards:
             held_out = partial(self._held_out, learner, held, held.prompts(), budget)
         return Setup(self.loss, Rows(train), watch=self.alarms, held_out=held_out)
 
-    def _examples(self, data: Dataset, settings: RewardModelSettings) -> Examples:
+    def _examples(self, data: Dataset, settings: Any) -> Examples:
         from posttrain.data.examples import Examples
 
         assert data.numbers is not None

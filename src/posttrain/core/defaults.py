@@ -1,0 +1,18 @@
+"""Defaults that several floors read. Each is written here and nowhere else."""
+
+from __future__ import annotations
+
+# tokens of a forward pass by kind of device, where --budget says nothing
+TOKEN_BUDGET = {"cpu": 4096, "cuda": 16384}
+UNSET_BUDGET = f"Unset: {TOKEN_BUDGET['cpu']} on a CPU, {TOKEN_BUDGET['cuda']} on a GPU"
+
+
+def token_budget(given: int | None, device: str, longest: int = 0) -> int:
+    """Tokens of a forward pass.
+
+    Args:
+        given: by the user; None takes the device's default.
+        device: "cpu" or "cuda".
+        longest: tokens of the longest sequence; a default is never less.
+    """
+    return given or max(TOKEN_BUDGET.get(device, TOKEN_BUDGET["cpu"]), longest)

@@ -1,0 +1,289 @@
+"""Where a stage keeps what it makes: a folder of its own, files beside each other, or nowhere.
+
+A folder of its own (`--out runs/first`) holds
+    run.json       which run it is: settings, digests of models and data, version
+    OUTPUTS        what the stage makes
+    summary.json   results; written last, so where it exists the run is finished
+
+Files beside each other (`--out clean.jsonl`, of stages that make rows) are
+    clean.jsonl            the first output
+    clean.NAME.jsonl       the others
+    clean.summary.json     results, and which run it was
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from posttrain.core.errors import ConfigError
+from posttrain.core.files import (
+    PARTIAL,
+    fsync,
+    lock,
+    remove_partial,
+    sha256_file,
+    sha256_folder,
+    write_json,
+)
+from posttrain.core.identity import RUN, check, claim, compare
+from posttrain.core.version import __version__
+
+SUMMARY = "summary.json"
+
+
+@dataclass(frozen=True)
+class Files:
+    """What a stage leaves in its folder besides its outputs and the summary.
+
+    Attributes:
+        others: names of files and folders, or a function of the settings that gives them.
+        scratch: names of those that go when the run is finished; a run that goes on reads them.
+        together: all files appear at once, when the stage is done; until then they are written
+            elsewhere. Such a stage does not go on after a kill, it begins again.
+        beside: of stages whose files appear together: `--out` may be a .jsonl file, the first
+            output.
+    """
+
+    others: Sequence[str] | Callable[[Any], Sequence[str]] = ()
+    scratch: Sequence[str] = ()
+    together: bool = False
+    beside: bool = False
+
+    def names(self, settings: Any) -> list[str]:
+        others = self.others(settings) if callable(self.others) else self.others
+        return [*others, *self.scratch]
+
+
+NONE = Files()
+
+
+class Place(Protocol):
+    """Where one run writes.
+
+    Attributes:
+        work: the folder that the stage writes into.
+        folder: where everything is in the end.
+        out: what messages call it: the folder, or the file of the first output.
+    """
+
+    work: Path
+    folder: Path
+    out: Path
+
+    def held(self) -> Any:
+        """Context: nobody else writes there."""
+        ...
+
+    def check(self, identity: dict[str, Any]) -> None:
+        """Refuse a place that holds another run, or somebody's files."""
+        ...
+
+    def path(self, name: str) -> Path:
+        """Where the file or folder of that name is when the run is finished."""
+        ...
+
+    @property
+    def began(self) -> bool:
+        """Whether an earlier process began this run here."""
+        ...
+
+    def claim(self, identity: dict[str, Any], execution: dict[str, Any]) -> list[str]:
+        """From now on the place is this run's; returns what differs in how it is executed."""
+        ...
+
+    def summary(self) -> dict[str, Any] | None:
+        """Of a finished run."""
+        ...
+
+    def sweep(self) -> None:
+        """Remove what an interrupted write left."""
+        ...
+
+    def discard(self) -> None:
+        """Remove what a run wrote that ends before it claimed the place."""
+        ...
+
+    def finish(self, summary: dict[str, Any]) -> dict[str, Any]:
+        """Put everything in its place; returns the summary as it was written."""
+        ...
+
+
+class Folder:
+    """A folder of the run's own.
+
+    Args:
+        out: the folder.
+        names: of all that the run writes into it.
+        together: files are moved there when the stage is done.
+    """
+
+    def __init__(self, out: Path, names: Sequence[str], *, together: bool) -> None:
+        self.folder = self.out = out
+        self.names, self.together = names, together
+        self.work = out / f"{PARTIAL}files" if together else out
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        with lock(self.folder):
+            yield
+
+    def check(self, identity: dict[str, Any]) -> None:
+        check(self.folder, identity, (*self.names, SUMMARY))
+
+    def path(self, name: str) -> Path:
+        return self.folder / name
+
+    @property
+    def began(self) -> bool:
+        return (self.folder / RUN).is_file()
+
+    def claim(self, identity: dict[str, Any], execution: dict[str, Any]) -> list[str]:
+        return claim(self.folder, identity, __version__, execution)
+
+    def summary(self) -> dict[str, Any] | None:
+        path = self.folder / SUMMARY
+        return json.loads(path.read_text()) if path.is_file() else None
+
+    def sweep(self) -> None:
+        remove_partial(self.folder)
+        self.work.mkdir(parents=True, exist_ok=True)
+
+    def discard(self) -> None:
+        remove_partial(self.folder)
+
+    def finish(self, summary: dict[str, Any]) -> dict[str, Any]:
+        if self.together:
+            _move(self.work, self.names, self.path)
+            shutil.rmtree(self.work)
+        write_json(self.folder / SUMMARY, summary)
+        return summary
+
+
+class Beside:
+    """Files beside each other, named after the first.
+
+    Args:
+        out: the file of the first output.
+        first: its name in the stage. names: of all that the run writes.
+    """
+
+    def __init__(self, out: Path, first: str, names: Sequence[str]) -> None:
+        self.out, self.folder, self.first, self.names = out, out.parent, first, names
+        self.work = out.with_name(f"{PARTIAL}{out.name}-scratch")
+        self._identity: dict[str, Any] = {}
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        with lock(self.work):
+            try:
+                yield
+            finally:
+                self.sweep()
+        shutil.rmtree(self.work, ignore_errors=True)
+
+    def check(self, identity: dict[str, Any]) -> None:
+        self._identity = identity
+        places = [self.path(SUMMARY), *map(self.path, self.names)]
+        there = [path for path in places if path.exists()]
+        if not there:
+            return
+        try:
+            before = json.loads(self.path(SUMMARY).read_text())["identity"]
+        except (OSError, ValueError, KeyError, TypeError):
+            raise ConfigError(
+                f"{there[0]} is there, and no run of ours that finished wrote it",
+                cure="choose another --out, or delete what is there; nothing was touched",
+            ) from None
+        compare(before, identity, f"{self.folder} holds another run's {self.path(SUMMARY).name}")
+
+    def path(self, name: str) -> Path:
+        return self.out if name == self.first else self.out.with_name(f"{self.out.stem}.{name}")
+
+    began = False
+
+    def claim(self, identity: dict[str, Any], execution: dict[str, Any]) -> list[str]:
+        return []
+
+    def summary(self) -> dict[str, Any] | None:
+        path = self.path(SUMMARY)
+        return json.loads(path.read_text()) if path.is_file() else None
+
+    def sweep(self) -> None:
+        for path in self.work.iterdir():
+            if path.name != ".lock":
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def discard(self) -> None:
+        self.sweep()
+
+    def finish(self, summary: dict[str, Any]) -> dict[str, Any]:
+        whole = {**summary, "identity": self._identity}
+        # first: were the power to fail now, the same command would be let write the rest
+        write_json(self.path(SUMMARY), whole)
+        _move(self.work, self.names, self.path)
+        return whole
+
+
+class Nowhere:
+    """A folder that is gone when the stage is done."""
+
+    def __init__(self) -> None:
+        self.work = self.folder = self.out = Path()
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        with tempfile.TemporaryDirectory(prefix="posttrain-") as name:
+            self.work = self.folder = self.out = Path(name)
+            yield
+
+    def check(self, identity: dict[str, Any]) -> None:
+        pass
+
+    def path(self, name: str) -> Path:
+        return self.work / name
+
+    began = False
+
+    def claim(self, identity: dict[str, Any], execution: dict[str, Any]) -> list[str]:
+        return []
+
+    def summary(self) -> dict[str, Any] | None:
+        return None
+
+    def sweep(self) -> None:
+        pass
+
+    def discard(self) -> None:
+        pass
+
+    def finish(self, summary: dict[str, Any]) -> dict[str, Any]:
+        return summary
+
+
+def _move(folder: Path, names: Sequence[str], path: Callable[[str], Path]) -> None:
+    """Move those files that are there to their paths, on the disk first."""
+    parents: set[Path] = set()
+    for name in names:
+        if (folder / name).exists():
+            fsync(folder / name)
+            (folder / name).replace(path(name))
+            parents.add(path(name).parent)
+    for parent in parents:
+        fsync(parent)
+
+
+def output_digest(path: Path) -> str:
+    """What identifies an output. Of a folder with weights only these count: a model card may be
+    added to it, or a chat template mended.
+    """
+    if not path.is_dir():
+        return sha256_file(path)
+    weights = any(file.suffix == ".safetensors" for file in path.iterdir())
+    return sha256_folder(path, lambda file: not weights or file.suffix == ".safetensors")

@@ -1,0 +1,147 @@
+"""What a stage reads: found by the roles of its settings, the same for a run's identity and for an
+artifact's digest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from posttrain.core.errors import ConfigError
+from posttrain.core.files import sha256_folder, sha256_input
+from posttrain.core.plugins import is_plugin, plugin_file
+from posttrain.core.settings import (
+    ExecutionOnly,
+    Leaf,
+    ReadsFile,
+    ReadsModel,
+    ReadsRows,
+    ReadsScorer,
+    Settings,
+    identifying,
+    with_role,
+)
+from posttrain.data.settings import Source
+from posttrain.data.sources import digest as data_digest
+
+REWARD = "reward:"  # before the folder of a reward model that scores
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Everything that a stage's result depends on, besides its code. All values are JSON.
+
+    Attributes:
+        settings: those that count.
+        models: setting → digest of the model, or of the stage that makes it.
+        data: path or hub id → digest of the rows.
+        files: setting → digest of the file.
+    """
+
+    settings: dict[str, Any]
+    models: dict[str, str]
+    data: dict[str, str]
+    files: dict[str, str]
+
+    def identity(self) -> dict[str, Any]:
+        """As `run.json` has it."""
+        return {
+            "settings": self.settings,
+            "models_sha256": self.models,
+            "data_sha256": self.data,
+            "files_sha256": self.files,
+        }
+
+
+NOTHING = Inputs({}, {}, {}, {})
+
+
+def models(settings: Settings) -> Iterator[tuple[Leaf, str]]:
+    """Every model that the settings name, by its setting; scorers that are models among them."""
+    for leaf in with_role(type(settings), ReadsModel, ReadsScorer):
+        value = leaf.value(settings)
+        if leaf.has(ReadsModel) and value:
+            yield leaf, value
+        elif leaf.has(ReadsScorer) and value and value.startswith(REWARD):
+            yield leaf, value.removeprefix(REWARD)
+
+
+def sources(settings: Settings) -> Iterator[tuple[Leaf, Source]]:
+    """Every source of rows in the settings, by its setting."""
+    for leaf in with_role(type(settings), ReadsRows):
+        for source in leaf.value(settings) or ():
+            yield leaf, source
+
+
+def files(settings: Settings) -> Iterator[tuple[Leaf, Path]]:
+    """Every other file that the settings name; the code of scorers and tasks among them."""
+    for leaf in with_role(type(settings), ReadsFile, ReadsScorer):
+        value = leaf.value(settings)
+        if leaf.has(ReadsFile) and value is not None:
+            yield leaf, Path(value)
+        elif leaf.has(ReadsScorer) and value and is_plugin(value):
+            yield leaf, plugin_file(value)
+    for leaf, source in sources(settings):
+        task = getattr(source, "task", "")
+        if is_plugin(task):
+            yield leaf, plugin_file(task)
+
+
+def describe(
+    settings: Settings, made: Mapping[str, str] | None = None, feeds: frozenset[str] = frozenset()
+) -> Inputs:
+    """Inputs of a stage.
+
+    Args:
+        made: setting → digest of the earlier stage whose model it names.
+        feeds: paths of sources that are rows of earlier stages; these are not read.
+    Raises:
+        PosttrainError: a model or file is not there; a ConfigError's `option` is the setting.
+    """
+    fixed = identifying(settings)
+    digests = dict(made or {})
+    for leaf, name in models(settings):
+        if leaf.has(ReadsScorer):
+            fixed[leaf.name] = REWARD.removesuffix(":")
+        if leaf.name not in digests:
+            digests[leaf.name] = _model_digest(leaf, name)
+    rows: dict[str, str] = {}
+    for _, source in sources(settings):
+        if source.path not in feeds:
+            rows.update(data_digest(source))
+    contents: dict[str, str] = {}
+    for leaf, path in files(settings):
+        name = f"{leaf.name} {path.name}" if leaf.has(ReadsRows) else leaf.name
+        contents[name] = _file_digest(leaf, path)
+    return Inputs(fixed, digests, rows, contents)
+
+
+def execution(settings: Settings) -> dict[str, Any]:
+    """Settings that are no part of the identity and change results by rounding."""
+    found: dict[str, Any] = {}
+    for leaf in with_role(type(settings), ExecutionOnly):
+        if any(isinstance(role, ExecutionOnly) and role.rounding for role in leaf.roles):
+            found[leaf.name] = leaf.value(settings)
+    return found
+
+
+def _model_digest(leaf: Leaf, name: str) -> str:
+    from posttrain.engine.load import digest, resolve  # torch, which help does without
+
+    folder = resolve(name)
+    if any(isinstance(role, ReadsModel) and not role.weights for role in leaf.roles):
+        return sha256_folder(folder, lambda path: path.suffix != ".safetensors", sha256_input)
+    return digest(folder)
+
+
+def _file_digest(leaf: Leaf, path: Path) -> str:
+    try:
+        return sha256_input(path)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read {leaf.option} {path}: {error.strerror}",
+            cure="check the path",
+            option=leaf.name,
+        ) from None
