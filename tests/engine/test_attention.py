@@ -265,39 +265,3 @@ def test_no_forest_or_a_foreign_mask_is_an_error() -> None:
     mask = torch.zeros(1, 1, 3, 3)
     with pytest.raises(TypeError, match="no attention mask"):
         forest_attention(module, query, key, value, mask, attend=attend)
-
-
-# ---------------------------------------------------------------------------------------- compiled
-
-
-@pytest.mark.parametrize(
-    "scoring",
-    [
-        Scoring(),
-        Scoring(scale=0.3, window=2),
-        Scoring(softcap=1.5, sinks=torch.tensor([0.1, -0.3, 2.0, 0.0])),
-    ],
-    ids=["plain", "window", "cap and sinks"],
-)
-def test_what_a_compiler_sees_is_the_same(
-    scoring: Scoring, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One operation without a graph break: the same numbers, and the same gradients of query, key,
-    value and sinks.
-    """
-    attend = dense_trees(collate(random_trees(4)))
-    sinks = None if scoring.sinks is None else scoring.sinks.clone().requires_grad_()
-    scoring = scoring._replace(sinks=sinks)
-    inputs = [x.requires_grad_() for x in heads(int(attend.starts[-1]))]
-    wanted = inputs if sinks is None else [*inputs, sinks]
-    found = []
-    for compiling in (False, True):
-        monkeypatch.setattr(torch.compiler, "is_compiling", lambda compiling=compiling: compiling)
-        out = attend(*inputs, scoring)
-        monkeypatch.undo()
-        weights = torch.cos(torch.arange(out.numel())).view_as(out)
-        found.append((out, torch.autograd.grad((weights * out).sum(), wanted)))
-    (expected, gradients), (out, others) = found
-    torch.testing.assert_close(out, expected)
-    for a, b in zip(others, gradients, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from posttrain.core.errors import ConfigError
-from posttrain.data.forest import forests, plant
+from posttrain.data.forest import collate
 from posttrain.engine.load import digest
 from posttrain.engine.lora import attach, merged
 from posttrain.engine.policy import Policy
@@ -25,7 +25,7 @@ from posttrain.methods.supervised import METHODS, neftune
 from tests.tiny import distance, folder, network, parameter_gradients, random_trees
 
 LORA = LoraSettings(rank=4, alpha=6)
-BATCH = [plant(random_trees(8))]
+BATCH = [collate(random_trees(8))]
 
 
 @pytest.fixture(params=["llama", "gpt2"])
@@ -65,7 +65,7 @@ def test_adapters_follow_their_seed(base: Path) -> None:
     def a(seed: int) -> dict[str, Tensor]:
         return {
             k: v
-            for k, v in adapted(base, seed=seed).model.network.state_dict().items()
+            for k, v in adapted(base, seed=seed).network.inner.state_dict().items()
             if "lora_A" in k
         }
 
@@ -82,13 +82,13 @@ def test_only_adapters_train(base: Path) -> None:
     none.
     """
     one = adapted(base)
-    before = {k: v.clone() for k, v in one.model.network.state_dict().items()}
+    before = {k: v.clone() for k, v in one.network.inner.state_dict().items()}
     optimiser = one.train_with(OptimiserSettings(learning_rate=0.03))
     assert optimiser.settings.learning_rate == 0.03
     for _ in range(3):
         one.forward_backward(BATCH, METHODS["nll"])
         one.step()
-    after = one.model.network.state_dict()
+    after = one.network.inner.state_dict()
     moved = {k for k in before if not torch.equal(before[k], after[k])}
     assert moved == {k for k in before if ".lora_" in k}
     assert moved == set(optimiser.weights())
@@ -114,8 +114,8 @@ def test_a_saved_policy_is_the_merged_model_in_plain_transformers(
     one.save(tmp_path / "merged")
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
     untouched = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    with one.model.stock_attention():
-        expected = logits(one.model.network.eval())
+    with one.network.stock_attention():
+        expected = logits(one.network.inner.eval())
     torch.testing.assert_close(logits(plain.eval()), expected, rtol=0, atol=1e-5)
     assert float((logits(untouched.eval()) - expected).abs().max()) > 0.1
     assert plain.state_dict().keys() == untouched.state_dict().keys()
@@ -129,14 +129,14 @@ def test_merging_by_hand(base: Path) -> None:
     matrix so.
     """
     one = adapted(base)
-    name, layer = next((n, m) for n, m in one.model.network.named_modules() if hasattr(m, "lora_A"))
+    name, layer = next((n, m) for n, m in one.network.inner.named_modules() if hasattr(m, "lora_A"))
     with torch.no_grad():
         for p in (layer.lora_A["default"].weight, layer.lora_B["default"].weight):
             p.copy_(torch.linspace(-1, 1, p.numel()).view_as(p))
     delta = 1.5 * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
     weight = layer.base_layer.weight
     expected = weight + (delta.T if "attn.c_attn" in name else delta)
-    torch.testing.assert_close(merged(one.model.network)[f"{name}.weight"], expected)
+    torch.testing.assert_close(merged(one.network.inner)[f"{name}.weight"], expected)
 
 
 @pytest.mark.filterwarnings(
@@ -153,9 +153,9 @@ def test_the_adapter_folder_belongs_to_plain_peft(base: Path, tmp_path: Path) ->
     plain = peft.PeftModel.from_pretrained(
         AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), tmp_path / "adapter"
     )
-    with one.model.stock_attention():
+    with one.network.stock_attention():
         torch.testing.assert_close(
-            logits(plain.eval()), logits(one.model.network.eval()), rtol=0, atol=1e-6
+            logits(plain.eval()), logits(one.network.inner.eval()), rtol=0, atol=1e-6
         )
 
 
@@ -169,7 +169,7 @@ def test_named_targets_alone_are_adapted(tmp_path: Path) -> None:
     one = Policy.load(
         folder(tmp_path), device="cpu", lora=LoraSettings(rank=2, targets=("q_proj", "v_proj"))
     )
-    found = {n.split(".")[-1] for n, m in one.model.network.named_modules() if hasattr(m, "lora_A")}
+    found = {n.split(".")[-1] for n, m in one.network.inner.named_modules() if hasattr(m, "lora_A")}
     assert found == {"q_proj", "v_proj"}
 
 
@@ -190,12 +190,12 @@ def test_adapters_under_micro_batches_noise_and_checkpointing(
         one = Policy.load(base, device="cpu", lora=lora)
         one.train_with(OptimiserSettings(), activation_checkpointing=checkpointing)
         with torch.no_grad():
-            for name, p in one.model.network.named_parameters():
+            for name, p in one.network.inner.named_parameters():
                 if "lora_B" in name:
                     p.copy_(torch.linspace(-0.3, 0.3, p.numel()).view_as(p))
-        batch = forests(planted, budget, shared=one.model.mode == "forest")
+        batch = one.pack(planted, budget)
         return one.forward_backward(batch, METHODS["nll"], **more).loss, parameter_gradients(
-            one.model.network
+            one.network.inner
         )
 
     (value, whole), (again, cut) = (gradient(LORA, budget) for budget in (10_000, 40))
@@ -217,7 +217,7 @@ def test_adapter_dropout_is_off_in_scores(tmp_path: Path) -> None:
     )
     for each in (one, still):
         with torch.no_grad():
-            for name, p in each.model.network.named_parameters():
+            for name, p in each.network.inner.named_parameters():
                 if "lora_B" in name:
                     p.fill_(0.1)
     assert torch.equal(one.score(BATCH)[0].logprob, still.score(BATCH)[0].logprob)

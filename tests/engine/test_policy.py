@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence as Many
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,8 +16,8 @@ import torch
 from torch import Tensor
 
 from posttrain.core.errors import ConfigError, DataError, ModelError
-from posttrain.core.types import Denominators, Loss, Scores
-from posttrain.data.forest import Sequence, TokenForest, Tree, forests, plant
+from posttrain.core.types import Columns, Counts, Facts, Loss, Read
+from posttrain.data.forest import Sequence, TokenForest, Tree, collate, forests
 from posttrain.engine.policy import Policy
 from posttrain.engine.settings import OptimiserSettings
 from posttrain.methods.supervised import METHODS, neftune, nll
@@ -30,37 +31,39 @@ from tests.tiny import (
     policy,
     random_trees,
     seq,
+    tree_of,
 )
 
 
-def by_sequence(scores: Scores, facts: Any, statistics: Any, denominators: Denominators) -> Tensor:
+def by_sequence(columns: Columns, facts: Facts, counts: Counts, statistics: Any) -> Tensor:
     """Not additive over targets: the square of every sequence's log-probability."""
-    total = torch.zeros(scores.sequences, dtype=scores.logprob.dtype).index_add(
-        0, scores.leaf, scores.logprob
-    )
-    return total.square().sum() / denominators.sequences
+    return facts.sums(columns.logprob).square().sum() / counts["sequences"]
 
 
-def centred(scores: Scores, facts: Any, mean: float, denominators: Denominators) -> Tensor:
+def count_sequences(facts: Facts) -> dict[str, float]:
+    return {"sequences": facts.L}
+
+
+def centred(columns: Columns, facts: Facts, counts: Counts, mean: float) -> Tensor:
     """Couples the batch: every target weighs as much as it is above the mean of the whole global
     batch.
     """
-    return (
-        (scores.logprob.detach() - mean).sigmoid() * scores.logprob
-    ).sum() / denominators.targets
+    weights = (columns.logprob.detach() - mean).sigmoid()
+    return (weights * columns.logprob).sum() / counts["targets"]
 
 
-def mean_of_all(scores: list[Scores], facts: list[Any]) -> float:
-    assert not any(s.logprob.requires_grad for s in scores)
-    return float(torch.cat([s.logprob for s in scores]).mean())
+def mean_of_all(columns: list[Columns], facts: list[Facts]) -> float:
+    assert not any(c.logprob.requires_grad for c in columns)
+    return float(torch.cat([c.logprob for c in columns]).mean())
 
 
 LOSSES = {
     "nll": METHODS["nll"],
     "dft": METHODS["dft"],
     "nll in two passes": Loss(nll),
-    "by sequence": Loss(by_sequence),
+    "by sequence": Loss(by_sequence, counts=count_sequences),
     "centred": Loss(centred, prepare=mean_of_all),
+    "centred in one pass": Loss(centred, prepare=mean_of_all, additive=True),
 }
 
 
@@ -69,7 +72,7 @@ def run(
 ) -> tuple[float, dict[str, Tensor]]:
     """The loss of a batch and the gradient it leaves."""
     value = one.forward_backward(batch, loss, **more).loss
-    return value, parameter_gradients(one.model.network)
+    return value, parameter_gradients(one.network.inner)
 
 
 # ------------------------------------------------------------------------------- how a batch is cut
@@ -94,10 +97,9 @@ def test_micro_batches_add_up_to_one_big_batch(
     """
     one = policy(architecture, dtype=dtype)
     planted = random_trees(1, trees=8)
-    shared = one.model.mode == "forest"
-    whole, expected = run(one, [plant(planted)], LOSSES[name])
+    whole, expected = run(one, [collate(planted)], LOSSES[name])
     longest = max(len(s.tokens) for tree in planted for s in tree)
-    cuts = [forests(planted, budget, shared=shared) for budget in (longest, longest + 9, 60)]
+    cuts = [one.pack(planted, budget) for budget in (longest, longest + 9, 60)]
     assert len({len(batch) for batch in cuts}) == 3 and len(cuts[0]) >= 8
     for batch in cuts:
         found, gradient = run(one, batch, LOSSES[name])
@@ -122,63 +124,189 @@ def test_statistics_are_those_of_the_whole_batch() -> None:
     batch = forests(random_trees(1, trees=6), 30)
     seen: list[Any] = []
 
-    def prepare(scores: list[Scores], facts: list[Any]) -> float:
-        seen.append((sum(len(s.logprob) for s in scores), facts))
+    def prepare(columns: list[Columns], facts: list[Facts]) -> float:
+        seen.append(
+            [(len(c.logprob), f.leaf.tolist()) for c, f in zip(columns, facts, strict=True)]
+        )
         return 0.25
 
-    def loss(scores: Scores, facts: Any, statistics: float, denominators: Denominators) -> Tensor:
-        seen.append((statistics, facts))
-        return statistics * scores.logprob.sum() / denominators.targets
+    def loss(columns: Columns, facts: Facts, counts: Counts, statistics: float) -> Tensor:
+        seen.append((statistics, facts.leaf.tolist()))
+        return statistics * columns.logprob.sum() / counts["targets"]
 
-    facts = [{"forest": torch.tensor([i])} for i in range(len(batch))]
-    value = one.forward_backward(batch, Loss(loss, prepare), facts).loss
-    targets = sum(f.N for f in batch)
-    assert seen == [(targets, facts), *((0.25, fact) for fact in facts)]
-    assert value == pytest.approx(
-        0.25 * sum(float(s.logprob.sum()) for s in one.score(batch)) / targets, rel=1e-6
-    )
+    value = one.forward_backward(batch, Loss(loss, prepare=prepare)).loss
+    leaves = [forest.leaf.tolist() for forest in batch]
+    assert len(batch) > 1
+    assert seen == [[(len(leaf), leaf) for leaf in leaves], *((0.25, leaf) for leaf in leaves)]
+    total = sum(float(c.logprob.sum()) for c in one.score(batch))
+    targets = sum(forest.N for forest in batch)
+    assert value == pytest.approx(0.25 * total / targets, rel=1e-6)
 
 
-def test_per_target_facts_reach_their_own_targets() -> None:
-    """A weight for every target, however the batch is cut into forests, and forests into the chunks
-    that the head takes.
+def test_probes_are_prepared_from_and_not_trained_on() -> None:
+    """Where the batch has probes `prepare` gets those, and nothing of them is in the loss."""
+    one = policy()
+    batch, probes = [collate(random_trees(1))], [collate(random_trees(2)), collate(random_trees(3))]
+    seen: list[int] = []
+
+    def prepare(columns: list[Columns], facts: list[Facts]) -> float:
+        seen.extend(f.N for f in facts)
+        return mean_of_all(columns, facts)
+
+    value, gradient = run(one, batch, Loss(centred, prepare=prepare), probes=probes)
+    assert seen == [forest.N for forest in probes]
+    mean = float(torch.cat([c.logprob for c in one.score(probes)]).mean())
+    found, other = run(one, batch, Loss(centred, prepare=lambda columns, facts: mean))
+    assert value == found and distance(gradient, other) == 0.0
+
+
+def test_facts_reach_their_own_targets() -> None:
+    """A weight for every target, one for every sequence, however the batch is cut into forests,
+    and forests into the chunks that the head takes.
     """
     one = policy(vocab_size=70_000)  # so many that a chunk is 64 targets
-    planted = random_trees(3, trees=9)
-    assert plant(planted).N > 2 * one.model.head.chunk == 128
+    planted = []
+    for i, tree in enumerate(random_trees(3, trees=9)):
+        sequences = []
+        for k, s in enumerate(tree):
+            weight = np.sin(10 * i + k + 0.1 * np.arange(len(s.tokens)))
+            whole = {"label": float(np.cos(3 * i + k))}
+            sequences.append(replace(s, targets={"weight": weight}, whole=whole))
+        planted.append(Tree(tuple(sequences)))
+    assert collate(planted).N > 2 * one.network.head.chunk == 128
 
-    def weighted(scores: Scores, facts: Any, statistics: Any, denominators: Denominators) -> Tensor:
-        return (facts["weight"] * scores.logprob).sum() / denominators.targets
+    def weighted(columns: Columns, facts: Facts, counts: Counts, statistics: Any) -> Tensor:
+        weights = facts.targets["weight"] * facts.sequences["label"][facts.leaf]
+        return (weights * columns.logprob).sum() / counts["targets"]
 
-    def weight(forest: TokenForest) -> Tensor:
-        return torch.sin(forest.sequence[forest.leaf] + 0.1 * forest.positions[forest.predictor])
-
+    total, targets = 0.0, 0
+    for forest in forests(planted, 10_000):  # by hand, from the sequences themselves
+        (columns,) = one.score([forest])
+        parts = columns.logprob.split(forest.facts.lengths.tolist())
+        for number, part in zip(forest.sequence.tolist(), parts, strict=True):
+            s = [s for tree in planted for s in tree][number]
+            weights = torch.from_numpy(s.targets["weight"][1:][s.trained[1:]]) * s.whole["label"]
+            total += float((weights * part).sum())
+            targets += len(part)
     expected = None
-    for batch in ([plant(planted)], forests(planted, 40)):
-        for per_target in (True, False):
-            value, gradient = run(
-                one,
-                batch,
-                Loss(weighted, per_target=per_target),
-                facts=[{"weight": weight(f)} for f in batch],
-            )
-            expected = expected or (value, gradient)
-            assert value == pytest.approx(expected[0], rel=1e-6)
-            assert distance(gradient, expected[1]) < 2e-6
+    for batch in ([collate(planted)], forests(planted, 40)):
+        for additive in (True, False):
+            value, gradient = run(one, batch, Loss(weighted, additive=additive))
+            assert value == pytest.approx(total / targets, rel=1e-5)
+            expected = expected or gradient
+            assert distance(gradient, expected) < 2e-6
 
 
-def test_denominators_count_the_global_batch() -> None:
+def test_counts_are_of_the_global_batch() -> None:
+    """A loss's own denominators, summed over the forests; it gets no others."""
     one = policy()
     batch = forests(random_trees(4, trees=5), 30)
     found = []
 
-    def loss(scores: Scores, facts: Any, statistics: Any, denominators: Denominators) -> Tensor:
-        found.append(denominators)
-        return scores.logprob.sum()
+    def loss(columns: Columns, facts: Facts, counts: Counts, statistics: Any) -> Tensor:
+        found.append(dict(counts))
+        return columns.logprob.sum()
 
-    one.forward_backward(batch, Loss(loss))
+    def count(facts: Facts) -> dict[str, float]:
+        return {"forests": 1.0, "squares": float(facts.N**2), "sequences": facts.L}
+
+    one.forward_backward(batch, Loss(loss, counts=count))
     assert len(batch) > 1
-    assert found == [Denominators(sum(f.N for f in batch), sum(f.L for f in batch))] * len(batch)
+    squares, sequences = sum(f.N**2 for f in batch), sum(f.L for f in batch)
+    expected = {"forests": len(batch), "squares": squares, "sequences": sequences}
+    assert found == [expected] * len(batch)
+    found.clear()
+    one.forward_backward(batch, Loss(loss))
+    assert found == [{"targets": sum(f.N for f in batch)}] * len(batch)
+
+
+# ------------------------------------------------------------------------- rows of the vocabulary
+
+
+def teacher_facts(trees: Many[Tree], k: int = 5) -> list[Tree]:
+    """Every token with k tokens that a teacher knows, and their log-probabilities."""
+    rng = np.random.default_rng(0)
+    out = []
+    for tree in trees:
+        sequences = []
+        for s in tree:
+            n = len(s.tokens)
+            ids = np.stack([rng.permutation(V)[:k] for _ in range(n)])
+            logits = rng.normal(size=(n, k))
+            logprobs = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+            facts = {"teacher_ids": ids, "teacher_logprobs": logprobs.astype(np.float32)}
+            sequences.append(replace(s, targets=facts))
+        out.append(Tree(tuple(sequences)))
+    return out
+
+
+def forward_kl(logits: Tensor, target: Tensor, facts: Facts) -> Tensor:
+    """[n] Σ_k q_k·(log q_k − log p_k) over the tokens that the teacher q knows."""
+    q = facts.targets["teacher_logprobs"]
+    p = logits.log_softmax(-1).gather(1, facts.targets["teacher_ids"])
+    return (q.exp() * (q - p)).sum(-1)
+
+
+def distil(columns: Columns, facts: Facts, counts: Counts, statistics: Any) -> Tensor:
+    return columns.rows.sum() / counts["targets"]
+
+
+def bonus(columns: Columns, facts: Facts, counts: Counts, statistics: Any) -> Tensor:
+    """Likelihood with an entropy bonus."""
+    return -(columns.logprob + 0.3 * columns.entropy).sum() / counts["targets"]
+
+
+def target_logits(stock: Any, trees: Many[Tree]) -> Tensor:
+    """[N, V] logits that predict every target, every sequence alone."""
+    out = []
+    for s in (s for tree in trees for s in tree):
+        logits = stock(input_ids=torch.from_numpy(s.tokens)[None], use_cache=False).logits[0, :-1]
+        out.append(logits[torch.from_numpy(s.trained[1:])])
+    return torch.cat(out)
+
+
+@pytest.mark.parametrize("additive", [True, False])
+@pytest.mark.parametrize("budget", [30, 10_000])
+def test_distillation_is_a_row_function(additive: bool, budget: int) -> None:
+    """Forward KL to a teacher whose tokens ride on the sequences: loss and gradient are those of
+    plain transformers, however the batch is cut.
+    """
+    one, stock = policy(), network("llama", attention="eager")
+    trees = teacher_facts(random_trees(2, trees=4))
+    loss = Loss(distil, read=Read(logprob=False, rows=forward_kl), additive=additive)
+    value, gradient = run(one, one.pack(trees, budget), loss)
+    facts = collate(trees).facts
+    assert facts.targets["teacher_ids"].shape == (facts.N, 5)
+    expected = forward_kl(target_logits(stock, trees), torch.empty(0), facts).mean()
+    expected.backward()
+    assert value == pytest.approx(float(expected.detach()), rel=1e-5)
+    assert distance(gradient, parameter_gradients(stock)) < 1e-5
+
+
+@pytest.mark.parametrize("additive", [True, False])
+def test_entropy_with_gradients_reaches_a_loss(additive: bool) -> None:
+    """An entropy bonus at temperature 0.7, in one pass over the vocabulary and in two, is
+    autograd's.
+    """
+    one, stock = policy(), network("llama", attention="eager")
+    trees = random_trees(2, trees=4)
+    loss = Loss(bonus, read=Read(temperature=0.7, entropy="gradient"), additive=additive)
+    value, gradient = run(one, one.pack(trees, 40), loss)
+    logp = (target_logits(stock, trees) / 0.7).log_softmax(-1)
+    entropy = -(logp.exp() * logp).sum(-1)
+    expected = -(logp.gather(1, collate(trees).target[:, None])[:, 0] + 0.3 * entropy).mean()
+    expected.backward()
+    assert value == pytest.approx(float(expected.detach()), rel=1e-5)
+    assert distance(gradient, parameter_gradients(stock)) < 1e-5
+
+
+def test_entropy_without_gradients_has_none() -> None:
+    """The same bonus of an entropy that was read as a value is a constant."""
+    one = policy()
+    batch = one.pack(random_trees(2, trees=4), 40)
+    _, gradient = run(one, batch, Loss(bonus, read=Read(entropy="value")))
+    _, expected = run(one, batch)
+    assert distance(gradient, expected) < 1e-6
 
 
 # ------------------------------------------------------------------------------- what is in a batch
@@ -192,15 +320,13 @@ def test_masked_is_removed() -> None:
     planted = random_trees(5, trees=4)
     rng = np.random.default_rng(0)
 
-    def longer(one: Sequence) -> Sequence:
-        more = rng.integers(0, V, 4)
-        return Sequence(
-            np.concatenate([one.tokens, more]), np.concatenate([one.trained, np.zeros(4, bool)])
-        )
+    def longer(s: Sequence) -> Sequence:
+        tokens = np.concatenate([s.tokens, rng.integers(0, V, 4)])
+        return Sequence(tokens, np.concatenate([s.trained, np.zeros(4, bool)]))
 
-    padded: list[Tree] = [tuple(longer(s) for s in tree) for tree in planted]
-    value, gradient = run(one, [plant(planted)])
-    found, other = run(one, [plant(padded)])
+    padded = [Tree(tuple(longer(s) for s in tree)) for tree in planted]
+    value, gradient = run(one, [collate(planted)])
+    found, other = run(one, [collate(padded)])
     assert found == pytest.approx(value, rel=1e-6)
     assert distance(other, gradient) < 2e-6
 
@@ -210,9 +336,10 @@ def test_the_order_of_a_batch_does_not_matter() -> None:
     one = policy()
     planted = random_trees(6, trees=6)
     rng = np.random.default_rng(1)
-    shuffled: list[Tree] = [
-        tuple(planted[i][j] for j in rng.permutation(len(planted[i]))) for i in rng.permutation(6)
-    ]
+    shuffled = []
+    for i in rng.permutation(6):
+        order = rng.permutation(len(planted[i]))
+        shuffled.append(Tree(tuple(planted[i][j] for j in order)))
     for loss in (METHODS["nll"], LOSSES["by sequence"]):
         value, gradient = run(one, forests(planted, 30), loss)
         found, other = run(one, forests(shuffled, 30), loss)
@@ -225,8 +352,8 @@ def test_a_forest_without_targets_adds_nothing(architecture: str) -> None:
     """Prompts only, in a batch that has targets elsewhere: no loss, no gradient, and no NaN."""
     one = policy(architecture)
     with_targets, without = (
-        plant([(seq([5, 6, 7]), seq([5, 8]))]),
-        plant([(seq([5, 6, 7], [0, 0, 0]), seq([9], [1]))]),
+        collate([tree_of(seq([5, 6, 7]), seq([5, 8]))]),
+        collate([tree_of(seq([5, 6, 7], [0, 0, 0]), seq([9], [1]))]),
     )
     for loss in (METHODS["nll"], Loss(nll), LOSSES["centred"]):
         value, gradient = run(one, [with_targets], loss)
@@ -254,8 +381,8 @@ def test_scores_are_those_of_plain_transformers() -> None:
                 ).logits[0, :-1]
             logp = (logits / temperature).log_softmax(-1)[torch.from_numpy(sequence.trained[1:])]
             rows += zip(logp, sequence.tokens[1:][sequence.trained[1:]].tolist(), strict=True)
-        (scores,) = one.score([plant(planted)], temperature=temperature, details=True)
-        assert scores.entropy is not None and scores.correct is not None
+        read = Read(temperature=temperature, entropy="value", correct=True)
+        (scores,) = one.score([collate(planted)], read)
         assert scores.logprob.tolist() == pytest.approx(
             [float(row[token]) for row, token in rows], abs=1e-5
         )
@@ -270,17 +397,13 @@ def test_the_likeliest_token_is_marked_as_correct() -> None:
     one = policy()
     tokens = [5, 6, 7]
     for _ in range(4):
-        with torch.no_grad(), one.model.stock_attention():
-            best = (
-                one.model.network(input_ids=torch.tensor([tokens]))
-                .logits[0, -1]
-                .topk(2)
-                .indices.tolist()
-            )
+        with torch.no_grad(), one.network.stock_attention():
+            logits = one.network.inner(input_ids=torch.tensor([tokens])).logits[0, -1]
+            best = logits.topk(2).indices.tolist()
         tokens.append(best[0])
-    pair = (seq(tokens, [0, 0, 0, 1, 1, 1, 1]), seq([*tokens[:-1], best[1]], [0, 0, 0, 0, 0, 0, 1]))
-    (scores,) = one.score([plant([pair])], details=True)
-    assert scores.correct is not None
+    second = seq([*tokens[:-1], best[1]], [0, 0, 0, 0, 0, 0, 1])
+    pair = tree_of(seq(tokens, [0, 0, 0, 1, 1, 1, 1]), second)
+    (scores,) = one.score([collate([pair])], Read(correct=True))
     assert scores.correct.tolist() == [True, True, True, True, False]
 
 
@@ -294,7 +417,7 @@ def test_score_has_no_dropout() -> None:
     even between training steps.
     """
     noisy, still = policy("gpt2", **DROPOUT), policy("gpt2")
-    batch = [plant(random_trees(8))]
+    batch = [collate(random_trees(8))]
     (expected,) = still.score(batch)
     assert torch.equal(noisy.score(batch)[0].logprob, expected.logprob)
     noisy.forward_backward(batch, METHODS["nll"])
@@ -307,7 +430,7 @@ def test_training_has_dropout_and_repeats_it_by_seed(kind: str) -> None:
     both follow the seed alone.
     """
     one = policy("gpt2", **{kind: 0.3})
-    batch = [plant(random_trees(8)), plant(random_trees(9))]
+    batch = [collate(random_trees(8)), collate(random_trees(9))]
     value, gradient = run(one, batch, seed=1)
     torch.rand(7)  # what else was drawn does not matter
     again, same = run(one, batch, seed=1)
@@ -323,7 +446,7 @@ def test_training_draws_leave_the_callers_generator_alone() -> None:
     torch.manual_seed(3)
     expected = torch.rand(4)
     torch.manual_seed(3)
-    one.forward_backward([plant(random_trees(8))], METHODS["nll"], seed=1)
+    one.forward_backward([collate(random_trees(8))], METHODS["nll"], seed=1)
     assert torch.equal(torch.rand(4), expected)
 
 
@@ -334,7 +457,7 @@ def test_dropout_is_unbiased_where_attention_is_written_out(architecture: str) -
 
     Over many seeds the mean loss lies near that without dropout, and single losses do not.
     """
-    batch = [plant(random_trees(8, trees=1))]
+    batch = [collate(random_trees(8, trees=1))]
     still, _ = run(policy(architecture), batch)
     one = policy(architecture, attention_dropout=0.05)
     values = [run(one, batch, seed=seed)[0] for seed in range(30)]
@@ -358,7 +481,7 @@ def test_activation_checkpointing_gives_the_same_gradients(architecture: str) ->
         one = policy(architecture, **dropout)
         one.train_with(OptimiserSettings(), activation_checkpointing=checkpointing)
         calls: list[str] = []
-        for name, module in one.model.network.named_modules():
+        for name, module in one.network.inner.named_modules():
             if name.endswith(".mlp"):
                 module.register_forward_pre_hook(
                     lambda module, inputs, name=name, calls=calls: calls.append(name)
@@ -376,10 +499,13 @@ def test_neftune_noise_is_bounded_and_follows_the_seed(architecture: str) -> Non
     first layer's input.
     """
     one = policy(architecture)
-    planted = [(seq([3, 4, 5, 6]),), (seq([7, 8, 9, 10, 11, 12, 13, 14, 15]), seq([7, 8, 20]))]
-    batch = [plant(planted)]
+    planted = [
+        tree_of(seq([3, 4, 5, 6])),
+        tree_of(seq([7, 8, 9, 10, 11, 12, 13, 14, 15]), seq([7, 8, 20])),
+    ]
+    batch = [collate(planted)]
     inputs: list[Tensor] = []
-    hook = one.model.network.model.layers[0].register_forward_pre_hook(
+    hook = one.network.inner.model.layers[0].register_forward_pre_hook(
         lambda module, args, kwargs: inputs.append(
             (args[0] if args else kwargs["hidden_states"]).detach().clone()
         ),
@@ -400,12 +526,9 @@ def test_neftune_noise_is_bounded_and_follows_the_seed(architecture: str) -> Non
     each = len(inputs) // 4
     still, noisy = inputs[:each], inputs[each : 2 * each]
     for a, b in zip(still, noisy, strict=True):
-        if (
-            architecture == "llama"
+        if architecture == "llama":
             # one forest: the prompt of the pair is in a sequence of 9 tokens, its last answer
-            # alone in
-            # 3
-        ):
+            # alone in 3
             n = torch.tensor([4] * 4 + [9] * 9 + [3])
         else:  # every path alone, padded on the right to the longest of its batch
             n = torch.tensor([3, 4, 9])[:, None].expand(-1, 9)
@@ -421,13 +544,13 @@ def test_neftune_noise_is_bounded_and_follows_the_seed(architecture: str) -> Non
 def test_noise_never_reaches_a_score() -> None:
     """`score` takes no noise, and what `forward_backward` added is gone after it."""
     one = policy()
-    batch = [plant(random_trees(8))]
+    batch = [collate(random_trees(8))]
     before = one.score(batch)[0].logprob
     one.forward_backward(batch, METHODS["nll"], noise=partial(neftune, alpha=15.0))
     assert torch.equal(one.score(batch)[0].logprob, before)
     with_failure = partial(neftune, alpha=15.0)
 
-    def failing(scores: Scores, *rest: Any) -> Tensor:
+    def failing(columns: Columns, *rest: Any) -> Tensor:
         raise RuntimeError("a loss that fails")
 
     with pytest.raises(RuntimeError, match="a loss that fails"):
@@ -441,7 +564,7 @@ def test_noise_never_reaches_a_score() -> None:
 def test_saving_and_loading_keeps_every_bit(tmp_path: Any) -> None:
     one = Policy.load(folder(tmp_path / "base"), device="cpu")
     one.train_with(OptimiserSettings(learning_rate=1e-2))
-    batch = [plant(random_trees(8))]
+    batch = [collate(random_trees(8))]
     one.forward_backward(batch, METHODS["nll"])
     one.step()
     one.save(tmp_path / "tuned")
@@ -463,10 +586,10 @@ def test_a_step_lowers_the_loss_it_was_taken_for() -> None:
     gradient's sign.
     """
     one = policy()
-    batch = [plant(random_trees(8))]
+    batch = [collate(random_trees(8))]
     one.train_with(OptimiserSettings(learning_rate=1e-5, clip=0))
     before = one.forward_backward(batch, METHODS["nll"]).loss
-    slope = sum(float(p.grad.abs().sum()) for p in one.model.network.parameters())
+    slope = sum(float(p.grad.abs().sum()) for p in one.network.parameters())
     one.step()
     after = -float(one.score(batch)[0].logprob.mean())
     assert before - after == pytest.approx(1e-5 * slope, rel=0.02)
@@ -476,12 +599,12 @@ def test_a_batch_without_a_trained_token_is_an_error() -> None:
     """0/0 would be a silent NaN, or a silent zero."""
     one = policy("llama")
     with pytest.raises(DataError, match="no trained token"):
-        one.forward_backward([plant([(seq([1, 2, 3], [0, 0, 0]),)])], METHODS["nll"])
+        one.forward_backward([collate([tree_of(seq([1, 2, 3], [0, 0, 0]))])], METHODS["nll"])
 
 
 def test_activation_checkpointing_where_there_is_none_is_an_error_with_a_cure() -> None:
     one = policy("llama")
-    one.model.network.supports_gradient_checkpointing = False
+    one.network.inner.supports_gradient_checkpointing = False
     with pytest.raises(ConfigError, match="cannot compute its activations twice") as caught:
         one.train_with(OptimiserSettings(), activation_checkpointing=True)
     assert "--budget" in caught.value.cure

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from posttrain.core.errors import ConfigError, ModelError
-from posttrain.data.forest import Tree, plant
+from posttrain.core.types import Read
+from posttrain.data.forest import Tree, collate
 from posttrain.engine.policy import Policy
 from posttrain.engine.sampler import ROWS, Completion, Sampling, draw, sample
-from tests.tiny import V, folder, network, policy, seq
+from tests.tiny import V, folder, network, policy, seq, tree_of
 
 PROMPTS = [[5, 6, 7, 8, 9, 10, 11], [12, 13, 14], [20, 21, 22], [30], [5, 6, 7, 8, 9, 10, 12]]
 ARCHITECTURES = (
@@ -47,14 +48,15 @@ def scored(
     groups: dict[int, list[Completion]] = {}
     for completion in completions:
         groups.setdefault(completion.prompt, []).append(completion)
-    planted: list[Tree] = [
-        tuple(
-            seq([*prompts[i], *c.tokens], [0] * len(prompts[i]) + [1] * len(c.tokens))
-            for c in group
-        )
-        for i, group in groups.items()
-    ]
-    return one.score([plant(planted)], temperature=temperature)[0].logprob.tolist()
+    trees = []
+    for i, group in groups.items():
+        answers = []
+        for c in group:
+            trained = [0] * len(prompts[i]) + [1] * len(c.tokens)
+            answers.append(seq([*prompts[i], *c.tokens], trained))
+        trees.append(Tree(tuple(answers)))
+    read = Read(temperature=temperature)
+    return one.score([collate(trees)], read)[0].logprob.tolist()
 
 
 # ----------------------------------------------------------------------------- against transformers
@@ -123,7 +125,7 @@ def test_a_model_that_takes_no_cache_is_refused() -> None:
     first.
     """
     one = policy("mamba")
-    assert one.model.mode == "padded"
+    assert one.network.mode == "padded"
     with pytest.raises(ModelError, match="MambaForCausalLM cannot be sampled"):
         one.sample(PROMPTS, Sampling(max_tokens=2))
 
@@ -223,12 +225,12 @@ def test_a_fork_equals_separate_prompts(architecture: str) -> None:
 def test_sampling_leaves_the_policy_as_it_was() -> None:
     """Training mode, dropout off while sampling, and the forest afterwards."""
     one, still = policy("gpt2", resid_pdrop=0.5), policy("gpt2")
-    forest = plant([(seq([5, 6, 7]), seq([5, 8]))])
+    forest = collate([tree_of(seq([5, 6, 7]), seq([5, 8]))])
     before = one.score([forest])[0].logprob
-    one.model.network.train()
+    one.network.train()
     params = Sampling(max_tokens=6, seed=1)
     assert one.sample(PROMPTS, params) == still.sample(PROMPTS, params)
-    assert one.model.network.training
+    assert one.network.training
     assert torch.equal(one.score([forest])[0].logprob, before)
 
 
@@ -430,7 +432,7 @@ def test_every_token_is_told_as_it_is_drawn_and_changes_nothing() -> None:
     found = one.sample(PROMPTS, params)
     assert (
         sample(
-            one.model,
+            one.network,
             PROMPTS,
             params,
             lambda i, j, token: told.setdefault((i, j), []).append(token),
@@ -443,7 +445,7 @@ def test_every_token_is_told_as_it_is_drawn_and_changes_nothing() -> None:
 def test_what_hears_the_tokens_can_end_the_sampling() -> None:
     """After the third token; the model trains on as before."""
     one, told = policy(), []
-    one.model.network.train()
+    one.network.train()
 
     def hear(_prompt: int, _sample: int, token: int) -> None:
         told.append(token)
@@ -451,9 +453,6 @@ def test_what_hears_the_tokens_can_end_the_sampling() -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        sample(one.model, PROMPTS[:1], Sampling(max_tokens=10, seed=1), hear)
+        sample(one.network, PROMPTS[:1], Sampling(max_tokens=10, seed=1), hear)
     assert told == one.sample(PROMPTS[:1], Sampling(max_tokens=10, seed=1))[0].tokens[:3]
-    assert (
-        one.model.network.training
-        and one.model.network.config._attn_implementation == "posttrain_forest"
-    )
+    assert one.network.training and one.network.config._attn_implementation == "posttrain_forest"

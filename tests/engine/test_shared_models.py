@@ -22,7 +22,7 @@ from transformers import (
 )
 
 import posttrain
-from posttrain.data.forest import Sequence, forests
+from posttrain.data.forest import Sequence, Tree, forests
 from posttrain.engine.policy import Policy
 
 SHARED = (Path(__file__).parents[2] / ".." / "shared" / "data").resolve()
@@ -57,14 +57,14 @@ def sequence(tokens: torch.Tensor) -> Sequence:
 
 def logprobs(policy: Policy, texts: list[list[int]]) -> torch.Tensor:
     """The same from the policy, everything packed into one forest."""
-    (forest,) = forests([(sequence(torch.tensor(ids)),) for ids in texts], 4096)
+    (forest,) = forests([Tree((sequence(torch.tensor(ids)),)) for ids in texts], 4096)
     return policy.score([forest])[0].logprob
 
 
 def test_stories260k_is_scored_as_plain_transformers_scores_it() -> None:
     folder = given("models/stories260K")
     policy = Policy.load(folder, device="cpu")
-    assert policy.model.mode == "forest"
+    assert policy.network.mode == "forest"
     plain = AutoModelForCausalLM.from_pretrained(
         folder, attn_implementation="eager", dtype=torch.float32
     )
@@ -82,9 +82,9 @@ def test_base_28m_is_admitted_as_forest() -> None:
     """
     folder = given("models/base-28m")
     policy = Policy.load(folder, device="cpu")
-    assert (policy.model.admission.mode, policy.model.admission.reasons) == ("forest", ())
-    assert policy.model.admission.deviation < 1e-4
-    network = policy.model.network
+    assert (policy.network.admission.mode, policy.network.admission.reasons) == ("forest", ())
+    assert policy.network.admission.deviation < 1e-4
+    network = policy.network.inner
     assert (
         sum(p.numel() for p in network.parameters())
         == json.loads((folder / "forge.json").read_text())["params"]
