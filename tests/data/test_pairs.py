@@ -296,6 +296,7 @@ def test_votes_are_ballots_or_counts_and_else_nothing(
         ),
         (pair("p", "a", "b"), True, "there is no margin, which --min-margin compares"),
         (pair("p", "a", "b", margin=[1]), False, "the margin is a list, not a number"),
+        (pair("p", "a", "b", margin=10**400), False, "the margin is too large"),
     ],
 )
 def test_rows_that_cannot_be_used(fields: Given, margins: bool, what: str) -> None:
