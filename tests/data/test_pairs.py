@@ -378,6 +378,24 @@ def test_near_means_prompt_and_both_sides(tmp_path: Path) -> None:
     assert found.of[1] == 0 and found.of[5] == 4
 
 
+def test_near_rows_whose_two_sides_are_alike_repeat_and_do_not_contradict(tmp_path: Path) -> None:
+    """Crossed, the four similarities are as large as straight: nothing says that they disagree."""
+    with NearPairs(tmp_path) as near:
+        for better, worse in ((LONG, LONG.upper()), (LONG + "!", LONG.upper() + "?")):
+            near.add("p", better, worse)
+        against, repeated = near.find(np.ones(2, bool), 0.8)
+    assert (against.tolist(), repeated.tolist()) == ([-1, -1], [-1, 0])
+
+
+def test_a_row_that_is_contradicted_repeats_nothing(tmp_path: Path) -> None:
+    """The third row says the opposite of the first two, which say the same."""
+    with NearPairs(tmp_path) as near:
+        for better, worse in ((LONG, "no"), (LONG + " x", "no"), ("no", LONG)):
+            near.add("p", better, worse)
+        against, repeated = near.find(np.ones(3, bool), 0.8)
+    assert (against.tolist(), repeated.tolist()) == ([2, 2, 0], [-1, -1, -1])
+
+
 def test_near_labels(tmp_path: Path) -> None:
     rows = [
         label("p", LONG, True),
