@@ -1,4 +1,4 @@
-"""Labels of given tokens; where a rendering is not found in the decoded text, nothing is guessed."""
+"""Labels of given tokens; where a rendering is not in the decoded text, nothing is guessed."""
 
 from __future__ import annotations
 

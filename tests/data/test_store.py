@@ -61,6 +61,8 @@ def test_the_digest_covers_tokens_masks_and_how_they_are_cut(tmp_path: Path) -> 
         "other mask": [(sequence(1, 2), sequence(3, 4, trained=False))],
         "other sequences": [(sequence(1), sequence(2, 3, 4))],
         "other trees": [(sequence(1, 2),), (sequence(3, 4),)],
+        "cut here": [(sequence(1),), (sequence(2), sequence(3))],
+        "cut there": [(sequence(1), sequence(2)), (sequence(3),)],
     }
     digests = {
         name: Trees(write(tmp_path / name, trees)).digest() for name, trees in stores.items()
