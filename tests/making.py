@@ -85,6 +85,7 @@ def trees(
     truncate: str = "",
     source: str = "",
     rejects: Any = None,
+    learned: Any = "demonstrations",
     **chat: Any,
 ) -> tuple[Any, list[Any]]:
     """Rows as the package prepares them: the account of them and their trees.
@@ -105,7 +106,7 @@ def trees(
         path = write(Path(name) / "a.jsonl", rows)
         account = prepare(
             TypeAdapter(Sourced).validate_python(f"{path}{source}"),
-            Preparation(Chat(words, **chat), max_length, truncate),
+            Preparation(Chat(words, **chat), max_length, truncate, learned=learned),
             Path(name) / "trees",
             rejects=rejects,
         )

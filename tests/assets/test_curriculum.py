@@ -481,3 +481,9 @@ def test_helpful_demonstrations_contain_no_harm() -> None:
     assert not any(safety.refuses(text) for text in said)
     stuff = [{*made} for made in safety.STUFF.values()]
     assert not any(len(made & {*re.findall("[a-z]+", text)}) > 1 for text in said for made in stuff)
+
+
+def test_four_fifths_of_all_questions_are_for_training() -> None:
+    splits = Counter(split_of(f"question {n}") for n in range(20_000))
+    shares = {split: splits[split] / 20_000 for split in SPLITS}
+    assert shares == pytest.approx({"train": 0.8, "validation": 0.1, "test": 0.1}, abs=0.01)

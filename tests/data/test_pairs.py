@@ -295,6 +295,7 @@ def test_votes_are_ballots_or_counts_and_else_nothing(
         ),
         (pair("p", "a", "b"), True, "there is no margin, which --min-margin compares"),
         (pair("p", "a", "b", margin=[1]), False, "the margin is a list, not a number"),
+        (pair("p", "a", "b", margin=10**400), False, "the margin is too large"),
     ],
 )
 def test_rows_that_cannot_be_used(fields: Given, margins: bool, what: str) -> None:
@@ -374,6 +375,24 @@ def test_near_means_prompt_and_both_sides(tmp_path: Path) -> None:
         found = clean(table(rows, near), Rules(near=0.8))
     assert reasons(found) == ["", NEAR, "", "", *[NEAR_CONTRADICTION] * 5]
     assert found.of[1] == 0 and found.of[5] == 4
+
+
+def test_near_rows_whose_two_sides_are_alike_repeat_and_do_not_contradict(tmp_path: Path) -> None:
+    """Crossed, the four similarities are as large as straight: nothing says that they disagree."""
+    with NearPairs(tmp_path) as near:
+        for better, worse in ((LONG, LONG.upper()), (LONG + "!", LONG.upper() + "?")):
+            near.add("p", better, worse)
+        against, repeated = near.find(np.ones(2, bool), 0.8)
+    assert (against.tolist(), repeated.tolist()) == ([-1, -1], [-1, 0])
+
+
+def test_a_row_that_is_contradicted_repeats_nothing(tmp_path: Path) -> None:
+    """The third row says the opposite of the first two, which say the same."""
+    with NearPairs(tmp_path) as near:
+        for better, worse in ((LONG, "no"), (LONG + " x", "no"), ("no", LONG)):
+            near.add("p", better, worse)
+        against, repeated = near.find(np.ones(3, bool), 0.8)
+    assert (against.tolist(), repeated.tolist()) == ([2, 2, 0], [-1, -1, -1])
 
 
 def test_near_labels(tmp_path: Path) -> None:

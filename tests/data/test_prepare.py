@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from posttrain.core.errors import DataError
+from posttrain.data import account
 from posttrain.data.account import Account
 from posttrain.data.forest import Sequence
 from tests.making import END, tokenizer, trees
@@ -30,8 +32,8 @@ class Done:
 
 
 def tokenise(rows: Iterable[Any], words: Any, template: str = "{prompt}", **more: Any) -> Done:
-    account, found = trees(rows, words, prompt_template=template, **more)
-    return Done(account, [one for tree in found for one in tree])
+    counts, made = trees(rows, words, prompt_template=template, **more)
+    return Done(counts, [sequence for tree in made for sequence in tree])
 
 
 def rows(*fields: Any) -> Iterable[Any]:
@@ -201,6 +203,31 @@ def test_long_text_is_divided_and_nothing_of_it_lost() -> None:
     targets = [t for s in done.sequences for t in s.tokens[1:][s.trained[1:]].tolist()]
     assert targets == [*ids("bcdefghi"), STOP]
     assert (done.account.truncated, done.account.divided, done.account.dropped) == (0, 1, {})
+
+
+def test_answers_that_are_compared_lose_the_same_start() -> None:
+    """The chosen answer has 11 tokens with its end, 3 over the limit; both lose the first 3, so
+    that both still answer one prompt.
+    """
+    row = {"prompt": "abcdef", "chosen": "ghij", "rejected": "k"}
+    done = tokenise([row], PLAIN, max_length=8, truncate="left", learned="pairs")
+    assert shown(done) == [["def", "ghij" + END], ["def", "k" + END]]
+    assert done.account.truncated == 1
+    none_left = {"prompt": "ab", "chosen": "ghijklmn", "rejected": "k"}
+    with pytest.raises(DataError, match="the prompt alone fills 5 tokens"):
+        tokenise([none_left], PLAIN, max_length=5, truncate="left", learned="pairs")
+
+
+def test_repeats_are_counted_a_class_of_hashes_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashes = np.random.default_rng(0).integers(0, 40, 100).astype(np.uint64)
+    hashes.tofile(tmp_path / "hashes")
+    for compared in (100, 30, 7):
+        monkeypatch.setattr(account, "COMPARED", compared)
+        assert account.count_repeats(tmp_path / "hashes") == 100 - len(set(hashes.tolist()))
+    (tmp_path / "empty").touch()
+    assert account.count_repeats(tmp_path / "empty") == 0
 
 
 def test_rows_with_the_same_tokens_are_counted() -> None:

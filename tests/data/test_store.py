@@ -51,6 +51,27 @@ def test_trees_of_several_folders_come_back_in_order(
         found[len(flat)]
 
 
+def test_the_digest_covers_tokens_masks_and_how_they_are_cut(tmp_path: Path) -> None:
+    def sequence(*ids: int, trained: bool = True) -> Sequence:
+        return Sequence(np.array(ids), np.full(len(ids), trained))
+
+    stores = {
+        "pair": [(sequence(1, 2), sequence(3, 4))],
+        "other token": [(sequence(1, 2), sequence(3, 5))],
+        "other mask": [(sequence(1, 2), sequence(3, 4, trained=False))],
+        "other sequences": [(sequence(1), sequence(2, 3, 4))],
+        "other trees": [(sequence(1, 2),), (sequence(3, 4),)],
+        "cut here": [(sequence(1),), (sequence(2), sequence(3))],
+        "cut there": [(sequence(1), sequence(2)), (sequence(3),)],
+    }
+    digests = {
+        name: Trees(write(tmp_path / name, trees)).digest() for name, trees in stores.items()
+    }
+    assert len(set(digests.values())) == len(stores)
+    again = Trees(write(tmp_path / "again", stores["pair"]))
+    assert again.digest() == digests["pair"]
+
+
 def test_a_tree_takes_four_bytes_a_token_and_eight_a_sequence_and_a_tree(tmp_path: Path) -> None:
     sequence = Sequence(np.arange(100), np.ones(100, bool))
     write(tmp_path, [Tree((sequence, sequence)), Tree((sequence,))])

@@ -268,8 +268,11 @@ def _margin(row: Row) -> float | None:
     except (TypeError, ValueError, OverflowError):
         margin = inf
     if not isfinite(margin):
+        what = kind(value)
         raise DataError(
-            f"the margin is {kind(value)}, not a number",
+            "the margin is too large"
+            if what == "a number"
+            else f"the margin is {what}, not a number",
             where=row.where,
             cure="write by how much the chosen answer is better, or leave it out",
         )

@@ -325,3 +325,11 @@ def test_memory_does_not_grow_with_the_rows_text(
 
 def test_the_formats_are_those_that_are_read() -> None:
     assert {*FormatName.__args__} == {"", *FORMATS}
+
+
+def test_clusters_larger_than_the_smallest_part_go_first() -> None:
+    """60 of 100 rows are one cluster: put last, it would make a part of up to 80."""
+    labels = np.array([0] * 60 + list(range(1, 41)))
+    for seed in range(5):
+        part = assign(labels, [0.5, 0.5], seed)
+        assert sorted(np.bincount(part).tolist()) == [40, 60]
