@@ -432,7 +432,7 @@ def test_an_interrupted_script_ends(run: Run, monkeypatch: pytest.MonkeyPatch) -
     asked.
     """
     it, out, _ = talk(Scripted("it", stops=True))
-    monkeypatch.setattr(chat, "begin", lambda settings, observer: it)
+    monkeypatch.setattr(chat, "begin", lambda settings, reporter: it)
     assert run(lines="a\nb\n")[0] == 130
     assert out.getvalue() == "half\n"
 

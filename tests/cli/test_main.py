@@ -24,7 +24,7 @@ def settings(monkeypatch: pytest.MonkeyPatch) -> list[SftSettings]:
     """Catches the settings that `posttrain sft` would run with, and runs nothing."""
     caught: list[SftSettings] = []
 
-    def catch(stage: Any, settings: SftSettings, observer: Any) -> Any:
+    def catch(stage: Any, settings: SftSettings, reporter: Any) -> Any:
         caught.append(settings)
         raise DataError("caught", cure="none")
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from posttrain.core.console import ConsoleObserver
+from posttrain.core.events import Reporter
 from posttrain.stages.stage import Outcome, Stage
 from tests import making
 
@@ -41,8 +41,8 @@ def forbid(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
     """Let no stage of these kinds run."""
     run = Stage.run
 
-    def guarded(stage: Stage[Any], settings: Any, observer: ConsoleObserver) -> Outcome:
+    def guarded(stage: Stage[Any], settings: Any, reporter: Reporter) -> Outcome:
         assert stage.name not in names, f"{stage.name} runs"
-        return run(stage, settings, observer)
+        return run(stage, settings, reporter)
 
     monkeypatch.setattr(Stage, "run", guarded)

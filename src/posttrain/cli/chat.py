@@ -22,8 +22,9 @@ from rich.table import Table
 from rich.text import Text
 
 from posttrain.cli.options import flat, parser
-from posttrain.core.console import ConsoleObserver, console, open_reporter, print_error
+from posttrain.core.console import console, open_reporter, print_error
 from posttrain.core.errors import ConfigError, PosttrainError, nearest
+from posttrain.core.events import Reporter
 from posttrain.core.seeds import derive
 from posttrain.core.settings import assemble
 from posttrain.serve.conversation import Answer, Conversation, Turn
@@ -54,7 +55,7 @@ def main(argv: list[str]) -> int:
     if settings.prompt is not None:
         talk.ask(settings.prompt)
     elif sys.stdin.isatty():
-        talk.observer.note(
+        talk.reporter.note(
             "chat", "/help lists the commands, Ctrl-C stops an answer, Ctrl-D ends the conversation"
         )
         read_messages(talk)
@@ -68,7 +69,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def begin(settings: ChatSettings, observer: ConsoleObserver) -> Talk:
+def begin(settings: ChatSettings, reporter: Reporter) -> Talk:
     """Load the models."""
     from posttrain.engine.sampler import Sampling
     from posttrain.serve.voice import Voice
@@ -79,9 +80,9 @@ def begin(settings: ChatSettings, observer: ConsoleObserver) -> Talk:
         if path
     ]
     for note in dict.fromkeys(note for voice in voices for note in voice.notes):
-        observer.message(note)
+        reporter.message(note)
     params = Sampling(settings.max_tokens, settings.temperature, settings.top_k, settings.top_p)
-    return Talk(voices, Conversation(settings.system), params, settings.seed, observer, console())
+    return Talk(voices, Conversation(settings.system), params, settings.seed, reporter, console())
 
 
 def lines() -> Iterator[str]:
@@ -127,7 +128,7 @@ class Talk:
     conversation: Conversation
     params: Sampling
     seed: int
-    observer: ConsoleObserver
+    reporter: Reporter
     out: Console
     aside: Console = field(default_factory=lambda: console(stderr=True))
     quiet: bool = False
@@ -233,7 +234,7 @@ class Talk:
             f" tokens/s{', stopped' if answer.interrupted else ends}[/dim]"
         )
         if answer.forgotten:
-            self.observer.message(
+            self.reporter.message(
                 f"{voice.name} has {voice.positions:,} positions; the oldest {answer.forgotten} of "
                 f"{len(self.conversation.turns)} turns were not shown to it"
             )

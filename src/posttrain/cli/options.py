@@ -8,8 +8,9 @@ import typing
 from pathlib import Path
 from typing import Any, NoReturn
 
-from posttrain.core.console import ConsoleObserver, open_reporter
+from posttrain.core.console import open_reporter
 from posttrain.core.errors import ConfigError, nearest
+from posttrain.core.events import Reporter
 from posttrain.core.settings import Leaf, S, Settings, assemble, leaves
 
 
@@ -40,10 +41,8 @@ def parser(command: str, description: str, model: type[Settings]) -> Parser:
     return out
 
 
-def read(
-    command: str, description: str, model: type[S], argv: list[str]
-) -> tuple[S, ConsoleObserver]:
-    """A command's settings from its arguments, and the observer it shows itself to."""
+def read(command: str, description: str, model: type[S], argv: list[str]) -> tuple[S, Reporter]:
+    """A command's settings from its arguments, and the reporter it shows itself to."""
     arguments = parser(command, description, model).parse(argv)
     return assemble(model, flat(arguments, model)), open_reporter(quiet=arguments.quiet)
 

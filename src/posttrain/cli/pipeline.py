@@ -63,10 +63,10 @@ def run(argv: list[str]) -> int:
     recipe, folder = _read(arguments)
     from posttrain.pipeline.run import execute
 
-    observer = Reporter(JsonLines()) if arguments.json else open_reporter(quiet=arguments.quiet)
-    result = execute(recipe, folder, observer)
+    reporter = Reporter(JsonLines()) if arguments.json else open_reporter(quiet=arguments.quiet)
+    result = execute(recipe, folder, reporter)
     if arguments.json:
-        observer.done(folder, result.summary)
+        reporter.done(folder, result.summary)
     else:
         results(result.summary)
         console().print(f"summary  {folder / 'summary.json'}", soft_wrap=True, markup=False)

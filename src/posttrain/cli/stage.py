@@ -33,8 +33,8 @@ def main(stage: Stage[Any], command: str, argv: list[str]) -> int:
         command: as it was typed. argv: what followed.
     Returns: the exit code: of the stage's verdict, 0 where it gives none.
     """
-    settings, observer = read(command, stage.description, stage.settings, argv)
-    outcome = stage.run(settings, observer)
+    settings, reporter = read(command, stage.description, stage.settings, argv)
+    outcome = stage.run(settings, reporter)
     presentation(stage)(outcome)
     return outcome.exit_code
 

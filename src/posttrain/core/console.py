@@ -364,6 +364,3 @@ def print_error(error: Exception) -> None:
         out.print("[bold]cure:[/bold]  ", end="", soft_wrap=True)
         out.print(text[1], markup=False, soft_wrap=True)
     sys.stderr.flush()
-
-
-ConsoleObserver = Reporter

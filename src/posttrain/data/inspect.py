@@ -22,7 +22,6 @@ from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 
-from posttrain.core.console import ConsoleObserver
 from posttrain.core.defaults import token_budget
 from posttrain.core.errors import ConfigError
 from posttrain.core.events import Reporter
@@ -272,7 +271,7 @@ def inspect(
     batch_size: int = 8,
     budget: int | None = None,
     rejects: Path | None = None,
-    observer: ConsoleObserver | None = None,
+    reporter: Reporter | None = None,
 ) -> Report:
     """Read the sources as training would, and report what it would train on.
 
@@ -286,12 +285,12 @@ def inspect(
         batch_size: rows a step.
         budget: tokens a forward pass; unset: a CPU's, or the longest row if that is more.
         rejects: a file for the rows that `on_bad_row="reject"` sets aside; None keeps none.
-        observer: shows progress; None shows none.
+        reporter: shows progress; None shows none.
     Raises:
         DataError: a source that cannot be read, or a row that cannot be used.
         ConfigError: a budget below the longest sequence.
     """
-    observer = observer or Reporter()
+    reporter = reporter or Reporter()
     preparation = Preparation(chat, max_length, settings.truncate, settings.format)
     measured = _Measured()
     parts, shown, shown_numbers = [], [], set[int]()
@@ -301,7 +300,7 @@ def inspect(
         for source, held_out in sources:
             account, selection = Account(), _Selection(rows, examples, source.path)
             label, total = f"read {Path(source.path).name}", max(1, bytes_of(source))
-            with observer.working(label, total) as progress:
+            with reporter.working(label, total) as progress:
                 for prepared, trees, dropped in accounted(
                     source, preparation, Path(scratch), account, rejected, progress
                 ):

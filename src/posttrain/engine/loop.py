@@ -66,7 +66,7 @@ class Run:
     budget: int
     seed: int
     folder: Path
-    observer: Reporter
+    reporter: Reporter
     checkpoints: CheckpointSettings
     validation: ValidationSettings
     held_out: HeldOut | None = None
@@ -85,7 +85,7 @@ class Run:
         assert self.policy.optimiser is not None, "call policy.train_with first"
         self.optimiser = self.policy.optimiser
         self.store = Store(
-            self.folder / "checkpoints", self.checkpoints.checkpoint_keep, self.observer.message
+            self.folder / "checkpoints", self.checkpoints.checkpoint_keep, self.reporter.message
         )
         self.log = MetricsLog(self.folder / "metrics.jsonl")
 
@@ -153,7 +153,7 @@ def restore(run: Run, saved: Checkpoint) -> None:
         f"{k} {v} → {now.get(k)}" for k, v in saved.state["environment"].items() if now.get(k) != v
     ]
     if changed:
-        run.observer.message(
+        run.reporter.message(
             f"this is not the machine or software the run began with ({', '.join(changed)}): "
             "it goes on, but the last bits may differ from an undisturbed run"
         )
@@ -177,14 +177,14 @@ def train(run: Run) -> int:
         if run.watch:
             for event in run.log.events():
                 run.watch(event)
-        run.observer.message(f"resuming after step {run.step} of {run.steps}")
+        run.reporter.message(f"resuming after step {run.step} of {run.steps}")
     else:
         run.log.rewind(-1)
     if run.step == 0 and run.held_out:
         run.first_held = _validate(run)
     every = run.validation.validate_every or run.source.steps_per_epoch
     last_save = time.monotonic()
-    run.observer.progress(TRAIN, run.step, run.steps)
+    run.reporter.progress(TRAIN, run.step, run.steps)
     try:
         with _signals() as asked:
             while run.step < run.steps and not _exhausted(run):
@@ -207,7 +207,7 @@ def train(run: Run) -> int:
                     raise Interrupted(asked[0], run.step)
         return _choose(run)
     finally:
-        run.observer.progress(TRAIN, run.step, run.steps, over=True)
+        run.reporter.progress(TRAIN, run.step, run.steps, over=True)
 
 
 def _step(run: Run) -> None:
@@ -295,14 +295,14 @@ def _not_finite(run: Run, what: str) -> PosttrainError:
 
 def _log(run: Run, event: Step | Held) -> None:
     run.log(event)
-    run.observer.emit(event)
+    run.reporter.emit(event)
     for alarm in run.watch(event) if run.watch else ():
-        run.observer.emit(alarm)
+        run.reporter.emit(alarm)
 
 
 def _validate(run: Run) -> dict[str, Any]:
     assert run.held_out is not None
-    held = run.held_out(partial(run.observer.progress, "held out"))
+    held = run.held_out(partial(run.reporter.progress, "held out"))
     if not math.isfinite(held["loss"]):
         raise PosttrainError(
             f"after step {run.step} the held-out loss is {held['loss']}",
@@ -332,9 +332,9 @@ def _choose(run: Run) -> int:
     """
     best = run.best["step"]
     if run.step < run.steps:
-        run.observer.message(f"stopped early: {run.stale} validations without a better one")
+        run.reporter.message(f"stopped early: {run.stale} validations without a better one")
     if run.first_held and best is not None and run.best["loss"] > run.first_held["loss"]:
-        run.observer.message(
+        run.reporter.message(
             f"held-out loss never fell below the start's: {run.first_held['loss']:.4f} before"
             f" training, {run.best['loss']:.4f} at best. Lower --learning-rate or train on other"
             " data"
@@ -344,13 +344,13 @@ def _choose(run: Run) -> int:
     try:
         weights = run.store.load(best).tensors["weights"]
     except CheckpointError as error:
-        run.observer.message(
+        run.reporter.message(
             f"{error.what}. It was the best by held-out loss; exporting step {run.step}, the last,"
             " instead"
         )
         return run.step
     run.optimiser.load_weights(weights)
-    run.observer.message(f"exporting step {best}, the best by held-out loss")
+    run.reporter.message(f"exporting step {best}, the best by held-out loss")
     return best
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.assets import curriculum
-from posttrain.core.console import ConsoleObserver
+from posttrain.core.events import Reporter
 from posttrain.core.files import write_atomic
 from posttrain.pipeline.recipe import load
 from posttrain.pipeline.run import Result, execute
@@ -154,6 +154,6 @@ def recipe(data: dict[str, str]) -> dict[str, Any]:
     }
 
 
-def quickstart(folder: Path, observer: ConsoleObserver) -> Result:
+def quickstart(folder: Path, reporter: Reporter) -> Result:
     """Run it, or what of it is not done yet."""
-    return execute(load(recipe(write_data(folder / "data"))), folder, observer)
+    return execute(load(recipe(write_data(folder / "data"))), folder, reporter)

@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from posttrain.core.console import ConsoleObserver, open_reporter
+from posttrain.core.console import open_reporter
 from posttrain.core.errors import ConfigError
+from posttrain.core.events import Reporter
 from posttrain.core.files import PARTIAL, explained_writes, lock, write_json
 from posttrain.core.version import __version__
 from posttrain.pipeline.plan import ARTIFACT, Planned, plan
@@ -54,7 +55,7 @@ def run_recipe(
     *,
     out: Path | str | None = None,
     changes: Iterable[str] = (),
-    observer: ConsoleObserver | None = None,
+    reporter: Reporter | None = None,
 ) -> Result:
     """Run a recipe, or go on with it.
 
@@ -67,11 +68,11 @@ def run_recipe(
     """
     read = load(Path(recipe) if isinstance(recipe, str) else recipe, changes)
     return execute(
-        read, Path(out) if out else Path("runs") / read.name, observer or open_reporter()
+        read, Path(out) if out else Path("runs") / read.name, reporter or open_reporter()
     )
 
 
-def execute(recipe: Recipe, folder: Path, observer: ConsoleObserver) -> Result:
+def execute(recipe: Recipe, folder: Path, reporter: Reporter) -> Result:
     """Make every stage of a recipe in a folder."""
     with lock(folder), explained_writes(folder):
         stages = plan(recipe, folder)
@@ -79,11 +80,11 @@ def execute(recipe: Recipe, folder: Path, observer: ConsoleObserver) -> Result:
         for number, planned in enumerate(stages, 1):
             label = f"{number}/{len(stages)} {planned.stage.name}"
             if planned.made:
-                observer.note(label, f"made before: {planned.folder}")
+                reporter.note(label, f"made before: {planned.folder}")
             else:
                 doing = "goes on" if planned.state == "interrupted" else planned.why
-                observer.note(label, f"{planned.stage.spec}, {doing}")
-                _make(planned, observer)
+                reporter.note(label, f"{planned.stage.spec}, {doing}")
+                _make(planned, reporter)
             _link(folder / planned.stage.name, planned.folder)
         summary = {
             "posttrain": __version__,
@@ -94,7 +95,7 @@ def execute(recipe: Recipe, folder: Path, observer: ConsoleObserver) -> Result:
             folder / "recipe.json", {planned.stage.name: _given(planned) for planned in stages}
         )
         write_json(folder / "summary.json", summary)
-        observer.note("done", f"{len(stages)} stages, {time.monotonic() - begun:.0f} s: {folder}")
+        reporter.note("done", f"{len(stages)} stages, {time.monotonic() - begun:.0f} s: {folder}")
     artifacts = {planned.stage.name: planned.folder for planned in stages}
     return Result(folder, artifacts, summary, _verdicts(summary))
 
@@ -107,11 +108,11 @@ def _verdicts(summary: dict[str, Any]) -> dict[str, Verdict]:
     return verdicts
 
 
-def _make(planned: Planned, observer: ConsoleObserver) -> None:
+def _make(planned: Planned, reporter: Reporter) -> None:
     begun = time.monotonic()
     stage = planned.stage
     try:
-        outcome = stage.kind.run(planned.settings, observer)
+        outcome = stage.kind.run(planned.settings, reporter)
     except ConfigError as error:
         error.where = error.where or stage.at(error.option)
         raise

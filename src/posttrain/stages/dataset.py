@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from posttrain.core.console import ConsoleObserver
 from posttrain.core.errors import ConfigError, DataError
+from posttrain.core.events import Reporter
 from posttrain.core.files import PARTIAL, sha256_json, write_json
 from posttrain.data.formats import Format
 from posttrain.data.plan import shares
@@ -209,7 +209,7 @@ def prepare(
     if not (done / "key.json").is_file() or _read_key(done)["key"] != key:
         shutil.rmtree(partial, ignore_errors=True)
         try:
-            _tokenize(settings, chat, partial, longest, context.observer, learned)
+            _tokenize(settings, chat, partial, longest, context.reporter, learned)
             write_json(partial / "key.json", {"key": key, "chat": chat.used})
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
@@ -241,7 +241,7 @@ def _tokenize(
     chat: Chat,
     folder: Path,
     longest: int,
-    observer: ConsoleObserver,
+    reporter: Reporter,
     learned: Learned,
 ) -> None:
     from posttrain.data.prepare import Preparation, prepare
@@ -252,15 +252,15 @@ def _tokenize(
     for label, some in sources(settings).items():
         for i, source in enumerate(some):
             total, part = max(1, size(source)), folder / f"{label} {i}"
-            with observer.working(f"read {Path(source.path).name}", total) as progress:
+            with reporter.working(f"read {Path(source.path).name}", total) as progress:
                 account = prepare(source, preparation, part, rejects=rejects, progress=progress)
             write_json(part / "account.json", account.json())
-            tell(account, label, source, observer, first=i == 0)
+            tell(account, label, source, reporter, first=i == 0)
     rejects.close()
     for note in chat.notes:
-        observer.message(note)
+        reporter.message(note)
     if chat.used and chat.template.origin == "default":
-        observer.note(
+        reporter.note(
             "chat",
             f"the model has no chat template: a default, whose answers end with {chat.stop}, is"
             " used and saved with it; --chat-template FILE uses another",
@@ -268,21 +268,21 @@ def _tokenize(
 
 
 def tell(
-    account: Account, label: str, source: Source, observer: ConsoleObserver, *, first: bool = True
+    account: Account, label: str, source: Source, reporter: Reporter, *, first: bool = True
 ) -> None:
     """Say what became of a source's rows; what was lost is said even where quiet is asked for."""
     name = Path(source.path).name
-    observer.note(label, f"{name} ({account.format}): {account.summary()}")
+    reporter.note(label, f"{name} ({account.format}): {account.summary()}")
     if first:
         before, after = account.example
-        observer.note("", f"first: {_short(before, tail=True)} ⟶ {_short(after)}")
+        reporter.note("", f"first: {_short(before, tail=True)} ⟶ {_short(after)}")
     lost = {"cut to the length limit": account.truncated, "dropped": sum(account.dropped.values())}
     if any(lost.values()):
-        observer.message(
+        reporter.message(
             f"{name}: rows " + ", ".join(f"{what}: {n:,}" for what, n in lost.items() if n)
         )
     if account.special:
-        observer.message(
+        reporter.message(
             f"{name}: {account.special:,} rows have the text of a special token inside, which the"
             " model will read as one"
         )
@@ -290,7 +290,7 @@ def tell(
         why = "; ".join(
             f"{n:,} {what}" for what, n in sorted(account.reasons.items(), key=lambda x: -x[1])[:3]
         )
-        observer.message(f"{name}: {account.rejected:,} rows rejected, written to {REJECTS}: {why}")
+        reporter.message(f"{name}: {account.rejected:,} rows rejected, written to {REJECTS}: {why}")
 
 
 def _short(text: str, width: int = 60, *, tail: bool = False) -> str:

@@ -208,7 +208,7 @@ def _asked(
     settings: EvaluateSettings, role: str, evaluations: list[Evaluation], context: Context
 ) -> dict[str, list[Record]]:
     """One model's records of every evaluation; those that are there are read back."""
-    path, observer = settings.models[role], context.observer
+    path, reporter = settings.models[role], context.reporter
     records: dict[str, list[Record]] = {}
     asking: _Asking | None = None
     for evaluation in evaluations:
@@ -217,16 +217,16 @@ def _asked(
             records[name] = read_records(file)
             continue
         rows = read_rows(evaluation.source)
-        asking = asking or _Asking(settings, path, observer)
+        asking = asking or _Asking(settings, path, reporter)
         key = {"identity": context.inputs.identity(), "role": role, "name": name}
-        journal = Journal(context.folder / ITEMS / file.stem, key, message=observer.message)
+        journal = Journal(context.folder / ITEMS / file.stem, key, message=reporter.message)
         records[name] = asking.records(evaluation, rows, journal, context)
-        _account(evaluation, len(rows), records[name], asking.subject.max_length, observer)
+        _account(evaluation, len(rows), records[name], asking.subject.max_length, reporter)
         context.claim()  # not before: a bad row can be corrected
         write_records(file, records[name])
         for metric, estimate in evaluation.task.estimates(records[name]).items():
             text = shown(estimate.json())
-            observer.note("measured", f"{Path(path).name} {name} {metric}: {text}")
+            reporter.note("measured", f"{Path(path).name} {name} {metric}: {text}")
     return records
 
 
@@ -236,19 +236,19 @@ class _Asking:
 
     settings: EvaluateSettings
     path: str
-    observer: Reporter
+    reporter: Reporter
     label: str = ""
     first: int = 0
     rows: int = 0
     subject: Subject = field(init=False)
 
     def __post_init__(self) -> None:
-        self.subject = _subject(self.settings, self.path, self.observer, self._progress)
+        self.subject = _subject(self.settings, self.path, self.reporter, self._progress)
 
     def _progress(self, done: int, total: int) -> None:
         """How far a block is, as rows of the whole."""
         size = min(BLOCK, self.rows - self.first)
-        self.observer.progress(self.label, self.first + size * done // max(1, total), self.rows)
+        self.reporter.progress(self.label, self.first + size * done // max(1, total), self.rows)
 
     def records(
         self, evaluation: Evaluation, rows: list[Row], journal: Journal, context: Context
@@ -266,7 +266,7 @@ class _Asking:
 
 
 def _account(
-    evaluation: Evaluation, rows: int, records: list[Record], max_length: int, observer: Reporter
+    evaluation: Evaluation, rows: int, records: list[Record], max_length: int, reporter: Reporter
 ) -> None:
     """Say how many rows gave no record.
 
@@ -289,14 +289,14 @@ def _account(
             cure="give every record an item of its own, for example ROW#1, ROW#2",
         )
     if (left_out := rows - len(items)) > 0:
-        observer.message(
+        reporter.message(
             f"{evaluation.name}: {left_out:,} of {rows:,} rows are left out: they do not fit"
             f" {max_length:,} tokens, or hold nothing to score"
         )
 
 
 def _subject(
-    settings: EvaluateSettings, path: str, observer: Reporter, progress: Callable[[int, int], None]
+    settings: EvaluateSettings, path: str, reporter: Reporter, progress: Callable[[int, int], None]
 ) -> Subject:
     """A model, loaded, with how it is talked to."""
     from posttrain.data.chat import Chat
@@ -305,7 +305,7 @@ def _subject(
 
     policy = Policy.load(path, device=settings.device)
     for note in policy.notes:
-        observer.message(note)
+        reporter.message(note)
     return Subject(
         policy,
         Chat(policy.tokenizer, prompt_template=settings.prompt_template),

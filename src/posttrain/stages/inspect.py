@@ -121,10 +121,10 @@ def data_inspect(settings: InspectSettings, context: Context) -> Made:
         batch_size=settings.batch_size,
         budget=settings.budget,
         rejects=rejects,
-        observer=context.observer,
+        reporter=context.reporter,
     )
     for note in chat.notes:
-        context.observer.message(note)
+        context.reporter.message(note)
     context.claim()
     kept = context.folder / "page.html" if settings.folder is not None else None
     for path in filter(None, (kept, settings.html)):

@@ -93,9 +93,9 @@ def judge(settings: JudgeSettings, context: Context) -> dict[str, Any]:
     pair the higher score, by category and compared with content-blind baselines; with --against,
     pair by pair compared with another.
     """
-    observer, specs, named = context.observer, _specs(settings), _named(settings.data)
-    pairs = {name: _pairs(source, observer) for name, source in named.items()}
-    scores = {role: _scores(spec, settings.device, pairs, observer) for role, spec in specs.items()}
+    reporter, specs, named = context.reporter, _specs(settings), _named(settings.data)
+    pairs = {name: _pairs(source, reporter) for name, source in named.items()}
+    scores = {role: _scores(spec, settings.device, pairs, reporter) for role, spec in specs.items()}
     records: dict[str, list[Record]] = {}
     for name in named:
         by_role = {role: by_file[name] for role, by_file in scores.items()}
@@ -173,7 +173,7 @@ class Pair:
 Scores = list[tuple[Score, Score]]  # of each pair, of the chosen and of the rejected response
 
 
-def _pairs(source: Source, observer: Reporter) -> list[Pair]:
+def _pairs(source: Source, reporter: Reporter) -> list[Pair]:
     """The pairs of a source. Pairs whose answers are the same are left out, and that is said."""
     form, pairs, same = Format("preference"), list[Pair](), 0
     for row in read(source, Rejects()):
@@ -185,7 +185,7 @@ def _pairs(source: Source, observer: Reporter) -> list[Pair]:
         chosen, rejected = (_response(row, example, answer) for answer in example.answers[:2])
         pairs.append(Pair(chosen, rejected, str(given[0]) if given else ""))
     if same:
-        observer.message(
+        reporter.message(
             f"{source}: {same:,} pairs are left out, in which chosen and rejected are the same"
         )
     if not pairs:
@@ -210,14 +210,14 @@ def _response(row: Row, example: Example, answer: Text) -> Response:
 
 
 def _scores(
-    spec: str, device: str, pairs: dict[str, list[Pair]], observer: Reporter
+    spec: str, device: str, pairs: dict[str, list[Pair]], reporter: Reporter
 ) -> dict[str, Scores]:
     """The scores of every file's pairs."""
     scorer = open_scorer(spec, device)
     out: dict[str, Scores] = {}
     for name, some in pairs.items():
         out[name] = []
-        with observer.working(f"judge {name}", len(some)) as progress:
+        with reporter.working(f"judge {name}", len(some)) as progress:
             for a in range(0, len(some), BATCH):
                 batch = some[a : a + BATCH]
                 scores = scorer([one for pair in batch for one in (pair.chosen, pair.rejected)])

@@ -134,7 +134,7 @@ def data_pairs(settings: PairsSettings, context: Context) -> dict[str, Any]:
     corpus = Corpus(
         settings.data,
         folder,
-        context.observer,
+        context.reporter,
         rejects="rejects.jsonl" if settings.on_bad_row == "reject" else "",
         format=settings.format,
         check=check,

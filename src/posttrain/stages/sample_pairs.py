@@ -192,14 +192,14 @@ def sample_pairs(settings: SamplePairsSettings, context: Context) -> dict[str, A
     answer chosen, the worse rejected. Killed at any moment, the same command goes on where it was
     and ends with the same files.
     """
-    reject, observer = settings.on_bad_row == "reject", context.observer
+    reject, reporter = settings.on_bad_row == "reject", context.reporter
     rejects = Rejects(context.folder / "rejects.jsonl" if reject else None)
-    prompts = _begin(settings, rejects, observer)
+    prompts = _begin(settings, rejects, reporter)
     context.claim()
     rejects.close()
     key = context.inputs.identity()
-    with Journal(context.folder / CHUNKS, key, message=observer.message) as chunks:
-        _sample(settings, prompts, observer, chunks)
+    with Journal(context.folder / CHUNKS, key, message=reporter.message) as chunks:
+        _sample(settings, prompts, reporter, chunks)
         results = _write(settings, prompts, chunks)
     return {
         "model": settings.model,
@@ -229,7 +229,7 @@ def _check(settings: SamplePairsSettings) -> None:
     check_scorer(settings.scorer_spec)
 
 
-def _begin(settings: SamplePairsSettings, rejects: Rejects, observer: Reporter) -> list[Prompt]:
+def _begin(settings: SamplePairsSettings, rejects: Rejects, reporter: Reporter) -> list[Prompt]:
     """The prompts, as the model will see them.
 
     What is wrong with them or the scorer shows here, before anything is sampled.
@@ -262,7 +262,7 @@ def _begin(settings: SamplePairsSettings, rejects: Rejects, observer: Reporter) 
         scores = SCORERS[settings.scorer](responses)
         missing = [score for score in scores if score.value is None]
         _refuse_unscored(settings, missing, len(scores), "prompts")
-    observer.note(
+    reporter.note(
         "prompts",
         f"{len(prompts):,}, {settings.n} answers each, in {settings.batch_size} at a time",
     )
@@ -300,7 +300,7 @@ def _refuse_unscored(
 
 
 def _sample(
-    settings: SamplePairsSettings, prompts: Many[Prompt], observer: Reporter, chunks: Journal
+    settings: SamplePairsSettings, prompts: Many[Prompt], reporter: Reporter, chunks: Journal
 ) -> None:
     """Sample the chunks that are not there yet: the answers to `batch_size` prompts each."""
     starts = range(len(chunks) * settings.batch_size, len(prompts), settings.batch_size)
@@ -310,7 +310,7 @@ def _sample(
 
     policy = Policy.load(settings.model, device=settings.device)
     for reason in policy.notes:
-        observer.message(reason)
+        reporter.message(reason)
     if settings.prompt_template is None:
         from posttrain.data.chat import Chat
 
@@ -319,7 +319,7 @@ def _sample(
             chat.template.source, chat.stop
         )  # so that answers end where the template ends them
     scorer = open_scorer(settings.scorer_spec, settings.device)
-    with observer.working("sampling", len(starts) * settings.batch_size) as progress:
+    with reporter.working("sampling", len(starts) * settings.batch_size) as progress:
         for number, start in enumerate(starts, 1):
             records = _answers(
                 settings, policy, scorer, start, prompts[start : start + settings.batch_size]

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from posttrain.core.console import ConsoleObserver
 from posttrain.core.defaults import TOKEN_BUDGET
 from posttrain.core.errors import ConfigError
+from posttrain.core.events import Reporter
 from posttrain.core.settings import Destination, ExecutionOnly, ReadsModel, Settings
 from posttrain.data.curate.corpus import Corpus
 from posttrain.data.curate.quality import QualitySettings
@@ -118,21 +118,21 @@ def data_select(settings: SelectSettings, context: Context) -> dict[str, Any]:
     """
     from posttrain.data.curate.select import Criteria, select
 
-    folder, observer, reject = context.folder, context.observer, settings.on_bad_row == "reject"
+    folder, reporter, reject = context.folder, context.reporter, settings.on_bad_row == "reject"
     corpus = Corpus(
         settings.data,
         folder,
-        observer,
+        reporter,
         rejects="rejects.jsonl" if reject else "",
         format=settings.format,
     )
     target = Corpus(
-        settings.target, folder, observer, rejects="target-rejects.jsonl" if reject else ""
+        settings.target, folder, reporter, rejects="target-rejects.jsonl" if reject else ""
     )
     chosen = select(
         corpus,
         target,
-        _space(settings, observer),
+        _space(settings, reporter),
         Criteria(
             settings.keep,
             settings.quality,
@@ -157,7 +157,7 @@ def data_select(settings: SelectSettings, context: Context) -> dict[str, Any]:
     }
 
 
-def _space(settings: SelectSettings, observer: ConsoleObserver) -> Space:
+def _space(settings: SelectSettings, reporter: Reporter) -> Space:
     from posttrain.data.curate.relevance import Embedding, Tfidf
 
     if settings.by == "tfidf":
@@ -166,7 +166,7 @@ def _space(settings: SelectSettings, observer: ConsoleObserver) -> Space:
 
     policy = Policy.load(settings.model, device=settings.device)
     for reason in policy.notes:
-        observer.message(reason)
+        reporter.message(reason)
     return Embedding(embedder(policy, settings.embed_tokens), settings.seed)
 
 

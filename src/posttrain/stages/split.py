@@ -107,14 +107,14 @@ def data_split(settings: SplitSettings, context: Context) -> dict[str, Any]:
     corpus = Corpus(
         settings.data,
         folder,
-        context.observer,
+        context.reporter,
         rejects="rejects.jsonl" if reject else "",
         format=settings.format,
     )
     against = Corpus(
         settings.against,
         folder,
-        context.observer,
+        context.reporter,
         rejects="against-rejects.jsonl" if reject else "",
     )
     with Prints(folder / "texts") as texts, Prints(folder / "prompts") as prompts:

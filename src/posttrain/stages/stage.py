@@ -117,14 +117,14 @@ class Context:
 
     Attributes:
         folder: to write into.
-        observer: to tell what happens.
+        reporter: to tell what happens.
         inputs: digests of what the stage reads.
         began: whether an earlier process began this run here; it may go on with what it left.
         settings, place: of the run; for `claim`.
     """
 
     folder: Path
-    observer: Reporter
+    reporter: Reporter
     inputs: inputs.Inputs
     began: bool
     settings: Settings = field(repr=False)
@@ -141,7 +141,7 @@ class Context:
         self.claimed = True
         execution = inputs.execution(self.settings)
         for difference in self.place.claim(self.inputs.identity(), execution):
-            self.observer.message(
+            self.reporter.message(
                 f"this run goes on with another {difference}; results differ by rounding, and by"
                 " the draws of noise where there is any"
             )
@@ -206,7 +206,7 @@ class Stage(Generic[S]):
         *,
         quiet: bool = False,
         sinks: Iterable[Sink] = (),
-        observer: Reporter | None = None,
+        reporter: Reporter | None = None,
         **settings: Any,
     ) -> Outcome:
         """Run the stage, in one line.
@@ -214,15 +214,15 @@ class Stage(Generic[S]):
         Args:
             quiet: show nothing but trouble.
             sinks: functions that are called with every event (`posttrain.core.events`).
-            observer: reports what happens, in place of one for the terminal.
+            reporter: reports what happens, in place of one for the terminal.
             settings: the command line's options, with underscores.
         Raises:
             PosttrainError: with what is wrong and the cure.
         """
         chosen = assemble(self.settings, settings)
-        return self.run(chosen, observer or open_reporter(quiet=quiet, sinks=sinks))
+        return self.run(chosen, reporter or open_reporter(quiet=quiet, sinks=sinks))
 
-    def run(self, settings: S, observer: Reporter) -> Outcome:
+    def run(self, settings: S, reporter: Reporter) -> Outcome:
         """Run the stage, or go on with it, or say that it is finished.
 
         Raises:
@@ -236,10 +236,10 @@ class Stage(Generic[S]):
         read = inputs.describe(settings) if kept else inputs.NOTHING
         with place.held(), explained_writes(place.folder):
             place.check(read.identity())
-            if (done := self._finished(settings, place, observer)) is not None:
+            if (done := self._finished(settings, place, reporter)) is not None:
                 return done
             place.sweep()
-            context = Context(place.work, observer, read, place.began, settings, place)
+            context = Context(place.work, reporter, read, place.began, settings, place)
             try:
                 result = self.function(settings, context)
             except BaseException:
@@ -269,7 +269,7 @@ class Stage(Generic[S]):
             return Beside(out, next(iter(made.values())), names)
         return Folder(out, names, together=self.files.together)
 
-    def _finished(self, settings: S, place: Place, observer: Reporter) -> Outcome | None:
+    def _finished(self, settings: S, place: Place, reporter: Reporter) -> Outcome | None:
         """The outcome of a run that is done, if what it made is still there as it was."""
         summary = place.summary()
         if summary is None:
@@ -277,10 +277,10 @@ class Stage(Generic[S]):
         for name, digest in summary.get("sha256", {}).items():
             path = place.path(name)
             if not path.exists() or output_digest(path) != digest:
-                observer.message(f"{path} is missing or changed; making it again")
+                reporter.message(f"{path} is missing or changed; making it again")
                 return None
         self._remove_scratch(place)
-        observer.note("finished", f"{place.out} already holds this run; nothing to do")
+        reporter.note("finished", f"{place.out} already holds this run; nothing to do")
         said = summary.get("verdict")
         return self._outcome(settings, place, summary, Verdict(**said) if said else None)
 

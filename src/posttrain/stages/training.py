@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field
 
-from posttrain.core.console import ConsoleObserver
 from posttrain.core.defaults import UNSET_BUDGET
 from posttrain.core.errors import ConfigError
+from posttrain.core.events import Reporter
 from posttrain.core.files import atomic_folder
 from posttrain.core.settings import Destination, ExecutionOnly, ReadsModel, Settings
 from posttrain.core.trackers import FILE, FOLDER, TrackingSettings, trackers
@@ -109,24 +109,24 @@ def train(settings: Any, context: Context, objective: Objective) -> dict[str, An
     from posttrain.engine import loop
     from posttrain.engine.load import resolve
 
-    folder, observer = context.folder, context.observer
+    folder, reporter = context.folder, context.reporter
     tokens = dataset.prepare(
         settings.data, resolve(settings.model), context, objective.learned, objective.separator
     )
     learner = objective.load(settings)
     for note in learner.notes:
-        observer.message(note)
-    observer.note("model", _describe(learner, settings))
+        reporter.message(note)
+    reporter.note("model", _describe(learner, settings))
     if tokens.chat.used:  # leave in the exported model how it was talked to
         learner.set_chat(tokens.chat.template.source, tokens.chat.stop)
-    training, setup = _prepare(settings, learner, tokens.sets, observer, objective)
+    training, setup = _prepare(settings, learner, tokens.sets, reporter, objective)
     context.claim()
     tokens.keep()
     if setup.begin:
         setup.begin(training)
     config = settings.model_dump(mode="json", exclude={"tracking"})
     tracked = trackers(settings.tracking, folder, config, training.log.events())
-    with observer.also(tracked) as training.observer:
+    with reporter.also(tracked) as training.reporter:
         exported = loop.train(training)
         with atomic_folder(folder / "model") as target:
             learner.save(target)
@@ -135,7 +135,7 @@ def train(settings: Any, context: Context, objective: Objective) -> dict[str, An
                 learner.save_adapter(target)
         summary = _summary(training, tokens.sets["data"], exported)
         summary |= objective.summary(training)
-        training.observer.done(folder, summary, training.log.events())
+        training.reporter.done(folder, summary, training.log.events())
     return summary
 
 
@@ -158,7 +158,7 @@ def _prepare(
     settings: TrainingSettings,
     learner: Learner,
     data: dict[str, Dataset],
-    observer: ConsoleObserver,
+    reporter: Reporter,
     objective: Objective,
 ) -> tuple[Run, Setup]:
     """Everything the loop needs. What is wrong with the settings shows here, before the folder is
@@ -180,7 +180,7 @@ def _prepare(
     steps = settings.steps or math.ceil(
         settings.epochs * plan.steps_per_epoch - 1e-9
     )  # 1.1 · 100 is 110, not 111
-    setup = objective.setup(settings, learner, data, budget, observer)
+    setup = objective.setup(settings, learner, data, budget, reporter)
     learner.train_with(
         settings.optimiser, activation_checkpointing=settings.activation_checkpointing
     )
@@ -193,7 +193,7 @@ def _prepare(
             budget=budget,
             seed=settings.seed,
             folder=settings.out,
-            observer=observer,
+            reporter=reporter,
             held_out=setup.held_out,
             noise=setup.noise,
             watch=setup.watch,

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from posttrain.core.console import ConsoleObserver
 from posttrain.core.errors import DataError
+from posttrain.core.events import Reporter
 from posttrain.data.curate.corpus import Corpus
 from posttrain.data.settings import Source
 from tests.making import write
@@ -23,8 +23,8 @@ from tests.making import write
 )
 def test_data_that_changes_between_two_passes_is_an_error(later: list[Any], tmp_path: Path) -> None:
     path = write(tmp_path / "rows.jsonl", [{"text": "a"}, {"text": "b"}, "no json"])
-    source, observer = Source(path=str(path)), ConsoleObserver(quiet=True)
-    corpus = Corpus([source], tmp_path, observer, rejects="rejects.jsonl")
+    source, reporter = Source(path=str(path)), Reporter(quiet=True)
+    corpus = Corpus([source], tmp_path, reporter, rejects="rejects.jsonl")
     for purpose in ("first", "again"):
         assert len(list(corpus.rows(purpose))) == 2
     assert (corpus.read, corpus.usable, corpus.rejected) == (3, 2, 1)

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import takewhile
 from pathlib import Path
 
-from posttrain.core.console import ConsoleObserver
 from posttrain.core.errors import DataError
+from posttrain.core.events import Reporter
 from posttrain.data.formats import Example, Format, Message, Text
 from posttrain.data.readers import suffix_of
 from posttrain.data.rows import Rejects, Row, json_line
@@ -22,7 +22,7 @@ class Corpus:
     Args:
         sources: where from.
         folder: takes the file of rejected rows when the first pass is done.
-        observer: shows progress.
+        reporter: shows progress.
         rejects: name of that file; empty: the first unusable row is an error.
         format: of the rows; empty: found from each source's first.
         check: raises a DataError for a row that is well formed and still cannot be used.
@@ -36,13 +36,13 @@ class Corpus:
         self,
         sources: Sequence[Source],
         folder: Path,
-        observer: ConsoleObserver,
+        reporter: Reporter,
         *,
         rejects: str = "",
         format: FormatName = "",
         check: Callable[[Row, Example], None] = lambda row, example: None,
     ) -> None:
-        self.sources, self.folder, self.observer = sources, folder, observer
+        self.sources, self.folder, self.reporter = sources, folder, reporter
         self.format, self.check = format, check
         self.read = self.rejected = self.passes = 0
         self.reasons: dict[str, int] = {}
@@ -92,7 +92,7 @@ class Corpus:
 
     def _pass(self, purpose: str, rejects: Rejects) -> Iterator[tuple[Row, Example]]:
         bytes_before, total = 0, sum(map(size, self.sources))
-        with self.observer.working(purpose, total, "bytes") as progress:
+        with self.reporter.working(purpose, total, "bytes") as progress:
             for source in self.sources:
                 form = Format(self.format)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from posttrain.core.console import ConsoleObserver
+from posttrain.core.events import Reporter
 from posttrain.stages.dataset import Dataset
 from posttrain.stages.objectives.objective import Setup
 
@@ -37,12 +37,7 @@ class Demonstrations:
         )
 
     def setup(
-        self,
-        settings: Any,
-        learner: Any,
-        data: dict[str, Dataset],
-        budget: int,
-        observer: ConsoleObserver,
+        self, settings: Any, learner: Any, data: dict[str, Dataset], budget: int, reporter: Reporter
     ) -> Setup:
         from posttrain.engine.held_out import Progress, validate
         from posttrain.engine.source import Rows

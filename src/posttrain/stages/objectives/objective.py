@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from posttrain.core.console import ConsoleObserver
+from posttrain.core.events import Reporter
 from posttrain.stages.dataset import Dataset
 
 if TYPE_CHECKING:
@@ -56,12 +56,7 @@ class Objective(Protocol):
         ...
 
     def setup(
-        self,
-        settings: Any,
-        learner: Any,
-        data: dict[str, Dataset],
-        budget: int,
-        observer: ConsoleObserver,
+        self, settings: Any, learner: Any, data: dict[str, Dataset], budget: int, reporter: Reporter
     ) -> Setup:
         """What the loop does. What is wrong with the settings shows here, before the folder is
         claimed.

@@ -17,8 +17,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from posttrain.core.console import ConsoleObserver
 from posttrain.core.errors import ConfigError, PosttrainError
+from posttrain.core.events import Reporter
 from posttrain.core.files import sha256_json
 from posttrain.evals import judging, stats
 from posttrain.stages import dataset
@@ -129,11 +129,11 @@ class Preferences:
         learner: Policy,
         data: dict[str, Dataset],
         budget: int,
-        observer: ConsoleObserver,
+        reporter: Reporter,
     ) -> Setup:
         # what scores at random is not what the reference is held against
         learner.without_dropout()
-        self._warn_of_one_label(data["data"], observer)
+        self._warn_of_one_label(data["data"], reporter)
         train = self._rows(data["data"], settings)
         held_out = None
         if "held out" in data:
@@ -145,16 +145,16 @@ class Preferences:
             probes=train.probes,
             watch=self.alarms,
             held_out=held_out,
-            begin=partial(self._refer, settings, observer) if self.needs_reference else None,
+            begin=partial(self._refer, settings, reporter) if self.needs_reference else None,
         )
 
-    def _warn_of_one_label(self, data: Dataset, observer: ConsoleObserver) -> None:
+    def _warn_of_one_label(self, data: Dataset, reporter: Reporter) -> None:
         if self.learned != "labels":
             return
         labels = {float(label) for row in data.numbers or () for label in row}
         if len(labels) < 2:
             kind = "good" if 1.0 in labels else "bad"
-            observer.message(f"all answers are labelled {kind}: nothing tells it what differs")
+            reporter.message(f"all answers are labelled {kind}: nothing tells it what differs")
 
     def _rows(self, data: Dataset, settings: Any) -> Offline:
         """Rows with their facts, in the order they have; the probes of every row."""
@@ -175,7 +175,7 @@ class Preferences:
 
     # ------------------------------------------------------------------------------ the reference
 
-    def _refer(self, settings: Any, observer: ConsoleObserver, run: Run) -> None:
+    def _refer(self, settings: Any, reporter: Reporter, run: Run) -> None:
         """Give the rows their reference, while the policy still is the model that training starts
         from.
         """
@@ -185,18 +185,16 @@ class Preferences:
         scores = tree_scores(learner, _log_probs(settings, learner), run.budget)
         source: Any = run.source
         if _is_stored(settings):
-            self._store(settings, observer, run, scores)
+            self._store(settings, reporter, run, scores)
         else:
             for offline in (source, self.held):
                 if offline is not None:
                     offline.rows = replace(offline.rows, reference=scores)
                     offline.probes = offline.probes and replace(offline.probes, reference=scores)
         if settings.reference_model is None:
-            _check_agreement(run, observer)
+            _check_agreement(run, reporter)
 
-    def _store(
-        self, settings: Any, observer: ConsoleObserver, run: Run, scores: TreeScores
-    ) -> None:
+    def _store(self, settings: Any, reporter: Reporter, run: Run, scores: TreeScores) -> None:
         """Score the rows that will be read, once, and read them from the disk from then on."""
         from posttrain.core.journal import Journal
         from posttrain.engine.reference import store
@@ -213,12 +211,12 @@ class Preferences:
                 "rows": sha256_json([taken, probes]),
             }
             place = folder / f"reference-{sha256_json(key)[:16]}"
-            journal = Journal(place, key, wait=True, message=observer.message)
+            journal = Journal(place, key, wait=True, message=reporter.message)
 
             def score(block: Many[int]) -> list[Any]:
                 return scores([rows.trees[i] for i in block])
 
-            with observer.working("reference", len(taken)) as progress:
+            with reporter.working("reference", len(taken)) as progress:
                 return replace(rows, reference=store(journal, taken, score, progress))
 
         source: Any = run.source
@@ -347,7 +345,7 @@ def _log_probs(settings: Any, learner: Policy) -> LogProbs:
     return other.logprobs
 
 
-def _check_agreement(run: Run, observer: ConsoleObserver) -> None:
+def _check_agreement(run: Run, reporter: Reporter) -> None:
     """Check, on the first batch, that the reference is the model that training starts from.
 
     Raises:
@@ -370,7 +368,7 @@ def _check_agreement(run: Run, observer: ConsoleObserver) -> None:
             f" {mean:.2g} nats a token on average and {most:.2g} at most",
             cure="remove --reference-cache, or give --reference copy",
         )
-    observer.note(
+    reporter.note(
         "reference",
         f"agrees with the model that training starts from within {most:.0e} nats a token",
     )

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from posttrain.core.console import ConsoleObserver
 from posttrain.core.errors import ConfigError
+from posttrain.core.events import Reporter
 from posttrain.core.ties import wins
 from posttrain.evals import judging, stats
 from posttrain.stages.alarms import Alarms
@@ -78,7 +78,7 @@ class Rewards:
         learner: RewardModel,
         data: dict[str, Dataset],
         budget: int,
-        observer: ConsoleObserver,
+        reporter: Reporter,
     ) -> Setup:
         from posttrain.engine.source import Rows
 
