@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from posttrain.engine.batch import Rows
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -19,7 +18,6 @@ from posttrain.data.chat import Chat
 from posttrain.data.prepare import Preparation, prepare
 from posttrain.data.settings import Source
 from posttrain.data.store import Numbers, Trees
-from posttrain.data.tokens import Encoder
 from tests import making
 
 ROW = {"prompt": "2+3", "completions": ["ab", "c", "def"], "labels": [True, 0.25, False]}
@@ -109,16 +107,16 @@ def test_the_prompt_ends_where_the_first_step_begins(tmp_path: Path) -> None:
         path = making.write(tmp_path / f"{name}.jsonl", some)
         chat = Chat(words, prompt_template="{prompt}")
         out = tmp_path / f"{name}-partial"
-        prepare(Source(path=str(path)), chat, Encoder(words), out, max_length=100, learned="steps")
+        prepare(Source(path=str(path)), Preparation(chat, 100, learned="steps"), out)
     trees = Trees(tmp_path / "a-partial", tmp_path / "b-partial")
     for name in "ab":
         (tmp_path / f"{name}-partial").rename(tmp_path / name)
     lengths = trees.prompt_lengths()
     assert lengths is not None and lengths.tolist() == [2, 2, 0, 0]
-    first, second, third, fourth = Rows(trees, stepped=True, prompt_lengths=lengths).prompts()
+    first, second, third, fourth = Examples(trees, "steps", prompt_lengths=lengths).prompts()
     assert first == second and len({first, third, fourth}) == 3
     path = making.write(tmp_path / "c.jsonl", [{"prompt": "a", "completion": "b"}])
-    prepare(Source(path=str(path)), chat, Encoder(words), tmp_path / "c", max_length=100)
+    prepare(Source(path=str(path)), Preparation(chat, 100), tmp_path / "c")
     assert Trees(tmp_path / "c").prompt_lengths() is None  # the mask shows it
 
 

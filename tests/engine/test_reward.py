@@ -14,7 +14,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from posttrain.engine.batch import Rows
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from torch import Tensor, nn
@@ -27,12 +26,13 @@ from transformers import (
 )
 
 from posttrain.core.errors import ConfigError, ModelError
-from posttrain.core.types import Facts
-from posttrain.data.forest import TokenForest, Tree, forests, plant
-from posttrain.engine.reward import PAD, RewardModel, halve, head_of
+from posttrain.data.examples import Examples
+from posttrain.data.forest import TokenForest, Tree, collate
+from posttrain.engine.network import trunk_of
+from posttrain.engine.reward import PAD, RewardModel
 from posttrain.engine.settings import LoraSettings, OptimiserSettings
 from posttrain.methods.reward import bradley_terry, process
-from tests.tiny import CONFIGS, V, distance, folder, parameter_gradients, random_tree, seq
+from tests.tiny import CONFIGS, V, distance, folder, parameter_gradients, random_tree, seq, tree_of
 
 # gemma-2: soft caps and windows; gpt2: learned positions and transposed matrices
 ARCHITECTURES = ("llama", "gpt2", "gemma2", "mistral")
@@ -44,9 +44,9 @@ def pairs(choose: Any, n: int) -> list[Tree]:
     for _ in range(n):
         prompt = [choose(V) for _ in range(1 + choose(6))]
         sides = [[choose(V) for _ in range(choose(5))] + [3 + k] for k in range(2)]
-        out.append(
-            tuple(seq([*prompt, *side], [0] * len(prompt) + [1] * len(side)) for side in sides)
-        )
+        trained = [[0] * len(prompt) + [1] * len(side) for side in sides]
+        made = [seq([*prompt, *side], mask) for side, mask in zip(sides, trained, strict=True)]
+        out.append(tree_of(*made, units=[(0, 1)]))
     return out
 
 
@@ -56,7 +56,7 @@ def seeded(seed: int) -> Any:
 
 
 def flat(trees: Many[Tree]) -> list[list[int]]:
-    return [one.tokens.tolist() for tree in trees for one in tree]
+    return [s.tokens.tolist() for tree in trees for s in tree]
 
 
 def stock(path: Path, kind: Any = AutoModelForSequenceClassification) -> Any:
@@ -72,11 +72,8 @@ def alone(network: Any, trees: Many[Tree]) -> Tensor:
 
 def by_number(model: RewardModel, batch: Many[TokenForest]) -> Tensor:
     """[L, K] in the order of the sequences."""
-    rewards, numbers = (
-        [one.reward for one in model.score(batch)],
-        [forest.sequence for forest in batch],
-    )
-    return torch.cat(rewards)[torch.cat(numbers).argsort()]
+    rewards = torch.cat([columns.reward for columns in model.score(batch)])
+    return rewards[torch.cat([forest.sequence for forest in batch]).argsort()]
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)
@@ -99,7 +96,7 @@ def test_packed_pairs_have_the_rewards_and_gradients_of_sequences_alone(
     heads and pairs.
     """
     model = RewardModel.load(base, device="cpu", heads=3)
-    assert model.model.mode == "forest"
+    assert model.network.mode == "forest"
     model.save(tmp_path)
     plain = stock(tmp_path)
 
@@ -107,15 +104,15 @@ def test_packed_pairs_have_the_rewards_and_gradients_of_sequences_alone(
     @given(st.integers(0, 10**6), st.integers(1, 5), st.integers(20, 60))
     def check(seed: int, n: int, budget: int) -> None:
         trees = pairs(seeded(seed), n)
-        batch = Rows(trees, 2).batch(range(n), budget, shared=True)
+        batch = model.pack(trees, budget)
         expected = alone(plain, trees)
-        assert float((by_number(model, batch.forests) - expected).detach().abs().max()) < 1e-5
+        assert float((by_number(model, batch) - expected).detach().abs().max()) < 1e-5
         chosen, rejected = expected[0::2], expected[1::2]
         value = (-(chosen - rejected).sigmoid().log() + 0.01 * (chosen + rejected) ** 2).mean()
         value.backward()
-        found = model.forward_backward(batch.forests, bradley_terry(), batch.facts)
+        found = model.forward_backward(batch, bradley_terry())
         assert found.loss == pytest.approx(float(value.detach()), rel=1e-5)
-        assert distance(parameter_gradients(model.model.network), parameter_gradients(plain)) < 2e-5
+        assert distance(parameter_gradients(model.network.inner), parameter_gradients(plain)) < 2e-5
 
     check()
 
@@ -137,28 +134,22 @@ def test_steps_have_the_rewards_and_gradients_of_token_classification(
     model.save(tmp_path / "model")
     plain = stock(tmp_path / "model", AutoModelForTokenClassification)
     trees = [random_tree(seeded(seed)) for seed in range(6)]
-    trees = [tree for tree in trees if all(one.targets for one in tree)]
+    trees = [tree for tree in trees if all(s.N for s in tree)]
     rng = np.random.default_rng(0)
-    numbers = [
-        rng.integers(0, 2, sum(one.targets for one in tree)).astype(np.float32) for tree in trees
-    ]
-    batch = Rows(trees, numbers=numbers, stepped=True).batch(range(len(trees)), 30, shared=True)
-    assert len(batch.forests) > 1
-    logits = torch.cat(
-        [
-            plain(input_ids=torch.from_numpy(one.tokens)[None]).logits[0][
-                torch.from_numpy(np.append(False, one.trained[1:]))
-            ]
-            for tree in trees
-            for one in tree
-        ]
-    )
-    label = torch.from_numpy(np.concatenate(numbers))[:, None]
+    labels = [rng.integers(0, 2, tree.N).astype(np.float32) for tree in trees]
+    batch = model.pack(Examples(trees, "steps", labels), 30)
+    assert len(batch) > 1
+    rows = []
+    for s in (s for tree in trees for s in tree):
+        every = plain(input_ids=torch.from_numpy(s.tokens)[None]).logits[0]
+        rows.append(every[torch.from_numpy(np.append(False, s.trained[1:]))])
+    logits = torch.cat(rows)
+    label = torch.from_numpy(np.concatenate(labels))[:, None]
     value = -(label * logits.sigmoid().log() + (1 - label) * (-logits).sigmoid().log()).mean()
     value.backward()
-    found = model.forward_backward(batch.forests, process(), batch.facts)
+    found = model.forward_backward(batch, process())
     assert found.loss == pytest.approx(float(value.detach()), rel=1e-5)
-    assert distance(parameter_gradients(model.model.network), parameter_gradients(plain)) < 2e-5
+    assert distance(parameter_gradients(model.network.inner), parameter_gradients(plain)) < 2e-5
 
 
 def test_micro_batches_add_up(llama: Path) -> None:
@@ -166,14 +157,9 @@ def test_micro_batches_add_up(llama: Path) -> None:
     model = RewardModel.load(llama, device="cpu", heads=2)
     found = []
     for budget in (1000, 25):
-        batch = Rows(trees, 2).batch(range(9), budget, shared=True)
-        found.append(
-            (
-                len(batch.forests),
-                model.forward_backward(batch.forests, bradley_terry(), batch.facts).loss,
-                parameter_gradients(model.model.network),
-            )
-        )
+        batch = model.pack(trees, budget)
+        value = model.forward_backward(batch, bradley_terry()).loss
+        found.append((len(batch), value, parameter_gradients(model.network.inner)))
     (one, whole, expected), (many, cut, gradient) = found
     assert one == 1 and many > 3
     assert cut == pytest.approx(whole, rel=1e-6)
@@ -185,11 +171,9 @@ def test_the_first_loss_by_hand(llama: Path) -> None:
     reports of them.
     """
     model = RewardModel.load(llama, device="cpu")
-    tree = (seq([5, 6, 7]), seq([5, 6, 8, 9]))
-    forest = plant([tree])
-    facts: Facts = {"chosen": torch.tensor([0]), "rejected": torch.tensor([1])}
+    forest = collate([tree_of(seq([5, 6, 7]), seq([5, 6, 8, 9]), units=[(0, 1)])])
     a, b = model.score([forest])[0].reward[:, 0].tolist()
-    found = model.measure([forest], bradley_terry(), [facts])
+    found = model.measure([forest], bradley_terry())
     assert found.loss == pytest.approx(np.log1p(np.exp(b - a)) + 0.01 * (a + b) ** 2, rel=1e-6)
     assert found.means() == pytest.approx(
         {
@@ -212,9 +196,9 @@ def test_a_saved_model_gives_the_same_rewards_in_a_padded_batch(
     of mixed lengths.
     """
     model = RewardModel.load(base, device="cpu", heads=2, seed=3)
-    trees = [tuple(one for one in tree) for tree in pairs(seeded(4), 6)]
-    expected = by_number(model, forests(trees, 50, together=2))
-    model.remember({})
+    trees = pairs(seeded(4), 6)
+    expected = by_number(model, model.pack(trees, 50))
+    model.set_written({})
     model.save(tmp_path)
     plain, words = stock(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
     words.padding_side = side
@@ -226,7 +210,7 @@ def test_a_saved_model_gives_the_same_rewards_in_a_padded_batch(
     with torch.no_grad():
         found = plain(**batch, use_cache=False).logits
     assert (
-        type(plain).__name__ == type(model.model.network).__name__ and plain.config.num_labels == 2
+        type(plain).__name__ == type(model.network.inner).__name__ and plain.config.num_labels == 2
     )
     if side == "left" and "gpt2" in type(plain).__name__.lower():
         return  # transformers gives GPT-2's padding on the left positions of its own
@@ -235,17 +219,17 @@ def test_a_saved_model_gives_the_same_rewards_in_a_padded_batch(
 
 def test_save_and_load_keep_every_bit(llama: Path, tmp_path: Path) -> None:
     model = RewardModel.load(llama, device="cpu", heads=3, seed=9)
-    model.remember({"prompt_template": "Q {prompt}"})
+    model.set_written({"prompt_template": "Q {prompt}"})
     model.save(tmp_path)
     again = RewardModel.load(tmp_path, device="cpu", seed=1)
-    forest = plant(pairs(seeded(0), 4))
+    forest = collate(pairs(seeded(0), 4))
     assert torch.equal(again.score([forest])[0].reward, model.score([forest])[0].reward)
-    assert (again.heads, again.process, again.notes) == (
+    assert (again.heads, again.process, again.written) == (
         3,
         False,
         {"prompt_template": "Q {prompt}", "heads": 3},
     )
-    assert again.model.network.config.pad_token_id == again.tokenizer.pad_token_id == 0
+    assert again.network.config.pad_token_id == again.tokenizer.pad_token_id == 0
 
 
 def test_a_reward_model_of_anothers_is_taken_as_it_is(llama: Path, tmp_path: Path) -> None:
@@ -255,7 +239,7 @@ def test_a_reward_model_of_anothers_is_taken_as_it_is(llama: Path, tmp_path: Pat
     model = RewardModel.load(tmp_path, device="cpu")
     trees = pairs(seeded(2), 3)
     torch.testing.assert_close(
-        by_number(model, [plant(trees)]), alone(stock(tmp_path), trees), rtol=0, atol=1e-6
+        by_number(model, [collate(trees)]), alone(stock(tmp_path), trees), rtol=0, atol=1e-6
     )
     with pytest.raises(ConfigError, match="a reward model with 1 heads, not 2"):
         RewardModel.load(tmp_path, device="cpu", heads=2)
@@ -291,13 +275,16 @@ def test_a_trunk_that_forests_get_wrong_runs_path_by_path(tmp_path: Path) -> Non
     """
     model = RewardModel.load(folder(tmp_path / "base", "bloom"), device="cpu")
     assert (
-        model.model.mode == "padded"
-        and "packed, prefixes shared: " in model.model.admission.reasons[0]
+        model.network.mode == "padded"
+        and "packed, prefixes shared: " in model.network.admission.reasons[0]
     )
     model.save(tmp_path / "model")
     trees = pairs(seeded(5), 4)
     torch.testing.assert_close(
-        by_number(model, [plant(trees)]), alone(stock(tmp_path / "model"), trees), rtol=0, atol=1e-5
+        by_number(model, [collate(trees)]),
+        alone(stock(tmp_path / "model"), trees),
+        rtol=0,
+        atol=1e-5,
     )
 
 
@@ -310,7 +297,7 @@ def test_heads_are_drawn_from_the_seed_each_from_its_own_stream(llama: Path) -> 
     """
 
     def weight(**more: Any) -> Tensor:
-        return head_of(RewardModel.load(llama, device="cpu", **more).model.network).weight.detach()
+        return RewardModel.load(llama, device="cpu", **more).network.reward_head.weight.detach()
 
     two, three, other = weight(heads=2), weight(heads=3), weight(heads=2, seed=1)
     assert (
@@ -358,7 +345,7 @@ def test_padding_is_a_token_that_no_sequence_ends_with(
     model = RewardModel.load(words(tmp_path, special, names), device="cpu")
     assert model.tokenizer.pad_token == pad
     assert (
-        model.model.network.config.pad_token_id == model.tokenizer.pad_token_id == names.index(pad)
+        model.network.inner.config.pad_token_id == model.tokenizer.pad_token_id == names.index(pad)
     )
 
 
@@ -384,21 +371,23 @@ def test_a_tokenizer_with_nothing_to_pad_with_gets_a_token(rows: int, tmp_path: 
     """
     only = {"eos_token": "<end>", "pad_token": "<end>"}
     model = RewardModel.load(words(tmp_path / "base", only, ("<end>",), rows=rows), device="cpu")
-    embeddings = model.model.network.get_input_embeddings().weight
+    embeddings = model.network.inner.get_input_embeddings().weight
     assert (model.tokenizer.pad_token, model.tokenizer.pad_token_id, len(embeddings)) == (
         PAD,
         V,
         max(rows, V + 1),
     )
     assert not embeddings[V].any() and embeddings.requires_grad
-    trees = [tuple(seq([*one.tokens.tolist(), 0]) for one in tree) for tree in pairs(seeded(6), 4)]
+    trees = []
+    for tree in pairs(seeded(6), 4):
+        trees.append(tree_of(*(seq([*s.tokens.tolist(), 0]) for s in tree)))
     model.save(tmp_path / "model")
     batch = AutoTokenizer.from_pretrained(tmp_path / "model").pad(
         {"input_ids": flat(trees)}, return_tensors="pt"
     )
     with torch.no_grad():
         found = stock(tmp_path / "model")(**batch).logits
-    torch.testing.assert_close(found, by_number(model, [plant(trees)]), rtol=0, atol=1e-5)
+    torch.testing.assert_close(found, by_number(model, [collate(trees)]), rtol=0, atol=1e-5)
     assert RewardModel.load(tmp_path / "model", device="cpu").tokenizer.pad_token_id == V
 
 
@@ -411,19 +400,13 @@ def adapted(path: Path, steps: bool, **more: Any) -> RewardModel:
         path, device="cpu", lora=LoraSettings(rank=4, alpha=6), process=steps, **more
     )
     model.train_with(OptimiserSettings(learning_rate=0.03))
-    trees = (
-        [(seq([4, 5, 6, 7], [0, 1, 0, 1]),), (seq([9, 8, 7], [0, 1, 1]),)]
-        if steps
-        else pairs(seeded(0), 6)
-    )
-    rows = (
-        Rows(trees, numbers=[np.array([1, 0], np.float32)] * 2, stepped=True)
-        if steps
-        else Rows(trees, 2)
-    )
-    batch = rows.batch(range(len(trees)), 100, shared=model.model.mode == "forest")
+    if steps:
+        plain = [tree_of(seq([4, 5, 6, 7], [0, 1, 0, 1])), tree_of(seq([9, 8, 7], [0, 1, 1]))]
+        batch = model.pack(Examples(plain, "steps", [np.array([1, 0], np.float32)] * 2), 100)
+    else:
+        batch = model.pack(pairs(seeded(0), 6), 100)
     for _ in range(3):
-        model.forward_backward(batch.forests, process() if steps else bradley_terry(), batch.facts)
+        model.forward_backward(batch, process() if steps else bradley_terry())
         model.step()
     return model
 
@@ -432,8 +415,8 @@ def adapted(path: Path, steps: bool, **more: Any) -> RewardModel:
 def test_only_adapters_and_the_head_train(llama: Path, steps: bool) -> None:
     fresh = RewardModel.load(
         llama, device="cpu", lora=LoraSettings(rank=4, alpha=6), process=steps
-    ).model.network.state_dict()
-    after = adapted(llama, steps).model.network.state_dict()
+    ).network.inner.state_dict()
+    after = adapted(llama, steps).network.inner.state_dict()
     moved = {name for name in fresh if not torch.equal(fresh[name], after[name])}
     assert moved == {
         name for name in fresh if ".lora_" in name or name.startswith("score.modules_to_save.")
@@ -442,7 +425,7 @@ def test_only_adapters_and_the_head_train(llama: Path, steps: bool) -> None:
 
 
 def test_fresh_adapters_change_no_reward(base: Path) -> None:
-    forest = plant(pairs(seeded(3), 4))
+    forest = collate(pairs(seeded(3), 4))
     plain, fresh = (
         RewardModel.load(base, device="cpu", lora=lora) for lora in (None, LoraSettings(rank=4))
     )
@@ -458,13 +441,13 @@ def test_a_trained_adapter_merges_and_its_folder_belongs_to_plain_peft(
     """The exported model needs neither peft nor us; the adapter's folder holds the head, too."""
     model = adapted(base, steps=False, heads=2)
     trees = pairs(seeded(8), 5)
-    expected = by_number(model, [plant(trees)])
+    expected = by_number(model, [collate(trees)])
     model.save(tmp_path / "model")
     merged = stock(tmp_path / "model")
     torch.testing.assert_close(alone(merged, trees), expected, rtol=0, atol=2e-5)
     start = RewardModel.load(base, device="cpu", heads=2)
-    assert merged.state_dict().keys() == start.model.network.state_dict().keys()
-    assert float((by_number(start, [plant(trees)]) - expected).abs().max()) > 0.05
+    assert merged.state_dict().keys() == start.network.inner.state_dict().keys()
+    assert float((by_number(start, [collate(trees)]) - expected).abs().max()) > 0.05
     model.save_adapter(tmp_path / "adapter")
     bare = AutoModelForSequenceClassification.from_pretrained(
         base, num_labels=2, dtype=torch.float32
@@ -484,35 +467,29 @@ def test_a_trunk_in_bfloat16_keeps_its_head_in_float32(llama: Path) -> None:
     """What happens on a GPU, on the CPU: rewards are float32 and near the whole model's, the head's
     weights lose no bit, and training moves them by less than bfloat16 could.
     """
-    whole, halved = (RewardModel.load(llama, device="cpu", heads=2) for _ in range(2))
-    halve(halved.model.network)
-    head, network = head_of(halved.model.network), halved.model.network
-    assert {p.dtype for name, p in network.named_parameters() if not name.startswith("score.")} == {
-        torch.bfloat16
-    }
-    assert torch.equal(head.weight, head_of(whole.model.network).weight)
+    whole, half = (RewardModel.load(llama, device="cpu", heads=2) for _ in range(2))
+    trunk_of(half.network.inner).to(torch.bfloat16)
+    head, inner = half.network.reward_head, half.network.inner
+    trunk = {p.dtype for name, p in inner.named_parameters() if not name.startswith("score.")}
+    assert trunk == {torch.bfloat16}
+    assert torch.equal(head.weight, whole.network.reward_head.weight)
     trees = pairs(seeded(1), 8)
-    found, expected = (by_number(one, [plant(trees)]) for one in (halved, whole))
+    found, expected = (by_number(model, [collate(trees)]) for model in (half, whole))
     assert found.dtype == torch.float32 and 0 < float((found - expected).abs().max()) < 0.1
     before = head.weight.detach().clone()
-    halved.train_with(OptimiserSettings(learning_rate=1e-6))
-    batch = Rows(trees, 2).batch(range(8), 1000, shared=True)
-    halved.forward_backward(batch.forests, bradley_terry(), batch.facts)
-    halved.step()
+    half.train_with(OptimiserSettings(learning_rate=1e-6))
+    half.forward_backward(half.pack(trees, 1000), bradley_terry())
+    half.step()
     assert float((head.weight.detach() - before).abs().max()) == pytest.approx(1e-6, rel=0.2)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_on_a_gpu_the_head_stays_in_float32(llama: Path) -> None:
     model = RewardModel.load(llama, device="cuda", heads=2)
-    assert (
-        isinstance(head_of(model.model.network), nn.Linear)
-        and head_of(model.model.network).weight.dtype == torch.float32
-    )
-    assert model.model.network.dtype == torch.bfloat16
+    head = model.network.reward_head
+    assert isinstance(head, nn.Linear) and head.weight.dtype == torch.float32
+    assert model.network.dtype == torch.bfloat16
     trees = pairs(seeded(1), 8)
-    found, expected = (
-        by_number(one, [plant(trees)]).cpu()
-        for one in (model, RewardModel.load(llama, device="cpu", heads=2))
-    )
+    whole = RewardModel.load(llama, device="cpu", heads=2)
+    found, expected = (by_number(m, [collate(trees)]).cpu() for m in (model, whole))
     assert found.dtype == torch.float32 and float((found - expected).abs().max()) < 0.1

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from posttrain.data.forest import Sequence, plant
+from posttrain.data.forest import Sequence, Tree, collate
 from tests.data.chats import docs, served
 
 
@@ -99,8 +99,8 @@ def test_an_answer_is_trained_whole_and_up_to_its_end(taken: Any) -> None:
 def test_branches_share_what_they_share(taken: Any) -> None:
     branched = 0
     for row, name, one in taken:
-        tree = tuple(Sequence(np.array(e.ids), e.mask()) for e in one.encoded)
-        forest = plant([tree])
+        tree = Tree(tuple(Sequence(np.array(e.ids), e.mask()) for e in one.encoded))
+        forest = collate([tree])
         total = sum(len(e.ids) for e in one.encoded)
         assert sum(span.end - span.start for e in one.encoded for span in e.spans) == forest.N, (
             row.name,
