@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from posttrain.core.errors import DataError
 from posttrain.data.chat import Chat
+from posttrain.data.examples import Examples
 from posttrain.data.prepare import Preparation, prepare
 from posttrain.data.settings import Source
 from posttrain.data.store import Numbers, Trees
