@@ -143,7 +143,7 @@ def tokenizer(template: str) -> Any:
     raw.decoder = decoders.ByteLevel()
     special = set(_SPECIAL.findall(template))
     raw.add_special_tokens(sorted({*special, "<s>", "</s>"}))
-    end = next((one for one in _ENDS if one in special), "</s>")
+    end = next((token for token in _ENDS if token in special), "</s>")
     return PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>", eos_token=end)
 
 
@@ -215,12 +215,9 @@ def row(path: Path) -> Row:
 
 def rows(folder: Path) -> list[Row]:
     paths = [path for path in folder.glob("*/*.jinja") if path.parent.name in SOURCES]
-    return [
-        row(path)
-        for path in sorted(
-            paths, key=lambda p: (list(SOURCES).index(p.parent.name), p.name.lower())
-        )
-    ]
+    order = list(SOURCES)
+    paths.sort(key=lambda path: (order.index(path.parent.name), path.name.lower()))
+    return list(map(row, paths))
 
 
 # ----------------------------------------------------------------------------------------- the page
@@ -348,28 +345,32 @@ def inverse(found: list[Row]) -> list[str]:
     return [INVERSE.format(total=len(limits), table="\n".join(table)), *lines]
 
 
-def alike(found: list[Row]) -> list[tuple[list[str], Row]]:
+def alike(templates: list[Row]) -> list[tuple[list[str], Row]]:
     """Templates that differ in nothing that the table shows, in one row: a template and its variant
     for training.
     """
     groups: dict[Any, list[Row]] = {}
-    for one in found:
-        shown = tuple((v.word, v.why, one.other.get(name)) for name, v in one.verdicts.items())
-        groups.setdefault((one.name.removesuffix("_training"), shown, one.stop), []).append(one)
-    return [([one.name for one in group], group[0]) for group in groups.values()]
+    for template in templates:
+        shown = []
+        for name, result in template.verdicts.items():
+            shown.append((result.word, result.why, template.other.get(name)))
+        key = template.name.removesuffix("_training"), tuple(shown), template.stop
+        groups.setdefault(key, []).append(template)
+    return [([template.name for template in group], group[0]) for group in groups.values()]
 
 
-def cell(one: Row, name: str, reasons: dict[tuple[str, str], str]) -> str:
-    found = one.verdicts[name]
-    if found.word != "refused":
-        return found.word
+def cell(template: Row, name: str, reasons: dict[tuple[str, str], str]) -> str:
+    result = template.verdicts[name]
+    if result.word != "refused":
+        return result.word
     why = re.sub(
         r"begins every answer with (.*?), and",
         "begins every answer with words or a tag of its own, and",
-        found.why,
+        result.why,
     )
-    letter = reasons.setdefault((why, found.cure), "abcdefghijklmnopqrstuvwxyz"[len(reasons)])
-    return f"refused ({letter})" + (f", {one.other[name]}" if name in one.other else "")
+    letter = reasons.setdefault((why, result.cure), "abcdefghijklmnopqrstuvwxyz"[len(reasons)])
+    text = f"refused ({letter})"
+    return f"{text}, {template.other[name]}" if name in template.other else text
 
 
 def code(text: str) -> str:
@@ -383,7 +384,7 @@ def escaped(text: str) -> str:
 
 
 def main(argv: list[str]) -> int:
-    folders = [one for one in argv if not one.startswith("--")]
+    folders = [argument for argument in argv if not argument.startswith("--")]
     if len(folders) != 1:
         print(__doc__, file=sys.stderr)
         return 2
