@@ -348,15 +348,19 @@ def test_top_p_at_its_exact_edge(top_p: float, kept: int) -> None:
 
 
 def test_min_p_at_its_exact_edge() -> None:
-    """p = ½, ¼, ⅛, ⅛: a quarter of the most likely is ⅛, which is kept; a hair more cuts it."""
+    """Four tokens as likely as each other: each is as likely as the most likely, which min_p 1
+    asks for. p = ½, ¼, ⅛, ⅛: a hair more than a quarter of ½ cuts ⅛.
+    """
+    even = torch.zeros(1, 4, dtype=torch.float64)
+    assert int(truncated(even, Truncation(min_p=1.0)).isfinite().sum()) == 4
     logits = torch.tensor([[0.5, 0.25, 0.125, 0.125]], dtype=torch.float64).log()
-    assert int(truncated(logits, Truncation(min_p=0.25)).isfinite().sum()) == 4
+    assert int(truncated(logits, Truncation(min_p=0.249999)).isfinite().sum()) == 4
     assert int(truncated(logits, Truncation(min_p=0.250001)).isfinite().sum()) == 2
 
 
 def test_what_was_drawn_is_kept() -> None:
     """A target that truncation would cut, as rounding elsewhere may have it, gets a finite
-    log-probability: ¼ of 0.05 / (0.05 + 0.5).
+    log-probability, that of 0.05 / (0.5 + 0.05).
     """
     head = Head(P.log()[:, None], elements=4)
     hidden, target = torch.ones(1, 1, dtype=torch.float64), torch.tensor([3])

@@ -157,7 +157,7 @@ def test_every_item_of_state_matters(base: Path, tmp_path: Path) -> None:
     """A run resumed without any one item ends differently: none is saved for nothing, and a loss
     would be noticed.
     """
-    more = ("--steps", str(STEPS), "--patience", "4")
+    more = ("--steps", str(STEPS), "--patience", "3")
     whole = tmp_path / "whole"
     lives(
         {
