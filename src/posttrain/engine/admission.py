@@ -84,7 +84,14 @@ def _verified(inner: PreTrainedModel, verdict: Admission) -> Network:
     name = type(inner).__name__
     network = Network(inner, verdict)
     forest = probe_forest(network.vocabulary).to(network.device)
-    off = (_scores(network, forest) - _paths_alone(network, forest)).abs()
+    try:
+        off = (_scores(network, forest) - _paths_alone(network, forest)).abs()
+    except Exception as error:
+        raise ModelError(
+            f"{name} cannot be run as a causal language model with these weights"
+            f" ({network.dtype} on {network.device.type}): {type(error).__name__}: {error}",
+            cure="use a decoder-only language model with one output head; or give another device",
+        ) from error
     exact = torch.finfo(network.dtype).bits >= 32
     close = (
         off.max() < verdict.tolerance if exact else off.mean() < LOW_MEAN and off.max() < LOW_MOST
@@ -157,7 +164,7 @@ def _verdict(inner: PreTrainedModel) -> Admission:
         k: v for k, v in inner.config.to_dict().items() if k not in ("dtype", "_name_or_path")
     }
     key = sha256_json(
-        [type(inner).__name__, json.loads(json.dumps(config, default=str, sort_keys=True)),
+        [type(inner).__module__, type(inner).__name__, json.loads(json.dumps(config, default=str, sort_keys=True)),
          inner.config._attn_implementation, torch.__version__, transformers.__version__]
     )  # fmt: skip
     if key not in _VERDICTS:
@@ -386,17 +393,17 @@ def _truth(
     if off < noise:
         return network, truth, off
     changed = float((_paths_alone(network, forest, backwards=True) - truth).abs().max())
-    if changed > TOLERANCE:
-        why = (
-            f"its answers depend on what ran before, by {changed:.2g} nats (stateful position"
-            " frequencies, or dropout outside training)"
+    if changed > TOLERANCE:  # at any scale: no way of running it is right
+        raise ModelError(
+            f"{name} is refused: its answers depend on what ran before, by {changed:.2g} nats"
+            " (stateful position frequencies, or dropout outside training)",
+            cure="use another model of its family",
         )
-    else:
-        why = (
-            "its output head is not a matrix with a known bias, scale and soft cap"
-            f" (log-probabilities off by {off:.2g} nats)"
-        )
-    raise _Chaotic(f"{name} is refused: {why}", cure="use another model of its family")
+    raise _Chaotic(
+        f"{name} is refused: its output head is not a matrix with a known bias, scale and soft cap"
+        f" (log-probabilities off by {off:.2g} nats)",
+        cure="use another model of its family",
+    )
 
 
 def _possible(beyond: list[str]) -> list[Mode]:
