@@ -160,13 +160,13 @@ _VERDICTS: dict[str, Admission] = {}  # by class, config and versions
 
 def _verdict(inner: PreTrainedModel) -> Admission:
     """What the small copy says; asked once for every config."""
-    config = {
-        k: v for k, v in inner.config.to_dict().items() if k not in ("dtype", "_name_or_path")
-    }
-    key = sha256_json(
-        [type(inner).__module__, type(inner).__name__, json.loads(json.dumps(config, default=str, sort_keys=True)),
-         inner.config._attn_implementation, torch.__version__, transformers.__version__]
-    )  # fmt: skip
+    config = inner.config.to_dict()
+    for name in ("dtype", "_name_or_path"):  # say nothing of what the layers do
+        config.pop(name, None)
+    described = json.loads(json.dumps(config, default=str, sort_keys=True))
+    versions = [torch.__version__, transformers.__version__]
+    kind = [type(inner).__module__, type(inner).__name__, inner.config._attn_implementation]
+    key = sha256_json([kind, described, versions])
     if key not in _VERDICTS:
         with quiet():
             _VERDICTS[key] = _probe(inner)

@@ -131,8 +131,8 @@ class DenseTrees:
 
     Attributes:
         subtree_end: [T]. positions: [T]. starts: [trees + 1] where each tree begins, and T.
-        branched: [trees] whether a tree has branches; where not, plain causal attention is the
-            same.
+        branched: [trees + 1] whether a tree has branches; where not, plain causal attention is the
+            same. One more than trees, because a compiler takes a length of 1 for a constant.
         sizes: tokens in each tree. longest: of a tree.
     """
 
@@ -164,6 +164,10 @@ class DenseTrees:
                 scoring.window or 0,
                 scoring.softcap or 0.0,
             )
+        return self.one_by_one(query, key, value, scoring)
+
+    def one_by_one(self, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> Tensor:
+        """What a call computes, as a compiler must not look into it: sizes are numbers here."""
         outputs = []
         # split, not slices: its backward writes the gradient once instead of once a tree
         parts = zip(
@@ -205,7 +209,7 @@ def dense_trees(forest: TokenForest) -> DenseTrees:
     """Attention over the trees of a forest, one by one."""
     starts = torch.tensor(forest.trees)
     sizes = tuple(starts.diff().tolist())
-    branched = torch.tensor(forest.shared, dtype=torch.bool)
+    branched = torch.tensor([*forest.shared, False])
     return DenseTrees(forest.subtree_end, forest.positions, starts, branched, sizes)
 
 
@@ -242,24 +246,69 @@ def _explicit(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scoring: Sco
     """Attention written out, for what SDPA cannot do: soft caps and sinks. Softmax in float32 or
     better.
     """
-    n = q.shape[2]
+    weights = _weights(q, _repeat(k, q.shape[1]), mask, scoring)[0]
+    weights = weights[..., : q.shape[2]].to(q.dtype)
+    return F.dropout(weights, scoring.dropout) @ _repeat(v, q.shape[1])
+
+
+def _weights(
+    q: Tensor, k: Tensor, mask: Tensor | None, scoring: Scoring
+) -> tuple[Tensor, Tensor | None]:
+    """[1, H, n, n] attention weights in float32 or better, with a column for the sink where there
+    is one; and tanh of the scores over the cap, where there is one.
+    """
+    n, tanh = q.shape[2], None
     if mask is None:
         mask = torch.ones(n, n, dtype=torch.bool, device=q.device).tril()
     scale = q.shape[-1] ** -0.5 if scoring.scale is None else scoring.scale
-    scores = q @ _repeat(k, q.shape[1]).transpose(2, 3) * scale
+    scores = q @ k.transpose(2, 3) * scale
     if scoring.softcap is not None:
-        scores = scoring.softcap * torch.tanh(scores / scoring.softcap)
+        tanh = torch.tanh(scores / scoring.softcap)
+        scores = scoring.softcap * tanh
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     scores = scores.masked_fill(~mask, -torch.inf)
     if scoring.sinks is not None:
         sink = scoring.sinks.to(scores.dtype).view(1, -1, 1, 1).expand(*scores.shape[:3], 1)
         scores = torch.cat([scores, sink], -1)
-    weights = scores.softmax(-1)[..., :n].to(q.dtype)
-    return F.dropout(weights, scoring.dropout) @ _repeat(v, q.shape[1])
+    return scores.softmax(-1), tanh
 
 
-# What a compiler sees of `DenseTrees`: one operation whose sizes may differ from call to call. The
-# backward pass runs the trees again, because a compiled graph cannot hold what autograd would keep.
+def _one_tree_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scoring: Scoring
+) -> list[Tensor]:
+    """Gradients of one tree's query, key and value, and [H] of the sinks where there are any.
+
+    dV = Wᵀ·dO,  dS = W∘(dO·Vᵀ − rowsum(dO·Vᵀ∘W)),  dQ = dS·K·scale,  dK = dSᵀ·Q·scale;  a cap
+    multiplies dS by 1 − tanh².
+    """
+    heads, groups, n = q.shape[1], k.shape[1], q.shape[2]
+    scale = q.shape[-1] ** -0.5 if scoring.scale is None else scoring.scale
+    key, value = _repeat(k, heads), _repeat(v, heads)
+    every, tanh = _weights(q, key, mask, scoring)
+    weights = every[..., :n]
+    by_weights = (grad @ value.transpose(2, 3)).to(weights.dtype)
+    mean = (by_weights * weights).sum(-1, keepdim=True)
+    by_scores = weights * (by_weights - mean)
+    if tanh is not None:
+        by_scores = by_scores * (1 - tanh.to(by_scores.dtype).square())
+    low = by_scores.to(q.dtype) * scale
+
+    def of_groups(x: Tensor) -> Tensor:
+        return x.unflatten(1, (groups, heads // groups)).sum(2)
+
+    out = [
+        low @ key,
+        of_groups(low.transpose(2, 3) @ q),
+        of_groups(weights.to(q.dtype).transpose(2, 3) @ grad),
+    ]
+    if scoring.sinks is not None:
+        out.append(-(every[..., n] * mean[..., 0]).sum((0, 2)))
+    return out
+
+
+# What a compiler sees of `DenseTrees`: one operation forwards and one backwards, whose sizes may
+# differ from call to call. The backward pass runs the trees again, because a compiled graph cannot
+# hold what autograd would keep.
 
 
 @torch.library.custom_op("posttrain::dense_trees", mutates_args=())
@@ -276,9 +325,9 @@ def _compiled_trees(
     window: int,
     softcap: float,
 ) -> Tensor:
-    trees = DenseTrees(subtree_end, positions, starts, branched, tuple(starts.diff().tolist()))
+    trees = _trees_of(subtree_end, positions, starts, branched)
     scoring = Scoring(scale, 0.0, window or None, softcap or None, sinks)
-    return trees(query, key, value, scoring).contiguous()
+    return trees.one_by_one(query, key, value, scoring).contiguous()
 
 
 @_compiled_trees.register_fake
@@ -287,23 +336,68 @@ def _(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> Tensor:
     return query.new_empty(shape)
 
 
+@torch.library.custom_op("posttrain::dense_trees_backward", mutates_args=())
+def _compiled_trees_backward(
+    grad: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    subtree_end: Tensor,
+    positions: Tensor,
+    starts: Tensor,
+    branched: Tensor,
+    sinks: Tensor | None,
+    scale: float,
+    window: int,
+    softcap: float,
+) -> list[Tensor]:
+    """Gradients of query, key, value, and of the sinks where there are any. By hand, because
+    autograd is off inside an operation.
+    """
+    trees = _trees_of(subtree_end, positions, starts, branched)
+    scoring = Scoring(scale, 0.0, window or None, softcap or None, sinks)
+    sizes = trees.sizes
+    parts = zip(
+        grad.transpose(1, 2).split(sizes, 2),
+        query.split(sizes, 2),
+        key.split(sizes, 2),
+        value.split(sizes, 2),
+        strict=True,
+    )
+    found = []
+    for tree, (g, q, k, v) in enumerate(parts):
+        mask = trees._mask(tree, scoring.window)
+        found.append(_one_tree_backward(g, q, k, v, mask, scoring))
+    gradients = [torch.cat([part[i] for part in found], 2) for i in range(3)]
+    if sinks is not None:
+        gradients.append(torch.stack([part[3] for part in found]).sum(0).to(sinks))
+    return gradients
+
+
+@_compiled_trees_backward.register_fake
+def _(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> list[Tensor]:
+    sinks = rest[4]
+    like = [query, key, value] + ([sinks] if sinks is not None else [])
+    return [torch.empty_like(x, memory_format=torch.contiguous_format) for x in like]
+
+
+def _trees_of(
+    subtree_end: Tensor, positions: Tensor, starts: Tensor, branched: Tensor
+) -> DenseTrees:
+    sizes = tuple(starts.diff().tolist())
+    return DenseTrees(subtree_end, positions, starts, branched, sizes)
+
+
 def _keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(*inputs[:-3])
     ctx.scale, ctx.window, ctx.softcap = inputs[-3:]
 
 
 def _run_trees_again(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    query, key, value, subtree_end, positions, starts, branched, sinks = ctx.saved_tensors
-    trees = DenseTrees(subtree_end, positions, starts, branched, tuple(starts.diff().tolist()))
-    differentiable = [query, key, value] + ([sinks] if sinks is not None else [])
-    with torch.enable_grad():
-        inputs = [x.detach().requires_grad_() for x in differentiable]
-        sink = inputs[3] if sinks is not None else None
-        scoring = Scoring(ctx.scale, 0.0, ctx.window or None, ctx.softcap or None, sink)
-        out = trees(inputs[0], inputs[1], inputs[2], scoring)
-        found = torch.autograd.grad(out, inputs, grad)
-    sink_grad = found[3] if sinks is not None else None
-    return *found[:3], None, None, None, None, sink_grad, None, None, None
+    saved = ctx.saved_tensors
+    found = _compiled_trees_backward(grad, *saved, ctx.scale, ctx.window, ctx.softcap)
+    sinks = found[3] if len(found) > 3 else None
+    return found[0], found[1], found[2], None, None, None, None, sinks, None, None, None
 
 
 _compiled_trees.register_autograd(_run_trees_again, setup_context=_keep_inputs)
