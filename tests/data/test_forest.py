@@ -489,11 +489,21 @@ def test_a_part_of_facts_cuts_the_axis_of_targets_alone() -> None:
     for name in ("place", "ids"):
         assert torch.equal(part.targets[name], facts.targets[name][3:9])
     assert part.L == facts.L
+    assert torch.equal(part.lengths, facts.lengths)
+    assert torch.equal(part.part(slice(0, 2)).lengths, facts.lengths)
     for name in ("members", "numbers", "sequences", "units"):
         assert getattr(part, name) is getattr(facts, name)
     assert torch.equal(
         part.sequences["label"][part.leaf], facts.sequences["label"][facts.leaf[3:9]]
     )
+
+
+def test_units_of_different_sizes_and_facts_of_other_lengths_are_errors() -> None:
+    with pytest.raises(DataError, match="different sizes"):
+        collate([tree_of(seq([1, 2]), seq([1, 3]), seq([1, 4]), units=[(0, 1), (0, 1, 2)])])
+    short = Sequence(np.array([1, 2, 3]), np.ones(3, bool), targets={"old": np.zeros(2)})
+    with pytest.raises(DataError, match="'old' has 2 values for 3 tokens"):
+        collate([Tree((short,))])
 
 
 @pytest.mark.parametrize("axis", ["targets", "sequences", "units"])

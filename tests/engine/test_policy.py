@@ -197,6 +197,53 @@ def test_facts_reach_their_own_targets() -> None:
             assert distance(gradient, expected) < 2e-6
 
 
+def test_a_mean_over_each_sequence_is_additive_at_any_number_of_targets() -> None:
+    """GRPO's 1/|o|: the length is that of the whole sequence, not of its part in a chunk."""
+    one = policy(vocab_size=70_000)  # so many that a chunk is 64 targets
+    planted = [tree_of(*(seq(range(3, 60)) for _ in range(4)))]
+    assert 3 * one.network.head.chunk < collate(planted).N
+
+    def mean(columns: Columns, facts: Facts, counts: Counts, statistics: Any) -> Tensor:
+        return -(columns.logprob / facts.lengths[facts.leaf]).sum() / counts["sequences"]
+
+    def sequences(facts: Facts) -> dict[str, float]:
+        return {"sequences": facts.L}
+
+    found = []
+    for additive in (True, False):
+        loss = Loss(mean, counts=sequences, additive=additive)
+        found.append(run(one, [collate(planted)], loss))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-6)
+    assert distance(found[0][1], found[1][1]) < 2e-6
+
+
+def test_a_sum_over_sequences_in_an_additive_loss_is_refused() -> None:
+    one = policy()
+    (forest,) = one.pack(random_trees(1), 10_000)
+
+    def squared(columns: Columns, facts: Facts, counts: Counts, statistics: Any) -> Tensor:
+        return facts.sums(columns.logprob).square().sum()
+
+    with pytest.raises(ConfigError, match="not additive") as caught:
+        one.forward_backward([forest], Loss(squared, additive=True))
+    assert "additive=True" in str(caught.value.cure)
+
+
+def test_a_fact_or_count_that_is_not_there_is_named() -> None:
+    one = policy()
+    (forest,) = one.pack(random_trees(1), 10_000)
+    for read, known in (
+        (lambda facts, counts: facts.targets["old"], "'old'"),
+        (lambda facts, counts: counts["sequences"], "'sequences'.*\n.*known are: targets"),
+    ):
+
+        def loss(columns: Columns, facts: Facts, counts: Counts, statistics: Any) -> Tensor:
+            return columns.logprob.sum() * read(facts, counts)  # noqa: B023
+
+        with pytest.raises(ConfigError, match=known):
+            one.forward_backward([forest], Loss(loss))
+
+
 def test_counts_are_of_the_global_batch() -> None:
     """A loss's own denominators, summed over the forests; it gets no others."""
     one = policy()

@@ -10,10 +10,23 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from posttrain.core.errors import ConfigError
+
 if TYPE_CHECKING:
     from torch import Tensor
 
 Counts: TypeAlias = Mapping[str, float]  # the denominators of a loss, over the whole global batch
+
+
+class Named(dict[str, Any]):
+    """Facts or counts by name; one that is not there is an error that says which there are."""
+
+    def __missing__(self, name: str) -> Any:
+        known = ", ".join(sorted(self)) or "none"
+        raise ConfigError(
+            f"the loss reads {name!r}, which is not known here",
+            cure=f"known are: {known}; give it with the sequences or units, or in Loss.counts",
+        )
 
 
 @dataclass(frozen=True)
@@ -28,6 +41,7 @@ class Facts:
         targets: [N, …] by name, for example `reference`, log-probabilities in nats.
         sequences: [L] by name, for example `label` or `reward`.
         units: [U] by name, for example `margin`.
+        whole: of a part, the facts it is a part of.
     """
 
     leaf: Tensor
@@ -37,9 +51,11 @@ class Facts:
     targets: dict[str, Tensor] = field(default_factory=dict)
     sequences: dict[str, Tensor] = field(default_factory=dict)
     units: dict[str, Tensor] = field(default_factory=dict)
+    whole: Facts | None = None
 
     @property
     def N(self) -> int:
+        """Targets, of a part those in it."""
         return len(self.leaf)
 
     @property
@@ -48,23 +64,32 @@ class Facts:
 
     @property
     def lengths(self) -> Tensor:
-        """[L] targets of each sequence."""
-        return self.leaf.bincount(minlength=self.L)
+        """[L] targets of each sequence; of a part, too, all that its sequences have."""
+        return (self.whole or self).leaf.bincount(minlength=self.L)
 
     def sums(self, values: Tensor) -> Tensor:
-        """[N] values of targets → [L] their sums over each sequence."""
+        """[N] values of targets → [L] their sums over each sequence.
+
+        Raises:
+            ConfigError: these are the facts of a part, whose sums would be those of a part.
+        """
+        if self.whole is not None:
+            raise ConfigError(
+                "a loss that sums over sequences is not additive over targets",
+                cure="leave additive=True out of the Loss",
+            )
         return values.new_zeros(self.L).index_add(0, self.leaf, values)
 
     def part(self, targets: slice) -> Facts:
         """The facts of some targets; those of sequences and units stay whole."""
-        sliced = {name: value[targets] for name, value in self.targets.items()}
-        return replace(self, leaf=self.leaf[targets], targets=sliced)
+        sliced = Named({name: value[targets] for name, value in self.targets.items()})
+        return replace(self, leaf=self.leaf[targets], targets=sliced, whole=self.whole or self)
 
     def to(self, device: Any) -> Facts:
         """The same facts on another device."""
 
         def moved(facts: dict[str, Tensor]) -> dict[str, Tensor]:
-            return {name: value.to(device) for name, value in facts.items()}
+            return Named({name: value.to(device) for name, value in facts.items()})
 
         return Facts(
             leaf=self.leaf.to(device),

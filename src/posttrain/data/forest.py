@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from posttrain.core.errors import DataError
-from posttrain.core.types import Facts
+from posttrain.core.types import Facts, Named
 
 
 @dataclass(frozen=True)
@@ -328,12 +328,22 @@ class _Collected:
     def add_sequence(self, sequence: Sequence, at: np.ndarray) -> None:
         """A sequence whose targets stand at the places `at`."""
         for name, column in sequence.targets.items():
+            if len(column) != len(sequence.tokens):
+                raise DataError(
+                    f"the fact {name!r} has {len(column)} values for {len(sequence.tokens)} tokens",
+                    cure="give a value for every token, prompt included; or use Tree.with_targets",
+                )
             self._targets.setdefault(name, []).append(column[at])
         for name, value in sequence.whole.items():
             self._sequences.setdefault(name, []).append(value)
 
     def tensors(self, leaf: Tensor, L: int) -> Facts:
         U, m = len(self._members), len(self._members[0]) if self._members else 0
+        if len({len(members) for members in self._members}) > 1:
+            raise DataError(
+                "units of different sizes stand in one batch",
+                cure="give all units as many members; groups of other sizes go without units",
+            )
         targets = {n: torch.from_numpy(np.concatenate(v)) for n, v in self._targets.items()}
         for facts, size, what in (
             (targets, len(leaf), "targets"),
@@ -351,9 +361,9 @@ class _Collected:
             L=L,
             members=torch.tensor(self._members, dtype=torch.int64).reshape(U, m),
             numbers=torch.tensor(self._numbers, dtype=torch.int64),
-            targets=targets,
-            sequences={n: torch.tensor(v) for n, v in self._sequences.items()},
-            units={n: torch.tensor(v) for n, v in self._units.items()},
+            targets=Named(targets),
+            sequences=Named({n: torch.tensor(v) for n, v in self._sequences.items()}),
+            units=Named({n: torch.tensor(v) for n, v in self._units.items()}),
         )
 
 

@@ -26,7 +26,7 @@ from torch import Tensor
 from posttrain.core.defaults import token_budget
 from posttrain.core.errors import ConfigError, DataError
 from posttrain.core.seeds import derive
-from posttrain.core.types import Columns, Counts, Facts, Loss, Measured, Read
+from posttrain.core.types import Columns, Counts, Facts, Loss, Measured, Named, Read
 from posttrain.data.forest import TokenForest, Tree, forests
 from posttrain.engine import distributed
 from posttrain.engine import lora as adapters
@@ -186,7 +186,7 @@ class Learner:
             raise DataError(
                 "the batch has no trained token", cure="look at the masks: every sequence needs one"
             )
-        return counts
+        return Named(counts)
 
     @torch.no_grad()
     def _prepared(self, forests: Many[TokenForest], loss: Loss) -> Any:
@@ -246,11 +246,11 @@ class Learner:
         """Switch the model's dropout off for good, but for that of adapters."""
         without_dropout(self.network)
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: str | Path) -> None:
         """Write a Hugging Face folder: exactly the parameters that are computed with, adapters
         merged; a value head beside them.
         """
-        inner = self.network.inner
+        folder, inner = Path(folder), self.network.inner
         state = adapters.merged(inner) if self.adapter is not None else None
         with quiet(), system_errors():
             inner.save_pretrained(folder, state_dict=state)
