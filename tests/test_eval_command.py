@@ -126,7 +126,7 @@ def test_files_and_summary(bench: Bench, tmp_path: Path) -> None:
         {"mean": hits / len(QUIZ), "low": wilson.low, "high": wilson.high, "n": len(QUIZ)}
     )
     assert f"{metric['mean']:.3f}" in out and f"summary  {run / 'summary.json'}\n" in out
-    assert "measured  a perplexity-texts nats_per_token: " in err
+    assert "measured  model perplexity-texts, nats a token: " in err
 
 
 def test_against_another_model_the_difference_is_paired(bench: Bench, tmp_path: Path) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import os
 import re
+import shutil
 import sys
+import textwrap
 from collections.abc import Mapping
 from functools import cache
 from importlib import import_module
@@ -14,7 +16,7 @@ from importlib import import_module
 OTHERS = {
     "quickstart": (
         "posttrain.cli.quickstart:main",
-        "see the whole loop work on a small real model, in about a minute",
+        "see the whole loop work on a small real model, in a minute and a half",
     ),
     "run": ("posttrain.cli.pipeline:run", "run a recipe of stages"),
     "plan": ("posttrain.cli.pipeline:show_plan", "show what running a recipe would do"),
@@ -41,29 +43,31 @@ def commands() -> dict[str, str]:
 
 def usage(table: Mapping[str, str]) -> str:
     """The help of all commands, or of those of a group."""
-    width = max(map(len, table)) + 2
-    lines = [f"  {name:<{width}}{help}" for name, help in table.items()]
+    columns = min(100, shutil.get_terminal_size().columns)
+    indent = max(map(len, table)) + 4
+    lines = []
+    for name, help in table.items():
+        head = f"  {name}".ljust(indent)
+        lines.append(textwrap.fill(head + help, columns, subsequent_indent=" " * indent))
+    claim = (
+        "Turn a pretrained language model into one people can use, and prove that it may be"
+        " released."
+    )
+    more = (
+        "posttrain COMMAND --help shows a command's options; posttrain FILE.py:NAME runs a stage of"
+        " your own. Exit codes: 0 done, 2 wrong input (with the cure), 130 interrupted (the same"
+        " command goes on); a stage that decides has its verdict's."
+    )
     return "\n".join(
         [
             "usage: posttrain COMMAND [options]",
             "",
-            (
-                "Turn a pretrained language model into one people can use, and prove that it may be"
-                " released."
-            ),
+            textwrap.fill(claim, columns),
             "",
             "commands:",
             *lines,
             "",
-            (
-                "posttrain COMMAND --help shows a command's options; posttrain FILE.py:NAME runs a"
-                " stage of your own."
-            ),
-            (
-                "Exit codes: 0 done, 2 wrong input (with the cure), 130 interrupted (the same"
-                " command goes on); a stage"
-            ),
-            "that decides has its verdict's.",
+            textwrap.fill(more, columns),
         ]
     )
 

@@ -14,7 +14,7 @@ from posttrain.cli.options import Parser
 from posttrain.core.console import JsonLines, console, open_reporter
 from posttrain.core.errors import ConfigError
 from posttrain.core.events import Reporter
-from posttrain.pipeline.plan import ARTIFACT, Planned, plan
+from posttrain.pipeline.plan import ARTIFACT, NOT_MADE, Planned, plan
 from posttrain.pipeline.recipe import Recipe, load
 from posttrain.pipeline.schema import schema
 from posttrain.stages import inputs
@@ -76,9 +76,10 @@ def run(argv: list[str]) -> int:
 def results(summary: dict[str, Any]) -> None:
     """What the evaluations of a run came to, and where its artifacts lie."""
     from posttrain.cli.evaluate import results as show_evaluation
+    from posttrain.cli.judge import results as show_trial
     from posttrain.cli.reward_model import beside
 
-    shows = {"eval": show_evaluation, "reward_model": beside}
+    shows = {"eval": show_evaluation, "judge": show_trial, "reward_model": beside}
     for name, stage in summary["stages"].items():
         if stage["kind"] in shows:
             console().print(f"[bold]{name}[/bold]")
@@ -134,18 +135,20 @@ def show_plan(argv: list[str]) -> int:
     table = _plan_table(f"{recipe.name} → {folder}", stages, about)
     console().print(table)
     for planned in stages:
-        if planned.why:
+        if planned.why not in ("", NOT_MADE):  # which `will run` says
             why = f"{planned.stage.name}: {planned.why}"
             console().print(why, soft_wrap=True, markup=False)
-    console().print("estimates, within a factor of two", style="dim")
+    if about:
+        console().print("estimates, within a factor of two", style="dim")
     return 0
 
 
 def _plan_table(title: str, stages: list[Planned], about: dict[str, Estimate]) -> Table:
     """A row a stage, readable at 80 columns."""
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1))
-    for column in ("stage", "kind", "from"):
-        table.add_column(column, overflow="fold")
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("stage", overflow="fold")
+    table.add_column("kind", overflow="fold")
+    table.add_column("from", overflow="fold")
     table.add_column("state", no_wrap=True)
     for column in ("tokens", "time", "memory"):
         table.add_column(column, justify="right", no_wrap=True)
@@ -161,10 +164,14 @@ def _plan_table(title: str, stages: list[Planned], about: dict[str, Estimate]) -
 def _costs(estimate: Estimate) -> tuple[str, str, str]:
     """Tokens, time and memory, `?` where it cannot be said."""
     return (
-        "?" if estimate.tokens is None else f"{estimate.tokens / 1e6:,.1f} M",
+        "?" if estimate.tokens is None else _millions(estimate.tokens),
         "?" if estimate.seconds is None else _time(estimate.seconds),
         "?" if estimate.memory is None else f"{estimate.memory:.1f} GiB",
     )
+
+
+def _millions(tokens: int) -> str:
+    return f"{tokens / 1e6:,.1f} M" if tokens >= 5e4 else "< 0.1 M"
 
 
 def _from(planned: Planned) -> str:

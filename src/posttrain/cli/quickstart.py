@@ -1,4 +1,4 @@
-"""`posttrain quickstart`: the whole loop on a small real model, offline, in about a minute."""
+"""`posttrain quickstart`: the whole loop on a small real model, offline, in a minute and a half."""
 
 from __future__ import annotations
 

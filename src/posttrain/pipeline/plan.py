@@ -24,6 +24,7 @@ from posttrain.pipeline.recipe import Recipe, Reference, Stage
 from posttrain.stages import inputs
 
 ARTIFACT = "artifact.json"
+NOT_MADE = "not made yet"
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,7 @@ def _why(read: dict[str, Any], folder: Path, stage: Stage) -> str:
     )  # and not those of a stage NAME-2
     made = [path / ARTIFACT for path in same if (path / ARTIFACT).is_file()]
     if not made:
-        return "not made yet"
+        return NOT_MADE
     last = json.loads(max(made, key=lambda path: path.stat().st_mtime).read_text())["inputs"]
     reasons: list[str] = []
     code_changed = False
@@ -169,7 +170,7 @@ def _why(read: dict[str, Any], folder: Path, stage: Stage) -> str:
         reasons.append(f"{text} changed")
     if code_changed:
         reasons.append("posttrain's own code changed")
-    return "; ".join([*dict.fromkeys(reasons)][:3]) or "not made yet"
+    return "; ".join([*dict.fromkeys(reasons)][:3]) or NOT_MADE
 
 
 def _changed(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:

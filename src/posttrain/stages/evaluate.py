@@ -225,8 +225,8 @@ def _asked(
         context.claim()  # not before: a bad row can be corrected
         write_records(file, records[name])
         for metric, estimate in evaluation.task.estimates(records[name]).items():
-            text = shown(estimate.json())
-            reporter.note("measured", f"{Path(path).name} {name} {metric}: {text}")
+            label = evaluation.task.metrics[metric].label or metric
+            reporter.note("measured", f"{role} {name}, {label}: {shown(estimate.json())}")
     return records
 
 
