@@ -295,19 +295,19 @@ def show(result: dict[str, Any]) -> None:
     for key, one in result["comparison"].items():
         if key != "loss":
             print(
-                f"{key}: {one['speedup']:.2f} × TRL's best"
-                f" ({min(one['rounds']):.2f}–{max(one['rounds']):.2f}), target ≥ {TARGET} ×"
-                f" {'reached' if one['speedup'] >= TARGET else 'missed'}"
+                f"{key}: {one['speedup']:.2f} × TRL's best "
+                f"({min(one['rounds']):.2f}–{max(one['rounds']):.2f}), target ≥ {TARGET} × "
+                f"{'reached' if one['speedup'] >= TARGET else 'missed'}"
             )
     loss = result["comparison"]["loss"]
     print(
-        f"losses of {loss['steps']} steps, {loss['first']:.4f} → {loss['last']:.4f}:"
-        f" {loss['largest_difference']:.1e} apart"
+        f"losses of {loss['steps']} steps, {loss['first']:.4f} → {loss['last']:.4f}: "
+        f"{loss['largest_difference']:.1e} apart"
     )
     for one in result["curve"]:
         print(
-            f"prompt / answer {one['ratio']:<5} {one['posttrain']:6.2f} against {one['trl']:6.2f}"
-            f" pairs/s: {one['posttrain'] / one['trl']:.2f} ×"
+            f"prompt / answer {one['ratio']:<5} {one['posttrain']:6.2f} against {one['trl']:6.2f} "
+            f"pairs/s: {one['posttrain'] / one['trl']:.2f} ×"
         )
 
 
@@ -380,8 +380,8 @@ def main() -> None:
                 }
                 result["measurements"].append(measured)
                 print(
-                    f"round {turn + 1}/{a.rounds}  {name:<24} {measured['pairs_per_second']:6.2f}"
-                    f" pairs/s, {measured['pairs_per_second_epoch']:6.2f} with what comes before",
+                    f"round {turn + 1}/{a.rounds}  {name:<24} {measured['pairs_per_second']:6.2f} "
+                    f"pairs/s, {measured['pairs_per_second_epoch']:6.2f} with what comes before",
                     flush=True,
                 )
         for ratio in RATIOS:

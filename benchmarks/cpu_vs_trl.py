@@ -365,8 +365,8 @@ def show(result: dict[str, Any]) -> None:
 
     def line(what: str, got: str, target: str, reached: bool) -> None:
         console.print(
-            f"{what:<52} {got:>22}   target {target:<8}"
-            f" {'reached' if reached else '[red]missed[/red]'}"
+            f"{what:<52} {got:>22}   target {target:<8} "
+            f"{'reached' if reached else '[red]missed[/red]'}"
         )
 
     for pair in result["comparison"]["pairs"]:
@@ -453,9 +453,9 @@ def main() -> None:
                 }
                 result["measurements"].append(measured)
                 print(
-                    f"round {turn + 1}/{a.rounds}  {name:<22}"
-                    f" {measured['tokens_per_second']:>8,.0f} tokens/s "
-                    f" {measured['peak_gib']:.2f} GiB",
+                    f"round {turn + 1}/{a.rounds}  {name:<22} "
+                    f"{measured['tokens_per_second']:>8,.0f} tokens/s  "
+                    f"{measured['peak_gib']:.2f} GiB",
                     flush=True,
                 )
     result["losses"], result["comparison"] = losses, compare(result["measurements"], losses)

@@ -177,9 +177,9 @@ def main() -> int:
                 found = measure({**job, "contestant": name})
                 runs[name].append(found)
                 print(
-                    f"round {n + 1}  {name:24} {job['rows'] / found['seconds']:8,.0f} rows/s "
-                    f" {found['seconds']:6.2f} s  {found['bins']:,} bins, {found['tokens']:,}"
-                    " tokens",
+                    f"round {n + 1}  {name:24} {job['rows'] / found['seconds']:8,.0f} rows/s  "
+                    f"{found['seconds']:6.2f} s  {found['bins']:,} bins, {found['tokens']:,} "
+                    "tokens",
                     flush=True,
                 )
     rates = {
@@ -195,8 +195,8 @@ def main() -> int:
     }
     for shape, some in ratios.items():
         print(
-            f"{shape}: {some['trl']:.2f} × TRL, {some['trl two processes']:.2f} × TRL with two"
-            f" processes (target {TARGET})"
+            f"{shape}: {some['trl']:.2f} × TRL, {some['trl two processes']:.2f} × TRL with two "
+            f"processes (target {TARGET})"
         )
     if not args.loud:
         record.write(

@@ -139,8 +139,8 @@ def run(size: int, model: Path, folder: Path) -> dict[str, Any]:
         result["methods"][method] = {"validation": tried, "chosen": chosen, "test": tested}
         for seed, one in tested.items():
             print(
-                f"{size} prompts, {method}, rate {chosen:g}, seed {seed}: {shown(one['before'])} →"
-                f" {shown(one['after'])}, difference {shown(one['difference'])}",
+                f"{size} prompts, {method}, rate {chosen:g}, seed {seed}: {shown(one['before'])} → "
+                f"{shown(one['after'])}, difference {shown(one['difference'])}",
                 flush=True,
             )
     return result

@@ -252,18 +252,18 @@ def show(result: dict[str, Any]) -> None:
     console.print(table)
     for name, one in result["corpora"].items():
         console.print(
-            f"{name}: {one['summary']['steps']} steps, {one['seconds']:.0f} s with validation; the"
-            " exported model's loss differs from the run's own report by"
-            f" {abs(one['reported_minus_reloaded']):.1e}"
+            f"{name}: {one['summary']['steps']} steps, {one['seconds']:.0f} s with validation; the "
+            "exported model's loss differs from the run's own report by "
+            f"{abs(one['reported_minus_reloaded']):.1e}"
         )
     small = result["small_model"]
     console.print(
-        f"stories260K, {small['targets']:,} real tokens, loss {small['loss']:.3f}:"
-        " log-probabilities differ from plain transformers' by at most"
-        f" {small['largest_difference_float32']:.1e} in float32 (transformers' own are"
-        f" {small['transformers_float32_from_float64']:.1e} from float64, ours"
-        f" {small['ours_float32_from_float64']:.1e}), {small['largest_difference_float64']:.1e} in"
-        " float64"
+        f"stories260K, {small['targets']:,} real tokens, loss {small['loss']:.3f}: "
+        "log-probabilities differ from plain transformers' by at most "
+        f"{small['largest_difference_float32']:.1e} in float32 (transformers' own are "
+        f"{small['transformers_float32_from_float64']:.1e} from float64, ours "
+        f"{small['ours_float32_from_float64']:.1e}), {small['largest_difference_float64']:.1e} in "
+        "float64"
     )
 
 
@@ -298,8 +298,8 @@ def main() -> None:
     ]
     if missing := [name for name in needed if not (shared / name).exists()]:
         raise SystemExit(
-            f"{path(shared)} has no {missing[0]}. Give the folder that holds models/,"
-            " demonstrations/, math/ and text/ with --shared."
+            f"{path(shared)} has no {missing[0]}. Give the folder that holds models/, "
+            "demonstrations/, math/ and text/ with --shared."
         )
     if finished := [name for name in a.corpora if (a.runs / name / "summary.json").exists()]:
         raise SystemExit(

@@ -263,9 +263,9 @@ are refused.
 
 NOTES = {
     "chujiezheng": (
-        "These files are indented for reading, and meant to be used with the indentation and line"
-        " breaks taken\nout. As they stand, most put a line break more before an answer than before"
-        " the same answer in\nhistory: branches."
+        "These files are indented for reading, and meant to be used with the indentation and line "
+        "breaks taken\nout. As they stand, most put a line break more before an answer than before "
+        "the same answer in\nhistory: branches."
     )
 }
 

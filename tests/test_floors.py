@@ -193,8 +193,8 @@ def test_help_and_wrong_input_answer_without_torch(
     )
     script = (
         f"import sys\ncode = 0\n{call}\n"
-        + "print('HEAVY', sorted({'torch', 'transformers', 'peft'} & set(sys.modules)), 'CODE',"
-        " code)"
+        + "print('HEAVY', sorted({'torch', 'transformers', 'peft'} & set(sys.modules)), 'CODE', "
+        "code)"
     )
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, check=True

@@ -774,8 +774,8 @@ def test_a_model_without_a_chat_template_gets_one_that_transformers_reads(
     said = bench.capfd.readouterr().err
     assert "talk.jsonl (messages): 20 rows → 20 sequences" in said
     assert (
-        "the model has no chat template: a default, whose answers end with <|end|>, is used and"
-        " saved with it" in said
+        "the model has no chat template: a default, whose answers end with <|end|>, is used and "
+        "saved with it" in said
     )
     assert "first: ### User:⏎0+0⏎⏎### Assistant:⏎ ⟶ 0<|end|>" in said
 

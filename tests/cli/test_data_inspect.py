@@ -405,11 +405,11 @@ def test_rejected_rows_are_counted_and_written_where_asked(
 
 def test_help_and_wrong_options_answer_without_torch() -> None:
     script = (
-        "import sys\nfrom posttrain.cli.main import main\ncodes = []\nfor argv in (['data',"
-        " 'inspect', '--help'], ['data', 'inspect', '--modle', 'x']):\n    try:\n       "
-        " codes.append(main(argv))\n    except SystemExit as error:\n       "
-        " codes.append(error.code)\nprint('HEAVY', sorted({'torch', 'transformers'} &"
-        " set(sys.modules)), codes)"
+        "import sys\nfrom posttrain.cli.main import main\ncodes = []\nfor argv in (['data', "
+        "'inspect', '--help'], ['data', 'inspect', '--modle', 'x']):\n    try:\n        "
+        "codes.append(main(argv))\n    except SystemExit as error:\n        "
+        "codes.append(error.code)\nprint('HEAVY', sorted({'torch', 'transformers'} & "
+        "set(sys.modules)), codes)"
     )
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True

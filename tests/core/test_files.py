@@ -132,10 +132,10 @@ def test_digests_and_seeds_do_not_depend_on_pythonhashseed(tmp_path: Path) -> No
     (tmp_path / "one").write_text("1")
     (tmp_path / "two").write_text("2")
     script = (
-        "import sys; from pathlib import Path; from posttrain.core import files, seeds;"
-        " print(files.sha256_json({k: list(set(['x'])) for k in set('abcdefgh')}),"
-        " files.sha256_folder(Path(sys.argv[1])),seeds.derive(7, 'order', 3), seeds.generator(7,"
-        " 'order', 3).permutation(6).tolist())"
+        "import sys; from pathlib import Path; from posttrain.core import files, seeds; "
+        "print(files.sha256_json({k: list(set(['x'])) for k in set('abcdefgh')}), "
+        "files.sha256_folder(Path(sys.argv[1])),seeds.derive(7, 'order', 3), seeds.generator(7, "
+        "'order', 3).permutation(6).tolist())"
     )
     said = {
         subprocess.run(

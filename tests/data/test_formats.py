@@ -678,15 +678,15 @@ def test_tools(tools: Any, expected: Any) -> None:
         (
             [answer("", tool_calls="f(x)")],
             (
-                "the tool call of message 1 of messages is text, and not JSON: Expecting value:"
-                " line 1 column 1 (char 0)"
+                "the tool call of message 1 of messages is text, and not JSON: Expecting value: "
+                "line 1 column 1 (char 0)"
             ),
         ),
         (
             [answer("", tool_calls=[{"name": "f", "arguments": "{x"}])],
             (
-                "the arguments of a tool call of message 1 of messages is text, and not JSON:"
-                " Expecting property name enclosed in double quotes: line 1 column 2 (char 1)"
+                "the arguments of a tool call of message 1 of messages is text, and not JSON: "
+                "Expecting property name enclosed in double quotes: line 1 column 2 (char 1)"
             ),
         ),
         (
@@ -712,8 +712,8 @@ def test_tools(tools: Any, expected: Any) -> None:
         (
             [{"from": "function_call", "value": "f()"}],
             (
-                "the tool call of message 1 of messages is text, and not JSON: Expecting value:"
-                " line 1 column 1 (char 0)"
+                "the tool call of message 1 of messages is text, and not JSON: Expecting value: "
+                "line 1 column 1 (char 0)"
             ),
         ),
         (
@@ -802,8 +802,8 @@ def test_a_conversation_that_cannot_be_used(messages: Any, what: str) -> None:
         (
             {"messages": TURNS, "tools": "[{"},
             (
-                "tools is text, and not JSON: Expecting property name enclosed in double quotes:"
-                " line 1 column 3 (char 2)"
+                "tools is text, and not JSON: Expecting property name enclosed in double quotes: "
+                "line 1 column 3 (char 2)"
             ),
         ),
         (

@@ -218,8 +218,8 @@ def test_branches_show_what_they_share_and_each_its_own(tmp_path: Path) -> None:
     assert [p.heading for p in one.passages] == [
         "branch 1 of 2; 38 tokens, 19 trained",
         (
-            "branch 2 of 2: the template shows earlier turns otherwise here; its first 19 tokens"
-            " are those of branch 1 and not repeated here; 59 tokens, 19 trained"
+            "branch 2 of 2: the template shows earlier turns otherwise here; its first 19 tokens "
+            "are those of branch 1 and not repeated here; 59 tokens, 19 trained"
         ),
     ]
     assert (report.total("branched"), report.total("sequences"), report.total("tokens")) == (

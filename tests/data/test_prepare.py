@@ -327,8 +327,8 @@ def test_a_tokenizer_that_begins_with_a_space_puts_none_inside() -> None:
         (
             {},
             (
-                "this row has no 'prompt' and 'completion'; the source began as prompt-completion"
-                " (a.jsonl:1)"
+                "this row has no 'prompt' and 'completion'; the source began as prompt-completion "
+                "(a.jsonl:1)"
             ),
         ),
         (pair("ab", "c\ud800"), "column 'completion' holds half a character, \\ud800"),

@@ -201,16 +201,16 @@ def test_what_python_reads_beyond_json_stays_a_number(tmp_path: Path) -> None:
         (
             b'{"a": ' + b"[" * 9999 + b"]" * 9999 + b"}",
             (
-                "not readable JSON: maximum recursion depth exceeded while decoding a JSON array"
-                " from a unicode string"
+                "not readable JSON: maximum recursion depth exceeded while decoding a JSON array "
+                "from a unicode string"
             ),
             "correct or remove the row",
         ),
         (
             b'{"a": ' + b"9" * 5000 + b"}",
             (
-                "not readable JSON: Exceeds the limit (4300 digits) for integer string conversion:"
-                " value has 5000 digits; use sys.set_int_max_str_digits() to increase the limit"
+                "not readable JSON: Exceeds the limit (4300 digits) for integer string conversion: "
+                "value has 5000 digits; use sys.set_int_max_str_digits() to increase the limit"
             ),
             "correct or remove the row",
         ),

@@ -296,8 +296,8 @@ def test_a_reason_is_of_the_stage_of_that_name(
     """`sft-2` is no earlier `sft`."""
     run, two = recipe.parent / "run", recipe.parent / "two.yaml"
     body = (
-        f"{{stage: sft, model: {recipe.parent}/base, data: {recipe.parent}/train.jsonl, steps: 1,"
-        " device: cpu}"
+        f"{{stage: sft, model: {recipe.parent}/base, data: {recipe.parent}/train.jsonl, steps: 1, "
+        "device: cpu}"
     )
     two.write_text(f"stages:\n  sft-2: {body}\n")
     assert main(["run", str(two), "--out", str(run), "--quiet"]) == 0

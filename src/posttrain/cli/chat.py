@@ -45,8 +45,8 @@ HARMLESS = {i: 0x2400 + i for i in range(32) if chr(i) not in "\n\t"} | {
 def main(argv: list[str]) -> int:
     arguments = parser(
         "chat",
-        "Talk to a model, or to two side by side. Where standard input is no terminal, every line"
-        " of it is a message. In the conversation /help lists what else can be done.",
+        "Talk to a model, or to two side by side. Where standard input is no terminal, every line "
+        "of it is a message. In the conversation /help lists what else can be done.",
         ChatSettings,
     ).parse(argv)
     settings = assemble(ChatSettings, flat(arguments, ChatSettings))
@@ -229,9 +229,9 @@ class Talk:
         voice, ends = self.voices[k], "" if answer.finished else ", cut off at the limit"
         whose = f"{escape(voice.name)}: " if len(self.voices) > 1 else ""
         self._say(
-            f"[dim]{whose}{answer.tokens:,} tokens,"
-            f" {answer.tokens / max(answer.seconds, 1e-9):,.0f}"
-            f" tokens/s{', stopped' if answer.interrupted else ends}[/dim]"
+            f"[dim]{whose}{answer.tokens:,} tokens, "
+            f"{answer.tokens / max(answer.seconds, 1e-9):,.0f} "
+            f"tokens/s{', stopped' if answer.interrupted else ends}[/dim]"
         )
         if answer.forgotten:
             self.reporter.message(

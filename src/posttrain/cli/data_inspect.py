@@ -63,8 +63,8 @@ def show_report(report: Report, out: Console) -> None:
         show_example(example, out, coloured)
     if report.missing:
         out.print(
-            f"not shown: rows {', '.join(map(str, report.missing))}: there is no such row, or it"
-            " was rejected\n"
+            f"not shown: rows {', '.join(map(str, report.missing))}: there is no such row, or it "
+            "was rejected\n"
         )
     if report.examples:
         out.print(
@@ -193,8 +193,8 @@ def histogram(report: Report, width: int = 40) -> list[str]:
     names = [f"{low:,}" if low == high else f"{low:,}–{high:,}" for low, high, _ in bins]
     margin, most = max(map(len, names)), max(count for _, _, count in bins)
     limit = (
-        f"{'':>{margin}} ┄┄ --max-length {report.max_length:,}: {over:,} longer"
-        f" ({over / lengths.n:.1%})"
+        f"{'':>{margin}} ┄┄ --max-length {report.max_length:,}: {over:,} longer "
+        f"({over / lengths.n:.1%})"
     )
     lines = ["", f"tokens a sequence, before the length limit (n = {lengths.n:,})"]
     marked = False
@@ -224,8 +224,8 @@ def packing(found: Packing | None) -> list[str]:
     sample = f" (a sample of {found.rows:,} rows)" if found.rows >= 100_000 else ""
     return [
         (
-            f"a step of {found.batch_size} rows: {found.tokens:,.0f} tokens in {found.passes:.2f}"
-            f" forward passes of at most {found.budget:,}{sample}"
+            f"a step of {found.batch_size} rows: {found.tokens:,.0f} tokens in {found.passes:.2f} "
+            f"forward passes of at most {found.budget:,}{sample}"
         ),
         f"packed: {found.filled:.1%} of the budget filled, nothing padded",
         (

@@ -32,15 +32,15 @@ def show(outcome: Outcome) -> None:
         out.print(f"found     {name}: {count:,}, not removed", soft_wrap=True, markup=False)
     for one in summary["cycles"]["first"][:3]:
         out.print(
-            f"cycle {one['cycle']:<3} {one['answers']} answers, {one['rows']} rows:"
-            f" {', '.join(one['first'][:4])}",
+            f"cycle {one['cycle']:<3} {one['answers']} answers, {one['rows']} rows: "
+            f"{', '.join(one['first'][:4])}",
             soft_wrap=True,
             markup=False,
         )
     if summary["cycles"]["components"] > 3:
         out.print(
-            f"          {summary['cycles']['components']:,} such components,"
-            f" {summary['cycles']['rows']:,} rows"
+            f"          {summary['cycles']['components']:,} such components, "
+            f"{summary['cycles']['rows']:,} rows"
         )
     if found := summary.get("margin"):
         out.print(

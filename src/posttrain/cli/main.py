@@ -56,12 +56,12 @@ def usage(table: Mapping[str, str]) -> str:
             *lines,
             "",
             (
-                "posttrain COMMAND --help shows a command's options; posttrain FILE.py:NAME runs a"
-                " stage of your own."
+                "posttrain COMMAND --help shows a command's options; posttrain FILE.py:NAME runs a "
+                "stage of your own."
             ),
             (
-                "Exit codes: 0 done, 2 wrong input (with the cure), 130 interrupted (the same"
-                " command goes on); a stage"
+                "Exit codes: 0 done, 2 wrong input (with the cure), 130 interrupted (the same "
+                "command goes on); a stage"
             ),
             "that decides has its verdict's.",
         ]

@@ -49,8 +49,8 @@ def _read(arguments: Any) -> tuple[Recipe, Path]:
 def run(argv: list[str]) -> int:
     parser = _parser(
         "run",
-        "Run a recipe. What is unchanged is not run again; killed at any moment, the same command"
-        " goes on.",
+        "Run a recipe. What is unchanged is not run again; killed at any moment, the same command "
+        "goes on.",
     )
     _recipe_options(parser)
     parser.add_argument(
@@ -100,8 +100,8 @@ def results(summary: dict[str, Any]) -> None:
 def show_plan(argv: list[str]) -> int:
     parser = _parser(
         "plan",
-        "Show what running a recipe would do: what is made, what will run and why, and about what"
-        " it takes.",
+        "Show what running a recipe would do: what is made, what will run and why, and about what "
+        "it takes.",
     )
     _recipe_options(parser)
     parser.add_argument("--json", action="store_true", help="as JSON")

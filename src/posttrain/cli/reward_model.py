@@ -77,6 +77,6 @@ def calibrated(found: dict[str, Any]) -> str:
         )
     )
     return (
-        f"calibration: expected error of the probability {found['error']:.3f}, n ="
-        f" {found['n']:,}{mended}"
+        f"calibration: expected error of the probability {found['error']:.3f}, n = "
+        f"{found['n']:,}{mended}"
     )

@@ -27,8 +27,8 @@ def show(outcome: Outcome) -> None:
     )
     if best := summary["best"]:
         out.print(
-            f"best      {best['rows']:,} answers of {best['at_least']:g} or more,"
-            f" {outcome.outputs['best']}",
+            f"best      {best['rows']:,} answers of {best['at_least']:g} or more, "
+            f"{outcome.outputs['best']}",
             soft_wrap=True,
             markup=False,
         )

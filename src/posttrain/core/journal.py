@@ -251,12 +251,12 @@ class Journal(Many[Entry]):
             lost = sum(1 for _ in file)
         if lost == 1:
             return (
-                f"{self.folder}: the last record is not whole; going on after the {len(self):,}"
-                " before it"
+                f"{self.folder}: the last record is not whole; going on after the {len(self):,} "
+                "before it"
             )
         return (
-            f"{self.folder} is damaged in record {len(self) + 1:,}: it and the {lost - 1:,} lines"
-            f" after it are made again; the {len(self):,} records before it are kept"
+            f"{self.folder} is damaged in record {len(self) + 1:,}: it and the {lost - 1:,} lines "
+            f"after it are made again; the {len(self):,} records before it are kept"
         )
 
     def _explain_start(self) -> str:

@@ -55,8 +55,8 @@ class Account:
     def summary(self) -> str:
         """The account in one line; of what did not happen nothing."""
         parts = [
-            f"{self.read:,} rows → {self.sequences:,} sequences, {self.tokens:,} tokens,"
-            f" {self.targets:,} trained"
+            f"{self.read:,} rows → {self.sequences:,} sequences, {self.tokens:,} tokens, "
+            f"{self.targets:,} trained"
         ]
         counts = {
             "cut to the length limit": self.truncated,

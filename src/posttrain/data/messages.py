@@ -55,8 +55,8 @@ def messages(value: Any, name: str, where: str) -> tuple[Message, ...]:
     value = decoded(value, name, where)
     if not isinstance(value, (list, tuple)) or not value:
         raise DataError(
-            f"{name} holds {'an empty list' if value == [] else kind(value)}, not a list of"
-            " messages",
+            f"{name} holds {'an empty list' if value == [] else kind(value)}, not a list of "
+            "messages",
             where=where,
             cure='write [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]',
         )

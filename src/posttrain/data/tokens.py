@@ -183,8 +183,8 @@ class Encoder:
             if parts is None:
                 out.append(
                     DataError(
-                        f"the steps of {answers[i][:40]!r} cannot be tokenised apart without"
-                        " changing the text",
+                        f"the steps of {answers[i][:40]!r} cannot be tokenised apart without "
+                        "changing the text",
                         cure="use another --separator",
                     )
                 )
@@ -342,8 +342,8 @@ class Encoder:
         for i, (turn, _) in enumerate(turns):
             if i in lost:
                 error = DataError(
-                    f"prompt and answer {turn.after[:40]!r} cannot be tokenised apart without"
-                    " changing the text",
+                    f"prompt and answer {turn.after[:40]!r} cannot be tokenised apart without "
+                    "changing the text",
                     cure="end the prompt template with a line break or a special token",
                 )
                 out.append(error)

@@ -105,8 +105,8 @@ def forest_attention(
     for name in unknown:
         if unknown[name] is not None and name not in _IRRELEVANT:
             raise TypeError(
-                f"forest attention does not understand the argument {name} of"
-                f" {type(module).__name__}"
+                f"forest attention does not understand the argument {name} of "
+                f"{type(module).__name__}"
             )
     scoring = Scoring(scaling, dropout, sliding_window, softcap, s_aux)
     return attend(query, key, value, scoring), None

@@ -130,8 +130,8 @@ def load_network(
         raise ModelError(
             f"cannot load {folder}: {type(error).__name__}: {error}",
             cure=(
-                "check that the folder is complete and its config.json names a causal language"
-                " model"
+                "check that the folder is complete and its config.json names a causal language "
+                "model"
             ),
         ) from error
     network, info = loaded
@@ -147,8 +147,8 @@ def load_network(
     )
     more = " and more" if len(extra) > 3 else ""
     note = (
-        f"{folder} has weights that its config.json does not use, and that the result will lack:"
-        f" {extra[:3]}{more}"
+        f"{folder} has weights that its config.json does not use, and that the result will lack: "
+        f"{extra[:3]}{more}"
     )
     network = network if placement else network.to(device)
     return network, (note,) if extra else ()

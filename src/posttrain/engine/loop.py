@@ -335,9 +335,9 @@ def _choose(run: Run) -> int:
         run.reporter.message(f"stopped early: {run.stale} validations without a better one")
     if run.first_held and best is not None and run.best["loss"] > run.first_held["loss"]:
         run.reporter.message(
-            f"held-out loss never fell below the start's: {run.first_held['loss']:.4f} before"
-            f" training, {run.best['loss']:.4f} at best. Lower --learning-rate or train on other"
-            " data"
+            f"held-out loss never fell below the start's: {run.first_held['loss']:.4f} before "
+            f"training, {run.best['loss']:.4f} at best. Lower --learning-rate or train on other "
+            "data"
         )
     if best is None or best == run.step or not run.validation.keep_best:
         return run.step
@@ -345,8 +345,8 @@ def _choose(run: Run) -> int:
         weights = run.store.load(best).tensors["weights"]
     except CheckpointError as error:
         run.reporter.message(
-            f"{error.what}. It was the best by held-out loss; exporting step {run.step}, the last,"
-            " instead"
+            f"{error.what}. It was the best by held-out loss; exporting step {run.step}, the last, "
+            "instead"
         )
         return run.step
     run.optimiser.load_weights(weights)

@@ -66,14 +66,14 @@ def attach(
         )
         if tied or layer is network.get_output_embeddings():
             raise ConfigError(
-                f"--lora-targets: {name} is the model's output head, which adapters would not"
-                " reach",
+                f"--lora-targets: {name} is the model's output head, which adapters would not "
+                "reach",
                 cure="leave it out; to train it, train all weights",
             )
         if getattr(getattr(layer.get_base_layer(), "weight", None), "ndim", 0) != 2:
             raise ConfigError(
-                f"{name} is not one matrix (experts of a mixture are many in one); its adapters"
-                " cannot be merged",
+                f"{name} is not one matrix (experts of a mixture are many in one); its adapters "
+                "cannot be merged",
                 cure="adapt the attention alone: --lora-targets q_proj k_proj v_proj o_proj",
             )
     return adapter

@@ -72,8 +72,8 @@ class Policy(Learner):
         if kind.endswith(("ForSequenceClassification", "ForTokenClassification")):
             raise ModelError(
                 f"{path} is a {kind}, a reward model or classifier, and writes no text",
-                cure="give the language model that it was made from; posttrain judge puts a reward"
-                " model on trial",
+                cure="give the language model that it was made from; posttrain judge puts a reward "
+                "model on trial",
             )
         tokenizer = load_tokenizer(folder)
         inner, notes = load_network(folder, device, default_dtype(device, dtype))

@@ -154,8 +154,8 @@ class RewardModel(Learner):
         tolerance = (TOLERANCE if exact else LOW_MEAN) * max(1.0, float(expected.abs().max()))
         if not bool((reward - expected).abs().max() <= tolerance):
             raise ModelError(
-                f"{type(inner).__name__} is refused: its reward is not a linear map of the last"
-                " hidden state",
+                f"{type(inner).__name__} is refused: its reward is not a linear map of the last "
+                "hidden state",
                 cure="use a reward model of another family",
             )
 

@@ -65,8 +65,8 @@ class Sampling:
                 raise ConfigError(
                     f"sampling: {name} = {getattr(self, name)} is out of range",
                     cure=(
-                        "max_tokens and n are 1 or more, temperature and top_k 0 or more, top_p in"
-                        " [0, 1]"
+                        "max_tokens and n are 1 or more, temperature and top_k 0 or more, top_p in "
+                        "[0, 1]"
                     ),
                 )
 
@@ -112,8 +112,8 @@ def sample(
     """
     if "past_key_values" not in inspect.signature(network.inner.forward).parameters:
         raise ModelError(
-            f"{type(network.inner).__name__} cannot be sampled: it keeps its state in a cache of"
-            " its own kind",
+            f"{type(network.inner).__name__} cannot be sampled: it keeps its state in a cache of "
+            "its own kind",
             cure="use another model, or sample from the saved one with transformers' generate",
         )
     out: dict[tuple[int, int], Completion] = {}

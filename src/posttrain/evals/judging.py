@@ -200,9 +200,9 @@ def warning(accuracy: dict[str, Any], others: dict[str, Any], what: str = "pairs
     if gap["low"] is not None and gap["low"] > 0:
         return ""
     return (
-        f"not shown to be better than “{best}”, which is blind to content: right on"
-        f" {accuracy['mean']:.3f} and {others[best]['mean']:.3f} of {accuracy['n']:,} {what}, a"
-        f" difference of {gap['mean']:+.3f} [{_bound(gap['low'])}, {_bound(gap['high'])}]"
+        f"not shown to be better than “{best}”, which is blind to content: right on "
+        f"{accuracy['mean']:.3f} and {others[best]['mean']:.3f} of {accuracy['n']:,} {what}, a "
+        f"difference of {gap['mean']:+.3f} [{_bound(gap['low'])}, {_bound(gap['high'])}]"
     )
 
 

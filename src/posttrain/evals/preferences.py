@@ -68,9 +68,9 @@ def telling(measured: dict[str, Any], cure: str = "--balance-length") -> str:
             rest = f" ({found['equal']:,} have equally many)" if found["equal"] > found["n"] else ""
             return (
                 f"length alone predicts the choice: the {'longer' if longer else 'shorter'} answer,"
-                f" in {unit}, is the chosen one in {part['mean']:.3f} [{part['low']:.3f},"
-                f" {part['high']:.3f}] of n = {found['n']:,} pairs{rest}. What is trained on them"
-                f" has to beat “{name}”; {cure} takes as many of both"
+                f" in {unit}, is the chosen one in {part['mean']:.3f} [{part['low']:.3f}, "
+                f"{part['high']:.3f}] of n = {found['n']:,} pairs{rest}. What is trained on them "
+                f"has to beat “{name}”; {cure} takes as many of both"
             )
     return ""
 

@@ -203,8 +203,8 @@ def parts(mix: Mapping[str, float], options: Options) -> list[Part]:
         METHODS[n].couple and not METHODS[n].probes for n in mix
     ):
         raise ConfigError(
-            f"{' and '.join(mix)} cannot be mixed: one is tied to probes, the other to the batch"
-            " itself",
+            f"{' and '.join(mix)} cannot be mixed: one is tied to probes, the other to the batch "
+            "itself",
             cure="leave one of them out",
         )
     given = options.given()

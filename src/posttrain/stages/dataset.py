@@ -83,8 +83,8 @@ def peek(settings: DataSettings) -> None:
     for source in settings.validation:
         if source.weight is not None or source.share is not None or source.epochs != 1:
             raise ConfigError(
-                f"--validation {source} has a weight, share or epochs, and every held-out row is"
-                " scored once",
+                f"--validation {source} has a weight, share or epochs, and every held-out row is "
+                "scored once",
                 cure="leave them out; limit= takes fewer rows",
                 option="validation",
             )
@@ -116,8 +116,8 @@ def max_length(settings: DataSettings, limit: int | None) -> int:
     """
     if settings.max_length and limit and settings.max_length > limit:
         raise ConfigError(
-            f"--max-length {settings.max_length} is more than the {limit} positions the model"
-            " knows",
+            f"--max-length {settings.max_length} is more than the {limit} positions the model "
+            "knows",
             cure=f"give --max-length {limit} or less",
             option="max_length",
         )
@@ -262,8 +262,8 @@ def _tokenize(
     if chat.used and chat.template.origin == "default":
         reporter.note(
             "chat",
-            f"the model has no chat template: a default, whose answers end with {chat.stop}, is"
-            " used and saved with it; --chat-template FILE uses another",
+            f"the model has no chat template: a default, whose answers end with {chat.stop}, is "
+            "used and saved with it; --chat-template FILE uses another",
         )
 
 
@@ -283,8 +283,8 @@ def tell(
         )
     if account.special:
         reporter.message(
-            f"{name}: {account.special:,} rows have the text of a special token inside, which the"
-            " model will read as one"
+            f"{name}: {account.special:,} rows have the text of a special token inside, which the "
+            "model will read as one"
         )
     if account.rejected:
         why = "; ".join(

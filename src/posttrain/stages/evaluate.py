@@ -55,8 +55,8 @@ class EvaluateSettings(Settings):
     scorer: Annotated[str, ReadsScorer()] = Field(
         "",
         description=(
-            "of --win: exact, contains, number, longest, shortest or FILE.py:FUNCTION; or give"
-            " --reward-model"
+            "of --win: exact, contains, number, longest, shortest or FILE.py:FUNCTION; or give "
+            "--reward-model"
         ),
     )
     reward_model: Annotated[str | None, ReadsModel()] = Field(
@@ -70,8 +70,8 @@ class EvaluateSettings(Settings):
     prompt_template: str | None = Field(
         None,
         description=(
-            "ask in plain text, the question written like this; {prompt} stands for it. Unset: the"
-            " chat template"
+            "ask in plain text, the question written like this; {prompt} stands for it. Unset: the "
+            "chat template"
         ),
     )
     budget: Annotated[int | None, ExecutionOnly(rounding=True)] = Field(
@@ -290,8 +290,8 @@ def _account(
         )
     if (left_out := rows - len(items)) > 0:
         reporter.message(
-            f"{evaluation.name}: {left_out:,} of {rows:,} rows are left out: they do not fit"
-            f" {max_length:,} tokens, or hold nothing to score"
+            f"{evaluation.name}: {left_out:,} of {rows:,} rows are left out: they do not fit "
+            f"{max_length:,} tokens, or hold nothing to score"
         )
 
 

@@ -58,8 +58,8 @@ class JudgeSettings(Settings):
     scorer: Annotated[str, ReadsScorer()] = Field(
         "",
         description=(
-            "what judges: reward:FOLDER, longest, shortest, FILE.py:FUNCTION; or give"
-            " --reward-model"
+            "what judges: reward:FOLDER, longest, shortest, FILE.py:FUNCTION; or give "
+            "--reward-model"
         ),
     )
     reward_model: Annotated[str | None, ReadsModel()] = Field(
@@ -305,8 +305,8 @@ def _judged(records: list[Record], name: str, spec: str) -> list[Record]:
         raise DataError(
             f"{spec} can judge none of {len(records):,} pairs",
             cure=(
-                "verifiers need the wanted answer in a column completion or answer, reward models"
-                " answers within their length"
+                "verifiers need the wanted answer in a column completion or answer, reward models "
+                "answers within their length"
             ),
         )
     return judged

@@ -53,8 +53,8 @@ class PairsSettings(Settings):
     )
     out: Annotated[Path, Destination()] = Field(
         description=(
-            "NAME.jsonl for the rows that stay, with NAME.removed.jsonl and NAME.summary.json"
-            " beside it; or a folder for all of them"
+            "NAME.jsonl for the rows that stay, with NAME.removed.jsonl and NAME.summary.json "
+            "beside it; or a folder for all of them"
         )
     )
     to: Literal["", "pairs", "labels"] = Field(
@@ -88,8 +88,8 @@ class PairsSettings(Settings):
     on_bad_row: Literal["stop", "reject"] = Field(
         "stop",
         description=(
-            "stop at a row that cannot be used, or write it to NAME.rejects.jsonl with the reason"
-            " and go on"
+            "stop at a row that cannot be used, or write it to NAME.rejects.jsonl with the reason "
+            "and go on"
         ),
     )
     seed: int = Field(0, ge=0, description="of what is chosen by lot")

@@ -83,8 +83,8 @@ class SamplePairsSettings(Settings):
     scorer: Annotated[str, ReadsScorer()] = Field(
         "",
         description=(
-            "what an answer is worth: exact, contains, number, longest, shortest,"
-            " FILE.py:FUNCTION; or give --reward-model"
+            "what an answer is worth: exact, contains, number, longest, shortest, "
+            "FILE.py:FUNCTION; or give --reward-model"
         ),
     )
     reward_model: Annotated[str | None, ReadsModel()] = Field(
@@ -141,8 +141,8 @@ class SamplePairsSettings(Settings):
     prompt_template: str | None = Field(
         None,
         description=(
-            "ask in plain text, the prompt written like this; {prompt} stands for it. Unset: the"
-            " chat template"
+            "ask in plain text, the prompt written like this; {prompt} stands for it. Unset: the "
+            "chat template"
         ),
     )
     template_kwargs: Annotated[dict[str, Any], BeforeValidator(json_values)] = Field(
@@ -152,8 +152,8 @@ class SamplePairsSettings(Settings):
     on_bad_row: Literal["stop", "reject"] = Field(
         "stop",
         description=(
-            "stop at a row that cannot be used, or write it to rejects.jsonl with the reason and"
-            " go on"
+            "stop at a row that cannot be used, or write it to rejects.jsonl with the reason and "
+            "go on"
         ),
     )
     device: Annotated[Literal["", "cpu", "cuda"], ExecutionOnly()] = Field(
@@ -285,12 +285,12 @@ def _refuse_unscored(
     cure = f"look at the answers, in {settings.out / CHUNKS}, or give another --scorer"
     if settings.scorer in SCORERS:
         cure = (
-            f"{settings.scorer} needs the wanted answer: a column completion or answer (--data"
-            " FILE,completion=COLUMN)"
+            f"{settings.scorer} needs the wanted answer: a column completion or answer (--data "
+            "FILE,completion=COLUMN)"
         )
     raise DataError(
-        f"{settings.scorer or 'the reward model'} cannot judge {len(missing):,} of"
-        f" {n:,} {what}; {reasons(missing)}",
+        f"{settings.scorer or 'the reward model'} cannot judge {len(missing):,} of "
+        f"{n:,} {what}; {reasons(missing)}",
         where=str(settings.data[0]),
         cure=cure,
     )
@@ -417,8 +417,8 @@ def _write(settings: SamplePairsSettings, prompts: Many[Prompt], chunks: Journal
                 f"of {len(prompts):,} prompts none gives a pair; {counts}",
                 where=str(settings.data[0]),
                 cure=(
-                    "into another --out, with more answers (--n), a higher --temperature, a lower"
-                    " --min-margin, other prompts or another --scorer"
+                    "into another --out, with more answers (--n), a higher --temperature, a lower "
+                    "--min-margin, other prompts or another --scorer"
                 ),
             )
     best_rows = None if wanted is None else {"at_least": wanted, "rows": best}

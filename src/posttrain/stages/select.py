@@ -44,8 +44,8 @@ class SelectSettings(Settings):
     keep: int = Field(ge=1, description="rows to choose at most")
     out: Annotated[Path, Destination()] = Field(
         description=(
-            "NAME.jsonl for the chosen rows, with NAME.scores.jsonl and NAME.summary.json beside"
-            " it; or a folder for all of them"
+            "NAME.jsonl for the chosen rows, with NAME.scores.jsonl and NAME.summary.json beside "
+            "it; or a folder for all of them"
         )
     )
     by: Literal["tfidf", "embedding"] = Field(
@@ -80,8 +80,8 @@ class SelectSettings(Settings):
     on_bad_row: Literal["stop", "reject"] = Field(
         "stop",
         description=(
-            "stop at a row that cannot be used, or write it to NAME.rejects.jsonl with the reason"
-            " and go on"
+            "stop at a row that cannot be used, or write it to NAME.rejects.jsonl with the reason "
+            "and go on"
         ),
     )
     device: Annotated[Literal["", "cpu", "cuda"], ExecutionOnly()] = Field(

@@ -142,8 +142,8 @@ class Context:
         execution = inputs.execution(self.settings)
         for difference in self.place.claim(self.inputs.identity(), execution):
             self.reporter.message(
-                f"this run goes on with another {difference}; results differ by rounding, and by"
-                " the draws of noise where there is any"
+                f"this run goes on with another {difference}; results differ by rounding, and by "
+                "the draws of noise where there is any"
             )
 
 

@@ -147,10 +147,10 @@ def _describe(learner: Learner, settings: TrainingSettings) -> str:
     trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
     share = "" if trained == total else f", {trained / 1e6:.2f} M trained"
     return (
-        f"{settings.model}: {total / 1e6:.1f} M parameters{share},"
-        f" {str(network.dtype).removeprefix('torch.')} on {network.device.type};"
-        f" {MODES[admission.mode]} (agrees with paths run alone within {admission.deviation:.0e}"
-        " nats)"
+        f"{settings.model}: {total / 1e6:.1f} M parameters{share}, "
+        f"{str(network.dtype).removeprefix('torch.')} on {network.device.type}; "
+        f"{MODES[admission.mode]} (agrees with paths run alone within {admission.deviation:.0e} "
+        "nats)"
     )
 
 

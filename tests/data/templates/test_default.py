@@ -50,8 +50,8 @@ LONG = [
 def test_chatml() -> None:
     head = "<|im_start|>assistant\n"
     first = (
-        "<|im_start|>system\nBe"
-        f" kind.\n\n{LISTED}<|im_end|>\n<|im_start|>user\nQ1<|im_end|>\n{head}"
+        "<|im_start|>system\nBe "
+        f"kind.\n\n{LISTED}<|im_end|>\n<|im_start|>user\nQ1<|im_end|>\n{head}"
     )
     (one,) = encode(CHATML, turns(CHATML, None, LONG, TOOLS))
     assert runs(CHATML, one) == [
@@ -80,8 +80,8 @@ def test_role_tokens() -> None:
         ("<|system|>\nBe kind.<|end|>\n<|user|>\nQ1<|end|>\n<|assistant|>\n", "A1<|end|>"),
         (
             (
-                "<|system|>\nBe"
-                " kind.<|end|>\n<|user|>\nQ1<|end|>\n<|assistant|>\nA1<|end|>\n"
+                "<|system|>\nBe "
+                "kind.<|end|>\n<|user|>\nQ1<|end|>\n<|assistant|>\nA1<|end|>\n"
                 "<|user|>\nQ2<|end|>\n"
                 "<|assistant|>\n"
             ),

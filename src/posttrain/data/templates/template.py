@@ -61,8 +61,8 @@ class Template:
         """
         if tokenizer.eos_token_id is None:
             raise DataError(
-                "the tokenizer has no end-of-sequence token, so the model would never learn to"
-                " stop",
+                "the tokenizer has no end-of-sequence token, so the model would never learn to "
+                "stop",
                 cure="set eos_token in tokenizer_config.json",
             )
         taken = {*signature(tokenizer.apply_chat_template).parameters} - {"documents"}
@@ -107,8 +107,8 @@ class Template:
         if self.ending.stop or not closing:
             return ()
         return (
-            f"the chat template ends answers with {closing!r}, which is no token of this"
-            f" tokenizer; {self.tokenizer.eos_token} is trained after it",
+            f"the chat template ends answers with {closing!r}, which is no token of this "
+            f"tokenizer; {self.tokenizer.eos_token} is trained after it",
         )
 
     @cached_property

@@ -128,8 +128,8 @@ def _without_end(one: Encoded, max_length: int, where: str) -> Sequence:
             f"the question and a choice are {n:,} tokens, and {max_length:,} fit",
             where=where,
             cure=(
-                f"shorten or remove the row; or give --max-length {n}, if the model can address as"
-                " many"
+                f"shorten or remove the row; or give --max-length {n}, if the model can address as "
+                "many"
             ),
         )
     kept = fit(Encoded(one.ids[:n], (Span(span.start, n, 0),)), max_length, "drop")

@@ -69,8 +69,8 @@ def _scores(subject: Subject, responses: list[Response]) -> list[Score]:
     missing = sum(score.value is None for score in scores)
     if missing > len(scores) / 2:
         raise DataError(
-            f"the scorer can judge only {len(scores) - missing} of {len(scores)} answers;"
-            f" {reasons(scores)}",
+            f"the scorer can judge only {len(scores) - missing} of {len(scores)} answers; "
+            f"{reasons(scores)}",
             where=responses[0].where,
             cure="give rows or another scorer for which most answers have a score",
         )

@@ -364,8 +364,8 @@ def _check_agreement(run: Run, reporter: Reporter) -> None:
     mean, most = float(off.mean()), float(off.max())
     if not AGREEMENT[learner.device.type].allows(off):
         raise PosttrainError(
-            "the reference is not the model that training starts from: log-probabilities differ by"
-            f" {mean:.2g} nats a token on average and {most:.2g} at most",
+            "the reference is not the model that training starts from: log-probabilities differ by "
+            f"{mean:.2g} nats a token on average and {most:.2g} at most",
             cure="remove --reference-cache, or give --reference copy",
         )
     reporter.note(
