@@ -4,16 +4,14 @@
     python benchmarks/cpu_dpo_vs_trl.py --tiny     a smoke test whose numbers mean nothing
 
 The model and its invented words are those of `cpu_vs_trl.py`. A pair is a prompt and two answers,
-prompt and chosen answer
-together log-normal: median 70 tokens, 95th percentile 300, at most 512; a quarter of it is prompt,
-    and the rejected answer is
-0.6 to 1.6 times as long as the chosen one. Everybody takes the same batches of 8 in the same order.
+prompt and chosen answer together log-normal: median 70 tokens, 95th percentile 300, at most 512; a
+quarter of it is prompt, and the rejected answer is 0.6 to 1.6 times as long as the chosen one.
+Everybody takes the same batches of 8 in the same order.
 
 Two rates: of the steps alone, and of one epoch with everything that comes before its steps, which
-    is where a stored reference
-costs. After that a curve: the same tokens, but prompts up to eight times as long as an answer. Each
-    measurement is a fresh
-process, and contestants take turns within a round.
+is where a stored reference costs. After that a curve: the same tokens, but prompts up to eight
+times as long as an answer. Each measurement is a fresh process, and contestants take turns within a
+round.
 
 Left out: GPUs, LoRA, other sizes, and TRL's grouping by length, which changes the order.
 """

@@ -12,7 +12,7 @@ its own.
 Each measurement is a fresh process, so its peak memory is its own, and contestants take turns
 within a round, so that a slow minute of the machine hits all of them. This process stays small and
 imports no torch: the system counts a parent's size into its child's peak. Tokens are real ones, no
-    padding; time runs from the end of one step to the end of the next, everything in it.
+padding; time runs from the end of one step to the end of the next, everything in it.
 
 Left out: GPUs, LoRA, other sizes.
 """

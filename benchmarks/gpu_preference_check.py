@@ -1,14 +1,13 @@
 """Preference training and reward models on a GPU: is it right, and how fast is it? The CPU is the
 reference.
 
-    python benchmarks/gpu_preference_check.py --model MODEL_FOLDER --data PAIRS.jsonl [--out
-    result.json]
+    python benchmarks/gpu_preference_check.py --model MODEL_FOLDER --data PAIRS.jsonl \\
+        [--out result.json]
 
 Checks, each a number with its limit: loss and gradients of pairs that share their prompt, CUDA
-    against CPU in float32, for DPO,
-ORPO, KTO and a Bradley–Terry reward model; 20 steps of DPO on a real model, bfloat16 with a float32
-master against float32 on the CPU; rewards with a bfloat16 trunk against float32. Then pairs a
-second, for the record.
+against CPU in float32, for DPO, ORPO, KTO and a Bradley–Terry reward model; 20 steps of DPO on a
+real model, bfloat16 with a float32 master against float32 on the CPU; rewards with a bfloat16 trunk
+against float32. Then pairs a second, for the record.
 """
 
 from __future__ import annotations

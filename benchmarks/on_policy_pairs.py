@@ -8,8 +8,8 @@ The quickstart's fine-tuned model answers questions of the curriculum eight time
 `sample-pairs` makes pairs of right and wrong answers, for DPO, and keeps a right answer of every
 question that has one, for fine-tuning on it (rejection sampling). The learning rate of both is
 chosen on 500 validation questions: the largest difference, of equal ones the smallest rate. Only
-    the chosen ones are put to the 500 test questions, with three seeds. All splits have different
-    questions.
+the chosen ones are put to the 500 test questions, with three seeds. All splits have different
+questions.
 
 Left out: other methods, more than two passes, a second round with the model that came out.
 """

@@ -6,14 +6,14 @@ GSM8K.
 The command line runs as a user would run it, once a corpus, from the 28 M-parameter base. Then base
 and result are loaded from their folders and scored on the same held-out rows, so that the
 difference is paired: its interval has the sequences as units, and is narrower than those of two
-    separate means. A result that scores what the run itself reported was exported faithfully.
+separate means. A result that scores what the run itself reported was exported faithfully.
 
 GSM8K's test file is for evaluation only: the held-out rows are a seeded slice of its training file,
 taken out of training. Both splits are written into the run's folder. Also here: a real small model
 scored beside plain transformers.
 
 Left out: whether answers are right. Lower loss on held-out demonstrations is what SFT promises;
-    accuracy is measured elsewhere.
+accuracy is measured elsewhere.
 """
 
 from __future__ import annotations

@@ -2,9 +2,8 @@
 where the last one died.
 
 Imported modules are shared by the fork, so that a life costs its own work and not the seconds that
-importing torch takes. What
-kills is real: the child sends SIGKILL to itself in the middle of a call, or the parent sends it at
-    a moment of its own.
+importing torch takes. What kills is real: the child sends SIGKILL to itself in the middle of a
+call, or the parent sends it at a moment of its own.
 """
 
 from __future__ import annotations

@@ -103,9 +103,8 @@ def test_what_is_drawn_is_scored_alike(architecture: str) -> None:
     the other.
 
     Completions end at different times, so rows leave the batch and the cache must drop the right
-    ones. (longrope stays below
-    its threshold: a cache keeps the keys' old frequencies beyond it, in transformers' own
-        generation too.)
+    ones. (longrope stays below its threshold: a cache keeps the keys' old frequencies beyond it, in
+    transformers' own generation too.)
     """
     one = policy(architecture)
     params = Sampling(max_tokens=10, temperature=0.8, n=6, seed=3, stop=tuple(range(0, V, 7)))

@@ -1,10 +1,9 @@
 """Checkpoints: whole or absent, without pickle, and verified before they are believed.
 
 A checkpoint is a folder `step-00000120`: one safetensors file for each group of tensors,
-    `state.json` for the rest, and
-`manifest.json` with the SHA-256 of them all. It is written under another name, flushed, and
-renamed; what was interrupted is swept away at the next start. A damaged checkpoint is named and
-passed over for the one before it.
+`state.json` for the rest, and `manifest.json` with the SHA-256 of them all. It is written under
+another name, flushed, and renamed; what was interrupted is swept away at the next start. A damaged
+checkpoint is named and passed over for the one before it.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ class Optimiser:
 
     Parameters in float32 or better are updated in place. Smaller ones (bfloat16) have a float32
     master, which is the truth: their gradients are added up in float32 as backward makes them, the
-        master is updated, and the parameter is its rounding.
+    master is updated, and the parameter is its rounding.
 
     Args:
         named: names and parameters; those that need no gradient are left alone.

@@ -2,13 +2,11 @@
 comparisons, offline, on a processor.
 
 The data are drawn from the curriculum: new text of its world for `adapt`, instructions for `sft`,
-    pairs of answers for `reward`
-and `preference`, and for the evaluations questions, choices, pairs and text that were in none of
-them. What the base model cannot do is answer in a chat; what it can do, it was taught in other
-words. After `sft` it answers about half of the questions, and none
-of them politely: which answers people like better is in the pairs. The reward model judges answers
-    to prompts it has not seen,
-and the policy was not trained with it.
+pairs of answers for `reward` and `preference`, and for the evaluations questions, choices, pairs
+and text that were in none of them. What the base model cannot do is answer in a chat; what it can
+do, it was taught in other words. After `sft` it answers about half of the questions, and none of
+them politely: which answers people like better is in the pairs. The reward model judges answers to
+prompts it has not seen, and the policy was not trained with it.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ It writes (where `--out` is a folder, without the first part of the names)
                            digests
 
 Left out: a majority of contradicting rows is not taken; balance is of how often the chosen side is
-    longer, not of by how much.
+longer, not of by how much.
 """
 
 from __future__ import annotations
