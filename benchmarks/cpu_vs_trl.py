@@ -67,10 +67,8 @@ LOSSES: dict[str, tuple[str, dict[str, Any]]] = {
     "trl losses": ("trl", {"bf16": False, "gradient_checkpointing": False, "learning_rate": 1e-3}),
     "posttrain losses": ("posttrain", {"learning_rate": 1e-3, "warmup": 0.0}),
 }
-PAIRS = [
-    ("posttrain", "trl default", 4.5),
-    ("posttrain, 10 a step", "trl packed fp32", 1.7),
-]  # and the speed-up to reach
+# and the speed-up to reach
+PAIRS = [("posttrain", "trl default", 4.5), ("posttrain, 10 a step", "trl packed fp32", 1.7)]
 LOSS_TARGET = 1e-5
 QUIET = 0.5  # one-minute load average
 

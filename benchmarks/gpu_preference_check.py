@@ -207,11 +207,12 @@ def real(args: Any, check: Any, result: dict[str, Any]) -> None:
         trees = Trees(Path(folder))
         slow, _ = train(cpu, trees, 20, 8)
         fast, _ = train(gpu, trees, 20, 8)
+        # bfloat16 sees a change of the master only once it is
         check(
             "20 steps of DPO: largest |Δ loss|, bfloat16 against float32 on the CPU",
             max(abs(x - y) for x, y in zip(slow, fast, strict=True)),
             0.1,
-        )  # bfloat16 sees a change of the master only once it is
+        )
         # half a unit in the last place, so that it lags at first
         result["loss"] = {"cpu": slow, "cuda": fast}
         _, rates = train(Policy.load(args.model, device="cuda"), trees, 20, 32)

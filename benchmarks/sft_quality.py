@@ -81,9 +81,8 @@ OPTIONS = {
 def split(source: Path, folder: Path) -> tuple[Path, Path]:
     """Take a seeded slice out of a file; write what stays and what was taken into `folder`."""
     with gzip.open(source, "rt") as file:
-        lines = list(
-            file
-        )  # not splitlines(), which would also cut at a line separator inside a string
+        # not splitlines(), which would also cut at a line separator inside a string
+        lines = list(file)
     taken = set(random.Random(SEED).sample(range(len(lines)), HELD_OUT))
     folder.mkdir(parents=True, exist_ok=True)
     paths = folder / "train.jsonl", folder / "held_out.jsonl"

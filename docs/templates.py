@@ -189,9 +189,8 @@ class Row:
     template: str
     words: Any
     verdicts: dict[str, Verdict]
-    other: dict[
-        str, str
-    ]  # conversations that are taken with thinking on or off, and their word then
+    # conversations that are taken with thinking on or off, and their word then
+    other: dict[str, str]
     stop: str
 
 

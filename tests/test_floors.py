@@ -123,10 +123,8 @@ def test_no_circles_within_a_floor() -> None:
 @pytest.mark.parametrize(
     ("floor", "allowed"),
     [
-        (
-            "core",
-            {"posttrain.core", "numpy", "pydantic", "rich", "torch"},
-        ),  # torch for annotations only: see the tests below
+        # torch for annotations only: see the tests below
+        ("core", {"posttrain.core", "numpy", "pydantic", "rich", "torch"}),
         ("methods", {"posttrain.core", "posttrain.methods", "pydantic", "torch"}),
     ],
 )

@@ -324,9 +324,8 @@ def test_what_is_refused(
     code, out, err = said(["--data", data, "--out", tmp_path / "clean.jsonl", *options], capfd)
     assert (code, out) == (2, "")
     assert err.startswith(f"error: {what.format(data=data)}") and cure in err
-    assert [p.name for p in tmp_path.iterdir()] == [
-        "prefs.jsonl"
-    ]  # nothing was made, nothing left behind
+    # nothing was made, nothing left behind
+    assert [p.name for p in tmp_path.iterdir()] == ["prefs.jsonl"]
 
 
 def test_an_output_that_is_not_ours(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

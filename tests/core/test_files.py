@@ -105,10 +105,11 @@ def test_what_an_interrupted_write_left_is_swept_away(tmp_path: Path) -> None:
 
 def test_digests_are_sha256(tmp_path: Path) -> None:
     (tmp_path / "abc").write_bytes(b"abc")
+    # FIPS 180-2
     assert (
         files.sha256_file(tmp_path / "abc")
         == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    )  # FIPS 180-2
+    )
     assert (
         files.sha256_json({"b": "ü", "a": [1, None]})
         == hashlib.sha256(b'{"a":[1,null],"b":"\\u00fc"}').hexdigest()

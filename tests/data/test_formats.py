@@ -352,6 +352,7 @@ def test_preference_as_trl_reads_it(fields: dict[str, Any]) -> None:
 )
 def test_the_columns_say_which_format(columns: str, name: str) -> None:
     assert detect(Row(dict.fromkeys(columns.split(), "x"), WHERE)) == name
+    # columns of nulls say nothing
     assert (
         detect(
             Row(
@@ -363,7 +364,7 @@ def test_the_columns_say_which_format(columns: str, name: str) -> None:
             )
         )
         == name
-    )  # columns of nulls say nothing
+    )
 
 
 def test_columns_of_no_format() -> None:
@@ -564,9 +565,8 @@ def test_tool_calls_keep_what_matters() -> None:
     assert chat(answer("a", tool_calls=[{"name": "f"}, {"name": "g", "arguments": ""}]))[0][
         "tool_calls"
     ] == [called("f", {}), called("g", {})]
-    table = [
-        {"name": "f", "arguments": {"x": {"y": 1, "z": None}, "w": [{"a": None}]}}
-    ]  # what a table fills in goes
+    # what a table fills in goes
+    table = [{"name": "f", "arguments": {"x": {"y": 1, "z": None}, "w": [{"a": None}]}}]
     assert chat(answer("a", tool_calls=table))[0]["tool_calls"] == [
         called("f", {"x": {"y": 1}, "w": [{}]})
     ]
@@ -724,9 +724,8 @@ def test_tools(tools: Any, expected: Any) -> None:
 )
 def test_a_conversation_that_cannot_be_used(messages: Any, what: str) -> None:
     assert refusal({"messages": messages}).what == what
-    if (
-        isinstance(messages, list) and messages and "assistant turn" not in what
-    ):  # the same in any other column
+    # the same in any other column
+    if isinstance(messages, list) and messages and "assistant turn" not in what:
         assert refusal({"prompt": "a", "completion": messages}).what == what.replace(
             "messages", "completion"
         )

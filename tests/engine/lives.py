@@ -218,9 +218,8 @@ def without_each(argv: list[str], folder: Path, step: int, log: Path) -> list[st
     for item in [None, *loop.STATE]:
         again = folder.with_name(f"without-{item}")
         shutil.copytree(folder, again)
-        wait(
-            live([*argv, "--out", str(again)], forget(item) if item else None, log)
-        )  # may fail: that, too, is noticing
+        # may fail: that, too, is noticing
+        wait(live([*argv, "--out", str(again)], forget(item) if item else None, log))
     return list(loop.STATE)
 
 

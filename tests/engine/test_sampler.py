@@ -309,9 +309,8 @@ def test_draw_by_hand(params: dict[str, Any], kept: dict[int, float]) -> None:
         for uniform in (edge + 1e-9, edge + p - 1e-9):
             assert drawn(uniform, **params) == (token, pytest.approx(p, rel=1e-9))
         edge += p
-    assert (
-        drawn(0.0, **params)[0] == 2
-    )  # [0, 1) is closed below: an uniform on an edge belongs to the token above it
+    # [0, 1) is closed below: an uniform on an edge belongs to the token above it
+    assert drawn(0.0, **params)[0] == 2
     assert drawn(math.nextafter(1.0, 0.0), **params)[0] == list(kept)[-1]
 
 

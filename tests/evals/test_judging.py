@@ -71,12 +71,10 @@ def test_the_temperature_is_the_likeliest() -> None:
 
 
 def test_no_temperature_where_none_is_best() -> None:
-    assert (
-        judging.of_margins([1, 2, 3])["temperature"] is None
-    )  # always right: the colder the better
-    assert (
-        judging.of_margins([-1, -2, 1])["temperature"] is None
-    )  # more often wrong: none is better than chance
+    # always right: the colder the better
+    assert judging.of_margins([1, 2, 3])["temperature"] is None
+    # more often wrong: none is better than chance
+    assert judging.of_margins([-1, -2, 1])["temperature"] is None
 
 
 def test_a_warning_where_nothing_shows_it_better() -> None:

@@ -449,9 +449,8 @@ def test_the_schema_takes_good_recipes_and_no_bad_ones() -> None:
         },
     )
     text = json.dumps(rule)
-    assert (
-        "$ref" not in text and "allOf" not in text and "oneOf" not in text
-    )  # or `fits` would not see them
+    # or `fits` would not see them
+    assert "$ref" not in text and "allOf" not in text and "oneOf" not in text
     assert fits(good, rule)
     assert [s.kind.name for s in load(good).stages] == ["adapt", "sft", "eval"]
     for stage, option, value in [

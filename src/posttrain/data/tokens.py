@@ -90,9 +90,8 @@ class Encoder:
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
         self._added = set(tokenizer.added_tokens_decoder)
-        self._ends = tokenizer("a", verbose=False)["input_ids"][-1:] == [
-            tokenizer.eos_token_id
-        ]  # ends every plain text itself
+        # ends every plain text itself
+        self._ends = tokenizer("a", verbose=False)["input_ids"][-1:] == [tokenizer.eos_token_id]
         self._stems: dict[tuple[int, str], list[int]] = {}
         self._anchor = tokenizer("\n", add_special_tokens=False)["input_ids"]
         self._fast = None

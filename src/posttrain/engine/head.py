@@ -74,9 +74,8 @@ class Head:
         Returns: [n, d].
         """
         if self.softcap is not None:
-            grad.addcmul_(
-                grad, (z / self.softcap).square_(), value=-1
-            )  # d cap·tanh(x/cap) = 1 − tanh²
+            # d cap·tanh(x/cap) = 1 − tanh²
+            grad.addcmul_(grad, (z / self.softcap).square_(), value=-1)
         column = (factor * self.scale)[:, None]
         weight_grad, bias_grad = into
         low = grad.to(hidden.dtype)

@@ -48,9 +48,8 @@ class Interrupted(PosttrainError):
         self.exit_code = 128 + signum
 
 
-HeldOut = Callable[
-    [Callable[[int, int], None]], dict[str, Any]
-]  # told how far it is → the numbers, `loss` among them
+# called with a progress callback (rows done, rows in all); returns the numbers, `loss` among them
+HeldOut = Callable[[Callable[[int, int], None]], dict[str, Any]]
 # called with every step and validation, in order; returns what is alarming about it
 Watch = Callable[[Step | Held], Many[Alarm]]
 

@@ -34,9 +34,8 @@ def attach(
             into.
     """
     peft = require("peft", extra="lora", purpose="--lora")
-    transposed = any(
-        isinstance(module, Conv1D) for module in network.modules()
-    )  # GPT-2 keeps its matrices so
+    # GPT-2 keeps its matrices so
+    transposed = any(isinstance(module, Conv1D) for module in network.modules())
     config = peft.LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
@@ -47,9 +46,8 @@ def attach(
     )
     devices = [network.device] if network.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", FutureWarning
-        )  # peft asks transformers by a name that transformers deprecates
+        # peft asks transformers by a name that transformers deprecates
+        warnings.simplefilter("ignore", FutureWarning)
         warnings.simplefilter("ignore", RuntimeWarning)  # and speaks of patterns that it set itself
         torch.manual_seed(derive(seed, "lora"))
         try:

@@ -152,9 +152,8 @@ def _sample_group(
     alive = [(i, j) for i in group for j in range(params.n)]
     if params.n > 1:
         forked = torch.arange(len(group), device=network.device).repeat_interleave(params.n)
-        cache.reorder_cache(
-            forked
-        )  # of a cache's ways to choose rows, the one that linear attention has too
+        # of a cache's ways to choose rows, the one that linear attention has too
+        cache.reorder_cache(forked)
         logits = logits[forked]
     streams = {
         (i, j): (
@@ -214,7 +213,6 @@ def draw(logits: Tensor, uniform: Tensor, params: Sampling) -> tuple[Tensor, Ten
     p = torch.where(keep, p, 0.0)
     p /= p.sum(-1, keepdim=True)
     place = (p.cumsum(-1) <= uniform[:, None]).sum(-1, keepdim=True)
-    place = torch.minimum(
-        place, (p > 0).sum(-1, keepdim=True) - 1
-    )  # rounding must not reach a token that was cut off
+    # rounding must not reach a token that was cut off
+    place = torch.minimum(place, (p > 0).sum(-1, keepdim=True) - 1)
     return index.gather(1, place)[:, 0], p.gather(1, place)[:, 0].log()

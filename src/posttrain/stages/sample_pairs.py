@@ -315,9 +315,8 @@ def _sample(
         from posttrain.data.chat import Chat
 
         chat = Chat(policy.tokenizer, kwargs=settings.template_kwargs)
-        policy.set_chat(
-            chat.template.source, chat.stop
-        )  # so that answers end where the template ends them
+        # so that answers end where the template ends them
+        policy.set_chat(chat.template.source, chat.stop)
     scorer = open_scorer(settings.scorer_spec, settings.device)
     with reporter.working("sampling", len(starts) * settings.batch_size) as progress:
         for number, start in enumerate(starts, 1):

@@ -177,9 +177,8 @@ def _prepare(
             cure=f"give --budget {longest} or more, or --max-length {budget} or less",
         )
     plan = Plan(train.rows, settings.batch_size, settings.seed, shares(train.rows, train.sources))
-    steps = settings.steps or math.ceil(
-        settings.epochs * plan.steps_per_epoch - 1e-9
-    )  # 1.1 · 100 is 110, not 111
+    # 1.1 · 100 is 110, not 111
+    steps = settings.steps or math.ceil(settings.epochs * plan.steps_per_epoch - 1e-9)
     setup = objective.setup(settings, learner, data, budget, reporter)
     learner.train_with(
         settings.optimiser, activation_checkpointing=settings.activation_checkpointing

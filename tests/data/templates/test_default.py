@@ -88,9 +88,8 @@ def test_role_tokens() -> None:
             "A2<|end|>",
         ),
     ]
-    two = words(
-        special=["<|user|>", "<|assistant|>"]
-    )  # no token for the system: its text stands in a user turn
+    # no token for the system: its text stands in a user turn
+    two = words(special=["<|user|>", "<|assistant|>"])
     assert (
         turns(two, None, [SYSTEM, user("Q"), answer("A")])[0].before
         == "<|user|>\nBe kind.<|end|>\n<|user|>\nQ<|end|>\n<|assistant|>\n"

@@ -347,9 +347,8 @@ def test_the_end_token_that_follows_at_once_is_the_end() -> None:
     )
     assert Chat(tokenizer, template=template).stop == "<|end|>"
     assert turns(tokenizer, template, [user("Q"), answer("A")])[0].after == "<resp>A</resp><|end|>"
-    apart = template.replace(
-        "</resp><|end|>", "</resp>\n<|end|>"
-    )  # Phi-3.5: the end of the turn, then of the text
+    # Phi-3.5: the end of the turn, then of the text
+    apart = template.replace("</resp><|end|>", "</resp>\n<|end|>")
     assert Chat(tokenizer, template=apart).stop == "</resp>"
     assert turns(tokenizer, apart, [user("Q"), answer("A")])[0].after == "<resp>A</resp>"
 
@@ -365,9 +364,8 @@ def test_a_header_that_history_adds_is_written_by_the_model() -> None:
     header = "\n{% if message.role == 'assistant' %}all\n{% endif %}{{ message.content }}"
     template = CHATML.replace("\n{{ message.content }}", header)
     assert turns(PLAIN, template, [user("Q"), answer("A")])[0].after == "all\nA<|im_end|>"
-    spaced = template.replace(
-        "assistant\n{% endif %}", "assistant\n\n{% endif %}"
-    )  # the prompt has a line more than history
+    # the prompt has a line more than history
+    spaced = template.replace("assistant\n{% endif %}", "assistant\n\n{% endif %}")
     assert turns(PLAIN, spaced, [user("Q"), answer("A")])[0].after == "all\nA<|im_end|>"
 
 
@@ -497,9 +495,8 @@ def test_content_is_kept_where_the_prompt_is_spaced_otherwise(content: str) -> N
     assert (
         found[0].before == f"<|im_start|>user\nZq7 {content}<|im_end|>\n<|im_start|>assistant\n\n"
     )
-    shown = content.removeprefix(
-        "\n"
-    )  # a line break that begins an answer is the one that the prompt has more
+    # a line break that begins an answer is the one that the prompt has more
+    shown = content.removeprefix("\n")
     assert found[0].after == shown + ("" if content.endswith("<|im_end|>") else "<|im_end|>")
     assert found[1].before.startswith(
         f"<|im_start|>user\nZq7 {content}<|im_end|>\n<|im_start|>assistant\n{content}<|im_end|>\n"
