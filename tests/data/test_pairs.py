@@ -45,7 +45,7 @@ from posttrain.data.curate.pairs import (
 )
 from posttrain.data.formats import Format
 from posttrain.data.rows import Row
-from posttrain.evals.preferences import measure, share, telling
+from posttrain.evals.preferences import length_warning, measure, share
 from posttrain.stages.pairs import data_pairs
 from tests.making import write
 
@@ -480,7 +480,7 @@ def test_a_warning_where_length_tells(hits: int, n: int, words: str) -> None:
     found = {
         "longer": {"characters": share(np.array([1] * hits + [-1] * (n - hits)), np.arange(n))}
     }
-    assert (words in telling(found)) if words else telling(found) == ""
+    assert (words in length_warning(found)) if words else length_warning(found) == ""
 
 
 @given(st.lists(st.sampled_from([-1, 0, 1]), max_size=60), st.integers(0, 99))

@@ -67,13 +67,9 @@ def show_report(report: Report, out: Console) -> None:
             "was rejected\n"
         )
     if report.examples:
-        out.print(
-            legend(
-                {piece.kind for one in report.examples for p in one.passages for piece in p.pieces},
-                coloured,
-            ),
-            soft_wrap=True,
-        )
+        passages = [passage for example in report.examples for passage in example.passages]
+        kinds = {piece.kind for passage in passages for piece in passage.pieces}
+        out.print(legend(kinds, coloured), soft_wrap=True)
     out.print(counts(report))
     if len(report.parts) > 1:
         out.print(by_source(report))

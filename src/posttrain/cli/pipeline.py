@@ -76,9 +76,9 @@ def run(argv: list[str]) -> int:
 def results(summary: dict[str, Any]) -> None:
     """What the evaluations of a run came to, and where its artifacts lie."""
     from posttrain.cli.evaluate import results as show_evaluation
-    from posttrain.cli.reward_model import beside
+    from posttrain.cli.reward_model import accuracy_table
 
-    shows = {"eval": show_evaluation, "reward_model": beside}
+    shows = {"eval": show_evaluation, "reward_model": accuracy_table}
     for name, stage in summary["stages"].items():
         if stage["kind"] in shows:
             console().print(f"[bold]{name}[/bold]")
@@ -178,13 +178,11 @@ def _from(planned: Planned) -> str:
 
 
 def _time(seconds: float) -> str:
-    return (
-        f"{seconds:.0f} s"
-        if seconds < 100
-        else f"{seconds / 60:.0f} min"
-        if seconds < 6000
-        else f"{seconds / 3600:.1f} h"
-    )
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    if seconds < 6000:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
 
 
 def runs(argv: list[str]) -> int:

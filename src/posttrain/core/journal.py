@@ -347,10 +347,10 @@ def _digest(kind: str, body: bytes, data: bytes, chain: str) -> str:
     return hashed.hexdigest()[:DIGEST]
 
 
-def _little(one: Any) -> np.ndarray:
+def _little(array: Any) -> np.ndarray:
     """The array with its least significant bytes first, as every machine reads it back."""
-    one = np.asarray(one, order="C")
-    return one.astype(one.dtype.newbyteorder("<"), copy=False)
+    array = np.asarray(array, order="C")
+    return array.astype(array.dtype.newbyteorder("<"), copy=False)
 
 
 def _write_all(handle: int, data: bytes, at: int) -> None:

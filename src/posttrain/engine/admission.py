@@ -239,8 +239,8 @@ def _small_vocabulary(config: Any) -> None:
     if getattr(config, "vocab_size", None):
         config.vocab_size = min(config.vocab_size, SMALL_VOCABULARY)
     for name in ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id"):
-        known = getattr(config, name, None)
-        if (isinstance(known, int) and known >= SMALL_VOCABULARY) or isinstance(known, list):
+        token = getattr(config, name, None)
+        if (isinstance(token, int) and token >= SMALL_VOCABULARY) or isinstance(token, list):
             setattr(config, name, 0)
     for name in ("vocab_size_per_layer_input", "embedding_vocab_size"):
         if getattr(config, name, None):

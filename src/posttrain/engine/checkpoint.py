@@ -67,8 +67,8 @@ class Store:
 
     def steps(self) -> list[int]:
         """Steps that have a checkpoint, oldest first."""
-        found = (re.fullmatch(r"step-(\d+)", p.name) for p in self.folder.glob("step-*"))
-        return sorted(int(m[1]) for m in found if m)
+        matches = (re.fullmatch(r"step-(\d+)", p.name) for p in self.folder.glob("step-*"))
+        return sorted(int(m[1]) for m in matches if m)
 
     def save(self, checkpoint: Checkpoint, best: int | None = None) -> None:
         """Write a checkpoint, then drop what retention no longer keeps.

@@ -185,7 +185,7 @@ def train(run: Run) -> int:
     last_save = time.monotonic()
     run.reporter.progress(TRAIN, run.step, run.steps)
     try:
-        with _signals() as asked:
+        with _signals() as signals:
             while run.step < run.steps and not _exhausted(run):
                 _step(run)
                 better = False
@@ -197,13 +197,13 @@ def train(run: Run) -> int:
                     if by_step
                     else time.monotonic() - last_save > CHECKPOINT_SECONDS
                 )
-                if better or due or asked or run.step == run.steps or _exhausted(run):
+                if better or due or signals or run.step == run.steps or _exhausted(run):
                     run.store.save(
                         checkpoint(run), run.best["step"] if run.validation.keep_best else None
                     )
                     last_save = time.monotonic()
-                if asked:
-                    raise Interrupted(asked[0], run.step)
+                if signals:
+                    raise Interrupted(signals[0], run.step)
         return _choose(run)
     finally:
         run.reporter.progress(TRAIN, run.step, run.steps, over=True)
@@ -359,20 +359,20 @@ def _signals() -> Iterator[list[int]]:
 
     A second one is obeyed at once.
     """
-    asked: list[int] = []
+    received: list[int] = []
 
     def note(signum: int, frame: Any) -> None:
-        asked.append(signum)
+        received.append(signum)
         for s, handler in before.items():
             signal.signal(s, handler)
 
     before: dict[signal.Signals, Any] = {}
     with suppress(ValueError):  # not in the main thread: there, signals are not ours to take
-        for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(one) is not signal.SIG_IGN:  # nohup ignores SIGHUP, and means it
-                before[one] = signal.signal(one, note)
+        for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(name) is not signal.SIG_IGN:  # nohup ignores SIGHUP, and means it
+                before[name] = signal.signal(name, note)
     try:
-        yield asked
+        yield received
     finally:
         for s, handler in before.items():
             signal.signal(s, handler)

@@ -98,8 +98,8 @@ class Policy(Learner):
                 frozen copy of the network; empty: adapters where there are any.
         Returns: forests → the log-probabilities [N] of each one's targets.
         """
-        known = ("", "adapters", "copy")
-        if source not in known or (source == "adapters" and self.adapter is None):
+        sources = ("", "adapters", "copy")
+        if source not in sources or (source == "adapters" and self.adapter is None):
             raise ConfigError(
                 f"there is no reference {source!r}", cure="adapters (with --lora) or copy"
             )

@@ -255,7 +255,7 @@ def _tokenize(
             with reporter.working(f"read {Path(source.path).name}", total) as progress:
                 account = prepare(source, preparation, part, rejects=rejects, progress=progress)
             write_json(part / "account.json", account.json())
-            tell(account, label, source, reporter, first=i == 0)
+            report(account, label, source, reporter, first=i == 0)
     rejects.close()
     for note in chat.notes:
         reporter.message(note)
@@ -267,7 +267,7 @@ def _tokenize(
         )
 
 
-def tell(
+def report(
     account: Account, label: str, source: Source, reporter: Reporter, *, first: bool = True
 ) -> None:
     """Say what became of a source's rows; what was lost is said even where quiet is asked for."""

@@ -149,7 +149,7 @@ def evaluate(settings: EvaluateSettings, context: Context) -> dict[str, Any]:
     evaluations = _evaluations(settings)
     if not context.began:
         _check_rows(settings, evaluations)
-    records = {role: _asked(settings, role, evaluations, context) for role in settings.models}
+    records = {role: _records_of(settings, role, evaluations, context) for role in settings.models}
     return {
         "model": settings.model,
         "against": settings.against,
@@ -204,24 +204,24 @@ def _max_length(settings: EvaluateSettings, path: str) -> int:
 # ------------------------------------------------------------------------------------------- asking
 
 
-def _asked(
+def _records_of(
     settings: EvaluateSettings, role: str, evaluations: list[Evaluation], context: Context
 ) -> dict[str, list[Record]]:
     """One model's records of every evaluation; those that are there are read back."""
     path, reporter = settings.models[role], context.reporter
     records: dict[str, list[Record]] = {}
-    asking: _Asking | None = None
+    loaded: _LoadedModel | None = None
     for evaluation in evaluations:
         name, file = evaluation.name, context.folder / evaluation.file(role)
         if context.began and file.is_file():
             records[name] = read_records(file)
             continue
         rows = read_rows(evaluation.source)
-        asking = asking or _Asking(settings, path, reporter)
+        loaded = loaded or _LoadedModel(settings, path, reporter)
         key = {"identity": context.inputs.identity(), "role": role, "name": name}
         journal = Journal(context.folder / ITEMS / file.stem, key, message=reporter.message)
-        records[name] = asking.records(evaluation, rows, journal, context)
-        _account(evaluation, len(rows), records[name], asking.subject.max_length, reporter)
+        records[name] = loaded.records(evaluation, rows, journal, context)
+        _account(evaluation, len(rows), records[name], loaded.subject.max_length, reporter)
         context.claim()  # not before: a bad row can be corrected
         write_records(file, records[name])
         for metric, estimate in evaluation.task.estimates(records[name]).items():
@@ -231,8 +231,8 @@ def _asked(
 
 
 @dataclass
-class _Asking:
-    """A loaded model that is asked block by block, so that what was answered outlives a kill."""
+class _LoadedModel:
+    """A loaded model that answers block by block, so that what was answered outlives a kill."""
 
     settings: EvaluateSettings
     path: str

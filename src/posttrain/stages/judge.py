@@ -215,15 +215,17 @@ def _scores(
     """The scores of every file's pairs."""
     scorer = open_scorer(spec, device)
     out: dict[str, Scores] = {}
-    for name, some in pairs.items():
+    for name, group in pairs.items():
         out[name] = []
-        with reporter.working(f"judge {name}", len(some)) as progress:
-            for a in range(0, len(some), BATCH):
-                batch = some[a : a + BATCH]
-                scores = scorer([one for pair in batch for one in (pair.chosen, pair.rejected)])
+        with reporter.working(f"judge {name}", len(group)) as progress:
+            for a in range(0, len(group), BATCH):
+                batch = group[a : a + BATCH]
+                scores = scorer(
+                    [response for pair in batch for response in (pair.chosen, pair.rejected)]
+                )
                 refuse_failures(spec, scores)
                 out[name] += zip(scores[0::2], scores[1::2], strict=True)
-                progress(min(a + BATCH, len(some)))
+                progress(min(a + BATCH, len(group)))
     return out
 
 
@@ -268,7 +270,7 @@ def _summary(records: list[Record], specs: dict[str, str]) -> dict[str, Any]:
     clusters: list[Hashable] = [record.group for record in judged]
     longer = [record.value("longer") for record in judged]
     accuracy = stats.share(right, clusters).json()
-    baselines = judging.beside(right, judging.content_blind(longer), clusters)
+    baselines = judging.compare(right, judging.content_blind(longer), clusters)
     out = {
         "pairs": len(records),
         "judged": len(judged),
@@ -286,7 +288,7 @@ def _summary(records: list[Record], specs: dict[str, str]) -> dict[str, Any]:
         out["calibration"] = judging.of_margins(margins)
     if "against" in specs:
         both = _judged(judged, "against_correct", specs["against"])
-        out["against"] = judging.beside(
+        out["against"] = judging.compare(
             [record.value("correct") for record in both],
             {"against": [record.value("against_correct") for record in both]},
             [record.group for record in both],

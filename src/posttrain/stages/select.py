@@ -110,7 +110,7 @@ class SelectSettings(Settings):
     SelectSettings,
     help="take the rows of a large set that are most like a small one",
     makes={"rows": "rows.jsonl", "scores": "scores.jsonl"},
-    files=Files(others=("rejects.jsonl", "target-rejects.jsonl"), together=True, beside=True),
+    files=Files(others=("rejects.jsonl", "target-rejects.jsonl"), at_once=True, single_file=True),
 )
 def data_select(settings: SelectSettings, context: Context) -> dict[str, Any]:
     """Take the rows of large sets that are most like the rows of a target, best first: ranked by

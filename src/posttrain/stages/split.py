@@ -97,7 +97,7 @@ def _makes(settings: SplitSettings) -> dict[str, str]:
     SplitSettings,
     help="split rows so that near-duplicates stay on one side",
     makes=_makes,
-    files=Files(others=("against.jsonl", "rejects.jsonl", "against-rejects.jsonl"), together=True),
+    files=Files(others=("against.jsonl", "rejects.jsonl", "against-rejects.jsonl"), at_once=True),
 )
 def data_split(settings: SplitSettings, context: Context) -> dict[str, Any]:
     """Split rows into parts without leaks: near-duplicates, and rows with the same prompt, stand on

@@ -36,11 +36,11 @@ from posttrain.stages import inputs
 from posttrain.stages.folders import (
     NONE,
     SUMMARY,
-    Beside,
     Files,
     Folder,
     Nowhere,
     Place,
+    SideBySide,
     output_digest,
 )
 from posttrain.stages.index import command_of
@@ -259,15 +259,15 @@ class Stage(Generic[S]):
             return Nowhere()
         made = self.outputs(settings)
         names = [*(path.rstrip("/") for path in made.values()), *self.files.names(settings)]
-        if self.files.beside and out.suffix and not out.is_dir():
+        if self.files.single_file and out.suffix and not out.is_dir():
             if out.suffix != ".jsonl":
                 raise ConfigError(
                     f"--out {out} does not end in .jsonl",
                     cure=f"give --out {out}.jsonl, or a folder whose name has no ending",
                     option="out",
                 )
-            return Beside(out, next(iter(made.values())), names)
-        return Folder(out, names, together=self.files.together)
+            return SideBySide(out, next(iter(made.values())), names)
+        return Folder(out, names, at_once=self.files.at_once)
 
     def _finished(self, settings: S, place: Place, reporter: Reporter) -> Outcome | None:
         """The outcome of a run that is done, if what it made is still there as it was."""

@@ -71,7 +71,9 @@ class Template:
                 f"--template-kwargs {refused[0]} is not for the template to read",
                 cure="leave it out",
             )
-        origin = "given" if source else "the model's own" if tokenizer.chat_template else "default"
+        origin = "the model's own" if tokenizer.chat_template else "default"
+        if source:
+            origin = "given"
         own = tokenizer.chat_template or default_template(tokenizer)
         return cls(tokenizer, source or own, origin, dict(kwargs or {}))
 

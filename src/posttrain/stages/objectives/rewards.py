@@ -186,7 +186,7 @@ def _pairs_told_apart(
         "accuracy_low": accuracy.low,
         "accuracy_high": accuracy.high,
         "judged": len(right),
-        "baselines": judging.beside(right, judging.content_blind(longer), prompts),
+        "baselines": judging.compare(right, judging.content_blind(longer), prompts),
         **judging.by_length(right, longer, prompts),
         "length_correlation": judging.correlation(margins, longer),
         "calibration": judging.of_margins(margins),
@@ -215,6 +215,6 @@ def _steps_told_apart(
         "accuracy_low": accuracy.low,
         "accuracy_high": accuracy.high,
         "judged": len(right),
-        "baselines": judging.beside(right, others, owner),
+        "baselines": judging.compare(right, others, owner),
         "calibration": judging.calibration(reward.numpy(), label.numpy()),
     }
