@@ -165,7 +165,7 @@ class Talk:
         turns.append(turn)
         try:
             (
-                self._beside
+                self._side_by_side
                 if len(self.voices) > 1 and self.out.is_terminal and self.out.width >= WIDE
                 else self._below
             )()
@@ -206,7 +206,7 @@ class Talk:
         self.out.file.write(piece)
         self.out.file.flush()
 
-    def _beside(self) -> None:
+    def _side_by_side(self) -> None:
         """Two columns that fill one after the other."""
         texts = [Text() for _ in self.voices]
         grid = Table(box=None, expand=True, padding=(0, 2, 0, 0))
@@ -227,9 +227,9 @@ class Talk:
     def _account(self, k: int, answer: Answer) -> None:
         """How an answer came about."""
         voice, ends = self.voices[k], "" if answer.finished else ", cut off at the limit"
-        whose = f"{escape(voice.name)}: " if len(self.voices) > 1 else ""
+        name = f"{escape(voice.name)}: " if len(self.voices) > 1 else ""
         self._say(
-            f"[dim]{whose}{answer.tokens:,} tokens, "
+            f"[dim]{name}{answer.tokens:,} tokens, "
             f"{answer.tokens / max(answer.seconds, 1e-9):,.0f} "
             f"tokens/s{', stopped' if answer.interrupted else ends}[/dim]"
         )

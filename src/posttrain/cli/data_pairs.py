@@ -30,10 +30,10 @@ def show(outcome: Outcome) -> None:
     }
     for name, count in stays.items():
         out.print(f"found     {name}: {count:,}, not removed", soft_wrap=True, markup=False)
-    for one in summary["cycles"]["first"][:3]:
+    for cycle in summary["cycles"]["first"][:3]:
         out.print(
-            f"cycle {one['cycle']:<3} {one['answers']} answers, {one['rows']} rows: "
-            f"{', '.join(one['first'][:4])}",
+            f"cycle {cycle['cycle']:<3} {cycle['answers']} answers, {cycle['rows']} rows: "
+            f"{', '.join(cycle['first'][:4])}",
             soft_wrap=True,
             markup=False,
         )

@@ -60,7 +60,9 @@ def messages(value: Any, name: str, where: str) -> tuple[Message, ...]:
             where=where,
             cure='write [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]',
         )
-    return tuple(_message(one, f"message {i + 1} of {name}", where) for i, one in enumerate(value))
+    return tuple(
+        _message(each, f"message {i + 1} of {name}", where) for i, each in enumerate(value)
+    )
 
 
 # fields of a message that are read here; all else goes on as it is

@@ -235,7 +235,7 @@ class Encoder:
             encodings = self._fast.encode_batch(texts, add_special_tokens=plain)
             return [_Ids(encoding.ids, encoding) for encoding in encodings]
         ids = self.tokenizer(texts, add_special_tokens=plain, verbose=False)["input_ids"]
-        return [_Ids(one, None) for one in ids]
+        return [_Ids(row, None) for row in ids]
 
     # ------------------------------------------------------------------ borders
 

@@ -50,14 +50,14 @@ def write_data(folder: Path) -> dict[str, str]:
         "choices": curriculum.multiple_choice(CHOICES, "test", 0, levels=LEVELS),
         **_pairs(),
     }
-    found = {}
-    for name, some in rows.items():
+    paths = {}
+    for name, examples in rows.items():
         path = folder / f"{name}.jsonl"
-        content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in some)
+        content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in examples)
         if not path.is_file() or path.read_text(encoding="utf-8") != content:
             write_atomic(path, content)
-        found[name] = str(path)
-    return found
+        paths[name] = str(path)
+    return paths
 
 
 def _pairs() -> dict[str, list[dict[str, Any]]]:

@@ -88,8 +88,8 @@ def peek(settings: DataSettings) -> None:
                 cure="leave them out; limit= takes fewer rows",
                 option="validation",
             )
-    for some in sources(settings).values():
-        for source in some:
+    for group in sources(settings).values():
+        for source in group:
             # a first row that will be rejected is told of later, with all the others
             rejects = _Forgiving() if settings.on_bad_row == "reject" else Rejects()
             for row in read(source, rejects):

@@ -185,7 +185,11 @@ def _check_rows(settings: EvaluateSettings, evaluations: list[Evaluation]) -> No
     from posttrain.data.tokens import Encoder
     from posttrain.engine.load import load_tokenizer, resolve
 
-    checked = [(one.task.check, read_rows(one.source)) for one in evaluations if one.task.check]
+    checked = [
+        (evaluation.task.check, read_rows(evaluation.source))
+        for evaluation in evaluations
+        if evaluation.task.check
+    ]
     for path in settings.models.values() if checked else ():
         tokenizer = load_tokenizer(resolve(path))
         chat = Chat(tokenizer, prompt_template=settings.prompt_template)

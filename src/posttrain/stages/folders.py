@@ -17,7 +17,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -77,7 +77,7 @@ class Place(Protocol):
     folder: Path
     out: Path
 
-    def held(self) -> Any:
+    def held(self) -> AbstractContextManager[None]:
         """Context: nobody else writes there."""
         ...
 

@@ -258,7 +258,7 @@ def _begin(settings: SamplePairsSettings, rejects: Rejects, reporter: Reporter) 
             cure="give other --data",
         )
     if settings.scorer in SCORERS:  # which cost nothing
-        responses = [Response(one.prompt, "", one.known, one.where) for one in prompts]
+        responses = [Response(prompt.prompt, "", prompt.known, prompt.where) for prompt in prompts]
         scores = SCORERS[settings.scorer](responses)
         missing = [score for score in scores if score.value is None]
         _refuse_unscored(settings, missing, len(scores), "prompts")
@@ -345,12 +345,12 @@ def _answers(
         n=settings.n,
     )
     seeds = [derive(settings.seed, "sample-pairs", start + i) for i in range(len(batch))]
-    completions = policy.sample([one.ids for one in batch], params, seeds)
+    completions = policy.sample([prompt.ids for prompt in batch], params, seeds)
     responses = []
     for completion in completions:
-        asked_of = batch[completion.prompt]
+        prompt = batch[completion.prompt]
         text = policy.tokenizer.decode(completion.tokens, skip_special_tokens=True)
-        responses.append(Response(asked_of.prompt, text, asked_of.known, asked_of.where))
+        responses.append(Response(prompt.prompt, text, prompt.known, prompt.where))
     scores = scorer(responses)
     refuse_failures(settings.scorer_spec, scores)
     records = []

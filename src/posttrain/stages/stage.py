@@ -281,8 +281,8 @@ class Stage(Generic[S]):
                 return None
         self._remove_scratch(place)
         reporter.note("finished", f"{place.out} already holds this run; nothing to do")
-        said = summary.get("verdict")
-        return self._outcome(settings, place, summary, Verdict(**said) if said else None)
+        verdict = summary.get("verdict")
+        return self._outcome(settings, place, summary, Verdict(**verdict) if verdict else None)
 
     def _summary(
         self, settings: S, place: Place, read: inputs.Inputs, made: Made

@@ -169,7 +169,7 @@ def _prepare(
     from posttrain.engine.source import Offline
 
     train = data["data"]
-    longest = max(one.longest for one in data.values())
+    longest = max(dataset.longest for dataset in data.values())
     budget = learner.budget(settings.budget, longest)
     if longest > budget:
         raise ConfigError(

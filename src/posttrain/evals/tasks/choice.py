@@ -81,11 +81,11 @@ def trees_of(
     for question in questions:
         sequences = []
         for _ in question.choices:
-            found = next(encoded)
-            if isinstance(found, DataError):
-                found.where = question.where
-                raise found
-            sequences.append(_without_end(found[0], max_length, question.where))
+            answer = next(encoded)
+            if isinstance(answer, DataError):
+                answer.where = question.where
+                raise answer
+            sequences.append(_without_end(answer[0], max_length, question.where))
         trees.append(Tree(tuple(sequences)))
     return questions, trees
 
