@@ -332,7 +332,7 @@ def test_a_task_that_was_changed_is_another_evaluation(
     assert bench.eval(tmp_path / "run", *argv, all_tasks=False)[0] == 0
     toy.write_text(TOY.read_text() + "\n# louder\n")
     code, _, err = bench.eval(tmp_path / "run", *argv, all_tasks=False)
-    assert code == 2 and "code_sha256" in err
+    assert code == 2 and "files_sha256" in err
 
 
 def test_a_task_runs_through_python(bench: Bench, prompts: Path, tmp_path: Path) -> None:
@@ -346,7 +346,7 @@ def test_a_task_runs_through_python(bench: Bench, prompts: Path, tmp_path: Path)
     found = [
         posttrain.evaluate(
             model=bench.folder / "a", task=task, out=tmp_path / str(i), device="cpu", quiet=True
-        )["tasks"]
+        ).summary["tasks"]
         for i, task in enumerate(shapes)
     ]
     assert found[0]["loudness-prompts"]["metrics"]["loud"]["n"] == 2

@@ -232,7 +232,7 @@ def test_a_scorer_of_ones_own_judges_written_answers(bench: Bench, tmp_path: Pat
     assert [one.value("score") for one in found] == [len(one.output) for one in found]
     toy.write_text(toy.read_text() + "\n")
     code, _, err = bench.eval(tmp_path / "mine", *argv)
-    assert code == 2 and "code_sha256" in err  # another scorer
+    assert code == 2 and "files_sha256" in err  # another scorer
 
 
 @pytest.mark.parametrize("name", ["broken", "hanging"])

@@ -651,7 +651,7 @@ def test_pairs_of_one_prompt_are_one_cluster(tmp_path: Path) -> None:
         row["chosen"] += "c" * 9
     data = making.write(tmp_path / "a.jsonl", rows)
     found = posttrain.judge(data=data, scorer="longest", out=tmp_path / "trial", quiet=True)
-    accuracy = found["results"]["a"]["accuracy"]
+    accuracy = found.summary["results"]["a"]["accuracy"]
     assert accuracy == stats.share([1, 1, 1, 0, 0, 0], list("xxxyyy")).json()
     assert (accuracy["low"], accuracy["high"]) == (0, 1)
 

@@ -537,7 +537,7 @@ def test_a_scorer_of_ones_own(call: Call, tmp_path: Path) -> None:
     assert [one.value("score") for one in samples] == [len(one.output) for one in samples]
     toy.write_text(toy.read_text().replace("len(c)", "-len(c)"))
     code, _, err = call(scorer=f"{toy}:size")
-    assert code == 2 and "code_sha256" in err
+    assert code == 2 and "files_sha256" in err
 
 
 @pytest.mark.parametrize("name", ["broken", "hanging"])
@@ -548,7 +548,8 @@ def test_a_scorer_that_fails_ends_the_run_with_its_reason(
     code, _, err = call(scorer=f"{TOY}:{name}")
     reason = {"broken": "KeyError: 'no such thing'", "hanging": "no score within 0.1 seconds"}
     assert code == 2 and reason[name] in err and "failed on all of 12 responses" in err
-    assert not list((tmp_path / "run").glob("chunks/*.jsonl"))
+    (journal,) = (tmp_path / "run").glob("chunks/*.jsonl")
+    assert "value" not in journal.read_text()  # its key alone: no answer was kept
 
 
 # -------------------------------------------------------------------------------------- in a recipe

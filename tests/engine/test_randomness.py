@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from posttrain.core.events import Reporter
 from posttrain.core.types import Columns, Loss
 from posttrain.data.forest import Tree
 from posttrain.engine.loop import Run, train
@@ -39,16 +40,6 @@ def recording(log: list[Tensor], **more: Any) -> Loss:
 
 
 # ------------------------------------------------------------------------------- what must differ
-
-
-class Quiet:
-    """Watches a run and says nothing."""
-
-    def start(self, step: int, steps: int) -> None: ...
-    def record(self, record: dict[str, Any]) -> None: ...
-    def progress(self, label: str, done: int, total: int) -> None: ...
-    def message(self, text: str) -> None: ...
-    def stop(self) -> None: ...
 
 
 @dataclass
@@ -81,7 +72,7 @@ def trained(policy: Policy, folder: Path, noise: Noise | None, seed: int = 0) ->
         budget=len(TREE[0].tokens),
         seed=seed,
         folder=folder,
-        reporter=Quiet(),
+        reporter=Reporter(),
         checkpoints=CheckpointSettings(),
         validation=ValidationSettings(),
         noise=noise,

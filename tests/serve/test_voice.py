@@ -183,9 +183,9 @@ def scripted(monkeypatch: pytest.MonkeyPatch, voice: Voice, text: str) -> None:
     """Every answer has the tokens of this text."""
     tokens = voice.policy.tokenizer(text, add_special_tokens=False)["input_ids"]
 
-    def sample(_model: Any, prompts: Any, params: Sampling, told: Any) -> Any:
+    def sample(_model: Any, prompts: Any, params: Sampling, progress: Any, _seeds: Any) -> Any:
         for token in tokens:
-            told(0, 0, token)
+            progress(0, 0, token)
         return [type("Done", (), {"finished": text.endswith(making.END)})]
 
     monkeypatch.setattr("posttrain.engine.sampler.sample", sample)

@@ -83,7 +83,7 @@ def test_in_a_recipe(data: Path, tmp_path: Path) -> None:
             "long": {"stage": SPEC, "data": ["first.long", f"{data},limit=1"], "most": 1},
         },
     }
-    result = run_recipe(recipe, out=tmp_path / "run", reporter=Reporter(quiet=True))
+    result = run_recipe(recipe, out=tmp_path / "run", reporter=Reporter())
     ns = {name: stage["result"]["n"] for name, stage in result.summary["stages"].items()}
     assert ns == {"first": 3, "rest": 2, "long": 2}
     assert result.summary["stages"]["long"]["parents"] == {"data": "first.long"}
@@ -227,7 +227,7 @@ def test_data_commands_are_stages_of_a_recipe(tmp_path: Path) -> None:
             },
         },
     }
-    result = run_recipe(recipe, out=tmp_path / "run", reporter=Reporter(quiet=True))
+    result = run_recipe(recipe, out=tmp_path / "run", reporter=Reporter())
     stages = result.summary["stages"]
     assert stages["parts"]["result"]["parts"] == {"train": 20, "test": 20}
     assert stages["clean"]["result"]["written"] == 20
@@ -240,7 +240,7 @@ def test_data_commands_are_stages_of_a_recipe(tmp_path: Path) -> None:
         "run.json",
         "summary.json",
     ]
-    again = run_recipe(recipe, out=tmp_path / "run", reporter=Reporter(quiet=True))
+    again = run_recipe(recipe, out=tmp_path / "run", reporter=Reporter())
     assert again.summary == result.summary
 
 

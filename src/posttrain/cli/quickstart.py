@@ -12,6 +12,7 @@ from rich.text import Text
 from posttrain.cli.options import Parser
 from posttrain.cli.pipeline import results
 from posttrain.core.console import console, open_reporter
+from posttrain.evals.records import read_records
 
 SAMPLES = 6
 
@@ -69,10 +70,9 @@ def samples(folder: Path, questions: Path, task: str, before: str, after: str) -
         folder: of the evaluation. questions: what was asked. task: the evaluation's name for it.
         before, after: what the two models are called.
     """
-    asked, old, new = (
-        _lines(path)
-        for path in (questions, folder / f"{task}.against.jsonl", folder / f"{task}.jsonl")
-    )
+    asked = _lines(questions)
+    old = read_records(folder / f"{task}.against.jsonl")
+    new = read_records(folder / f"{task}.jsonl")
     table = Table(title="held-out questions", title_justify="left")
     for column, width in (("question", 36), ("wanted", 14), (before, 24), (after, 24)):
         table.add_column(column, overflow="fold", max_width=width)
@@ -85,10 +85,10 @@ def samples(folder: Path, questions: Path, task: str, before: str, after: str) -
         seen.add(skill)
         table.add_row(
             Text(question),
-            Text(answers[0]["wanted"]),
+            Text(answers[0].meta["wanted"]),
             *(
-                Text(_short(one["answer"]), style="green" if one["correct"] else "red")
-                for one in answers
+                Text(_short(answer.output), style="green" if answer.values["correct"] else "red")
+                for answer in answers
             ),
         )
         if len(seen) == SAMPLES:

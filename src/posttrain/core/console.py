@@ -119,6 +119,7 @@ class Lines:
         self._work: dict[str, Progress] = {}  # by label: the first event
         self._begun: dict[str, float] = {}
         self._shown: dict[str, float] = {}
+        self._time = 0.0
 
     def __call__(self, event: Event) -> None:
         self._trouble(event)
@@ -277,6 +278,7 @@ class JsonLines:
     def __init__(self, to: TextIO | None = None) -> None:
         self._to: Any = to or console().file  # which survives its reader
         self._shown: dict[str, float] = {}
+        self._time = 0.0
 
     def __call__(self, event: Event) -> None:
         match event:
@@ -291,7 +293,8 @@ class JsonLines:
                 fields = asdict(event)
             case Note() | Alarm():
                 fields = asdict(event)
-        line = {"event": type(event).__name__.lower(), "time": round(time.time(), 3), **fields}
+        self._time = max(self._time, round(time.time(), 3))  # clocks are set back
+        line = {"event": type(event).__name__.lower(), "time": self._time, **fields}
         self._to.write(json.dumps(line, ensure_ascii=False, default=str) + "\n")
         self._to.flush()
 

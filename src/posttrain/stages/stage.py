@@ -22,13 +22,15 @@ import inspect
 import json
 import shutil
 from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Sequence as Many
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeAlias, TypeVar
 
 from posttrain.core.console import open_reporter
 from posttrain.core.errors import ConfigError
-from posttrain.core.events import Reporter, Sink
+from posttrain.core.events import Held, Reporter, Sink, Step
 from posttrain.core.files import explained_writes
 from posttrain.core.settings import ReadsModel, Settings, assemble
 from posttrain.core.version import __version__
@@ -121,6 +123,7 @@ class Context:
         inputs: digests of what the stage reads.
         began: whether an earlier process began this run here; it may go on with what it left.
         settings, place: of the run; for `claim`.
+        log: steps and validations, which are reported when the run is done.
     """
 
     folder: Path
@@ -130,6 +133,12 @@ class Context:
     settings: Settings = field(repr=False)
     place: Place = field(repr=False)
     claimed: bool = False
+    log: Many[Step | Held] = ()
+    stack: ExitStack = field(default_factory=ExitStack, repr=False)
+
+    def report_to(self, sinks: Iterable[Sink]) -> None:
+        """Report to these as well, until the run is done; they are closed then."""
+        self.reporter = self.stack.enter_context(self.reporter.also(sinks))
 
     def claim(self) -> None:
         """Say that from now on the folder is this run's. Until then an error leaves nothing there;
@@ -240,16 +249,18 @@ class Stage(Generic[S]):
                 return done
             place.sweep()
             context = Context(place.work, reporter, read, place.began, settings, place)
-            try:
-                result = self.function(settings, context)
-            except BaseException:
-                if not context.claimed:
-                    place.discard()
-                raise
-            context.claim()
-            made = result if isinstance(result, Made) else Made(result)
-            summary = place.finish(self._summary(settings, place, read, made))
-            self._remove_scratch(place)
+            with context.stack:
+                try:
+                    result = self.function(settings, context)
+                except BaseException:
+                    if not context.claimed:
+                        place.discard()
+                    raise
+                context.claim()
+                made = result if isinstance(result, Made) else Made(result)
+                summary = place.finish(self._summary(settings, place, read, made))
+                self._remove_scratch(place)
+                context.reporter.done(place.folder, summary, context.log)
             return self._outcome(settings, place, summary, made.verdict, made.detail)
 
     def place(self, settings: S) -> Place:

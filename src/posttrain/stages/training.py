@@ -125,18 +125,16 @@ def train(settings: Any, context: Context, objective: Objective) -> dict[str, An
     if setup.begin:
         setup.begin(training)
     config = settings.model_dump(mode="json", exclude={"tracking"})
-    tracked = trackers(settings.tracking, folder, config, training.log.events())
-    with reporter.also(tracked) as training.reporter:
-        exported = loop.train(training)
-        with atomic_folder(folder / "model") as target:
-            learner.save(target)
-        if learner.adapter is not None:
-            with atomic_folder(folder / "adapter") as target:
-                learner.save_adapter(target)
-        summary = _summary(training, tokens.sets["data"], exported)
-        summary |= objective.summary(training)
-        training.reporter.done(folder, summary, training.log.events())
-    return summary
+    context.report_to(trackers(settings.tracking, folder, config, training.log.events()))
+    training.reporter = context.reporter
+    exported = loop.train(training)
+    with atomic_folder(folder / "model") as target:
+        learner.save(target)
+    if learner.adapter is not None:
+        with atomic_folder(folder / "adapter") as target:
+            learner.save_adapter(target)
+    context.log = training.log.events()
+    return {**_summary(training, tokens.sets["data"], exported), **objective.summary(training)}
 
 
 def _describe(learner: Learner, settings: TrainingSettings) -> str:

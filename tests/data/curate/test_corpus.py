@@ -23,7 +23,7 @@ from tests.making import write
 )
 def test_data_that_changes_between_two_passes_is_an_error(later: list[Any], tmp_path: Path) -> None:
     path = write(tmp_path / "rows.jsonl", [{"text": "a"}, {"text": "b"}, "no json"])
-    source, reporter = Source(path=str(path)), Reporter(quiet=True)
+    source, reporter = Source(path=str(path)), Reporter()
     corpus = Corpus([source], tmp_path, reporter, rejects="rejects.jsonl")
     for purpose in ("first", "again"):
         assert len(list(corpus.rows(purpose))) == 2

@@ -40,7 +40,7 @@ def test_a_cache_keeps_the_references_of_two_models_apart(tmp_path: Path) -> Non
     for i, model in enumerate([*models, *models]):
         posttrain.preference(**settings(tmp_path, model, out=tmp_path / f"run-{i}", **more))
         assert len(list(cache.glob("reference-*"))) == min(i + 1, 2)
-    stores = [(folder / "numbers").read_bytes() for folder in cache.glob("reference-*")]
+    stores = [(folder / "arrays.bin").read_bytes() for folder in cache.glob("reference-*")]
     assert stores[0] != stores[1]
 
 
