@@ -678,7 +678,7 @@ def test_a_scorer_that_says_nothing_is_not_wrong(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("more", "pattern"),
     [
-        ((), "nothing is said of what judges"),
+        ((), "there is no judge"),
         (
             ("--scorer", "longer"),
             "there is no scorer 'longer' cure: did you mean 'longest'?; or reward:FOLDER",

@@ -95,7 +95,7 @@ def lines() -> Iterator[str]:
 def read_messages(talk: Talk) -> None:
     """Read messages from a terminal, until its user has enough.
 
-    What goes wrong is told, and the conversation goes on.
+    An error is shown, and the conversation goes on.
     """
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  # input() then has a history

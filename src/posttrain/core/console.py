@@ -97,7 +97,7 @@ def open_reporter(
 
 
 class Trouble:
-    """Shows what is shown even where quiet is asked for."""
+    """With --quiet: shows warnings and alarms only."""
 
     def __init__(self, to: Console) -> None:
         self.console = to

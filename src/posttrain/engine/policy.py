@@ -120,7 +120,7 @@ class Policy(Learner):
         seeds: Many[int] | None = None,
         progress: sampler.TokenProgress | None = None,
     ) -> list[sampler.Completion]:
-        """Draw completions, ended by the model's end tokens unless told otherwise; see
+        """Draw completions, ended by the model's end tokens where `params` names none; see
         `posttrain.engine.sampler.sample`.
         """
         if params.stop is None and (stops := self.stops):

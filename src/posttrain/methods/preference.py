@@ -88,7 +88,7 @@ class Method:
 
     @property
     def defaults(self) -> Mapping[str, Any]:
-        """Its options by name, with the values they have unless told otherwise.
+        """Its options by name, with their default values.
 
         A `gamma` of None is β/2.
         """

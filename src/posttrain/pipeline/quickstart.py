@@ -125,7 +125,7 @@ def recipe(data: dict[str, str]) -> dict[str, Any]:
                 "learning_rate": 1e-4,
                 "device": "cpu",
             },
-            # the likelihood of the chosen answers beside their lead: the model never wrote such
+            # besides the margin, the likelihood of the chosen answers: the model never wrote such
             # answers before
             "preference": {
                 "model": "sft",

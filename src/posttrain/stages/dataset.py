@@ -68,12 +68,11 @@ class Dataset:
 def sources(settings: DataSettings) -> dict[str, tuple[Source, ...]]:
     """The training sources and the held-out ones, where there are any."""
     both = {"data": settings.data, "held out": settings.validation}
-    return {label: some for label, some in both.items() if some}
+    return {label: group for label, group in both.items() if group}
 
 
 def peek(settings: DataSettings) -> None:
-    """Read the first row of every source: what is wrong with them is said before anything is loaded
-    or written.
+    """Read the first row of every source, so that errors show before anything is loaded or written.
 
     Raises:
         DataError: a source that is not there, or whose first row is of no known format.
@@ -90,7 +89,7 @@ def peek(settings: DataSettings) -> None:
             )
     for group in sources(settings).values():
         for source in group:
-            # a first row that will be rejected is told of later, with all the others
+            # a first row that will be rejected is reported later, with all the others
             rejects = _Forgiving() if settings.on_bad_row == "reject" else Rejects()
             for row in read(source, rejects):
                 try:
@@ -270,7 +269,7 @@ def _tokenize(
 def report(
     account: Account, label: str, source: Source, reporter: Reporter, *, first: bool = True
 ) -> None:
-    """Say what became of a source's rows; what was lost is said even where quiet is asked for."""
+    """Report what became of a source's rows; what was lost is shown even with --quiet."""
     name = Path(source.path).name
     reporter.note(label, f"{name} ({account.format}): {account.summary()}")
     if first:

@@ -136,8 +136,7 @@ def _specs(settings: JudgeSettings) -> dict[str, str]:
             out[role] = chosen
     if "scorer" not in out:
         raise ConfigError(
-            "nothing is said of what judges",
-            cure="give --reward-model FOLDER, or --scorer with a name",
+            "there is no judge", cure="give --reward-model FOLDER, or --scorer with a name"
         )
     return out
 
@@ -174,7 +173,7 @@ Scores = list[tuple[Score, Score]]  # of each pair, of the chosen and of the rej
 
 
 def _pairs(source: Source, reporter: Reporter) -> list[Pair]:
-    """The pairs of a source. Pairs whose answers are the same are left out, and that is said."""
+    """The pairs of a source. Pairs of equal answers are left out, with a message."""
     form, pairs, same = Format("preference"), list[Pair](), 0
     for row in read(source, Rejects()):
         example = form.read(row)
@@ -262,9 +261,7 @@ def _records(pairs: list[Pair], scores: dict[str, Scores]) -> list[Record]:
 
 
 def _summary(records: list[Record], specs: dict[str, str]) -> dict[str, Any]:
-    """Accuracy over the pairs of which both responses have a score, and what it is compared
-    with.
-    """
+    """Accuracy over the pairs whose two responses have scores, and what it is compared with."""
     judged = _judged(records, "correct", specs["scorer"])
     right = [record.value("correct") for record in judged]
     clusters: list[Hashable] = [record.group for record in judged]

@@ -168,8 +168,8 @@ def _as_written(
 
 
 def _calls_in_history(transcript: Transcript, prompt: _Prompt, whole: str) -> str:
-    """The text of an answer with tool calls, of which history must show every part; without its
-    thinking where the prompt opens that.
+    """The text of an answer with tool calls; without its thinking where the prompt opens that.
+    History must show every part of it.
     """
     message = transcript.messages[-1]
     head = whole[len(prompt.stem) :]
