@@ -74,7 +74,7 @@ class Account:
 
 
 def check(account: Account, source: Source) -> None:
-    """Refuse a source where less than half of the rows, or nothing, can be trained on.
+    """Refuse a source of whose rows less than half, or none, can be trained on.
 
     Raises:
         DataError: with the account of the rows.

@@ -19,7 +19,8 @@ class Record:
     """One item and what was measured of it.
 
     Attributes:
-        item: which item it is: `file:line`, and a suffix where one row gives several items. Records of two models are paired by it.
+        item: which item it is: `file:line`, and a suffix where one row gives several items. Records
+            of two models are paired by it.
         cluster: items with the same one are not independent: a digest of the prompt. Empty: the
             item is its own.
         values: numbers by name; None where one could not be had, which is never a 0.
