@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from posttrain.cli.summaries import where
+from posttrain.cli.summaries import WIDTH, where
 from posttrain.core.console import console
 from posttrain.stages.stage import Outcome
 
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from posttrain.data.inspect import Packing, Report
     from posttrain.stages.inspect import Inspection
 
-WIDTH = 160  # of tables, where the output is no terminal
 STRETCH = 400  # tokens of one kind in a row that are shown; the page shows all
 # two shades each, by turns, so that the borders of tokens show
 STYLES: dict[str, tuple[str, str]] = {

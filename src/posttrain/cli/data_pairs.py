@@ -8,10 +8,10 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from posttrain.cli.summaries import WIDTH
 from posttrain.core.console import console
 from posttrain.stages.stage import Outcome
 
-WIDTH = 160  # of tables, where the output is no terminal
 NOUNS = {"pairs": "pairs", "labels": "labelled answers"}
 
 

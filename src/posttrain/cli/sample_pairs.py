@@ -8,7 +8,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from posttrain.cli.data_pairs import WIDTH, number
+from posttrain.cli.data_pairs import number
+from posttrain.cli.summaries import WIDTH
 from posttrain.core.console import console
 from posttrain.stages.stage import Outcome
 

@@ -59,6 +59,10 @@ class ReadsFile(Role):
     """The field names a file whose content counts, not where it lies."""
 
 
+# before the folder of a reward model, in the name of a scorer
+REWARD = "reward:"
+
+
 @dataclass(frozen=True)
 class ReadsScorer(Role):
     """The field names a scorer: a built-in one, `reward:FOLDER` (a model) or `FILE.py:NAME`."""

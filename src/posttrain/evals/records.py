@@ -13,6 +13,9 @@ from typing import Any
 from posttrain.core.files import sha256_json, write_atomic
 from posttrain.data.messages import Text
 
+# columns of a pair that its record keeps
+PAIR_COLUMNS = ("category", "subset", "rule", "skill", "level")
+
 
 @dataclass(frozen=True)
 class Record:

@@ -167,7 +167,7 @@ def _prepare(
     from posttrain.engine.source import Offline
 
     train = data["data"]
-    longest = max(dataset.longest for dataset in data.values())
+    longest = max(rows.longest for rows in data.values())
     budget = learner.budget(settings.budget, longest)
     if longest > budget:
         raise ConfigError(
