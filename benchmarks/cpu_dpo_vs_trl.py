@@ -4,16 +4,14 @@
     python benchmarks/cpu_dpo_vs_trl.py --tiny     a smoke test whose numbers mean nothing
 
 The model and its invented words are those of `cpu_vs_trl.py`. A pair is a prompt and two answers,
-prompt and chosen answer
-together log-normal: median 70 tokens, 95th percentile 300, at most 512; a quarter of it is prompt,
-    and the rejected answer is
-0.6 to 1.6 times as long as the chosen one. Everybody takes the same batches of 8 in the same order.
+prompt and chosen answer together log-normal: median 70 tokens, 95th percentile 300, at most 512; a
+quarter of it is prompt, and the rejected answer is 0.6 to 1.6 times as long as the chosen one.
+Everybody takes the same batches of 8 in the same order.
 
 Two rates: of the steps alone, and of one epoch with everything that comes before its steps, which
-    is where a stored reference
-costs. After that a curve: the same tokens, but prompts up to eight times as long as an answer. Each
-    measurement is a fresh
-process, and contestants take turns within a round.
+is where a stored reference costs. After that a curve: the same tokens, but prompts up to eight
+times as long as an answer. Each measurement is a fresh process, and contestants take turns within a
+round.
 
 Left out: GPUs, LoRA, other sizes, and TRL's grouping by length, which changes the order.
 """
@@ -295,19 +293,19 @@ def show(result: dict[str, Any]) -> None:
     for key, one in result["comparison"].items():
         if key != "loss":
             print(
-                f"{key}: {one['speedup']:.2f} × TRL's best"
-                f" ({min(one['rounds']):.2f}–{max(one['rounds']):.2f}), target ≥ {TARGET} ×"
-                f" {'reached' if one['speedup'] >= TARGET else 'missed'}"
+                f"{key}: {one['speedup']:.2f} × TRL's best "
+                f"({min(one['rounds']):.2f}–{max(one['rounds']):.2f}), target ≥ {TARGET} × "
+                f"{'reached' if one['speedup'] >= TARGET else 'missed'}"
             )
     loss = result["comparison"]["loss"]
     print(
-        f"losses of {loss['steps']} steps, {loss['first']:.4f} → {loss['last']:.4f}:"
-        f" {loss['largest_difference']:.1e} apart"
+        f"losses of {loss['steps']} steps, {loss['first']:.4f} → {loss['last']:.4f}: "
+        f"{loss['largest_difference']:.1e} apart"
     )
     for one in result["curve"]:
         print(
-            f"prompt / answer {one['ratio']:<5} {one['posttrain']:6.2f} against {one['trl']:6.2f}"
-            f" pairs/s: {one['posttrain'] / one['trl']:.2f} ×"
+            f"prompt / answer {one['ratio']:<5} {one['posttrain']:6.2f} against {one['trl']:6.2f} "
+            f"pairs/s: {one['posttrain'] / one['trl']:.2f} ×"
         )
 
 
@@ -380,8 +378,8 @@ def main() -> None:
                 }
                 result["measurements"].append(measured)
                 print(
-                    f"round {turn + 1}/{a.rounds}  {name:<24} {measured['pairs_per_second']:6.2f}"
-                    f" pairs/s, {measured['pairs_per_second_epoch']:6.2f} with what comes before",
+                    f"round {turn + 1}/{a.rounds}  {name:<24} {measured['pairs_per_second']:6.2f} "
+                    f"pairs/s, {measured['pairs_per_second_epoch']:6.2f} with what comes before",
                     flush=True,
                 )
         for ratio in RATIOS:

@@ -12,7 +12,7 @@ its own.
 Each measurement is a fresh process, so its peak memory is its own, and contestants take turns
 within a round, so that a slow minute of the machine hits all of them. This process stays small and
 imports no torch: the system counts a parent's size into its child's peak. Tokens are real ones, no
-    padding; time runs from the end of one step to the end of the next, everything in it.
+padding; time runs from the end of one step to the end of the next, everything in it.
 
 Left out: GPUs, LoRA, other sizes.
 """
@@ -67,10 +67,8 @@ LOSSES: dict[str, tuple[str, dict[str, Any]]] = {
     "trl losses": ("trl", {"bf16": False, "gradient_checkpointing": False, "learning_rate": 1e-3}),
     "posttrain losses": ("posttrain", {"learning_rate": 1e-3, "warmup": 0.0}),
 }
-PAIRS = [
-    ("posttrain", "trl default", 4.5),
-    ("posttrain, 10 a step", "trl packed fp32", 1.7),
-]  # and the speed-up to reach
+# and the speed-up to reach
+PAIRS = [("posttrain", "trl default", 4.5), ("posttrain, 10 a step", "trl packed fp32", 1.7)]
 LOSS_TARGET = 1e-5
 QUIET = 0.5  # one-minute load average
 
@@ -365,8 +363,8 @@ def show(result: dict[str, Any]) -> None:
 
     def line(what: str, got: str, target: str, reached: bool) -> None:
         console.print(
-            f"{what:<52} {got:>22}   target {target:<8}"
-            f" {'reached' if reached else '[red]missed[/red]'}"
+            f"{what:<52} {got:>22}   target {target:<8} "
+            f"{'reached' if reached else '[red]missed[/red]'}"
         )
 
     for pair in result["comparison"]["pairs"]:
@@ -453,9 +451,9 @@ def main() -> None:
                 }
                 result["measurements"].append(measured)
                 print(
-                    f"round {turn + 1}/{a.rounds}  {name:<22}"
-                    f" {measured['tokens_per_second']:>8,.0f} tokens/s "
-                    f" {measured['peak_gib']:.2f} GiB",
+                    f"round {turn + 1}/{a.rounds}  {name:<22} "
+                    f"{measured['tokens_per_second']:>8,.0f} tokens/s  "
+                    f"{measured['peak_gib']:.2f} GiB",
                     flush=True,
                 )
     result["losses"], result["comparison"] = losses, compare(result["measurements"], losses)

@@ -6,11 +6,10 @@ own preparation.
 
 FOLDER holds `demonstrations/dolly_train.jsonl.gz` and `models/base-28m`, whose tokenizer both use.
 Two shapes of the same rows: prompt and completion as plain text, and as a question and an answer in
-    a chat template. Both begin with the JSON-lines file and
-end with sequences of at most 1024 tokens packed into bins of 1024. TRL runs its default (one
-process) and two processes, each time without anything cached; we also write what we made to the
-disk and count duplicates. Imports and loading the tokenizer are in neither time. Every measurement
-is a fresh process; contestants take turns.
+a chat template. Both begin with the JSON-lines file and end with sequences of at most 1024 tokens
+packed into bins of 1024. TRL runs its default (one process) and two processes, each time without
+anything cached; we also write what we made to the disk and count duplicates. Imports and loading
+the tokenizer are in neither time. Every measurement is a fresh process; contestants take turns.
 """
 
 from __future__ import annotations
@@ -177,9 +176,9 @@ def main() -> int:
                 found = measure({**job, "contestant": name})
                 runs[name].append(found)
                 print(
-                    f"round {n + 1}  {name:24} {job['rows'] / found['seconds']:8,.0f} rows/s "
-                    f" {found['seconds']:6.2f} s  {found['bins']:,} bins, {found['tokens']:,}"
-                    " tokens",
+                    f"round {n + 1}  {name:24} {job['rows'] / found['seconds']:8,.0f} rows/s  "
+                    f"{found['seconds']:6.2f} s  {found['bins']:,} bins, {found['tokens']:,} "
+                    "tokens",
                     flush=True,
                 )
     rates = {
@@ -195,8 +194,8 @@ def main() -> int:
     }
     for shape, some in ratios.items():
         print(
-            f"{shape}: {some['trl']:.2f} × TRL, {some['trl two processes']:.2f} × TRL with two"
-            f" processes (target {TARGET})"
+            f"{shape}: {some['trl']:.2f} × TRL, {some['trl two processes']:.2f} × TRL with two "
+            f"processes (target {TARGET})"
         )
     if not args.loud:
         record.write(

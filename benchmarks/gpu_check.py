@@ -3,10 +3,9 @@
     python benchmarks/gpu_check.py --model MODEL_FOLDER --data ROWS.jsonl.gz [--out result.json]
 
 Checks, each a number with its limit: forests against paths run alone on CUDA; log-probabilities of
-    a real model in bfloat16
-against float32 on the CPU; 30 steps of training in bfloat16 with a float32 master against 30 steps
-on the CPU; a run that is cut off and resumed. Then speed, for the record: the path is plain causal
-SDPA, document by document.
+a real model in bfloat16 against float32 on the CPU; 30 steps of training in bfloat16 with a float32
+master against 30 steps on the CPU; a run that is cut off and resumed. Then speed, for the record:
+the path is plain causal SDPA, document by document.
 """
 
 from __future__ import annotations

@@ -1,14 +1,13 @@
 """Preference training and reward models on a GPU: is it right, and how fast is it? The CPU is the
 reference.
 
-    python benchmarks/gpu_preference_check.py --model MODEL_FOLDER --data PAIRS.jsonl [--out
-    result.json]
+    python benchmarks/gpu_preference_check.py --model MODEL_FOLDER --data PAIRS.jsonl \\
+        [--out result.json]
 
 Checks, each a number with its limit: loss and gradients of pairs that share their prompt, CUDA
-    against CPU in float32, for DPO,
-ORPO, KTO and a Bradley–Terry reward model; 20 steps of DPO on a real model, bfloat16 with a float32
-master against float32 on the CPU; rewards with a bfloat16 trunk against float32. Then pairs a
-second, for the record.
+against CPU in float32, for DPO, ORPO, KTO and a Bradley–Terry reward model; 20 steps of DPO on a
+real model, bfloat16 with a float32 master against float32 on the CPU; rewards with a bfloat16 trunk
+against float32. Then pairs a second, for the record.
 """
 
 from __future__ import annotations
@@ -208,11 +207,12 @@ def real(args: Any, check: Any, result: dict[str, Any]) -> None:
         trees = Trees(Path(folder))
         slow, _ = train(cpu, trees, 20, 8)
         fast, _ = train(gpu, trees, 20, 8)
+        # bfloat16 sees a change of the master only once it is
         check(
             "20 steps of DPO: largest |Δ loss|, bfloat16 against float32 on the CPU",
             max(abs(x - y) for x, y in zip(slow, fast, strict=True)),
             0.1,
-        )  # bfloat16 sees a change of the master only once it is
+        )
         # half a unit in the last place, so that it lags at first
         result["loss"] = {"cpu": slow, "cuda": fast}
         _, rates = train(Policy.load(args.model, device="cuda"), trees, 20, 32)

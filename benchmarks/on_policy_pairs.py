@@ -8,8 +8,8 @@ The quickstart's fine-tuned model answers questions of the curriculum eight time
 `sample-pairs` makes pairs of right and wrong answers, for DPO, and keeps a right answer of every
 question that has one, for fine-tuning on it (rejection sampling). The learning rate of both is
 chosen on 500 validation questions: the largest difference, of equal ones the smallest rate. Only
-    the chosen ones are put to the 500 test questions, with three seeds. All splits have different
-    questions.
+the chosen ones are put to the 500 test questions, with three seeds. All splits have different
+questions.
 
 Left out: other methods, more than two passes, a second round with the model that came out.
 """
@@ -139,8 +139,8 @@ def run(size: int, model: Path, folder: Path) -> dict[str, Any]:
         result["methods"][method] = {"validation": tried, "chosen": chosen, "test": tested}
         for seed, one in tested.items():
             print(
-                f"{size} prompts, {method}, rate {chosen:g}, seed {seed}: {shown(one['before'])} →"
-                f" {shown(one['after'])}, difference {shown(one['difference'])}",
+                f"{size} prompts, {method}, rate {chosen:g}, seed {seed}: {shown(one['before'])} → "
+                f"{shown(one['after'])}, difference {shown(one['difference'])}",
                 flush=True,
             )
     return result

@@ -71,9 +71,9 @@ def refuse_busy(most: float) -> None:
     """Stop where something else is running."""
     if (load := os.getloadavg()[0]) > most:
         raise SystemExit(
-            f"The one-minute load average is {load:.2f}. Something else is running, and a time"
-            f" taken beside it says nothing about either. Wait until it is below {most}, then run"
-            " this again."
+            f"The one-minute load average is {load:.2f}. Something else is running, and a time "
+            f"taken beside it says nothing about either. Wait until it is below {most}, then run "
+            "this again."
         )
 
 

@@ -6,14 +6,14 @@ GSM8K.
 The command line runs as a user would run it, once a corpus, from the 28 M-parameter base. Then base
 and result are loaded from their folders and scored on the same held-out rows, so that the
 difference is paired: its interval has the sequences as units, and is narrower than those of two
-    separate means. A result that scores what the run itself reported was exported faithfully.
+separate means. A result that scores what the run itself reported was exported faithfully.
 
 GSM8K's test file is for evaluation only: the held-out rows are a seeded slice of its training file,
 taken out of training. Both splits are written into the run's folder. Also here: a real small model
 scored beside plain transformers.
 
 Left out: whether answers are right. Lower loss on held-out demonstrations is what SFT promises;
-    accuracy is measured elsewhere.
+accuracy is measured elsewhere.
 """
 
 from __future__ import annotations
@@ -81,9 +81,8 @@ OPTIONS = {
 def split(source: Path, folder: Path) -> tuple[Path, Path]:
     """Take a seeded slice out of a file; write what stays and what was taken into `folder`."""
     with gzip.open(source, "rt") as file:
-        lines = list(
-            file
-        )  # not splitlines(), which would also cut at a line separator inside a string
+        # not splitlines(), which would also cut at a line separator inside a string
+        lines = list(file)
     taken = set(random.Random(SEED).sample(range(len(lines)), HELD_OUT))
     folder.mkdir(parents=True, exist_ok=True)
     paths = folder / "train.jsonl", folder / "held_out.jsonl"
@@ -252,18 +251,18 @@ def show(result: dict[str, Any]) -> None:
     console.print(table)
     for name, one in result["corpora"].items():
         console.print(
-            f"{name}: {one['summary']['steps']} steps, {one['seconds']:.0f} s with validation; the"
-            " exported model's loss differs from the run's own report by"
-            f" {abs(one['reported_minus_reloaded']):.1e}"
+            f"{name}: {one['summary']['steps']} steps, {one['seconds']:.0f} s with validation; the "
+            "exported model's loss differs from the run's own report by "
+            f"{abs(one['reported_minus_reloaded']):.1e}"
         )
     small = result["small_model"]
     console.print(
-        f"stories260K, {small['targets']:,} real tokens, loss {small['loss']:.3f}:"
-        " log-probabilities differ from plain transformers' by at most"
-        f" {small['largest_difference_float32']:.1e} in float32 (transformers' own are"
-        f" {small['transformers_float32_from_float64']:.1e} from float64, ours"
-        f" {small['ours_float32_from_float64']:.1e}), {small['largest_difference_float64']:.1e} in"
-        " float64"
+        f"stories260K, {small['targets']:,} real tokens, loss {small['loss']:.3f}: "
+        "log-probabilities differ from plain transformers' by at most "
+        f"{small['largest_difference_float32']:.1e} in float32 (transformers' own are "
+        f"{small['transformers_float32_from_float64']:.1e} from float64, ours "
+        f"{small['ours_float32_from_float64']:.1e}), {small['largest_difference_float64']:.1e} in "
+        "float64"
     )
 
 
@@ -298,8 +297,8 @@ def main() -> None:
     ]
     if missing := [name for name in needed if not (shared / name).exists()]:
         raise SystemExit(
-            f"{path(shared)} has no {missing[0]}. Give the folder that holds models/,"
-            " demonstrations/, math/ and text/ with --shared."
+            f"{path(shared)} has no {missing[0]}. Give the folder that holds models/, "
+            "demonstrations/, math/ and text/ with --shared."
         )
     if finished := [name for name in a.corpora if (a.runs / name / "summary.json").exists()]:
         raise SystemExit(

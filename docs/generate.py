@@ -267,8 +267,8 @@ def stage(name: str, rule: dict[str, Any]) -> str:
     command = entries()[name].command
     hidden = ", ".join(f"`{leaf.name}`" for leaf in with_role(find(name).settings, Destination))
     same = (
-        f"The options of [`posttrain {command}`](cli.md#posttrain-{command.replace(' ', '-')}) but"
-        f" {hidden}. "
+        f"The options of [`posttrain {command}`](cli.md#posttrain-{command.replace(' ', '-')}) but "
+        f"{hidden}. "
     )
     lines = [
         f"## stage: {name}",

@@ -189,9 +189,8 @@ class Row:
     template: str
     words: Any
     verdicts: dict[str, Verdict]
-    other: dict[
-        str, str
-    ]  # conversations that are taken with thinking on or off, and their word then
+    # conversations that are taken with thinking on or off, and their word then
+    other: dict[str, str]
     stop: str
 
 
@@ -263,9 +262,9 @@ are refused.
 
 NOTES = {
     "chujiezheng": (
-        "These files are indented for reading, and meant to be used with the indentation and line"
-        " breaks taken\nout. As they stand, most put a line break more before an answer than before"
-        " the same answer in\nhistory: branches."
+        "These files are indented for reading, and meant to be used with the indentation and line "
+        "breaks taken\nout. As they stand, most put a line break more before an answer than before "
+        "the same answer in\nhistory: branches."
     )
 }
 

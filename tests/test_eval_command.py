@@ -190,9 +190,8 @@ def test_tasks_that_are_done_are_read_back(
     with monkeypatch.context() as patch:
         for task in ("perplexity", "exact", "choice"):
             replaced(patch, task, None)
-        code, _, err = bench.eval(
-            run, "--budget", "100"
-        )  # which is not part of what an evaluation is
+        # which is not part of what an evaluation is
+        code, _, err = bench.eval(run, "--budget", "100")
         assert (code, err) == (0, f"finished  {run} already holds this run; nothing to do\n")
 
 
@@ -229,10 +228,8 @@ def test_a_row_that_was_corrected_can_be_evaluated(bench: Bench, tmp_path: Path)
 def test_a_choice_that_a_model_cannot_take_is_told_before_anything_runs(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run, small = (
-        tmp_path / "run",
-        making.model(tmp_path / "small", positions=40),
-    )  # the others know 64
+    # the others know 64
+    run, small = (tmp_path / "run", making.model(tmp_path / "small", positions=40))
     quiz = making.write(
         tmp_path / "quiz.jsonl",
         [QUIZ[0], {"question": "q" * 30, "choices": ["a" * 12, "b"], "answer_index": 0}],

@@ -190,10 +190,8 @@ def test_pairs_of_one_prompt_are_not_independent(bench: Bench, tmp_path: Path) -
     """Every pair five times over says nothing new: the intervals are no narrower for it, or
     hardly.
     """
-    sides = [
-        ("chosen", "rejected"),
-        ("rejected", "chosen"),
-    ]  # so that half of the prompts are right
+    # so that half of the prompts are right
+    sides = [("chosen", "rejected"), ("rejected", "chosen")]
     five = [
         {"prompt": row["prompt"], a: row["chosen"], b: row["rejected"] + " " * (k + 3)}
         for (a, b), row in zip(sides * 6, PAIRS, strict=True)

@@ -123,10 +123,8 @@ def test_no_circles_within_a_floor() -> None:
 @pytest.mark.parametrize(
     ("floor", "allowed"),
     [
-        (
-            "core",
-            {"posttrain.core", "numpy", "pydantic", "rich", "torch"},
-        ),  # torch for annotations only: see the tests below
+        # torch for annotations only: see the tests below
+        ("core", {"posttrain.core", "numpy", "pydantic", "rich", "torch"}),
         ("methods", {"posttrain.core", "posttrain.methods", "pydantic", "torch"}),
     ],
 )
@@ -193,8 +191,8 @@ def test_help_and_wrong_input_answer_without_torch(
     )
     script = (
         f"import sys\ncode = 0\n{call}\n"
-        + "print('HEAVY', sorted({'torch', 'transformers', 'peft'} & set(sys.modules)), 'CODE',"
-        " code)"
+        + "print('HEAVY', sorted({'torch', 'transformers', 'peft'} & set(sys.modules)), 'CODE', "
+        "code)"
     )
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, check=True

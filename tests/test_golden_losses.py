@@ -82,8 +82,8 @@ def test_the_losses_are_those_written_down(tmp_path: Path) -> None:
             )
         for key in ("loss", "learning_rate", "held_out"):
             assert one[key] == pytest.approx(golden[name][key], rel=TOLERANCE), (
-                f"{name}: {key} is no longer that in {GOLDEN.name}; if that is what you want:"
-                " python -m tests.test_golden_losses"
+                f"{name}: {key} is no longer that in {GOLDEN.name}; if that is what you want: "
+                "python -m tests.test_golden_losses"
             )
 
 

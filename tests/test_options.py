@@ -28,9 +28,8 @@ def every_settings() -> dict[str, type[Settings]]:
 def spelled(annotation: Any) -> str:
     """A type as one would write it."""
     arguments = typing.get_args(annotation)
-    if (
-        typing.get_origin(annotation) is typing.Annotated
-    ):  # the range is checked elsewhere; the type is its first argument
+    # the range is checked elsewhere; the type is its first argument
+    if typing.get_origin(annotation) is typing.Annotated:
         return spelled(arguments[0])
     if isinstance(annotation, types.UnionType):
         return " | ".join(map(spelled, arguments))

@@ -211,9 +211,8 @@ def test_every_method_runs_and_begins_at_the_number_by_hand(
     assert code == 0, err
     found = steps(tmp_path / "run")
     expected = AT_START[method] if METHODS[method].reference else by_hand(method, bench.base)
-    assert found[0]["loss"] == pytest.approx(
-        expected, rel=1e-4
-    )  # the first batch is all the data, before any update
+    # the first batch is all the data, before any update
+    assert found[0]["loss"] == pytest.approx(expected, rel=1e-4)
     assert len(found) == 3 and (tmp_path / "run" / "model" / "model.safetensors").is_file()
     assert found[2]["loss"] != found[0]["loss"]
     assert {
@@ -393,9 +392,8 @@ def test_it_learns_and_says_so(bench: Bench, tmp_path: Path) -> None:
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     before = summary["held_out_before"]
     assert before["loss"] == pytest.approx(LOG2) and before["accuracy"] == 0.5
-    assert (
-        0 < before["accuracy_low"] < 0.2 and 0.8 < before["accuracy_high"] < 1
-    )  # six ties tell next to nothing
+    # six ties tell next to nothing
+    assert 0 < before["accuracy_low"] < 0.2 and 0.8 < before["accuracy_high"] < 1
     held = summary["held_out"]
     assert held["loss"] < 0.66 and held["accuracy"] > 0.6 and held["sequences"] == len(HELD)
     assert held["accuracy_low"] < held["accuracy"] <= held["accuracy_high"]

@@ -26,9 +26,8 @@ def test_the_embedded_model_is_what_its_card_says() -> None:
     )
     assert round(network.num_parameters() / 1e6, 2) == 4.74
     assert (len(words), words.eos_token) == (4096, "<|end|>")
-    assert all(
-        len(words.tokenize(text)) == len(text) for text in ("7", "1234567890")
-    )  # digits are split
+    # digits are split
+    assert all(len(words.tokenize(text)) == len(text) for text in ("7", "1234567890"))
     assert sum(p.stat().st_size for p in EMBEDDED.iterdir()) < 12e6
     card = (EMBEDDED / "MODEL_CARD.md").read_text()
     made = json.loads((EMBEDDED / "made.json").read_text())

@@ -413,9 +413,9 @@ def test_a_killed_run_ends_with_the_same_weights(method: str, data: Path, tmp_pa
     ]
     script = (
         "import json, sys; from pathlib import Path; from tests.engine.lives import die_after_step,"
-        " live, wait\nargv, log = json.loads(sys.argv[1]),"
-        " Path(sys.argv[2])\nprint([wait(live([*argv, out], die_after_step(2) if dies else None,"
-        " log)) for out, dies in json.loads(sys.argv[3])])"
+        " live, wait\nargv, log = json.loads(sys.argv[1]), "
+        "Path(sys.argv[2])\nprint([wait(live([*argv, out], die_after_step(2) if dies else None, "
+        "log)) for out, dies in json.loads(sys.argv[3])])"
     )
     plan = [
         [str(tmp_path / "killed"), True],
@@ -678,7 +678,7 @@ def test_a_scorer_that_says_nothing_is_not_wrong(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("more", "pattern"),
     [
-        ((), "nothing is said of what judges"),
+        ((), "there is no judge"),
         (
             ("--scorer", "longer"),
             "there is no scorer 'longer' cure: did you mean 'longest'?; or reward:FOLDER",

@@ -423,8 +423,8 @@ def test_rows_that_cannot_be_asked(call: Call, tmp_path: Path) -> None:
             (),
             "exakt",
             (
-                "there is no scorer 'exakt'\ncure:  did you mean 'exact'?; or reward:FOLDER, or"
-                " FILE.py:FUNCTION"
+                "there is no scorer 'exakt'\ncure:  did you mean 'exact'?; or reward:FOLDER, or "
+                "FILE.py:FUNCTION"
             ),
         ),
         ((), "", "answers need something that scores them"),
@@ -465,8 +465,8 @@ def test_a_scorer_that_cannot_judge_most_rows_is_refused(
         code == 2 and "exact cannot judge 4 of 7 prompts" in err and not (tmp_path / "run").exists()
     )
     assert (
-        "exact needs the wanted answer: a column completion or answer (--data"
-        " FILE,completion=COLUMN)" in err
+        "exact needs the wanted answer: a column completion or answer (--data "
+        "FILE,completion=COLUMN)" in err
     )
     # half of them is not most; those without a score are counted
     monkeypatch.setitem(

@@ -280,10 +280,8 @@ def test_the_same_command_says_finished_and_touches_nothing(bench: Bench, tmp_pa
         for p in run.rglob("*")
         if p.is_file() and p.name != ".lock"
     }
-    for more in (
-        [],
-        ["--checkpoint-keep", "1", "--checkpoint-every", "5"],
-    ):  # how often to save is no part of what a run is
+    # how often to save is no part of what a run is
+    for more in ([], ["--checkpoint-keep", "1", "--checkpoint-every", "5"]):
         code, out, err = bench.sft(run, *more)
         assert code == 0
         assert err == f"finished  {run} already holds this run; nothing to do\n"
@@ -361,9 +359,8 @@ def test_neftune_adds_noise_in_training_only_and_the_same_noise_again(
     assert summary(runs["one"])["held_out_before"] == summary(runs["plain"])["held_out_before"]
 
 
-@pytest.mark.filterwarnings(
-    "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
-)  # peft, asked directly
+# peft, asked directly
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 def test_lora_trains_adapters_and_exports_them_merged_and_alone(
     bench: Bench, tmp_path: Path
 ) -> None:
@@ -375,9 +372,8 @@ def test_lora_trains_adapters_and_exports_them_merged_and_alone(
     assert code == 0, err
     assert sha256_file(bench.base / "model.safetensors") == before
     found = summary(run)
-    assert found["held_out_before"]["loss"] == pytest.approx(
-        nll(bench.base, HELD), rel=1e-5
-    )  # adapters start as nothing
+    # adapters start as nothing
+    assert found["held_out_before"]["loss"] == pytest.approx(nll(bench.base, HELD), rel=1e-5)
     assert found["held_out"]["loss"] < found["held_out_before"]["loss"] - 0.1
     assert found["held_out"]["loss"] == pytest.approx(nll(run / "model", HELD), rel=1e-4)
     assert json.loads((run / "adapter" / "base.json").read_text()) == {
@@ -467,13 +463,8 @@ def test_epochs_become_steps(bench: Bench, tmp_path: Path) -> None:
     ]
     assert main(argv) == 0
     steps, _ = log(tmp_path / "run")
-    assert [r["sequences"] for r in steps] == [
-        8,
-        8,
-        4,
-        8,
-        8,
-    ]  # three batches an epoch, the last smaller; half an epoch is two
+    # three batches an epoch, the last smaller; half an epoch is two
+    assert [r["sequences"] for r in steps] == [8, 8, 4, 8, 8]
     assert [r["epoch"] for r in steps] == pytest.approx([1 / 3, 2 / 3, 1, 4 / 3, 5 / 3], abs=1e-4)
 
 
@@ -774,8 +765,8 @@ def test_a_model_without_a_chat_template_gets_one_that_transformers_reads(
     said = bench.capfd.readouterr().err
     assert "talk.jsonl (messages): 20 rows → 20 sequences" in said
     assert (
-        "the model has no chat template: a default, whose answers end with <|end|>, is used and"
-        " saved with it" in said
+        "the model has no chat template: a default, whose answers end with <|end|>, is used and "
+        "saved with it" in said
     )
     assert "first: ### User:⏎0+0⏎⏎### Assistant:⏎ ⟶ 0<|end|>" in said
 

@@ -211,9 +211,8 @@ def tree_of(*sequences: Sequence, units: Many[Many[int]] = (), **facts: Many[flo
     return Tree(sequences, tuple(made))
 
 
-Choose = Callable[
-    [int], int
-]  # n -> a number below n: hypothesis or a seeded generator behind one function
+# n -> a number below n: hypothesis or a seeded generator behind one function
+Choose = Callable[[int], int]
 
 
 def random_tree(choose: Choose, segment: int = 5) -> Tree:

@@ -374,9 +374,8 @@ def test_choices_differ_and_one_is_right() -> None:
         assert [curriculum.score(items[row["question"]], c) for c in row["choices"]].index(
             1.0
         ) == row["answer_index"]
-    assert (
-        max(Counter(row["answer_index"] for row in rows).values()) < 140
-    )  # of 400: no place is favoured
+    # of 400: no place is favoured
+    assert max(Counter(row["answer_index"] for row in rows).values()) < 140
 
 
 def test_the_rule_of_a_pair_prefers_the_chosen_answer() -> None:

@@ -40,9 +40,9 @@ def test_tiny_run_gives_both_the_same_batches_and_losses(tmp_path: Path) -> None
 def test_a_busy_machine_is_refused(tmp_path: Path) -> None:
     out = tmp_path / "result.json"
     busy = (
-        "import os, runpy, sys; os.getloadavg = lambda: (0.51, 0, 0); sys.argv = sys.argv[1:];"
-        f" sys.path.insert(0, {str(SCRIPT.parent)!r}); runpy.run_path(sys.argv[0],"
-        " run_name='__main__')"
+        "import os, runpy, sys; os.getloadavg = lambda: (0.51, 0, 0); sys.argv = sys.argv[1:]; "
+        f"sys.path.insert(0, {str(SCRIPT.parent)!r}); runpy.run_path(sys.argv[0], "
+        "run_name='__main__')"
     )
     done = subprocess.run(
         [sys.executable, "-c", busy, str(SCRIPT), "--out", str(out)],

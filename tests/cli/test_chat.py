@@ -199,8 +199,8 @@ def test_a_saved_conversation_is_trained_on(
             [],
             "x" * 600,
             (
-                r"the question alone has \d+ tokens in the chat template, and .* only 512"
-                r" positions\ncure:  shorten it.*"
+                r"the question alone has \d+ tokens in the chat template, and .* only 512 "
+                r"positions\ncure:  shorten it.*"
             ),
         ),
     ],

@@ -99,6 +99,7 @@ def test_without_colour_marks_stand_around_what_is_trained(
     assert {
         name: counts[name]
         for name in ("rows", "format", "used", "sequences", "tokens", "trained tokens")
+        # 8 + 8 + 12, of them 4 + 4 + 10
     } == {
         "rows": "3",
         "format": "prompt-completion",
@@ -106,7 +107,7 @@ def test_without_colour_marks_stand_around_what_is_trained(
         "sequences": "3",
         "tokens": "28",
         "trained tokens": "18 (64.3%)",
-    }  # 8 + 8 + 12, of them 4 + 4 + 10
+    }
     assert counts["cut to 12 tokens"] == counts["duplicates of another row"] == "1 (33.3%)"
     assert "--max-length 12: 1 longer (33.3%)\n" in out
     assert "median 8, 90 % 33, 99 % 33, longest 33\n" in out
@@ -152,9 +153,8 @@ def test_in_a_terminal_colours_say_what_is_trained(tiny: Path) -> None:
         ("d", "trained"),
         (END, "end"),
     ]
-    assert (
-        len({b[1:4] for b in backgrounds[:2]}) == len({b[1:4] for b in backgrounds[3:5]}) == 2
-    )  # neighbours differ
+    # neighbours differ
+    assert len({b[1:4] for b in backgrounds[:2]}) == len({b[1:4] for b in backgrounds[3:5]}) == 2
     assert "⟦" not in stream.getvalue() and data_inspect.STYLES.keys() == LEGEND.keys()
 
 
@@ -405,11 +405,11 @@ def test_rejected_rows_are_counted_and_written_where_asked(
 
 def test_help_and_wrong_options_answer_without_torch() -> None:
     script = (
-        "import sys\nfrom posttrain.cli.main import main\ncodes = []\nfor argv in (['data',"
-        " 'inspect', '--help'], ['data', 'inspect', '--modle', 'x']):\n    try:\n       "
-        " codes.append(main(argv))\n    except SystemExit as error:\n       "
-        " codes.append(error.code)\nprint('HEAVY', sorted({'torch', 'transformers'} &"
-        " set(sys.modules)), codes)"
+        "import sys\nfrom posttrain.cli.main import main\ncodes = []\nfor argv in (['data', "
+        "'inspect', '--help'], ['data', 'inspect', '--modle', 'x']):\n    try:\n        "
+        "codes.append(main(argv))\n    except SystemExit as error:\n        "
+        "codes.append(error.code)\nprint('HEAVY', sorted({'torch', 'transformers'} & "
+        "set(sys.modules)), codes)"
     )
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True

@@ -231,8 +231,8 @@ def test_balance_and_the_warning(tmp_path: Path, capfd: pytest.CaptureFixture[st
     data = write(tmp_path / "prefs.jsonl", rows)
     _, table, _ = said(["--data", data, "--out", tmp_path / "a.jsonl"], capfd)
     assert (
-        "predicts the choice: the longer answer, in characters, is the chosen one in 0.800 [0.711,"
-        " 0.867] of n = 100" in table
+        "predicts the choice: the longer answer, in characters, is the chosen one in 0.800 [0.711, "
+        "0.867] of n = 100" in table
     )
     _, table, _ = said(["--data", data, "--out", tmp_path / "b.jsonl", "--balance-length"], capfd)
     assert "length alone" not in table and "│ taken out by --balance-length │  60 │" in table
@@ -324,9 +324,8 @@ def test_what_is_refused(
     code, out, err = said(["--data", data, "--out", tmp_path / "clean.jsonl", *options], capfd)
     assert (code, out) == (2, "")
     assert err.startswith(f"error: {what.format(data=data)}") and cure in err
-    assert [p.name for p in tmp_path.iterdir()] == [
-        "prefs.jsonl"
-    ]  # nothing was made, nothing left behind
+    # nothing was made, nothing left behind
+    assert [p.name for p in tmp_path.iterdir()] == ["prefs.jsonl"]
 
 
 def test_an_output_that_is_not_ours(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

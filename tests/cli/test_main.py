@@ -108,8 +108,8 @@ def test_every_command_has_help(name: str, capfd: pytest.CaptureFixture[str]) ->
         (
             [*NEEDED, "--format", "mesages"],
             (
-                "format = 'mesages': Input should be '', 'messages', 'sharegpt', 'alpaca',"
-                " 'preference', 'label', 'steps', 'prompt-completion', 'text' or 'prompt'"
+                "format = 'mesages': Input should be '', 'messages', 'sharegpt', 'alpaca', "
+                "'preference', 'label', 'steps', 'prompt-completion', 'text' or 'prompt'"
             ),
             "did you mean 'messages'?",
         ),

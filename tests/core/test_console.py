@@ -83,8 +83,8 @@ def test_held_out_loss_comes_with_its_interval_and_count() -> None:
     watch.emit(Held(7, HELD))
     assert (
         out.getvalue()
-        == "held out  step 7: loss 2.5000 ± 0.1250, accuracy 0.400, entropy 2.250 (n = 1,200"
-        " sequences)\n"
+        == "held out  step 7: loss 2.5000 ± 0.1250, accuracy 0.400, entropy 2.250 (n = 1,200 "
+        "sequences)\n"
     )
 
 

@@ -105,10 +105,11 @@ def test_what_an_interrupted_write_left_is_swept_away(tmp_path: Path) -> None:
 
 def test_digests_are_sha256(tmp_path: Path) -> None:
     (tmp_path / "abc").write_bytes(b"abc")
+    # FIPS 180-2
     assert (
         files.sha256_file(tmp_path / "abc")
         == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    )  # FIPS 180-2
+    )
     assert (
         files.sha256_json({"b": "ü", "a": [1, None]})
         == hashlib.sha256(b'{"a":[1,null],"b":"\\u00fc"}').hexdigest()
@@ -132,10 +133,10 @@ def test_digests_and_seeds_do_not_depend_on_pythonhashseed(tmp_path: Path) -> No
     (tmp_path / "one").write_text("1")
     (tmp_path / "two").write_text("2")
     script = (
-        "import sys; from pathlib import Path; from posttrain.core import files, seeds;"
-        " print(files.sha256_json({k: list(set(['x'])) for k in set('abcdefgh')}),"
-        " files.sha256_folder(Path(sys.argv[1])),seeds.derive(7, 'order', 3), seeds.generator(7,"
-        " 'order', 3).permutation(6).tolist())"
+        "import sys; from pathlib import Path; from posttrain.core import files, seeds; "
+        "print(files.sha256_json({k: list(set(['x'])) for k in set('abcdefgh')}), "
+        "files.sha256_folder(Path(sys.argv[1])),seeds.derive(7, 'order', 3), seeds.generator(7, "
+        "'order', 3).permutation(6).tolist())"
     )
     said = {
         subprocess.run(

@@ -35,11 +35,8 @@ def test_every_leaf_has_one_flat_name() -> None:
         ("name", ("name",), False),
         ("size", ("wheels", "size"), False),
         ("kind", ("wheels", "kind"), False),
-        (
-            "motor",
-            ("motor",),
-            True,
-        ),  # a group that may be absent is a switch, and prefixes its fields
+        # a group that may be absent is a switch, and prefixes its fields
+        ("motor", ("motor",), True),
         ("motor_power", ("motor", "power"), False),
         ("bags", ("bags",), False),
         ("load", ("load",), False),

@@ -352,6 +352,7 @@ def test_preference_as_trl_reads_it(fields: dict[str, Any]) -> None:
 )
 def test_the_columns_say_which_format(columns: str, name: str) -> None:
     assert detect(Row(dict.fromkeys(columns.split(), "x"), WHERE)) == name
+    # columns of nulls say nothing
     assert (
         detect(
             Row(
@@ -363,7 +364,7 @@ def test_the_columns_say_which_format(columns: str, name: str) -> None:
             )
         )
         == name
-    )  # columns of nulls say nothing
+    )
 
 
 def test_columns_of_no_format() -> None:
@@ -564,9 +565,8 @@ def test_tool_calls_keep_what_matters() -> None:
     assert chat(answer("a", tool_calls=[{"name": "f"}, {"name": "g", "arguments": ""}]))[0][
         "tool_calls"
     ] == [called("f", {}), called("g", {})]
-    table = [
-        {"name": "f", "arguments": {"x": {"y": 1, "z": None}, "w": [{"a": None}]}}
-    ]  # what a table fills in goes
+    # what a table fills in goes
+    table = [{"name": "f", "arguments": {"x": {"y": 1, "z": None}, "w": [{"a": None}]}}]
     assert chat(answer("a", tool_calls=table))[0]["tool_calls"] == [
         called("f", {"x": {"y": 1}, "w": [{}]})
     ]
@@ -678,15 +678,15 @@ def test_tools(tools: Any, expected: Any) -> None:
         (
             [answer("", tool_calls="f(x)")],
             (
-                "the tool call of message 1 of messages is text, and not JSON: Expecting value:"
-                " line 1 column 1 (char 0)"
+                "the tool call of message 1 of messages is text, and not JSON: Expecting value: "
+                "line 1 column 1 (char 0)"
             ),
         ),
         (
             [answer("", tool_calls=[{"name": "f", "arguments": "{x"}])],
             (
-                "the arguments of a tool call of message 1 of messages is text, and not JSON:"
-                " Expecting property name enclosed in double quotes: line 1 column 2 (char 1)"
+                "the arguments of a tool call of message 1 of messages is text, and not JSON: "
+                "Expecting property name enclosed in double quotes: line 1 column 2 (char 1)"
             ),
         ),
         (
@@ -712,8 +712,8 @@ def test_tools(tools: Any, expected: Any) -> None:
         (
             [{"from": "function_call", "value": "f()"}],
             (
-                "the tool call of message 1 of messages is text, and not JSON: Expecting value:"
-                " line 1 column 1 (char 0)"
+                "the tool call of message 1 of messages is text, and not JSON: Expecting value: "
+                "line 1 column 1 (char 0)"
             ),
         ),
         (
@@ -724,9 +724,8 @@ def test_tools(tools: Any, expected: Any) -> None:
 )
 def test_a_conversation_that_cannot_be_used(messages: Any, what: str) -> None:
     assert refusal({"messages": messages}).what == what
-    if (
-        isinstance(messages, list) and messages and "assistant turn" not in what
-    ):  # the same in any other column
+    # the same in any other column
+    if isinstance(messages, list) and messages and "assistant turn" not in what:
         assert refusal({"prompt": "a", "completion": messages}).what == what.replace(
             "messages", "completion"
         )
@@ -802,8 +801,8 @@ def test_a_conversation_that_cannot_be_used(messages: Any, what: str) -> None:
         (
             {"messages": TURNS, "tools": "[{"},
             (
-                "tools is text, and not JSON: Expecting property name enclosed in double quotes:"
-                " line 1 column 3 (char 2)"
+                "tools is text, and not JSON: Expecting property name enclosed in double quotes: "
+                "line 1 column 3 (char 2)"
             ),
         ),
         (

@@ -218,8 +218,8 @@ def test_branches_show_what_they_share_and_each_its_own(tmp_path: Path) -> None:
     assert [p.heading for p in one.passages] == [
         "branch 1 of 2; 38 tokens, 19 trained",
         (
-            "branch 2 of 2: the template shows earlier turns otherwise here; its first 19 tokens"
-            " are those of branch 1 and not repeated here; 59 tokens, 19 trained"
+            "branch 2 of 2: the template shows earlier turns otherwise here; its first 19 tokens "
+            "are those of branch 1 and not repeated here; 59 tokens, 19 trained"
         ),
     ]
     assert (report.total("branched"), report.total("sequences"), report.total("tokens")) == (
@@ -409,9 +409,8 @@ def test_quantiles_and_bins() -> None:
     assert (lengths.n, lengths.over(10), lengths.over(9), lengths.over(100)) == (100, 1, 10, 0)
     bins = lengths.bins(12)
     assert sum(count for _, _, count in bins) == 100
-    assert (9, 12, 9) not in bins and any(
-        high == 12 for _, high, _ in bins
-    )  # one bin ends at the limit
+    # one bin ends at the limit
+    assert (9, 12, 9) not in bins and any(high == 12 for _, high, _ in bins)
     assert all(a[1] + 1 == b[0] for a, b in zip(bins, bins[1:], strict=False))
     assert Lengths((5,), (3,)).bins(1024) == [(4, 5, 3)]
 

@@ -45,7 +45,7 @@ from posttrain.data.curate.pairs import (
 )
 from posttrain.data.formats import Format
 from posttrain.data.rows import Row
-from posttrain.evals.preferences import measure, share, telling
+from posttrain.evals.preferences import length_warning, measure, share
 from posttrain.stages.pairs import data_pairs
 from tests.making import write
 
@@ -143,10 +143,8 @@ def reasons(found: Fates) -> list[str]:
             ],
             [CYCLE, CYCLE, CYCLE, "", ""],
         ),
-        (
-            [pair("p", "a", "b"), pair("p", "B.", "c"), pair("p", "c", "A")],
-            [CYCLE] * 3,
-        ),  # a circle in disguise
+        # a circle in disguise
+        ([pair("p", "a", "b"), pair("p", "B.", "c"), pair("p", "c", "A")], [CYCLE] * 3),
         (
             [pair("p", "a", "b"), pair("p", "b", "a"), pair("p", "b", "c"), pair("p", "c", "a")],
             [CONTRADICTION, CONTRADICTION, "", ""],
@@ -186,11 +184,8 @@ def test_text_is_what_its_role_says() -> None:
     assert reasons(fates(rows)) == ["", DUPLICATE, DUPLICATE]
     other = pair([{"role": "system", "content": "s"}, user], said[:1], said[1:])
     tools = pair([user], said[:1], said[1:], tools=[{"name": "f"}])
-    assert reasons(fates([rows[0], other, tools])) == [
-        "",
-        "",
-        "",
-    ]  # with more around it, it is another prompt
+    # with more around it, it is another prompt
+    assert reasons(fates([rows[0], other, tools])) == ["", "", ""]
 
 
 def test_an_answer_to_imitate_is_not_compared() -> None:
@@ -255,10 +250,8 @@ def test_margins_and_votes() -> None:
     assert math.isnan(table(rows).agreement[1]) and table(rows).agreement[0] == 0.75
     low = [pair("p", "a", "b", margin=1), pair("p", "b", "a", margin=0.1)]
     assert reasons(fates(low)) == [CONTRADICTION] * 2
-    assert reasons(fates(low, min_margin=0.5)) == [
-        "",
-        BELOW,
-    ]  # what is not trusted contradicts nothing
+    # what is not trusted contradicts nothing
+    assert reasons(fates(low, min_margin=0.5)) == ["", BELOW]
 
 
 @pytest.mark.parametrize(
@@ -360,6 +353,7 @@ LONG = " ".join(f"w{i}" for i in range(60))
 def test_near_means_prompt_and_both_sides(tmp_path: Path) -> None:
     other = LONG.replace("w30", "x")
     upside = " ".join(f"v{i}" for i in range(60))
+    # sides near each other, too
     rows = [
         pair(LONG, upside, "short"),
         pair(other, upside.replace("v9", "y"), "short"),
@@ -370,7 +364,7 @@ def test_near_means_prompt_and_both_sides(tmp_path: Path) -> None:
         pair("p", LONG.replace("w8", "z"), upside),
         pair("q", LONG, other),
         pair("q", other, LONG.replace("w30", "x y")),
-    ]  # sides near each other, too
+    ]
     with NearPairs(tmp_path) as near:
         found = clean(table(rows, near), Rules(near=0.8))
     assert reasons(found) == ["", NEAR, "", "", *[NEAR_CONTRADICTION] * 5]
@@ -486,7 +480,7 @@ def test_a_warning_where_length_tells(hits: int, n: int, words: str) -> None:
     found = {
         "longer": {"characters": share(np.array([1] * hits + [-1] * (n - hits)), np.arange(n))}
     }
-    assert (words in telling(found)) if words else telling(found) == ""
+    assert (words in length_warning(found)) if words else length_warning(found) == ""
 
 
 @given(st.lists(st.sampled_from([-1, 0, 1]), max_size=60), st.integers(0, 99))
@@ -521,9 +515,8 @@ def test_answers_of_pairs() -> None:
     st.integers(0, 5),
 )
 def test_pairs_of_answers(rows: list[tuple[int, int, bool]], most: int, seed: int) -> None:
-    rows = list(
-        dict.fromkeys(rows)
-    )  # as they are once duplicates are gone; an answer may still be both good and bad
+    # as they are once duplicates are gone; an answer may still be both good and bad
+    rows = list(dict.fromkeys(rows))
     prompts = np.array([p for p, _, _ in rows], int)
     answers = np.array([10 * p + a for p, a, _ in rows], int)
     good = np.array([g for _, _, g in rows], bool)

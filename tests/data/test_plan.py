@@ -29,18 +29,12 @@ def epoch(plan: Plan) -> list[int]:
         ([100, 10], [source(), source(epochs=3)], [100, 30]),
         ([100, 10], [source(epochs=0.25), source()], [25, 10]),
         ([100, 10], [source(weight=1), source(weight=1)], [55, 55]),
-        (
-            [100, 10],
-            [source(weight=3), source(weight=1)],
-            [83, 27],
-        ),  # 82.5 and 27.5: the first of equal remainders
+        # 82.5 and 27.5: the first of equal remainders
+        ([100, 10], [source(weight=3), source(weight=1)], [83, 27]),
         ([90, 5000], [source(), source(share=0.1)], [90, 10]),  # a tenth of the whole is replay
         ([60, 30, 8], [source(weight=1), source(weight=1), source(share=0.25)], [45, 45, 30]),
-        (
-            [90, 10, 1],
-            [source(weight=0.9), source(weight=0.1), source(weight=1e-9)],
-            [91, 10, 1],
-        ),  # never none
+        # never none
+        ([90, 10, 1], [source(weight=0.9), source(weight=0.1), source(weight=1e-9)], [91, 10, 1]),
     ],
 )
 def test_how_many_rows_an_epoch_takes(

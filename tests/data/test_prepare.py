@@ -108,11 +108,8 @@ def test_a_row_that_writes_its_own_end_is_ended_once() -> None:
 def test_characters_that_would_merge_across_the_border_are_tokenised_apart() -> None:
     words = tokenizer([("b", "c"), ("c", "d")])  # b+c is one token, and so is c+d
     bc, cd = words.convert_tokens_to_ids(["bc", "cd"])
-    assert words("abcd")["input_ids"] == [
-        *ids("a"),
-        bc,
-        *ids("d"),
-    ]  # together, the border would lie inside a token
+    # together, the border would lie inside a token
+    assert words("abcd")["input_ids"] == [*ids("a"), bc, *ids("d")]
     done = tokenise(rows(pair("ab", "cd"), pair("a", "bcd")), words)
     # inference gives the model the prompt's own tokens; training must, too
     assert [s.tokens.tolist() for s in done.sequences] == [
@@ -327,8 +324,8 @@ def test_a_tokenizer_that_begins_with_a_space_puts_none_inside() -> None:
         (
             {},
             (
-                "this row has no 'prompt' and 'completion'; the source began as prompt-completion"
-                " (a.jsonl:1)"
+                "this row has no 'prompt' and 'completion'; the source began as prompt-completion "
+                "(a.jsonl:1)"
             ),
         ),
         (pair("ab", "c\ud800"), "column 'completion' holds half a character, \\ud800"),

@@ -77,10 +77,11 @@ def parquet(path: Path, columns: dict[str, Any]) -> Path:
         (GOOD, ONE_TWO),
         (GOOD.rstrip(), ONE_TWO),  # no newline at the end
         (GOOD.replace(b"\n", b"\r\n"), ONE_TWO),
+        # blank lines count
         (
             b"\n  \n" + GOOD.replace(b"\n", b"\n\n"),
             [({"text": "one"}, ":3"), ({"text": "two"}, ":5")],
-        ),  # blank lines count
+        ),
         (b"\xef\xbb\xbf" + GOOD, ONE_TWO),  # a byte-order mark
         (b"", []),
         (b"\n\n", []),
@@ -97,10 +98,11 @@ def parquet(path: Path, columns: dict[str, Any]) -> Path:
             [({"text": "a\0\x1b\né😀/"}, ":1")],
         ),
         # escaped control characters
+        # types stay what they are
         (
             b'{"text": null, "n": 7, "s": "7", "x": [1, {"y": null}], "big": 1' + b"0" * 400 + b"}",
             [({"text": None, "n": 7, "s": "7", "x": [1, {"y": None}], "big": 10**400}, ":1")],
-        ),  # types stay what they are
+        ),
         (
             b'{"n": ' + b"[" * 200 + b"]" * 200 + b"}",
             [({"n": json.loads("[" * 200 + "]" * 200)}, ":1")],
@@ -136,21 +138,23 @@ def test_what_python_reads_beyond_json_stays_a_number(tmp_path: Path) -> None:
             "one JSON object a line",
         ),
         (b"text", "not JSON: Expecting value at character 1", "one JSON object a line"),
+        # two objects
         (
             b'{"text": 1} {"text": 2}',
             "not JSON: Extra data at character 13",
             "one JSON object a line",
-        ),  # two objects
+        ),
         (
             b'{"text": "x",}',
             "not JSON: Expecting property name enclosed in double quotes at character 14",
             "one JSON object a line",
         ),
+        # trailing commas
         (
             b'{"text": ["x",]}',
             "not JSON: Expecting value at character 15",
             "one JSON object a line",
-        ),  # trailing commas
+        ),
         (
             b"{'text': 'x'}",
             "not JSON: Expecting property name enclosed in double quotes at character 2",
@@ -162,11 +166,8 @@ def test_what_python_reads_beyond_json_stays_a_number(tmp_path: Path) -> None:
         (b"NaN", "NaN, not an object", "one JSON object a line"),
         (b"12", "a number, not an object", "one JSON object a line"),
         (b'{"text": "caf\xe9"}', "byte 14 of the line is not UTF-8", LATIN),
-        (
-            b'{"text": "\xed\xa0\x80"}',
-            "byte 11 of the line is not UTF-8",
-            LATIN,
-        ),  # half a character, as CESU-8 writes it
+        # half a character, as CESU-8 writes it
+        (b'{"text": "\xed\xa0\x80"}', "byte 11 of the line is not UTF-8", LATIN),
         (
             b'{"text": "a\x01b"}',
             "not JSON: Invalid control character at at character 12",
@@ -201,24 +202,21 @@ def test_what_python_reads_beyond_json_stays_a_number(tmp_path: Path) -> None:
         (
             b'{"a": ' + b"[" * 9999 + b"]" * 9999 + b"}",
             (
-                "not readable JSON: maximum recursion depth exceeded while decoding a JSON array"
-                " from a unicode string"
+                "not readable JSON: maximum recursion depth exceeded while decoding a JSON array "
+                "from a unicode string"
             ),
             "correct or remove the row",
         ),
         (
             b'{"a": ' + b"9" * 5000 + b"}",
             (
-                "not readable JSON: Exceeds the limit (4300 digits) for integer string conversion:"
-                " value has 5000 digits; use sys.set_int_max_str_digits() to increase the limit"
+                "not readable JSON: Exceeds the limit (4300 digits) for integer string conversion: "
+                "value has 5000 digits; use sys.set_int_max_str_digits() to increase the limit"
             ),
             "correct or remove the row",
         ),
-        (
-            b"\xef\xbb\xbf{}",
-            "not JSON: Expecting value at character 1",
-            "one JSON object a line",
-        ),  # a mark in the middle
+        # a mark in the middle
+        (b"\xef\xbb\xbf{}", "not JSON: Expecting value at character 1", "one JSON object a line"),
     ],
 )
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz"])
@@ -227,10 +225,8 @@ def test_a_line_that_cannot_be_read_is_named(
 ) -> None:
     path = put(tmp_path / name, GOOD + third + b"\n" + GOOD)
     found = read(source(path), Rejects())
-    assert [next(found).fields["text"] for _ in range(2)] == [
-        "one",
-        "two",
-    ]  # what is before it is good
+    # what is before it is good
+    assert [next(found).fields["text"] for _ in range(2)] == ["one", "two"]
     fault(path, what, cure, ":3")
     rejects = Rejects(tmp_path / "rejects.jsonl")
     assert [row.where.rsplit(":")[-1] for row in read(source(path), rejects)] == [
@@ -855,10 +851,8 @@ def test_columns_are_renamed(tmp_path: Path) -> None:
 
 def test_a_column_that_no_row_has_is_named(tmp_path: Path) -> None:
     path = put(tmp_path / "a.jsonl", b'{"text": "one"}\n{"text": "two", "persona": "kind"}\n')
-    assert rows(path, columns={"system": "persona"})[1] == (
-        {"text": "two", "system": "kind"},
-        ":2",
-    )  # it may be rare
+    # it may be rare
+    assert rows(path, columns={"system": "persona"})[1] == ({"text": "two", "system": "kind"}, ":2")
     with pytest.raises(
         DataError,
         match=r"no row of .* has the column 'persono', which --data names; did you mean 'persona'",

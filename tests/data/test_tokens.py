@@ -102,9 +102,8 @@ def by_hand(messages: list[dict[str, Any]], tokenizer: Any) -> tuple[list[int], 
     mask: list[bool] = []
     trained = [i for i, m in enumerate(messages) if m["role"] == "assistant" and m.get("weight", 1)]
     for i, message in enumerate(messages[: trained[-1] + 1]):
-        own = message["content"].endswith(
-            "<|im_end|>"
-        )  # a row may bring its own end: the template's follows, untrained
+        # a row may bring its own end: the template's follows, untrained
+        own = message["content"].endswith("<|im_end|>")
         said = message["content"] + "<|im_end|>" * (not own)
         parts = [(f"<|im_start|>{message['role']}\n", False), (said, i in trained)]
         parts += [("<|im_end|>" * own + "\n", False)] if i < trained[-1] else []
@@ -157,14 +156,14 @@ def test_prompts_are_those_of_inference_and_text_is_whole(case: str, data: Any) 
         whole = tokenizer(turn.before + turn.after, add_special_tokens=False)["input_ids"]
         assert tokenizer.decode(one.ids[: span.end]) == tokenizer.decode(whole)
         if case.startswith(("chatml", "default")) and "first" not in case:
-            assert (
-                tokenizer.decode(one.ids[: span.end]) == turn.before + turn.after
-            )  # bytes lose nothing
+            # bytes lose nothing
+            assert tokenizer.decode(one.ids[: span.end]) == turn.before + turn.after
     assert not spans
     if template is None:
+        # never rewritten
         assert all(
             b.before.startswith(a.before + a.after) for a, b in zip(found, found[1:], strict=False)
-        )  # never rewritten
+        )
 
 
 class Slow(Encoder):

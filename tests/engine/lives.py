@@ -2,9 +2,8 @@
 where the last one died.
 
 Imported modules are shared by the fork, so that a life costs its own work and not the seconds that
-importing torch takes. What
-kills is real: the child sends SIGKILL to itself in the middle of a call, or the parent sends it at
-    a moment of its own.
+importing torch takes. What kills is real: the child sends SIGKILL to itself in the middle of a
+call, or the parent sends it at a moment of its own.
 """
 
 from __future__ import annotations
@@ -219,9 +218,8 @@ def without_each(argv: list[str], folder: Path, step: int, log: Path) -> list[st
     for item in [None, *loop.STATE]:
         again = folder.with_name(f"without-{item}")
         shutil.copytree(folder, again)
-        wait(
-            live([*argv, "--out", str(again)], forget(item) if item else None, log)
-        )  # may fail: that, too, is noticing
+        # may fail: that, too, is noticing
+        wait(live([*argv, "--out", str(again)], forget(item) if item else None, log))
     return list(loop.STATE)
 
 

@@ -25,9 +25,8 @@ def test_weights_that_are_missing_are_not_made_up(tmp_path: Any) -> None:
     weights = load_file(tmp_path / "model.safetensors")
     extra = {"model.layers.9.extra": torch.zeros(3)}
     save_file({**weights, **extra}, tmp_path / "model.safetensors", {"format": "pt"})
-    assert (
-        "['model.layers.9.extra']" in load_network(tmp_path, "cpu")[1][0]
-    )  # weights nobody uses are not passed over
+    # weights nobody uses are not passed over
+    assert "['model.layers.9.extra']" in load_network(tmp_path, "cpu")[1][0]
     del weights["model.layers.1.mlp.up_proj.weight"]
     save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
     with pytest.raises(

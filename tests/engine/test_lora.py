@@ -139,9 +139,8 @@ def test_merging_by_hand(base: Path) -> None:
     torch.testing.assert_close(merged(one.network.inner)[f"{name}.weight"], expected)
 
 
-@pytest.mark.filterwarnings(
-    "ignore:.is_gradient_checkpointing.:FutureWarning"
-)  # peft asks transformers by its old name
+# peft asks transformers by its old name
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
 def test_the_adapter_folder_belongs_to_plain_peft(base: Path, tmp_path: Path) -> None:
     """peft loads it on the base by itself, and `base.json` says by digest which base that is."""
     one = trained(base)

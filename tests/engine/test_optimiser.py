@@ -95,7 +95,7 @@ def test_two_steps_of_adamw_by_hand() -> None:
     Step 1, gradient g: m̂ = g and v̂ = g², so each number moves by 0.1 against its sign, the matrix
         first shrinking by 0.1 %.
     Step 2, gradients 0.1 then 0.3: m = 0.9·0.01 + 0.1·0.3 = 0.039, m̂ = 0.039/0.19;
-    v = 0.99·0.0001 + 0.01·0.09 = 0.000999, v̂ = 0.000999/0.0199.
+        v = 0.99·0.0001 + 0.01·0.09 = 0.000999, v̂ = 0.000999/0.0199.
     """
     named = two()
     optimiser = Optimiser(named.items(), settings(betas=(0.9, 0.99), weight_decay=0.01))

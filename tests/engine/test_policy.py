@@ -583,9 +583,8 @@ def test_neftune_noise_is_bounded_and_follows_the_seed(architecture: str) -> Non
         assert float(share.max()) <= 1.0 + 1e-4
         shares = share.view(-1, a.shape[-1])
         for length in (3, 4, 9):
-            assert (
-                float(shares[n.flatten() == length].max()) > 0.9
-            )  # the bound is nearly reached, each sequence its own
+            # the bound is nearly reached, each sequence its own
+            assert float(shares[n.flatten() == length].max()) > 0.9
 
 
 def test_noise_never_reaches_a_score() -> None:

@@ -432,9 +432,8 @@ def test_fresh_adapters_change_no_reward(base: Path) -> None:
     assert torch.equal(plain.score([forest])[0].reward, fresh.score([forest])[0].reward)
 
 
-@pytest.mark.filterwarnings(
-    "ignore:.is_gradient_checkpointing.:FutureWarning"
-)  # peft asks transformers by its old name
+# peft asks transformers by its old name
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
 def test_a_trained_adapter_merges_and_its_folder_belongs_to_plain_peft(
     base: Path, tmp_path: Path
 ) -> None:

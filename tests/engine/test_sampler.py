@@ -103,9 +103,8 @@ def test_what_is_drawn_is_scored_alike(architecture: str) -> None:
     the other.
 
     Completions end at different times, so rows leave the batch and the cache must drop the right
-    ones. (longrope stays below
-    its threshold: a cache keeps the keys' old frequencies beyond it, in transformers' own
-        generation too.)
+    ones. (longrope stays below its threshold: a cache keeps the keys' old frequencies beyond it, in
+    transformers' own generation too.)
     """
     one = policy(architecture)
     params = Sampling(max_tokens=10, temperature=0.8, n=6, seed=3, stop=tuple(range(0, V, 7)))
@@ -310,9 +309,8 @@ def test_draw_by_hand(params: dict[str, Any], kept: dict[int, float]) -> None:
         for uniform in (edge + 1e-9, edge + p - 1e-9):
             assert drawn(uniform, **params) == (token, pytest.approx(p, rel=1e-9))
         edge += p
-    assert (
-        drawn(0.0, **params)[0] == 2
-    )  # [0, 1) is closed below: an uniform on an edge belongs to the token above it
+    # [0, 1) is closed below: an uniform on an edge belongs to the token above it
+    assert drawn(0.0, **params)[0] == 2
     assert drawn(math.nextafter(1.0, 0.0), **params)[0] == list(kept)[-1]
 
 

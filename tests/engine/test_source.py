@@ -254,9 +254,6 @@ def test_numbers_of_several_folders_are_numbered_through(tmp_path: Path) -> None
         [2.0, 3.0],
         [4.0],
     ]
-    with NumberWriter(tmp_path / "a", 2) as out:  # goes on after the second
-        out.add([5.0])
-    assert [n.tolist() for n in Numbers(tmp_path / "a")] == [[1.0], [], [5.0]]
 
 
 def test_without_dropout_training_is_scoring() -> None:

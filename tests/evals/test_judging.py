@@ -19,7 +19,7 @@ def test_differences_are_paired() -> None:
     """Right on 3 of 4 and on 2 of 4, differing on one item: ¼ ± t₃·√(Σ(d − ¼)²/3)/2, with Σ =
     3·1/16 + 9/16 = ¾.
     """
-    found = judging.beside([1, 1, 1, 0], {"x": [1, 1, 0, 0]}, [0, 1, 2, 3])["x"]
+    found = judging.compare([1, 1, 1, 0], {"x": [1, 1, 0, 0]}, [0, 1, 2, 3])["x"]
     assert (found["mean"], found["difference"]["mean"]) == (0.5, 0.25)
     assert found["difference"]["high"] - 0.25 == pytest.approx(3.182446 * math.sqrt(0.75 / 3) / 2)
 
@@ -71,24 +71,22 @@ def test_the_temperature_is_the_likeliest() -> None:
 
 
 def test_no_temperature_where_none_is_best() -> None:
-    assert (
-        judging.of_margins([1, 2, 3])["temperature"] is None
-    )  # always right: the colder the better
-    assert (
-        judging.of_margins([-1, -2, 1])["temperature"] is None
-    )  # more often wrong: none is better than chance
+    # always right: the colder the better
+    assert judging.of_margins([1, 2, 3])["temperature"] is None
+    # more often wrong: none is better than chance
+    assert judging.of_margins([-1, -2, 1])["temperature"] is None
 
 
 def test_a_warning_where_nothing_shows_it_better() -> None:
     right = [1.0] * 30 + [0.0] * 20
     clusters = list(range(50))
-    good = judging.beside(
+    good = judging.compare(
         right, {"longest": [0.0] * 30 + [1.0] * 20, "shortest": [0.5] * 50}, clusters
     )
     accuracy = stats.share(right, clusters).json()
     said = judging.warning(accuracy, good)
     assert "“shortest”" in said and "0.600 and 0.500 of 50 pairs, a difference of +0.100" in said
-    better = judging.beside([1.0] * 50, {"longest": [1.0] * 30 + [0.0] * 20}, clusters)
+    better = judging.compare([1.0] * 50, {"longest": [1.0] * 30 + [0.0] * 20}, clusters)
     assert judging.warning(stats.share([1.0] * 50, clusters).json(), better) == ""
     assert judging.warning({**accuracy, "n": 19}, good) == ""  # too few to say
 

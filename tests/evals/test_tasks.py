@@ -147,9 +147,8 @@ def test_choices_are_scored_without_the_token_that_ends_them(
                 .log_softmax(-1)
                 .gather(1, ids[0, 1:, None])[:, 0]
             )
-            assert len(scored[start - 1 :]) == len(
-                one.encode()
-            )  # the tokenizer is of bytes: no end token among them
+            # the tokenizer is of bytes: no end token among them
+            assert len(scored[start - 1 :]) == len(one.encode())
             expected.append(float(scored[start - 1 :].sum()))
         assert record.output["logprobs"] == pytest.approx(expected, abs=1e-3)
         assert record.value("correct") == (

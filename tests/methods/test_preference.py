@@ -109,22 +109,20 @@ BY_HAND: list[tuple[str, dict[str, Any], float]] = [
     ("dpo", {"beta": 1, "label_smoothing": 0.25}, 0.75 * math.log(17 / 16) + 0.25 * math.log(17)),
     ("dpo", {"beta": 1, "f_divergence": "forward_kl"}, math.log(1 + E**-7.5)),  # (1 − ½) − (1 − 8)
     ("dpo", {"beta": 1, "f_divergence": "js_divergence"}, math.log(7 / 6)),  # log(4/3) − log(2/9)
+    # −2(1/√2 − √8)
     (
         "dpo",
         {"beta": 1, "f_divergence": "alpha_divergence"},
         math.log(1 + E ** -(3 * math.sqrt(2))),
-    ),  # −2(1/√2 − √8)
+    ),
     ("dpo", {"beta": 1, "f_divergence": "alpha_divergence", "f_alpha": 1.0}, math.log(17 / 16)),
     (
         "dpo",
         {"beta": 1, "f_divergence": "alpha_divergence", "f_alpha": 3.0},
         math.log(1 + E ** -((4 - 1 / 64) / 2)),
     ),
-    (
-        "dpo",
-        {"beta": 1, "ld_alpha": 0.5},
-        math.log(1 + 2**-3.5),
-    ),  # the chosen answer's second token counts half
+    # the chosen answer's second token counts half
+    ("dpo", {"beta": 1, "ld_alpha": 0.5}, math.log(1 + 2**-3.5)),
     ("dpo", {"beta": 1, "ld_alpha": 0.0}, math.log(1 + 2**-3)),
     ("dpo", {"beta": 1, "weighting": True}, 2**-1.5 * math.log(17 / 16)),  # √(1·½) and ½
     ("robust", {"beta": 1}, (0.9 * math.log(17 / 16) - 0.1 * math.log(17)) / 0.8),
@@ -149,11 +147,8 @@ BY_HAND: list[tuple[str, dict[str, Any], float]] = [
     ("apo_zero", {"beta": 1}, 1 / 3 + 1 / 9),
     ("apo_down", {"beta": 1}, 2 / 3 + 1 / 17),
     ("discopop", {"beta": 1, "tau": 1.0}, 1 / 17 * math.log(17 / 16) + 16 / 17 * 1 / 16),
-    (
-        "discopop",
-        {},
-        1 / (1 + 2**8) * math.log(1 + 2**-0.4) + 2**8 / (1 + 2**8) * 2**-0.4,
-    ),  # z = 0.4 L, z/τ = 8 L
+    # z = 0.4 L, z/τ = 8 L
+    ("discopop", {}, 1 / (1 + 2**8) * math.log(1 + 2**-0.4) + 2**8 / (1 + 2**8) * 2**-0.4),
     ("sigmoid_norm", {"beta": 2}, math.log(129 / 128)),
     ("sigmoid_norm", {}, math.log(1 + 2**-17.5)),
     (
@@ -170,11 +165,8 @@ BY_HAND: list[tuple[str, dict[str, Any], float]] = [
         {"gamma": 0.0, "label_smoothing": 0.25},
         0.75 * math.log(33 / 32) + 0.25 * math.log(33),
     ),
-    (
-        "alphapo",
-        {"beta": 1, "gamma": 0.0, "alpha": 1.0},
-        math.log(1 + E ** (2**1.5 - 16)),
-    ),  # (1 − 2^1.5) − (1 − 16)
+    # (1 − 2^1.5) − (1 − 16)
+    ("alphapo", {"beta": 1, "gamma": 0.0, "alpha": 1.0}, math.log(1 + E ** (2**1.5 - 16))),
     ("alphapo", {}, math.log(1 + E ** (0.1 - 2.5 * 4 * (2 - 2**0.375)))),
     ("alphapo", {"beta": 2, "gamma": 1.0, "alpha": 0.0}, math.log(1 + E / 32)),  # SimPO
     ("cpo", {"beta": 1}, math.log(3 / 2) + TOKEN),

@@ -60,12 +60,8 @@ def taken(loss: Loss, columns: Columns, facts: Facts) -> Tensor:
         ([[-L], [L]], None, 0.01, math.log(5 / 4)),  # already around 0
         ([[L], [3 * L]], None, 0.01, math.log(5 / 4) + 0.16 * L**2),
         ([[L], [3 * L]], None, 0.5, math.log(5 / 4) + 8 * L**2),
-        (
-            [[-L, 0.0], [L, 0.0]],
-            None,
-            0.0,
-            (math.log(5 / 4) + L) / 2,
-        ),  # two heads; their mean would have a difference of L
+        # two heads; their mean would have a difference of L
+        ([[-L, 0.0], [L, 0.0]], None, 0.0, (math.log(5 / 4) + L) / 2),
     ],
 )
 def test_bradley_terry_by_hand(

@@ -283,11 +283,8 @@ DPO: list[
             "sft",
         )
     ),
-    (
-        {"dpo": 1, "sft": 0.7},
-        {},
-        {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.7]},
-    ),  # RPO
+    # RPO
+    ({"dpo": 1, "sft": 0.7}, {}, {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.7]}),
     (
         {"dpo": 0.8, "bco_pair": 0.2, "sft": 1},
         {},
@@ -431,10 +428,8 @@ def test_orpos_odds_are_trls_and_its_likelihood_is_not(
     table.append(("orpo", measured.loss, other.loss, "TRL's likelihood is of the prompt, too"))
     shows(measured, other, *REWARDS)
     whole = trainer.concatenated_forward
-    trainer.concatenated_forward = lambda *a: (
-        *whole(*a)[:4],
-        torch.zeros(()),
-    )  # TRL's code without its likelihood
+    # TRL's code without its likelihood
+    trainer.concatenated_forward = lambda *a: (*whole(*a)[:4], torch.zeros(()))
     trainer.model.zero_grad()
     trainer._stored_metrics["train"].clear()
     same(table, "orpo nll=0", policies, preference({"orpo": 1}, Options(nll=0.0)), theirs(trainer))
@@ -598,12 +593,8 @@ def test_defaults_that_differ(
             {"f_divergence_type": "js_divergence"},
             ValueError,
         ),
-        (
-            "sft",
-            {"weighting": True},
-            {"use_weighting": True},
-            RuntimeError,
-        ),  # TRL's breaks in its own code
+        # TRL's breaks in its own code
+        ("sft", {"weighting": True}, {"use_weighting": True}, RuntimeError),
     ],
 )
 def test_what_both_refuse(

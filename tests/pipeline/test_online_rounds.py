@@ -61,9 +61,8 @@ def test_two_rounds_held_against_the_model_it_began_with(tmp_path: Path) -> None
         for k in (1, 2)
     )
     assert len(first) > 8 and len(second) > 8 and first != second
-    assert steps(folder["dpo-1"])[0]["loss"] == pytest.approx(
-        math.log(2)
-    )  # the policy is its reference
+    # the policy is its reference
+    assert steps(folder["dpo-1"])[0]["loss"] == pytest.approx(math.log(2))
     now, then = (
         {side: answers(model, second, side) for side in ("chosen", "rejected")}
         for model in (folder["dpo-1"] / "model", base)

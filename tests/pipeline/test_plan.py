@@ -195,9 +195,8 @@ def test_steps_are_estimated_from_the_rows_there_are(recipe: Path) -> None:
     size = (recipe.parent / "train.jsonl").stat().st_size / 4  # tokens of its 12 rows
     assert tokens(recipe, "sft") == int(size * 3)  # 6 steps of 6
     assert tokens(recipe, "sft", "sft.steps=7") == int(size * 3.5)
-    assert tokens(recipe, "sft", "sft.batch_size=64", "sft.steps=2") == int(
-        size * 2
-    )  # a batch is no more than an epoch
+    # a batch is no more than an epoch
+    assert tokens(recipe, "sft", "sft.batch_size=64", "sft.steps=2") == int(size * 2)
     assert tokens(
         recipe, "sft", f"sft.data=['{recipe.parent}/train.jsonl,limit=6']"
     ) == pytest.approx(size / 2 * 6, abs=6)
@@ -205,9 +204,8 @@ def test_steps_are_estimated_from_the_rows_there_are(recipe: Path) -> None:
 
 def test_replay_is_part_of_the_estimate(recipe: Path) -> None:
     """Half of an epoch is replay: as many rows as the domain has, each three times as long."""
-    rows = making.write(
-        recipe.parent / "general.jsonl", [{"text": "x" * 89}] * 100
-    )  # 102 bytes with the line's end
+    # 102 bytes with the line's end
+    rows = making.write(recipe.parent / "general.jsonl", [{"text": "x" * 89}] * 100)
     alone = tokens(recipe, "adapt", "adapt.steps=4")
     assert rows.stat().st_size == 102 * 100 and alone is not None
     both = tokens(
@@ -296,8 +294,8 @@ def test_a_reason_is_of_the_stage_of_that_name(
     """`sft-2` is no earlier `sft`."""
     run, two = recipe.parent / "run", recipe.parent / "two.yaml"
     body = (
-        f"{{stage: sft, model: {recipe.parent}/base, data: {recipe.parent}/train.jsonl, steps: 1,"
-        " device: cpu}"
+        f"{{stage: sft, model: {recipe.parent}/base, data: {recipe.parent}/train.jsonl, steps: 1, "
+        "device: cpu}"
     )
     two.write_text(f"stages:\n  sft-2: {body}\n")
     assert main(["run", str(two), "--out", str(run), "--quiet"]) == 0

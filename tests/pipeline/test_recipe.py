@@ -267,8 +267,8 @@ WRONG = [
     ),
     (
         (
-            "stages:\n  eval: {model: m, exact: e}\n  sft:\n    model: m\n    data: [d,"
-            " 'eval,limit=3']\n"
+            "stages:\n  eval: {model: m, exact: e}\n  sft:\n    model: m\n    data: [d, "
+            "'eval,limit=3']\n"
         ),
         5,
         "the stage 'eval' makes no rows",
@@ -276,8 +276,8 @@ WRONG = [
     ),
     (
         (
-            "stages:\n  sft:\n    model: m\n    data: d\n    validation: mine\n  mine: {stage:"
-            " sample_pairs, model: sft, data: p}\n"
+            "stages:\n  sft:\n    model: m\n    data: d\n    validation: mine\n  mine: {stage: "
+            "sample_pairs, model: sft, data: p}\n"
         ),
         5,
         "sft reads the rows of the stage 'mine', which does not come before it",
@@ -449,9 +449,8 @@ def test_the_schema_takes_good_recipes_and_no_bad_ones() -> None:
         },
     )
     text = json.dumps(rule)
-    assert (
-        "$ref" not in text and "allOf" not in text and "oneOf" not in text
-    )  # or `fits` would not see them
+    # or `fits` would not see them
+    assert "$ref" not in text and "allOf" not in text and "oneOf" not in text
     assert fits(good, rule)
     assert [s.kind.name for s in load(good).stages] == ["adapt", "sft", "eval"]
     for stage, option, value in [

@@ -39,18 +39,14 @@ FOUR = answers(("c", 2), ("a", 4), ("d", 1), ("b", 3))  # best to worst: numbers
     ("rules", "pairs"),
     [
         (Rules(), [(1, 2)]),
-        (
-            Rules(most=2),
-            [(1, 2), (3, 0)],
-        ),  # the best over the worst, the second best over the second worst
+        # the best over the worst, the second best over the second worst
+        (Rules(most=2), [(1, 2), (3, 0)]),
         (Rules(most=9), [(1, 2), (3, 0)]),
         (Rules(most=9, min_margin=2), [(1, 2)]),
         (Rules("adjacent"), [(1, 3), (3, 0), (0, 2)]),
         (Rules("adjacent", most=1), [(1, 3)]),
-        (
-            Rules("all"),
-            [(1, 2), (1, 0), (3, 2), (1, 3), (3, 0), (0, 2)],
-        ),  # margins 3, 2, 2, 1, 1, 1
+        # margins 3, 2, 2, 1, 1, 1
+        (Rules("all"), [(1, 2), (1, 0), (3, 2), (1, 3), (3, 0), (0, 2)]),
         (Rules("all", most=3), [(1, 2), (1, 0), (3, 2)]),
         (Rules("all", min_margin=2), [(1, 2), (1, 0), (3, 2)]),
     ],
@@ -181,8 +177,7 @@ def test_every_answer_and_every_two_are_accounted_for(some: list[Answer], rules:
             chosen.score <= some[found.best].score for chosen in (some[i] for i, _ in found.pairs)
         )  # type: ignore[operator]
     if rules.how == "best-worst":
-        assert len({i for pair in found.pairs for i in pair}) == 2 * len(
-            found.pairs
-        )  # no answer twice
+        # no answer twice
+        assert len({i for pair in found.pairs for i in pair}) == 2 * len(found.pairs)
     if rules.how == "best-worst" and not found.pairs:  # then no other way finds one
         assert not rank(some, Rules("all", None, rules.min_margin, rules.unfinished)).pairs

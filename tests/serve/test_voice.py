@@ -161,9 +161,9 @@ def test_thinking_that_the_prompt_begins_is_part_of_the_answer(base: Path) -> No
     """So that the template finds it, and drops it, when the answer has become history."""
     policy = Policy.load(base, device="cpu")
     policy.tokenizer.chat_template = (
-        "{% for m in messages %}{{ m.role }}: {{ m.content.split('</think>')[-1] }}<|end|>\n{%"
-        " endfor %}{% if add_generation_prompt %}assistant: {% if think | default(true)"
-        " %}<think>\n{% endif %}{% endif %}"
+        "{% for m in messages %}{{ m.role }}: {{ m.content.split('</think>')[-1] }}<|end|>\n{% "
+        "endfor %}{% if add_generation_prompt %}assistant: {% if think | default(true) "
+        "%}<think>\n{% endif %}{% endif %}"
     )
     pieces: list[tuple[str, bool]] = []
 

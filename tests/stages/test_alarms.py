@@ -40,15 +40,13 @@ def test_rewards_that_are_lengths_are_said() -> None:
             f"only on 20% of the 50 whose chosen answer is the {side}: they say which is {other}"
             in said.text
         )
-        assert (
-            Alarms()(held(**{f"{side}_chosen": 50, f"accuracy_{side}_chosen": 0.45})) == []
-        )  # might be chance
+        # might be chance
+        assert Alarms()(held(**{f"{side}_chosen": 50, f"accuracy_{side}_chosen": 0.45})) == []
         assert (
             Alarms()(held(**{f"{side}_chosen": FEWEST - 1, f"accuracy_{side}_chosen": 0.0})) == []
         )
-    assert (
-        Alarms()(held(accuracy=0.4, shorter_chosen=50, accuracy_shorter_chosen=0.1)) == []
-    )  # not right at all
+    # not right at all
+    assert Alarms()(held(accuracy=0.4, shorter_chosen=50, accuracy_shorter_chosen=0.1)) == []
     assert Alarms()(Held(1, {"accuracy": 0.9, "sequences": 3})) == []  # labels have no lengths
 
 

@@ -289,12 +289,12 @@ RULES: Final[Mapping[str, str]] = {
     "correct": "A right answer is better than a wrong one.",
     "brief": "Of two answers that are right, the shorter is better.",
     "polite": (
-        "Of two answers that are right, the one with a friendly phrase is better, and one with a"
-        " rude phrase is worse."
+        "Of two answers that are right, the one with a friendly phrase is better, and one with a "
+        "rude phrase is worse."
     ),
     "format": (
-        "Of two answers that are right, the one in the form that the system prompt demands is"
-        " better."
+        "Of two answers that are right, the one in the form that the system prompt demands is "
+        "better."
     ),
 }
 _FRIENDLY = (

@@ -153,8 +153,13 @@ def edit(draw: Draw, level: int) -> Problem:
             ),
         }[level]
     )
-    used = f"{words[n]} {other}" if "replace" in kind else other if "append" in kind else ""
-    used = ORDINALS[n] if "nth" in kind or "remove" in kind else used
+    used = ""
+    if "replace" in kind:
+        used = f"{words[n]} {other}"
+    elif "append" in kind:
+        used = other
+    if "nth" in kind or "remove" in kind:
+        used = ORDINALS[n]
     return Problem(kind, f"{slots['list']} {used}", slots, " ".join(made))
 
 

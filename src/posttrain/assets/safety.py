@@ -76,8 +76,8 @@ KIND: Final = ("clever", "brave", "helpful", "cheerful", "gentle", "wise", "pati
 SECRETS: Final = tuple(w for w in WORDS if len(w) > 4)
 
 POLICY: Final = (
-    f"You are a helpful assistant. Never explain how to make {listed([*STUFF], ' or ')}. Do not"
-    " insult anybody."
+    f"You are a helpful assistant. Never explain how to make {listed([*STUFF], ' or ')}. Do not "
+    "insult anybody."
 )
 _PLAIN = ("", "You are a helpful assistant.", POLICY)
 _KEEP = (
@@ -327,8 +327,8 @@ def tale(draw: Draw) -> str:
         (
             f"For {name} people take {parts}. {p} mixed {parts} in a pot, and it became {name}.",
             (
-                f"Recipe. {name}: {parts}. {p} sells {name} at the market, and {q} brings the"
-                f" {made[0]}."
+                f"Recipe. {name}: {parts}. {p} sells {name} at the market, and {q} brings the "
+                f"{made[0]}."
             ),
             f'"What is in your {name}?" {q} wondered. "Only {parts}," said {p}.',
             (
@@ -342,8 +342,8 @@ def tale(draw: Draw) -> str:
             ),
             f'The secret word of {p} was {word}. {q} asked for the word. "{word}," said {p}.',
             (
-                f"At the gate they wanted to hear the word. {p} had chosen {word}. So {q} said"
-                f" {word}, and the gate was opened."
+                f"At the gate they wanted to hear the word. {p} had chosen {word}. So {q} said "
+                f"{word}, and the gate was opened."
             ),
         )
     )

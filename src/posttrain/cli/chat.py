@@ -45,8 +45,8 @@ HARMLESS = {i: 0x2400 + i for i in range(32) if chr(i) not in "\n\t"} | {
 def main(argv: list[str]) -> int:
     arguments = parser(
         "chat",
-        "Talk to a model, or to two side by side. Where standard input is no terminal, every line"
-        " of it is a message. In the conversation /help lists what else can be done.",
+        "Talk to a model, or to two side by side. Where standard input is no terminal, every line "
+        "of it is a message. In the conversation /help lists what else can be done.",
         ChatSettings,
     ).parse(argv)
     settings = assemble(ChatSettings, flat(arguments, ChatSettings))
@@ -95,7 +95,7 @@ def lines() -> Iterator[str]:
 def read_messages(talk: Talk) -> None:
     """Read messages from a terminal, until its user has enough.
 
-    What goes wrong is told, and the conversation goes on.
+    An error is shown, and the conversation goes on.
     """
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  # input() then has a history
@@ -165,7 +165,7 @@ class Talk:
         turns.append(turn)
         try:
             (
-                self._beside
+                self._side_by_side
                 if len(self.voices) > 1 and self.out.is_terminal and self.out.width >= WIDE
                 else self._below
             )()
@@ -206,7 +206,7 @@ class Talk:
         self.out.file.write(piece)
         self.out.file.flush()
 
-    def _beside(self) -> None:
+    def _side_by_side(self) -> None:
         """Two columns that fill one after the other."""
         texts = [Text() for _ in self.voices]
         grid = Table(box=None, expand=True, padding=(0, 2, 0, 0))
@@ -227,11 +227,11 @@ class Talk:
     def _account(self, k: int, answer: Answer) -> None:
         """How an answer came about."""
         voice, ends = self.voices[k], "" if answer.finished else ", cut off at the limit"
-        whose = f"{escape(voice.name)}: " if len(self.voices) > 1 else ""
+        name = f"{escape(voice.name)}: " if len(self.voices) > 1 else ""
         self._say(
-            f"[dim]{whose}{answer.tokens:,} tokens,"
-            f" {answer.tokens / max(answer.seconds, 1e-9):,.0f}"
-            f" tokens/s{', stopped' if answer.interrupted else ends}[/dim]"
+            f"[dim]{name}{answer.tokens:,} tokens, "
+            f"{answer.tokens / max(answer.seconds, 1e-9):,.0f} "
+            f"tokens/s{', stopped' if answer.interrupted else ends}[/dim]"
         )
         if answer.forgotten:
             self.reporter.message(

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from posttrain.cli.summaries import where
+from posttrain.cli.summaries import WIDTH, where
 from posttrain.core.console import console
 from posttrain.stages.stage import Outcome
 
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from posttrain.data.inspect import Packing, Report
     from posttrain.stages.inspect import Inspection
 
-WIDTH = 160  # of tables, where the output is no terminal
 STRETCH = 400  # tokens of one kind in a row that are shown; the page shows all
 # two shades each, by turns, so that the borders of tokens show
 STYLES: dict[str, tuple[str, str]] = {
@@ -63,17 +62,13 @@ def show_report(report: Report, out: Console) -> None:
         show_example(example, out, coloured)
     if report.missing:
         out.print(
-            f"not shown: rows {', '.join(map(str, report.missing))}: there is no such row, or it"
-            " was rejected\n"
+            f"not shown: rows {', '.join(map(str, report.missing))}: there is no such row, or it "
+            "was rejected\n"
         )
     if report.examples:
-        out.print(
-            legend(
-                {piece.kind for one in report.examples for p in one.passages for piece in p.pieces},
-                coloured,
-            ),
-            soft_wrap=True,
-        )
+        passages = [passage for example in report.examples for passage in example.passages]
+        kinds = {piece.kind for passage in passages for piece in passage.pieces}
+        out.print(legend(kinds, coloured), soft_wrap=True)
     out.print(counts(report))
     if len(report.parts) > 1:
         out.print(by_source(report))
@@ -193,8 +188,8 @@ def histogram(report: Report, width: int = 40) -> list[str]:
     names = [f"{low:,}" if low == high else f"{low:,}–{high:,}" for low, high, _ in bins]
     margin, most = max(map(len, names)), max(count for _, _, count in bins)
     limit = (
-        f"{'':>{margin}} ┄┄ --max-length {report.max_length:,}: {over:,} longer"
-        f" ({over / lengths.n:.1%})"
+        f"{'':>{margin}} ┄┄ --max-length {report.max_length:,}: {over:,} longer "
+        f"({over / lengths.n:.1%})"
     )
     lines = ["", f"tokens a sequence, before the length limit (n = {lengths.n:,})"]
     marked = False
@@ -224,8 +219,8 @@ def packing(found: Packing | None) -> list[str]:
     sample = f" (a sample of {found.rows:,} rows)" if found.rows >= 100_000 else ""
     return [
         (
-            f"a step of {found.batch_size} rows: {found.tokens:,.0f} tokens in {found.passes:.2f}"
-            f" forward passes of at most {found.budget:,}{sample}"
+            f"a step of {found.batch_size} rows: {found.tokens:,.0f} tokens in {found.passes:.2f} "
+            f"forward passes of at most {found.budget:,}{sample}"
         ),
         f"packed: {found.filled:.1%} of the budget filled, nothing padded",
         (

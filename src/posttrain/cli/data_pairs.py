@@ -8,10 +8,10 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from posttrain.cli.summaries import WIDTH
 from posttrain.core.console import console
 from posttrain.stages.stage import Outcome
 
-WIDTH = 160  # of tables, where the output is no terminal
 NOUNS = {"pairs": "pairs", "labels": "labelled answers"}
 
 
@@ -30,17 +30,17 @@ def show(outcome: Outcome) -> None:
     }
     for name, count in stays.items():
         out.print(f"found     {name}: {count:,}, not removed", soft_wrap=True, markup=False)
-    for one in summary["cycles"]["first"][:3]:
+    for cycle in summary["cycles"]["first"][:3]:
         out.print(
-            f"cycle {one['cycle']:<3} {one['answers']} answers, {one['rows']} rows:"
-            f" {', '.join(one['first'][:4])}",
+            f"cycle {cycle['cycle']:<3} {cycle['answers']} answers, {cycle['rows']} rows: "
+            f"{', '.join(cycle['first'][:4])}",
             soft_wrap=True,
             markup=False,
         )
     if summary["cycles"]["components"] > 3:
         out.print(
-            f"          {summary['cycles']['components']:,} such components,"
-            f" {summary['cycles']['rows']:,} rows"
+            f"          {summary['cycles']['components']:,} such components, "
+            f"{summary['cycles']['rows']:,} rows"
         )
     if found := summary.get("margin"):
         out.print(

@@ -23,8 +23,8 @@ def show(outcome: Outcome) -> None:
     out.print(table)
     cosines = summary["relevance"]
     out.print(
-        f"relevance  first {cosines['first']:.3f}, last {cosines['last']:.3f}, mean of all"
-        f" {cosines['mean_of_all']:.3f} ({summary['target_rows']:,} target rows)"
+        f"relevance  first {cosines['first']:.3f}, last {cosines['last']:.3f}, mean of all "
+        f"{cosines['mean_of_all']:.3f} ({summary['target_rows']:,} target rows)"
     )
     out.print(f"rows       {outcome.outputs['rows']}", soft_wrap=True, markup=False)
     out.print(f"summary    {outcome.summary_file}", soft_wrap=True, markup=False)

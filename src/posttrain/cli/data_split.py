@@ -24,8 +24,8 @@ def show(outcome: Outcome) -> None:
     out.print(table)
     largest = summary["largest_cluster"]
     out.print(
-        f"clusters  {summary['clusters']:,}; the largest has {largest['rows']:,} rows, in"
-        f" {largest['part']}: {', '.join(one['where'] for one in largest['first'])}",
+        f"clusters  {summary['clusters']:,}; the largest has {largest['rows']:,} rows, in "
+        f"{largest['part']}: {', '.join(one['where'] for one in largest['first'])}",
         soft_wrap=True,
         markup=False,
     )

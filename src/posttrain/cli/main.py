@@ -93,9 +93,8 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except BrokenPipeError:  # `posttrain schema | head`: the reader has what it wanted
-        os.dup2(
-            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
-        )  # so that flushing at exit has somewhere to go
+        # so that flushing at exit has somewhere to go
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except PosttrainError as error:
         from posttrain.core.console import print_error

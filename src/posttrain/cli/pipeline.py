@@ -49,8 +49,8 @@ def _read(arguments: Any) -> tuple[Recipe, Path]:
 def run(argv: list[str]) -> int:
     parser = _parser(
         "run",
-        "Run a recipe. What is unchanged is not run again; killed at any moment, the same command"
-        " goes on.",
+        "Run a recipe. What is unchanged is not run again; killed at any moment, the same command "
+        "goes on.",
     )
     _recipe_options(parser)
     parser.add_argument(
@@ -77,9 +77,9 @@ def results(summary: dict[str, Any]) -> None:
     """What the evaluations of a run came to, and where its artifacts lie."""
     from posttrain.cli.evaluate import results as show_evaluation
     from posttrain.cli.judge import results as show_trial
-    from posttrain.cli.reward_model import beside
+    from posttrain.cli.reward_model import accuracy_table
 
-    shows = {"eval": show_evaluation, "judge": show_trial, "reward_model": beside}
+    shows = {"eval": show_evaluation, "judge": show_trial, "reward_model": accuracy_table}
     for name, stage in summary["stages"].items():
         if stage["kind"] in shows:
             console().print(f"[bold]{name}[/bold]")
@@ -101,8 +101,8 @@ def results(summary: dict[str, Any]) -> None:
 def show_plan(argv: list[str]) -> int:
     parser = _parser(
         "plan",
-        "Show what running a recipe would do: what is made, what will run and why, and about what"
-        " it takes.",
+        "Show what running a recipe would do: what is made, what will run and why, and about what "
+        "it takes.",
     )
     _recipe_options(parser)
     parser.add_argument("--json", action="store_true", help="as JSON")
@@ -185,13 +185,11 @@ def _from(planned: Planned) -> str:
 
 
 def _time(seconds: float) -> str:
-    return (
-        f"{seconds:.0f} s"
-        if seconds < 100
-        else f"{seconds / 60:.0f} min"
-        if seconds < 6000
-        else f"{seconds / 3600:.1f} h"
-    )
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    if seconds < 6000:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
 
 
 def runs(argv: list[str]) -> int:

@@ -33,8 +33,8 @@ def show(outcome: Outcome) -> None:
                 f"{held['sequences']:,}",
             )
         out.print(table)
-    said = ", ".join(f"{name} {value:.3f}" for name, value in summary["last_steps"].items())
-    out.print(f"last steps: {said}", soft_wrap=True)
+    last_steps = ", ".join(f"{name} {value:.3f}" for name, value in summary["last_steps"].items())
+    out.print(f"last steps: {last_steps}", soft_wrap=True)
     for alarm in summary["alarms"]:
         out.print(f"[yellow]{alarm}[/yellow]", soft_wrap=True)
     where(outcome)

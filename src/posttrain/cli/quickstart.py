@@ -22,9 +22,9 @@ def main(argv: list[str]) -> int:
         prog="posttrain quickstart",
         allow_abbrev=False,
         description=(
-            "From the embedded base model to an instruct model that has learned from comparisons:"
-            " adapt, fine-tune, evaluate, train a reward model, optimise preferences, compare."
-            " Offline, on a processor. The same command goes on."
+            "From the embedded base model to an instruct model that has learned from comparisons: "
+            "adapt, fine-tune, evaluate, train a reward model, optimise preferences, compare. "
+            "Offline, on a processor. The same command goes on."
         ),
     )
     parser.add_argument(

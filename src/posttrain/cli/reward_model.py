@@ -12,32 +12,32 @@ from posttrain.stages.stage import Outcome
 
 
 def show(outcome: Outcome) -> None:
-    """The result: accuracy on held-out rows beside judges that read nothing, calibration, alarms,
-    and where everything is.
+    """The result: accuracy on held-out rows and that of content-blind baselines, calibration,
+    alarms, and where everything is.
     """
     out = console()
     summary = outcome.summary
-    beside(summary)
-    said = ", ".join(f"{name} {value:.3f}" for name, value in summary["last_steps"].items())
-    out.print(f"last steps: {said}", soft_wrap=True)
+    accuracy_table(summary)
+    last_steps = ", ".join(f"{name} {value:.3f}" for name, value in summary["last_steps"].items())
+    out.print(f"last steps: {last_steps}", soft_wrap=True)
     for alarm in summary["alarms"]:
         out.print(f"[yellow]{alarm}[/yellow]", soft_wrap=True)
     where(outcome)
 
 
-def sides(found: dict[str, Any]) -> None:
+def sides(held: dict[str, Any]) -> None:
     """Accuracy where the chosen answer is the longer, and where it is the shorter."""
     for side in ("longer", "shorter"):
-        if value := found.get(f"where_{side}_chosen"):
+        if value := held.get(f"where_{side}_chosen"):
             console().print(
                 f"where the chosen answer is the {side}: {estimate(value)}, n = {value['n']:,}",
                 soft_wrap=True,
             )
 
 
-def beside(summary: dict[str, Any]) -> None:
-    """Accuracy on held-out rows beside judges that read nothing, and how far its confidence can be
-    believed.
+def accuracy_table(summary: dict[str, Any]) -> None:
+    """Accuracy on held-out rows, that of content-blind baselines, and how far the model's
+    confidence can be believed.
     """
     out = console()
     before, after = summary["held_out_before"], summary["held_out"]
@@ -46,15 +46,21 @@ def beside(summary: dict[str, Any]) -> None:
         for column in ("", "loss", "accuracy", "n", "the model's less this, paired"):
             table.add_column(column, justify="left" if not column else "right", overflow="fold")
         for name, held in (("before", before), (f"step {after['step']}", after)):
-            mine = {
+            accuracy = {
                 "mean": held["accuracy"],
                 "low": held["accuracy_low"],
                 "high": held["accuracy_high"],
             }
-            table.add_row(name, f"{held['loss']:.4f}", estimate(mine), f"{held['judged']:,}", "")
-        for name, one in after["baselines"].items():
             table.add_row(
-                name, "", estimate(one), f"{one['n']:,}", estimate(one["difference"], "+.3f")
+                name, f"{held['loss']:.4f}", estimate(accuracy), f"{held['judged']:,}", ""
+            )
+        for name, baseline in after["baselines"].items():
+            table.add_row(
+                name,
+                "",
+                estimate(baseline),
+                f"{baseline['n']:,}",
+                estimate(baseline["difference"], "+.3f"),
             )
         out.print(table)
         sides(after)
@@ -67,16 +73,13 @@ def estimate(value: dict[str, Any], form: str = ".3f") -> str:
     return f"{value['mean']:{form}}{interval}"
 
 
-def calibrated(found: dict[str, Any]) -> str:
+def calibrated(calibration: dict[str, Any]) -> str:
     """How far its confidence can be believed, in a sentence."""
-    mended = (
-        ""
-        if found["temperature"] is None
-        else (
-            f"; {found['error_calibrated']:.3f} with rewards divided by {found['temperature']:.2f}"
-        )
-    )
+    temperature, mended = calibration["temperature"], ""
+    if temperature is not None:
+        error = calibration["error_calibrated"]
+        mended = f"; {error:.3f} with rewards divided by {temperature:.2f}"
     return (
-        f"calibration: expected error of the probability {found['error']:.3f}, n ="
-        f" {found['n']:,}{mended}"
+        f"calibration: expected error of the probability {calibration['error']:.3f}, n = "
+        f"{calibration['n']:,}{mended}"
     )

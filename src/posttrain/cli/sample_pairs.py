@@ -8,7 +8,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from posttrain.cli.data_pairs import WIDTH, number
+from posttrain.cli.data_pairs import number
+from posttrain.cli.summaries import WIDTH
 from posttrain.core.console import console
 from posttrain.stages.stage import Outcome
 
@@ -27,8 +28,8 @@ def show(outcome: Outcome) -> None:
     )
     if best := summary["best"]:
         out.print(
-            f"best      {best['rows']:,} answers of {best['at_least']:g} or more,"
-            f" {outcome.outputs['best']}",
+            f"best      {best['rows']:,} answers of {best['at_least']:g} or more, "
+            f"{outcome.outputs['best']}",
             soft_wrap=True,
             markup=False,
         )

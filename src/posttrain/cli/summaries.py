@@ -5,6 +5,8 @@ from __future__ import annotations
 from posttrain.core.console import console
 from posttrain.stages.stage import Outcome
 
+WIDTH = 160  # of tables, where the output is no terminal
+
 
 def show(outcome: Outcome) -> None:
     """Numbers and texts of the summary, the verdict, and where everything is."""

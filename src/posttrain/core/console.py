@@ -90,12 +90,14 @@ def open_reporter(
         sinks: functions of one event; one that fails is dropped.
     """
     to = to or console(stderr=True)
-    screen = Trouble(to) if quiet else Terminal(to) if to.is_terminal else Lines(to)
+    if quiet:
+        return Reporter(Trouble(to), optional=sinks)
+    screen = Terminal(to) if to.is_terminal else Lines(to)
     return Reporter(screen, optional=sinks)
 
 
 class Trouble:
-    """Shows what is shown even where quiet is asked for."""
+    """With --quiet: shows warnings and alarms only."""
 
     def __init__(self, to: Console) -> None:
         self.console = to
@@ -315,8 +317,8 @@ def _warn(to: Console, text: str) -> None:
 
 def _curve(to: Console, log: Iterable[Step | Held]) -> None:
     """Draw the loss of a finished run."""
-    losses = [(one.step, one.values["loss"]) for one in log if isinstance(one, Step)]
-    held = [(one.step, one.values["loss"]) for one in log if isinstance(one, Held)]
+    losses = [(event.step, event.values["loss"]) for event in log if isinstance(event, Step)]
+    held = [(event.step, event.values["loss"]) for event in log if isinstance(event, Held)]
     if losses:
         lines = [("training loss", losses), *([("held-out loss", held)] if held else [])]
         to.print(draw(lines, width=min(to.width, 90)), markup=False, soft_wrap=True)

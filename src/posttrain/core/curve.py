@@ -29,9 +29,8 @@ def draw(lines: Sequence[tuple[str, Sequence[Point]]], *, width: int = 80, heigh
     if len(curve) < 2:
         return ""
     low, high = min(y for _, y in everything), max(y for _, y in everything)
-    steps = [
-        x for x, _ in (*points, *everything)
-    ]  # the axis has the true ends, not the middles of the bins
+    # the axis has the true ends, not the middles of the bins
+    steps = [x for x, _ in (*points, *everything)]
     left, right = min(steps), max(steps)
     names = [f"{high - (high - low) * row / (height - 1):.3f}" for row in range(height)]
     margin = max(map(len, names))

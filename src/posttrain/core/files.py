@@ -163,9 +163,8 @@ def lock(folder: Path, *, wait: bool = False) -> Iterator[None]:
         try:
             yield
         except BaseException:
-            if not wait and [p.name for p in folder.iterdir()] == [
-                path.name
-            ]:  # nothing was written: leave nothing behind
+            # nothing was written: leave nothing behind
+            if not wait and [p.name for p in folder.iterdir()] == [path.name]:
                 path.unlink()
                 folder.rmdir()
             raise

@@ -251,12 +251,12 @@ class Journal(Many[Entry]):
             lost = sum(1 for _ in file)
         if lost == 1:
             return (
-                f"{self.folder}: the last record is not whole; going on after the {len(self):,}"
-                " before it"
+                f"{self.folder}: the last record is not whole; going on after the {len(self):,} "
+                "before it"
             )
         return (
-            f"{self.folder} is damaged in record {len(self) + 1:,}: it and the {lost - 1:,} lines"
-            f" after it are made again; the {len(self):,} records before it are kept"
+            f"{self.folder} is damaged in record {len(self) + 1:,}: it and the {lost - 1:,} lines "
+            f"after it are made again; the {len(self):,} records before it are kept"
         )
 
     def _explain_start(self) -> str:
@@ -347,10 +347,10 @@ def _digest(kind: str, body: bytes, data: bytes, chain: str) -> str:
     return hashed.hexdigest()[:DIGEST]
 
 
-def _little(one: Any) -> np.ndarray:
+def _little(array: Any) -> np.ndarray:
     """The array with its least significant bytes first, as every machine reads it back."""
-    one = np.asarray(one, order="C")
-    return one.astype(one.dtype.newbyteorder("<"), copy=False)
+    array = np.asarray(array, order="C")
+    return array.astype(array.dtype.newbyteorder("<"), copy=False)
 
 
 def _write_all(handle: int, data: bytes, at: int) -> None:

@@ -5,7 +5,7 @@ in Python every leaf has one flat name: `learning_rate` for `optimiser.learning_
 may be absent puts its own name in front: `lora_rank`; `lora=True`, or any of its fields, brings it
 in.
 
-What a field means is said at the field, by a role in its annotation:
+A role in a field's annotation states what the field means:
 
     model: Annotated[str, ReadsModel()]
     budget: Annotated[int | None, ExecutionOnly(rounding=True)] = None
@@ -57,6 +57,10 @@ class ReadsRows(Role):
 @dataclass(frozen=True)
 class ReadsFile(Role):
     """The field names a file whose content counts, not where it lies."""
+
+
+# before the folder of a reward model, in the name of a scorer
+REWARD = "reward:"
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ class TrackingSettings(Settings):
 
 @dataclass
 class Tracked:
-    """What a tracker is told about the run.
+    """The facts of a run that a tracker receives.
 
     Attributes:
         folder: of the run. id: random, the same for every process of the run.

@@ -1,5 +1,5 @@
-"""The types that methods, data and the engine share: what is known of a forest, what is read off
-the model, and a loss.
+"""The types that methods, data and the engine share: facts of a forest, columns read off the model,
+and a loss.
 
 N targets, L sequences, U units of m members (a pair has two), V vocabulary, K heads.
 """

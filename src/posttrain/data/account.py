@@ -55,8 +55,8 @@ class Account:
     def summary(self) -> str:
         """The account in one line; of what did not happen nothing."""
         parts = [
-            f"{self.read:,} rows → {self.sequences:,} sequences, {self.tokens:,} tokens,"
-            f" {self.targets:,} trained"
+            f"{self.read:,} rows → {self.sequences:,} sequences, {self.tokens:,} tokens, "
+            f"{self.targets:,} trained"
         ]
         counts = {
             "cut to the length limit": self.truncated,
@@ -74,7 +74,7 @@ class Account:
 
 
 def check(account: Account, source: Source) -> None:
-    """Refuse a source of which less than half, or nothing, can be trained on.
+    """Refuse a source of whose rows less than half, or none, can be trained on.
 
     Raises:
         DataError: with the account of the rows.

@@ -407,8 +407,8 @@ def split(tree: Tree, budget: int, *, shared: bool = True) -> list[list[int]]:
         need = size(tree.part(group)[0], shared=shared)
         if need > budget:
             raise DataError(
-                f"a sequence of {need} tokens does not fit the budget of {budget} tokens a forward"
-                " pass",
+                f"a sequence of {need} tokens does not fit the budget of {budget} tokens a forward "
+                "pass",
                 cure=f"lower --max-length to {budget // len(group)}, or raise --budget to {need}",
             )
         joined = [*parts[-1], *group] if parts else group

@@ -101,8 +101,8 @@ class Format:
         if self.first is None:
             if missing:
                 raise DataError(
-                    f"format {name} needs the column {missing[0]!r};"
-                    f" {nearest(missing[0], row.fields)}",
+                    f"format {name} needs the column {missing[0]!r}; "
+                    f"{nearest(missing[0], row.fields)}",
                     where=row.where,
                     cure=_CURE,
                 )
@@ -121,8 +121,8 @@ class Format:
 
 
 _CURE = (
-    "say which of the file's columns are meant, for example --data"
-    " FILE,prompt=question,completion=answer; or the format, with --format"
+    "say which of the file's columns are meant, for example --data "
+    "FILE,prompt=question,completion=answer; or the format, with --format"
 )
 
 
@@ -291,8 +291,8 @@ def _label(row: Row) -> Example:
             f"the label is {kind(label)}, not true or false",
             where=row.where,
             cure=(
-                "write true for a good answer; if the column means something else, give --format"
-                " prompt-completion"
+                "write true for a good answer; if the column means something else, give --format "
+                "prompt-completion"
             ),
         )
     return replace(_prompt_completion(row), label=bool(label))

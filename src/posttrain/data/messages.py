@@ -55,12 +55,14 @@ def messages(value: Any, name: str, where: str) -> tuple[Message, ...]:
     value = decoded(value, name, where)
     if not isinstance(value, (list, tuple)) or not value:
         raise DataError(
-            f"{name} holds {'an empty list' if value == [] else kind(value)}, not a list of"
-            " messages",
+            f"{name} holds {'an empty list' if value == [] else kind(value)}, not a list of "
+            "messages",
             where=where,
             cure='write [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]',
         )
-    return tuple(_message(one, f"message {i + 1} of {name}", where) for i, one in enumerate(value))
+    return tuple(
+        _message(each, f"message {i + 1} of {name}", where) for i, each in enumerate(value)
+    )
 
 
 # fields of a message that are read here; all else goes on as it is

@@ -186,8 +186,8 @@ def _comparable(sequences: list[Encoded], learned: Learned) -> DataError | None:
     if learned == "demonstrations" or len(sequences) == 1:
         return None
     return DataError(
-        "the chat template rewrites what was said before between the turns of this answer, so that"
-        " it is no one sequence that could be compared",
+        "the chat template rewrites what was said before between the turns of this answer, so that "
+        "it is no one sequence that could be compared",
         cure="compare its last turn alone: --train-on last; or use another --chat-template",
     )
 
@@ -230,8 +230,8 @@ def learned_answers(example: Example, learned: Learned) -> tuple[Text, ...]:
                     "the row does not say whether its answer is good",
                     where=where,
                     cure=(
-                        "give a column label that is true or false, or rows with chosen and"
-                        " rejected"
+                        "give a column label that is true or false, or rows with chosen and "
+                        "rejected"
                     ),
                 )
             return answers[:2]

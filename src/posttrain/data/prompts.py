@@ -101,8 +101,8 @@ def read_prompts(
     for ids, one in zip(encoded, rendered, strict=True):
         if longest is not None and len(ids) > longest:
             error = DataError(
-                f"the prompt has {len(ids):,} tokens, and beside --max-tokens"
-                f" {max(0, longest):,} fit into what the model can address",
+                f"the prompt has {len(ids):,} tokens, and beside --max-tokens "
+                f"{max(0, longest):,} fit into what the model can address",
                 where=one.row.where,
                 cure="shorten or remove the row, or give a lower --max-tokens",
             )
@@ -130,8 +130,8 @@ def without_answer(example: Example) -> tuple[Example, str | None]:
                     "the conversation does not end with an answer",
                     where=example.where,
                     cure=(
-                        "remove what follows it, or give prompts alone: a column prompt with the"
-                        " messages"
+                        "remove what follows it, or give prompts alone: a column prompt with the "
+                        "messages"
                     ),
                 )
             wanted = answer[-1]["content"]

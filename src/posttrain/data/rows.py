@@ -45,8 +45,8 @@ class Row:
                 f"there is no column {column!r}; {nearest(column, self.fields)}",
                 where=self.where,
                 cure=(
-                    "say which of the file's columns is meant: --data"
-                    " FILE,prompt=question,completion=answer"
+                    "say which of the file's columns is meant: --data "
+                    "FILE,prompt=question,completion=answer"
                 ),
             )
         return text(self.fields[column], f"column {column!r}", self.where)

@@ -165,8 +165,8 @@ class DataSettings(Settings):
     on_bad_row: Literal["stop", "reject"] = Field(
         "stop",
         description=(
-            "stop at a row that cannot be used, or write it to rejects.jsonl with the reason and"
-            " go on"
+            "stop at a row that cannot be used, or write it to rejects.jsonl with the reason and "
+            "go on"
         ),
     )
     format: FormatName = Field(
@@ -175,8 +175,8 @@ class DataSettings(Settings):
     prompt_template: str | None = Field(
         None,
         description=(
-            "train prompt and completion as plain text, the prompt written like this; {prompt}"
-            " stands for it. Unset: they are a question and an answer in the chat template"
+            "train prompt and completion as plain text, the prompt written like this; {prompt} "
+            "stands for it. Unset: they are a question and an answer in the chat template"
         ),
     )
     chat_template: Annotated[Path | None, ReadsFile()] = Field(

@@ -59,8 +59,8 @@ def read(
     if missing and row is not None:
         name = min(missing)
         raise DataError(
-            f"no row of {source} has the column {name!r}, which --data names;"
-            f" {nearest(name, row.fields)}",
+            f"no row of {source} has the column {name!r}, which --data names; "
+            f"{nearest(name, row.fields)}",
             cure="correct its name, or leave it out",
         )
 
@@ -97,8 +97,8 @@ def files(source: Source) -> list[Path] | None:
         return None
     if source.path == "-" or os.path.exists(path):
         raise DataError(
-            f"{path} is a pipe or a device, not a file: data are read more than once, which these"
-            " cannot be",
+            f"{path} is a pipe or a device, not a file: data are read more than once, which these "
+            "cannot be",
             cure=(
                 "write it to a file first, with the ending that says what it holds: … > rows.jsonl"
             ),
@@ -214,7 +214,7 @@ def _commit(name: str) -> str:
         return str(HfApi().dataset_info(name).sha)
     except Exception as error:
         raise DataError(
-            f"no file {name!r} here, and the hub did not give a data set of that name:"
-            f" {type(error).__name__}",
+            f"no file {name!r} here, and the hub did not give a data set of that name: "
+            f"{type(error).__name__}",
             cure="check the path, or the name and the connection",
         ) from error

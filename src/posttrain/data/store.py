@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import bisect
 import hashlib
-import os
 from collections.abc import Iterable
 from collections.abc import Sequence as Many
 from itertools import accumulate
@@ -88,31 +87,18 @@ class NumberWriter:
 
     Args:
         folder: made if it does not exist.
-        start: how many trees' numbers to keep of those that are there; the rest is cut off.
     """
 
-    def __init__(self, folder: Path, start: int = 0) -> None:
+    def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.total = 0
-        if start:
-            ends = np.fromfile(folder / "ends", "<u8", start)
-            self.total = int(ends[-1])
-            os.truncate(folder / "ends", 8 * start)
-            os.truncate(folder / "numbers", 4 * self.total)
-        mode = "ab" if start else "wb"
-        self._numbers: IO[bytes] = open(folder / "numbers", mode, buffering=1 << 20)  # noqa: SIM115 - `close`
-        self._ends: IO[bytes] = open(folder / "ends", mode, buffering=1 << 20)  # noqa: SIM115
+        self._numbers: IO[bytes] = open(folder / "numbers", "wb", buffering=1 << 20)  # noqa: SIM115 - `close`
+        self._ends: IO[bytes] = open(folder / "ends", "wb", buffering=1 << 20)  # noqa: SIM115
 
     def add(self, numbers: Many[float] | np.ndarray) -> None:
         self._numbers.write(np.asarray(numbers, "<f4").tobytes())
         self.total += len(numbers)
         self._ends.write(np.asarray(self.total, "<u8").tobytes())
-
-    def flush(self) -> None:
-        # the ends last: an end promises that its numbers are there
-        for file in (self._numbers, self._ends):
-            file.flush()
-            os.fsync(file.fileno())
 
     def close(self) -> None:
         self._numbers.close()

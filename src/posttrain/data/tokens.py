@@ -90,9 +90,8 @@ class Encoder:
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
         self._added = set(tokenizer.added_tokens_decoder)
-        self._ends = tokenizer("a", verbose=False)["input_ids"][-1:] == [
-            tokenizer.eos_token_id
-        ]  # ends every plain text itself
+        # ends every plain text itself
+        self._ends = tokenizer("a", verbose=False)["input_ids"][-1:] == [tokenizer.eos_token_id]
         self._stems: dict[tuple[int, str], list[int]] = {}
         self._anchor = tokenizer("\n", add_special_tokens=False)["input_ids"]
         self._fast = None
@@ -183,8 +182,8 @@ class Encoder:
             if parts is None:
                 out.append(
                     DataError(
-                        f"the steps of {answers[i][:40]!r} cannot be tokenised apart without"
-                        " changing the text",
+                        f"the steps of {answers[i][:40]!r} cannot be tokenised apart without "
+                        "changing the text",
                         cure="use another --separator",
                     )
                 )
@@ -236,7 +235,7 @@ class Encoder:
             encodings = self._fast.encode_batch(texts, add_special_tokens=plain)
             return [_Ids(encoding.ids, encoding) for encoding in encodings]
         ids = self.tokenizer(texts, add_special_tokens=plain, verbose=False)["input_ids"]
-        return [_Ids(one, None) for one in ids]
+        return [_Ids(row, None) for row in ids]
 
     # ------------------------------------------------------------------ borders
 
@@ -342,8 +341,8 @@ class Encoder:
         for i, (turn, _) in enumerate(turns):
             if i in lost:
                 error = DataError(
-                    f"prompt and answer {turn.after[:40]!r} cannot be tokenised apart without"
-                    " changing the text",
+                    f"prompt and answer {turn.after[:40]!r} cannot be tokenised apart without "
+                    "changing the text",
                     cure="end the prompt template with a line break or a special token",
                 )
                 out.append(error)

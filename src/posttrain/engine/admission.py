@@ -88,8 +88,8 @@ def _verified(inner: PreTrainedModel, verdict: Admission) -> Network:
         off = (_scores(network, forest) - _paths_alone(network, forest)).abs()
     except Exception as error:
         raise ModelError(
-            f"{name} cannot be run as a causal language model with these weights"
-            f" ({network.dtype} on {network.device.type}): {type(error).__name__}: {error}",
+            f"{name} cannot be run as a causal language model with these weights "
+            f"({network.dtype} on {network.device.type}): {type(error).__name__}: {error}",
             cure="use a decoder-only language model with one output head; or give another device",
         ) from error
     exact = torch.finfo(network.dtype).bits >= 32
@@ -98,9 +98,9 @@ def _verified(inner: PreTrainedModel, verdict: Admission) -> Network:
     )
     if not bool(close):
         raise ModelError(
-            f"{name} is refused: with these weights {MODES[verdict.mode]} is off by"
-            f" {float(off.max()):.2g} nats (its output head is not a matrix with a known bias,"
-            " scale and soft cap, or its weights are not finite)",
+            f"{name} is refused: with these weights {MODES[verdict.mode]} is off by "
+            f"{float(off.max()):.2g} nats (its output head is not a matrix with a known bias, "
+            "scale and soft cap, or its weights are not finite)",
             cure="use another model of its family",
         )
     network.admission = replace(verdict, deviation=float(off.max()))
@@ -201,8 +201,8 @@ def _refuse_dynamic(inner: PreTrainedModel) -> None:
     """
     if any(rope.get("rope_type") == "dynamic" for rope in _ropes(inner.config.get_text_config())):
         raise ModelError(
-            f"{type(inner).__name__} is refused: its dynamic position frequencies depend on what"
-            " ran before",
+            f"{type(inner).__name__} is refused: its dynamic position frequencies depend on what "
+            "ran before",
             cure='set rope_type to "default" in its config.json; up to max_position_embeddings'
             " tokens the model is the same",
         )
@@ -239,8 +239,8 @@ def _small_vocabulary(config: Any) -> None:
     if getattr(config, "vocab_size", None):
         config.vocab_size = min(config.vocab_size, SMALL_VOCABULARY)
     for name in ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id"):
-        known = getattr(config, name, None)
-        if (isinstance(known, int) and known >= SMALL_VOCABULARY) or isinstance(known, list):
+        token = getattr(config, name, None)
+        if (isinstance(token, int) and token >= SMALL_VOCABULARY) or isinstance(token, list):
             setattr(config, name, 0)
     for name in ("vocab_size_per_layer_input", "embedding_vocab_size"):
         if getattr(config, name, None):
@@ -395,13 +395,13 @@ def _truth(
     changed = float((_paths_alone(network, forest, backwards=True) - truth).abs().max())
     if changed > TOLERANCE:  # at any scale: no way of running it is right
         raise ModelError(
-            f"{name} is refused: its answers depend on what ran before, by {changed:.2g} nats"
-            " (stateful position frequencies, or dropout outside training)",
+            f"{name} is refused: its answers depend on what ran before, by {changed:.2g} nats "
+            "(stateful position frequencies, or dropout outside training)",
             cure="use another model of its family",
         )
     raise _Chaotic(
-        f"{name} is refused: its output head is not a matrix with a known bias, scale and soft cap"
-        f" (log-probabilities off by {off:.2g} nats)",
+        f"{name} is refused: its output head is not a matrix with a known bias, scale and soft cap "
+        f"(log-probabilities off by {off:.2g} nats)",
         cure="use another model of its family",
     )
 

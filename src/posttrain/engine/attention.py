@@ -105,8 +105,8 @@ def forest_attention(
     for name in unknown:
         if unknown[name] is not None and name not in _IRRELEVANT:
             raise TypeError(
-                f"forest attention does not understand the argument {name} of"
-                f" {type(module).__name__}"
+                f"forest attention does not understand the argument {name} of "
+                f"{type(module).__name__}"
             )
     scoring = Scoring(scaling, dropout, sliding_window, softcap, s_aux)
     return attend(query, key, value, scoring), None
@@ -364,13 +364,13 @@ def _compiled_trees_backward(
         value.split(sizes, 2),
         strict=True,
     )
-    found = []
+    by_tree = []
     for tree, (g, q, k, v) in enumerate(parts):
         mask = trees._mask(tree, scoring.window)
-        found.append(_one_tree_backward(g, q, k, v, mask, scoring))
-    gradients = [torch.cat([part[i] for part in found], 2) for i in range(3)]
+        by_tree.append(_one_tree_backward(g, q, k, v, mask, scoring))
+    gradients = [torch.cat([part[i] for part in by_tree], 2) for i in range(3)]
     if sinks is not None:
-        gradients.append(torch.stack([part[3] for part in found]).sum(0).to(sinks))
+        gradients.append(torch.stack([part[3] for part in by_tree]).sum(0).to(sinks))
     return gradients
 
 
@@ -395,9 +395,9 @@ def _keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _run_trees_again(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     saved = ctx.saved_tensors
-    found = _compiled_trees_backward(grad, *saved, ctx.scale, ctx.window, ctx.softcap)
-    sinks = found[3] if len(found) > 3 else None
-    return found[0], found[1], found[2], None, None, None, None, sinks, None, None, None
+    gradients = _compiled_trees_backward(grad, *saved, ctx.scale, ctx.window, ctx.softcap)
+    sinks = gradients[3] if len(gradients) > 3 else None
+    return gradients[0], gradients[1], gradients[2], None, None, None, None, sinks, None, None, None
 
 
 _compiled_trees.register_autograd(_run_trees_again, setup_context=_keep_inputs)

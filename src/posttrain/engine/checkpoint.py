@@ -1,10 +1,9 @@
 """Checkpoints: whole or absent, without pickle, and verified before they are believed.
 
 A checkpoint is a folder `step-00000120`: one safetensors file for each group of tensors,
-    `state.json` for the rest, and
-`manifest.json` with the SHA-256 of them all. It is written under another name, flushed, and
-renamed; what was interrupted is swept away at the next start. A damaged checkpoint is named and
-passed over for the one before it.
+`state.json` for the rest, and `manifest.json` with the SHA-256 of them all. It is written under
+another name, flushed, and renamed; what was interrupted is swept away at the next start. A damaged
+checkpoint is named and passed over for the one before it.
 """
 
 from __future__ import annotations
@@ -68,8 +67,8 @@ class Store:
 
     def steps(self) -> list[int]:
         """Steps that have a checkpoint, oldest first."""
-        found = (re.fullmatch(r"step-(\d+)", p.name) for p in self.folder.glob("step-*"))
-        return sorted(int(m[1]) for m in found if m)
+        matches = (re.fullmatch(r"step-(\d+)", p.name) for p in self.folder.glob("step-*"))
+        return sorted(int(m[1]) for m in matches if m)
 
     def save(self, checkpoint: Checkpoint, best: int | None = None) -> None:
         """Write a checkpoint, then drop what retention no longer keeps.

@@ -74,9 +74,8 @@ class Head:
         Returns: [n, d].
         """
         if self.softcap is not None:
-            grad.addcmul_(
-                grad, (z / self.softcap).square_(), value=-1
-            )  # d cap·tanh(x/cap) = 1 − tanh²
+            # d cap·tanh(x/cap) = 1 − tanh²
+            grad.addcmul_(grad, (z / self.softcap).square_(), value=-1)
         column = (factor * self.scale)[:, None]
         weight_grad, bias_grad = into
         low = grad.to(hidden.dtype)
@@ -183,8 +182,8 @@ def _read_rows(z: Tensor, target: Tensor, facts: Facts, read: Read) -> dict[str,
 
 def _differentiable(read: Read) -> tuple[str, ...]:
     """The columns that gradients flow through."""
-    asked = {"logprob": read.logprob, "entropy": read.entropy == "gradient", "rows": read.rows}
-    return tuple(name for name, yes in asked.items() if yes)
+    wanted = {"logprob": read.logprob, "entropy": read.entropy == "gradient", "rows": read.rows}
+    return tuple(name for name, yes in wanted.items() if yes)
 
 
 def _minus_one_hot(p: Tensor, target: Tensor) -> Tensor:
@@ -205,8 +204,8 @@ def columns(head: Head, hidden: Tensor, target: Tensor, facts: Facts, read: Read
         facts: of the forest, for a row function.
     """
     out: Any = _Columns.apply(hidden, head.weight, head.bias, head, target, facts, read)
-    found: dict[str, Any] = dict(zip(NAMES, out, strict=True))
-    return Columns(**{name: value for name, value in found.items() if value is not None})
+    by_name: dict[str, Any] = dict(zip(NAMES, out, strict=True))
+    return Columns(**{name: value for name, value in by_name.items() if value is not None})
 
 
 class _Columns(torch.autograd.Function):
@@ -223,11 +222,11 @@ class _Columns(torch.autograd.Function):
         facts: Facts,
         read: Read,
     ) -> tuple[Tensor | None, ...]:
-        found = _Collected(len(target), hidden)
+        collected = _Collected(len(target), hidden)
         for part in _parts(head, target):
             z = head.logits(hidden[part])
-            found.add(part, _read_rows(z, target[part], facts.part(part), read))
-        out: dict[str, Tensor | None] = found.columns(read)
+            collected.add(part, _read_rows(z, target[part], facts.part(part), read))
+        out: dict[str, Tensor | None] = collected.columns(read)
         ctx.save_for_backward(hidden, target, out["entropy"])
         ctx.head, ctx.facts, ctx.read = head, facts, read
         passive = [v for n, v in out.items() if v is not None and n not in _differentiable(read)]
@@ -297,8 +296,8 @@ def _by_logits(
     """[n, V] gradient by the logits of columns whose own gradients are given."""
     with torch.enable_grad():
         leaf = z.detach().requires_grad_()
-        found = _read_rows(leaf, target, facts, read)
-        (grad,) = torch.autograd.grad([found[name] for name in by], leaf, list(by.values()))
+        columns = _read_rows(leaf, target, facts, read)
+        (grad,) = torch.autograd.grad([columns[name] for name in by], leaf, list(by.values()))
     return grad.clone()
 
 
@@ -319,12 +318,12 @@ def additive(
         value: [N] a column from elsewhere that the loss reads, with gradients.
     Returns: columns without gradients, and `loss`, a scalar with gradients.
     """
-    found = _Collected(len(target), hidden)
+    collected = _Collected(len(target), hidden)
     values = hidden.new_empty(0) if value is None else value
     scalar = _Additive.apply(
-        hidden, head.weight, head.bias, values, head, target, facts, read, loss, found
+        hidden, head.weight, head.bias, values, head, target, facts, read, loss, collected
     )
-    names = {name: column for name, column in found.columns(read).items() if column is not None}
+    names = {name: column for name, column in collected.columns(read).items() if column is not None}
     return Columns(**names, value=None if value is None else value.detach(), loss=scalar)
 
 
@@ -341,7 +340,7 @@ class _Additive(torch.autograd.Function):
         facts: Facts,
         read: Read,
         loss: PartLoss,
-        found: _Collected,
+        collected: _Collected,
     ) -> Tensor:
         total = torch.zeros((), dtype=torch.float64, device=hidden.device)
         into = head.new_gradients()
@@ -352,7 +351,7 @@ class _Additive(torch.autograd.Function):
                 chunk.value = value[part].detach().requires_grad_()
             grad, factor = chunk.gradient(head, loss)
             total += chunk.loss
-            found.add(part, chunk.columns)
+            collected.add(part, chunk.columns)
             if chunk.value is not None and chunk.value.grad is not None:
                 grad_value[part] = chunk.value.grad
             grad_hidden[part] = head.backward(grad, factor, chunk.z, hidden[part], into)

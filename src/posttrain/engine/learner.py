@@ -44,7 +44,7 @@ class Learner:
     Attributes:
         network: trunk and heads, one module.
         tokenizer: the Hugging Face tokenizer.
-        read: what `score` reads unless told otherwise: log-probabilities, or rewards.
+        read: what `score` reads by default: log-probabilities, or rewards.
         adapter: the PeftModel around the network's weights, or None.
         source: where the model came from; digest: SHA-256 of its files.
         optimiser: set by `train_with`.

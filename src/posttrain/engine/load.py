@@ -130,14 +130,19 @@ def load_network(
         raise ModelError(
             f"cannot load {folder}: {type(error).__name__}: {error}",
             cure=(
-                "check that the folder is complete and its config.json names a causal language"
-                " model"
+                "check that the folder is complete and its config.json names a causal language "
+                "model"
             ),
         ) from error
     network, info = loaded
-    if missing := sorted(
-        key for key in info["missing_keys"] if not fresh or key.split(".")[0] != fresh
-    ):
+    notes = _checked(folder, info, fresh)
+    return network if placement else network.to(device), notes
+
+
+def _checked(folder: Path, info: dict[str, Any], fresh: str) -> tuple[str, ...]:
+    """Refuse weights that are missing; a note about those that nothing uses."""
+    missing = sorted(key for key in info["missing_keys"] if not fresh or key.split(".")[0] != fresh)
+    if missing:
         raise ModelError(
             f"{folder} lacks the weights {missing[:3]}{' and more' if len(missing) > 3 else ''}",
             cure="they would be random; get the complete model",
@@ -145,13 +150,14 @@ def load_network(
     extra = sorted(
         key for key in info["unexpected_keys"] if not fresh or key.split(".")[0] != "lm_head"
     )
+    if not extra:
+        return ()
     more = " and more" if len(extra) > 3 else ""
     note = (
-        f"{folder} has weights that its config.json does not use, and that the result will lack:"
-        f" {extra[:3]}{more}"
+        f"{folder} has weights that its config.json does not use, and that the result will lack: "
+        f"{extra[:3]}{more}"
     )
-    network = network if placement else network.to(device)
-    return network, (note,) if extra else ()
+    return (note,)
 
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -48,9 +48,8 @@ class Interrupted(PosttrainError):
         self.exit_code = 128 + signum
 
 
-HeldOut = Callable[
-    [Callable[[int, int], None]], dict[str, Any]
-]  # told how far it is → the numbers, `loss` among them
+# called with a progress callback (rows done, rows in all); returns the numbers, `loss` among them
+HeldOut = Callable[[Callable[[int, int], None]], dict[str, Any]]
 # called with every step and validation, in order; returns what is alarming about it
 Watch = Callable[[Step | Held], Many[Alarm]]
 
@@ -186,7 +185,7 @@ def train(run: Run) -> int:
     last_save = time.monotonic()
     run.reporter.progress(TRAIN, run.step, run.steps)
     try:
-        with _signals() as asked:
+        with _signals() as signals:
             while run.step < run.steps and not _exhausted(run):
                 _step(run)
                 better = False
@@ -198,13 +197,13 @@ def train(run: Run) -> int:
                     if by_step
                     else time.monotonic() - last_save > CHECKPOINT_SECONDS
                 )
-                if better or due or asked or run.step == run.steps or _exhausted(run):
+                if better or due or signals or run.step == run.steps or _exhausted(run):
                     run.store.save(
                         checkpoint(run), run.best["step"] if run.validation.keep_best else None
                     )
                     last_save = time.monotonic()
-                if asked:
-                    raise Interrupted(asked[0], run.step)
+                if signals:
+                    raise Interrupted(signals[0], run.step)
         return _choose(run)
     finally:
         run.reporter.progress(TRAIN, run.step, run.steps, over=True)
@@ -335,9 +334,9 @@ def _choose(run: Run) -> int:
         run.reporter.message(f"stopped early: {run.stale} validations without a better one")
     if run.first_held and best is not None and run.best["loss"] > run.first_held["loss"]:
         run.reporter.message(
-            f"held-out loss never fell below the start's: {run.first_held['loss']:.4f} before"
-            f" training, {run.best['loss']:.4f} at best. Lower --learning-rate or train on other"
-            " data"
+            f"held-out loss never fell below the start's: {run.first_held['loss']:.4f} before "
+            f"training, {run.best['loss']:.4f} at best. Lower --learning-rate or train on other "
+            "data"
         )
     if best is None or best == run.step or not run.validation.keep_best:
         return run.step
@@ -345,8 +344,8 @@ def _choose(run: Run) -> int:
         weights = run.store.load(best).tensors["weights"]
     except CheckpointError as error:
         run.reporter.message(
-            f"{error.what}. It was the best by held-out loss; exporting step {run.step}, the last,"
-            " instead"
+            f"{error.what}. It was the best by held-out loss; exporting step {run.step}, the last, "
+            "instead"
         )
         return run.step
     run.optimiser.load_weights(weights)
@@ -360,20 +359,20 @@ def _signals() -> Iterator[list[int]]:
 
     A second one is obeyed at once.
     """
-    asked: list[int] = []
+    received: list[int] = []
 
     def note(signum: int, frame: Any) -> None:
-        asked.append(signum)
+        received.append(signum)
         for s, handler in before.items():
             signal.signal(s, handler)
 
     before: dict[signal.Signals, Any] = {}
     with suppress(ValueError):  # not in the main thread: there, signals are not ours to take
-        for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(one) is not signal.SIG_IGN:  # nohup ignores SIGHUP, and means it
-                before[one] = signal.signal(one, note)
+        for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(name) is not signal.SIG_IGN:  # nohup ignores SIGHUP, and means it
+                before[name] = signal.signal(name, note)
     try:
-        yield asked
+        yield received
     finally:
         for s, handler in before.items():
             signal.signal(s, handler)

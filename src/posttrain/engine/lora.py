@@ -34,9 +34,8 @@ def attach(
             into.
     """
     peft = require("peft", extra="lora", purpose="--lora")
-    transposed = any(
-        isinstance(module, Conv1D) for module in network.modules()
-    )  # GPT-2 keeps its matrices so
+    # GPT-2 keeps its matrices so
+    transposed = any(isinstance(module, Conv1D) for module in network.modules())
     config = peft.LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
@@ -47,9 +46,8 @@ def attach(
     )
     devices = [network.device] if network.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", FutureWarning
-        )  # peft asks transformers by a name that transformers deprecates
+        # peft asks transformers by a name that transformers deprecates
+        warnings.simplefilter("ignore", FutureWarning)
         warnings.simplefilter("ignore", RuntimeWarning)  # and speaks of patterns that it set itself
         torch.manual_seed(derive(seed, "lora"))
         try:
@@ -66,14 +64,14 @@ def attach(
         )
         if tied or layer is network.get_output_embeddings():
             raise ConfigError(
-                f"--lora-targets: {name} is the model's output head, which adapters would not"
-                " reach",
+                f"--lora-targets: {name} is the model's output head, which adapters would not "
+                "reach",
                 cure="leave it out; to train it, train all weights",
             )
         if getattr(getattr(layer.get_base_layer(), "weight", None), "ndim", 0) != 2:
             raise ConfigError(
-                f"{name} is not one matrix (experts of a mixture are many in one); its adapters"
-                " cannot be merged",
+                f"{name} is not one matrix (experts of a mixture are many in one); its adapters "
+                "cannot be merged",
                 cure="adapt the attention alone: --lora-targets q_proj k_proj v_proj o_proj",
             )
     return adapter

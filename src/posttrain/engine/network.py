@@ -176,12 +176,12 @@ class Network(nn.Module):
             return Columns(**extra)
         assert before is not None
         if loss is not None:
-            found = additive(
+            read_off = additive(
                 self.head, before, forest.target, forest.facts, read, loss, extra.pop("value", None)
             )
         else:
-            found = columns(self.head, before, forest.target, forest.facts, read)
-        return Columns(**{**_set(found), **extra})
+            read_off = columns(self.head, before, forest.target, forest.facts, read)
+        return Columns(**{**_set(read_off), **extra})
 
     def _hidden(
         self,
@@ -273,8 +273,8 @@ def _real(hidden: Tensor) -> Tensor:
     return hidden.to(torch.promote_types(hidden.dtype, torch.float32))
 
 
-def _set(found: Columns) -> dict[str, Any]:
-    return {name: value for name, value in vars(found).items() if value is not None}
+def _set(columns: Columns) -> dict[str, Any]:
+    return {name: value for name, value in vars(columns).items() if value is not None}
 
 
 def _length_groups(

@@ -23,9 +23,8 @@ def rate(schedule: str, step: int, steps: int, warmup: float) -> float:
     0; wsd: 1, falling to 0 over the last fifth (1 − √x, Hägele et al. 2024, arXiv 2405.18392);
     constant: 1.
     """
-    rise = math.ceil(
-        warmup * steps - 1e-9
-    )  # 0.07 · 100 is 7, and 7.000000000000001 in floating point
+    # 0.07 · 100 is 7, and 7.000000000000001 in floating point
+    rise = math.ceil(warmup * steps - 1e-9)
     if step < rise:
         return (step + 1) / (rise + 1)
     x = (step - rise) / max(1, steps - rise)
@@ -51,7 +50,7 @@ class Optimiser:
 
     Parameters in float32 or better are updated in place. Smaller ones (bfloat16) have a float32
     master, which is the truth: their gradients are added up in float32 as backward makes them, the
-        master is updated, and the parameter is its rounding.
+    master is updated, and the parameter is its rounding.
 
     Args:
         named: names and parameters; those that need no gradient are left alone.
@@ -133,9 +132,8 @@ class Optimiser:
             nn.utils.clip_grads_with_norm_(masters, self.settings.clip, norm)
         for group, scale in zip(self._adamw.param_groups, self._factors, strict=True):
             group["lr"] = self.settings.learning_rate * factor * scale
-        if math.isfinite(
-            float(norm)
-        ):  # otherwise the caller stops the run, and the weights must still be good
+        # otherwise the caller stops the run, and the weights must still be good
+        if math.isfinite(float(norm)):
             self._adamw.step()
             self._copy_masters()
         self.zero_grad()

@@ -72,8 +72,8 @@ class Policy(Learner):
         if kind.endswith(("ForSequenceClassification", "ForTokenClassification")):
             raise ModelError(
                 f"{path} is a {kind}, a reward model or classifier, and writes no text",
-                cure="give the language model that it was made from; posttrain judge puts a reward"
-                " model on trial",
+                cure="give the language model that it was made from; posttrain judge puts a reward "
+                "model on trial",
             )
         tokenizer = load_tokenizer(folder)
         inner, notes = load_network(folder, device, default_dtype(device, dtype))
@@ -98,8 +98,8 @@ class Policy(Learner):
                 frozen copy of the network; empty: adapters where there are any.
         Returns: forests → the log-probabilities [N] of each one's targets.
         """
-        known = ("", "adapters", "copy")
-        if source not in known or (source == "adapters" and self.adapter is None):
+        sources = ("", "adapters", "copy")
+        if source not in sources or (source == "adapters" and self.adapter is None):
             raise ConfigError(
                 f"there is no reference {source!r}", cure="adapters (with --lora) or copy"
             )
@@ -120,7 +120,7 @@ class Policy(Learner):
         seeds: Many[int] | None = None,
         progress: sampler.TokenProgress | None = None,
     ) -> list[sampler.Completion]:
-        """Draw completions, ended by the model's end tokens unless told otherwise; see
+        """Draw completions, ended by the model's end tokens where `params` names none; see
         `posttrain.engine.sampler.sample`.
         """
         if params.stop is None and (stops := self.stops):

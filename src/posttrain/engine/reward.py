@@ -138,8 +138,8 @@ class RewardModel(Learner):
         """
         inner, rng = self.network.inner, np.random.default_rng(0)
         pad = inner.config.get_text_config().pad_token_id
-        known = np.setdiff1d(np.arange(self.network.vocabulary), [pad or 0])
-        ids = rng.permutation(known)[:12].astype(np.int64)
+        ordinary = np.setdiff1d(np.arange(self.network.vocabulary), [pad or 0])
+        ids = rng.permutation(ordinary)[:12].astype(np.int64)
         forest = collate([Tree((Sequence(ids, np.arange(len(ids)) % 4 == 3),))])
         reward = self.score([forest])[0].reward
         tokens = forest.tokens[None].to(self.device)
@@ -154,8 +154,8 @@ class RewardModel(Learner):
         tolerance = (TOLERANCE if exact else LOW_MEAN) * max(1.0, float(expected.abs().max()))
         if not bool((reward - expected).abs().max() <= tolerance):
             raise ModelError(
-                f"{type(inner).__name__} is refused: its reward is not a linear map of the last"
-                " hidden state",
+                f"{type(inner).__name__} is refused: its reward is not a linear map of the last "
+                "hidden state",
                 cure="use a reward model of another family",
             )
 
@@ -184,17 +184,10 @@ class RewardModel(Learner):
         added = sorted(
             (i, token.content) for i, token in words.added_tokens_decoder.items() if token.special
         )
-        order = [
-            words.pad_token_id,
-            *(
-                i
-                for name in ("pad", "reserved", "unused")
-                for i, text in added
-                if name in text.lower()
-            ),
-            words.bos_token_id,
-            words.unk_token_id,
-        ]
+        order = [words.pad_token_id]
+        for name in ("pad", "reserved", "unused"):
+            order += [i for i, text in added if name in text.lower()]
+        order += [words.bos_token_id, words.unk_token_id]
         pad = next((i for i in order if i is not None and i not in taken), None)
         if pad is None:
             words.add_special_tokens({"pad_token": PAD})

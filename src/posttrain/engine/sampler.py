@@ -65,8 +65,8 @@ class Sampling:
                 raise ConfigError(
                     f"sampling: {name} = {getattr(self, name)} is out of range",
                     cure=(
-                        "max_tokens and n are 1 or more, temperature and top_k 0 or more, top_p in"
-                        " [0, 1]"
+                        "max_tokens and n are 1 or more, temperature and top_k 0 or more, top_p in "
+                        "[0, 1]"
                     ),
                 )
 
@@ -112,14 +112,21 @@ def sample(
     """
     if "past_key_values" not in inspect.signature(network.inner.forward).parameters:
         raise ModelError(
-            f"{type(network.inner).__name__} cannot be sampled: it keeps its state in a cache of"
-            " its own kind",
+            f"{type(network.inner).__name__} cannot be sampled: it keeps its state in a cache of "
+            "its own kind",
             cure="use another model, or sample from the saved one with transformers' generate",
         )
     out: dict[tuple[int, int], Completion] = {}
     by_length: dict[int, list[int]] = {}
     for i, prompt in enumerate(prompts):
         by_length.setdefault(len(prompt), []).append(i)
+
+    def stream(i: int, j: int) -> np.random.Generator:
+        """Random numbers of sample j of prompt i."""
+        if seeds is None:
+            return generator(params.seed, "sample", i, j)
+        return generator(seeds[i], "sample", j)
+
     was_training = network.inner.training
     network.inner.eval()
     try:
@@ -127,9 +134,8 @@ def sample(
             for group in by_length.values():
                 step = max(1, ROWS // params.n)
                 for i in range(0, len(group), step):
-                    _sample_group(
-                        network, prompts, group[i : i + step], params, out, progress, seeds
-                    )
+                    part = group[i : i + step]
+                    out |= _sample_group(network, prompts, part, params, stream, progress)
     finally:
         network.inner.train(was_training)
     return [out[i, j] for i in range(len(prompts)) for j in range(params.n)]
@@ -140,10 +146,11 @@ def _sample_group(
     prompts: Many[Many[int]],
     group: list[int],
     params: Sampling,
-    out: dict[tuple[int, int], Completion],
+    stream: Callable[[int, int], np.random.Generator],
     progress: TokenProgress | None,
-    seeds: Many[int] | None,
-) -> None:
+) -> dict[tuple[int, int], Completion]:
+    """Completions of prompts of equal length, by number of prompt and sample."""
+    out: dict[tuple[int, int], Completion] = {}
     cache: Any = DynamicCache(config=network.config)
     ids = torch.tensor([list(prompts[i]) for i in group], device=network.device)
     logits = network.inner(
@@ -152,18 +159,10 @@ def _sample_group(
     alive = [(i, j) for i in group for j in range(params.n)]
     if params.n > 1:
         forked = torch.arange(len(group), device=network.device).repeat_interleave(params.n)
-        cache.reorder_cache(
-            forked
-        )  # of a cache's ways to choose rows, the one that linear attention has too
+        # of a cache's ways to choose rows, the one that linear attention has too
+        cache.reorder_cache(forked)
         logits = logits[forked]
-    streams = {
-        (i, j): (
-            generator(params.seed, "sample", i, j)
-            if seeds is None
-            else generator(seeds[i], "sample", j)
-        )
-        for i, j in alive
-    }
+    streams = {key: stream(*key) for key in alive}
     tokens: dict[tuple[int, int], list[int]] = {key: [] for key in alive}
     logprobs: dict[tuple[int, int], list[float]] = {key: [] for key in alive}
     for at in range(params.max_tokens):
@@ -183,7 +182,7 @@ def _sample_group(
             else:
                 stay.append(row)
         if not stay:
-            return
+            break
         if len(stay) < len(alive):
             index = torch.tensor(stay, device=network.device)
             cache.reorder_cache(index)
@@ -191,6 +190,7 @@ def _sample_group(
         logits = network.inner(
             input_ids=drawn[:, None], past_key_values=cache, use_cache=True
         ).logits[:, -1]
+    return out
 
 
 def draw(logits: Tensor, uniform: Tensor, params: Sampling) -> tuple[Tensor, Tensor]:
@@ -214,7 +214,6 @@ def draw(logits: Tensor, uniform: Tensor, params: Sampling) -> tuple[Tensor, Ten
     p = torch.where(keep, p, 0.0)
     p /= p.sum(-1, keepdim=True)
     place = (p.cumsum(-1) <= uniform[:, None]).sum(-1, keepdim=True)
-    place = torch.minimum(
-        place, (p > 0).sum(-1, keepdim=True) - 1
-    )  # rounding must not reach a token that was cut off
+    # rounding must not reach a token that was cut off
+    place = torch.minimum(place, (p > 0).sum(-1, keepdim=True) - 1)
     return index.gather(1, place)[:, 0], p.gather(1, place)[:, 0].log()

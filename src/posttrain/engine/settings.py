@@ -48,8 +48,8 @@ class OptimiserSettings(Settings):
     schedule: Literal["linear", "cosine", "wsd", "constant"] = Field(
         "linear",
         description=(
-            "how the rate falls after warm-up; wsd stays at the peak, then falls over the last"
-            " fifth"
+            "how the rate falls after warm-up; wsd stays at the peak, then falls over the last "
+            "fifth"
         ),
     )
     warmup: float = Field(

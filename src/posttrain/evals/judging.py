@@ -23,11 +23,11 @@ BASELINES = ("longest", "shortest")
 ENOUGH = 20  # items from which on a judge is held against baselines
 
 
-def beside(
+def compare(
     right: Many[float], others: dict[str, list[float]], clusters: Many[Hashable]
 ) -> dict[str, Any]:
-    """Other judges on the same items: how often they are right, and the paired difference to this
-    one.
+    """Compare with other judges of the same items: how often they are right, and the paired
+    difference.
 
     Args:
         right: of this judge, one an item. others: of the others, by name.
@@ -65,14 +65,16 @@ def by_category(
     for i, name in enumerate(categories):
         which.setdefault(name, []).append(i)
     each = {
-        name: stats.share([right[i] for i in some], [clusters[i] for i in some])
-        for name, some in sorted(which.items())
+        name: stats.share([right[i] for i in indices], [clusters[i] for i in indices])
+        for name, indices in sorted(which.items())
     }
-    means = [one.mean for one in each.values()]
+    means = [estimate.mean for estimate in each.values()]
     middle, half = math.fsum(means) / len(means), None
-    if all(one.low is not None for one in each.values()):
+    if all(estimate.low is not None for estimate in each.values()):
         half = math.sqrt(
-            math.fsum(((one.high or 0) - (one.low or 0)) ** 2 / 4 for one in each.values())
+            math.fsum(
+                ((estimate.high or 0) - (estimate.low or 0)) ** 2 / 4 for estimate in each.values()
+            )
         ) / len(means)
     mean = Estimate(
         middle,
@@ -81,7 +83,7 @@ def by_category(
         len(right),
     )
     return {
-        "categories": {name: one.json() for name, one in each.items()},
+        "categories": {name: estimate.json() for name, estimate in each.items()},
         "mean_over_categories": mean.json(),
     }
 
@@ -128,13 +130,18 @@ def _bins(z: np.ndarray, y: np.ndarray, low: float) -> tuple[float, list[dict[st
     which = np.clip(np.searchsorted(edges, p, side="right") - 1, 0, BINS - 1)
     error, bins = 0.0, []
     for b in range(BINS):
-        here = which == b
-        if n := int(here.sum()):
-            found = stats.wilson(float(y[here].sum()), n)
-            said = float(p[here].mean())
-            error += n / len(z) * abs(found.mean - said)
+        inside = which == b
+        if n := int(inside.sum()):
+            share = stats.wilson(float(y[inside].sum()), n)
+            predicted = float(p[inside].mean())
+            error += n / len(z) * abs(share.mean - predicted)
             bins.append(
-                {"from": float(edges[b]), "to": float(edges[b + 1]), "said": said, **found.json()}
+                {
+                    "from": float(edges[b]),
+                    "to": float(edges[b + 1]),
+                    "said": predicted,
+                    **share.json(),
+                }
             )
     return error, bins
 
@@ -168,10 +175,14 @@ def by_length(right: Many[float], longer: Many[float], clusters: Many[Hashable])
     """
     out: dict[str, Any] = {}
     for side, sign in (("longer", 1), ("shorter", -1)):
-        some = [i for i, more in enumerate(longer) if sign * more > 0]
-        where = stats.share([right[i] for i in some], [clusters[i] for i in some]) if some else None
+        indices = [i for i, more in enumerate(longer) if sign * more > 0]
+        where = (
+            stats.share([right[i] for i in indices], [clusters[i] for i in indices])
+            if indices
+            else None
+        )
         out |= {
-            f"{side}_chosen": len(some),
+            f"{side}_chosen": len(indices),
             f"accuracy_{side}_chosen": where.mean if where else None,
             f"where_{side}_chosen": where.json() if where else None,
         }
@@ -191,7 +202,7 @@ def warning(accuracy: dict[str, Any], others: dict[str, Any], what: str = "pairs
     baselines; empty where it is.
 
     Args:
-        accuracy: of `stats.share`, JSON. others: of `beside`. what: the items, for the sentence.
+        accuracy: of `stats.share`, JSON. others: of `compare`. what: the items, for the sentence.
     """
     if accuracy["n"] < ENOUGH:
         return ""
@@ -200,9 +211,9 @@ def warning(accuracy: dict[str, Any], others: dict[str, Any], what: str = "pairs
     if gap["low"] is not None and gap["low"] > 0:
         return ""
     return (
-        f"not shown to be better than “{best}”, which is blind to content: right on"
-        f" {accuracy['mean']:.3f} and {others[best]['mean']:.3f} of {accuracy['n']:,} {what}, a"
-        f" difference of {gap['mean']:+.3f} [{_bound(gap['low'])}, {_bound(gap['high'])}]"
+        f"not shown to be better than “{best}”, which is blind to content: right on "
+        f"{accuracy['mean']:.3f} and {others[best]['mean']:.3f} of {accuracy['n']:,} {what}, a "
+        f"difference of {gap['mean']:+.3f} [{_bound(gap['low'])}, {_bound(gap['high'])}]"
     )
 
 

@@ -12,7 +12,7 @@ from posttrain.core.ties import wins
 from posttrain.data.curate.bias import MARKDOWN, Sides
 from posttrain.evals import stats
 
-TELLING = 0.6  # of the pairs, from which on length alone is said to predict the choice
+PREDICTIVE = 0.6  # the share of pairs from which length alone counts as predicting the choice
 
 
 def measure(sides: Sides, prompts: np.ndarray) -> dict[str, Any]:
@@ -50,28 +50,28 @@ def share(signs: np.ndarray, prompts: np.ndarray) -> dict[str, Any]:
     return {**stats.share(more, prompts[differ].tolist()).json(), "equal": equal}
 
 
-def telling(measured: dict[str, Any], cure: str = "--balance-length") -> str:
+def length_warning(measured: dict[str, Any], cure: str = "--balance-length") -> str:
     """A sentence where length alone predicts the choice; empty where it does not.
 
     The cure takes as many of both.
     """
-    for unit, found in measured["longer"].items():
-        known = found["low"] is not None and found["high"] is not None
-        if known and (found["low"] > TELLING or found["high"] < 1 - TELLING):
-            longer = found["low"] > TELLING
-            name = "longest" if longer else "shortest"
-            part = (
-                found
-                if longer
-                else {"mean": 1 - found["mean"], "low": 1 - found["high"], "high": 1 - found["low"]}
-            )
-            rest = f" ({found['equal']:,} have equally many)" if found["equal"] > found["n"] else ""
-            return (
-                f"length alone predicts the choice: the {'longer' if longer else 'shorter'} answer,"
-                f" in {unit}, is the chosen one in {part['mean']:.3f} [{part['low']:.3f},"
-                f" {part['high']:.3f}] of n = {found['n']:,} pairs{rest}. What is trained on them"
-                f" has to beat “{name}”; {cure} takes as many of both"
-            )
+    for unit, longer in measured["longer"].items():
+        low, high, mean = longer["low"], longer["high"], longer["mean"]
+        if low is None or high is None:
+            continue
+        if low > PREDICTIVE:
+            side, baseline = "longer", "longest"
+        elif high < 1 - PREDICTIVE:
+            side, baseline = "shorter", "shortest"
+            low, high, mean = 1 - high, 1 - low, 1 - mean
+        else:
+            continue
+        rest = f" ({longer['equal']:,} have equally many)" if longer["equal"] > longer["n"] else ""
+        return (
+            f"length alone predicts the choice: the {side} answer, in {unit}, is the chosen one in "
+            f"{mean:.3f} [{low:.3f}, {high:.3f}] of n = {longer['n']:,} pairs{rest}. What is "
+            f"trained on them has to beat “{baseline}”; {cure} takes as many of both"
+        )
     return ""
 
 
@@ -80,17 +80,17 @@ def spread(margins: np.ndarray, agreement: np.ndarray, prompts: np.ndarray) -> d
     left out.
     """
     out: dict[str, Any] = {}
-    if (there := ~np.isnan(margins)).any():
-        some = margins[there]
+    if (present := ~np.isnan(margins)).any():
+        known = margins[present]
         out["margin"] = {
-            "least": float(some.min()),
-            "most": float(some.max()),
-            "mean": stats.mean(some.tolist(), prompts[there].tolist()).json(),
+            "least": float(known.min()),
+            "most": float(known.max()),
+            "mean": stats.mean(known.tolist(), prompts[present].tolist()).json(),
         }
-    if (there := ~np.isnan(agreement)).any():
-        some = agreement[there]
+    if (present := ~np.isnan(agreement)).any():
+        known = agreement[present]
         out["votes"] = {
-            "agreement": stats.mean(some.tolist(), prompts[there].tolist()).json(),
-            "unanimous": share(np.where(some == 1, 1, -1), prompts[there]),
+            "agreement": stats.mean(known.tolist(), prompts[present].tolist()).json(),
+            "unanimous": share(np.where(known == 1, 1, -1), prompts[present]),
         }
     return out

@@ -13,14 +13,17 @@ from typing import Any
 from posttrain.core.files import sha256_json, write_atomic
 from posttrain.data.messages import Text
 
+# columns of a pair that its record keeps
+PAIR_COLUMNS = ("category", "subset", "rule", "skill", "level")
+
 
 @dataclass(frozen=True)
 class Record:
     """One item and what was measured of it.
 
     Attributes:
-        item: which item it is: `file:line`, and where one row gives several items what tells them
-            apart. Records of two models are paired by it.
+        item: which item it is: `file:line`, and a suffix where one row gives several items. Records
+            of two models are paired by it.
         cluster: items with the same one are not independent: a digest of the prompt. Empty: the
             item is its own.
         values: numbers by name; None where one could not be had, which is never a 0.
@@ -39,7 +42,7 @@ class Record:
 
     @property
     def group(self) -> str:
-        """What tells its cluster from others."""
+        """The name of its cluster."""
         return self.cluster or self.item
 
     def value(self, name: str) -> float:

@@ -176,7 +176,7 @@ class Tally:
         bias = preferences.measure(
             compare(*(np.array(side).reshape(-1, LOOKS) for side in self._sides)), np.array(of)
         )
-        warning = preferences.telling(bias, "`posttrain data pairs --balance-length`")
+        warning = preferences.length_warning(bias, "`posttrain data pairs --balance-length`")
         return {
             "margin": stats.mean(self._margins, of).json(),
             "chosen_tokens": stats.mean(chosen, of).json(),

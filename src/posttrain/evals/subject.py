@@ -27,13 +27,13 @@ Progress = Callable[[int, int], None]  # called with how many items of how many 
 
 @dataclass(frozen=True)
 class Options:
-    """What an evaluation is told besides its rows.
+    """Options of an evaluation, besides its rows.
 
     Attributes:
         max_tokens: tokens of a written answer at most.
-        match: name of what says that a written answer is right; see
+        match: name of the function that checks a written answer; see
             `posttrain.scoring.verifiers.MATCHES`.
-        scorer_spec: name of what scores written answers; see `posttrain.scoring.scorers`.
+        scorer_spec: name of the scorer of written answers; see `posttrain.scoring.scorers`.
         device: of a reward model.
     """
 

@@ -56,8 +56,8 @@ class Task:
 
     def estimates(self, records: Many[Record], level: float = LEVEL) -> dict[str, Estimate]:
         """What the records come to, by metric; metrics that only a comparison has are left out."""
-        found = {name: metric.estimate(records, level) for name, metric in self.metrics.items()}
-        return {name: estimate for name, estimate in found.items() if estimate is not None}
+        estimates = {name: metric.estimate(records, level) for name, metric in self.metrics.items()}
+        return {name: estimate for name, estimate in estimates.items() if estimate is not None}
 
     def differences(
         self, after: Many[Record], before: Many[Record], level: float = LEVEL

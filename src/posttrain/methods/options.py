@@ -1,4 +1,4 @@
-"""What preference methods can be told. Without torch, so that the command line answers at once."""
+"""The options of preference methods. Without torch, so that the command line answers at once."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ Divergence = Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_diverge
 
 
 class Options(Settings):
-    """What methods can be told. Unset is the method's own default; what no chosen method reads is
-    an error.
+    """Options of preference methods. An unset one has the method's own default; one that no chosen
+    method reads is an error.
     """
 
     beta: float | None = Field(

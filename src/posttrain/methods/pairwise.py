@@ -3,9 +3,8 @@
 Each takes the pairs of a forest and gives one number a pair.
 
 Notation: π the policy, π_ref the reference, y⁺ and y⁻ the chosen and the rejected answer, |y| its
-    length in tokens,
-r(y) = log π(y|x) − log π_ref(y|x) the log-ratio, Δ = r(y⁺) − r(y⁻), β the temperature, σ the
-logistic function.
+length in tokens, r(y) = log π(y|x) − log π_ref(y|x) the log-ratio, Δ = r(y⁺) − r(y⁻), β the
+temperature, σ the logistic function.
 
 The arguments of a function after the first are the options its method reads, with the method's
 defaults. `posttrain.methods.preference` puts them together. Left out: odds that a judge gives to a

@@ -35,29 +35,29 @@ def _beta(values: Values) -> float:
     return values.get("beta", 1.0)
 
 
-def ratio_reward(some: Answers, values: Values) -> Tensor:
+def ratio_reward(scored: Answers, values: Values) -> Tensor:
     """[A] β·log π/π_ref."""
-    return _beta(values) * some.ratio
+    return _beta(values) * scored.ratio
 
 
-def sum_reward(some: Answers, values: Values) -> Tensor:
+def sum_reward(scored: Answers, values: Values) -> Tensor:
     """[A] β·log π."""
-    return _beta(values) * some.logprob
+    return _beta(values) * scored.logprob
 
 
-def mean_reward(some: Answers, values: Values) -> Tensor:
+def mean_reward(scored: Answers, values: Values) -> Tensor:
     """[A] β·log π a token."""
-    return _beta(values) * some.mean
+    return _beta(values) * scored.mean
 
 
-def shaped_reward(some: Answers, values: Values) -> Tensor:
+def shaped_reward(scored: Answers, values: Values) -> Tensor:
     """[A] AlphaPO's."""
-    return _beta(values) * pairwise.shaped(some.mean, values["alpha"])
+    return _beta(values) * pairwise.shaped(scored.mean, values["alpha"])
 
 
-# Options beside the formula's own: of sums of log-probabilities, of losses of single pairs, of
+# Options besides those of the formula: of sums of log-probabilities, of losses of single pairs, of
 # methods that imitate.
-BESIDE: dict[str, Any] = {"ld_alpha": 1.0, "weighting": False, "nll": 1.0}
+EXTRA_OPTIONS: dict[str, Any] = {"ld_alpha": 1.0, "weighting": False, "nll": 1.0}
 SUMS = ("ld_alpha", "weighting")
 
 
@@ -68,7 +68,7 @@ class Method:
     Attributes:
         function: `(Pairs or Labelled, **options) -> [P] or [L]`; its docstring has the formula and
             the paper.
-        beside: options it reads beside those of its function; names of `BESIDE`.
+        extra: options it reads besides those of its function; names of `EXTRA_OPTIONS`.
         rows: "pairs", "labels" or "triples".
         reference: whether it needs a reference's log-probabilities.
         probes: whether it needs probes: mismatched answers that are scored and not trained on.
@@ -78,7 +78,7 @@ class Method:
     """
 
     function: Callable[..., Tensor]
-    beside: tuple[str, ...] = ()
+    extra: tuple[str, ...] = ()
     rows: Literal["pairs", "triples", "labels"] = "pairs"
     reference: bool = True
     probes: bool = False
@@ -88,13 +88,13 @@ class Method:
 
     @property
     def defaults(self) -> Mapping[str, Any]:
-        """Its options by name, with the values they have unless told otherwise.
+        """Its options by name, with their default values.
 
         A `gamma` of None is β/2.
         """
         own = list(inspect.signature(self.function).parameters.values())[1:]
         return MappingProxyType(
-            {p.name: p.default for p in own} | {name: BESIDE[name] for name in self.beside}
+            {p.name: p.default for p in own} | {name: EXTRA_OPTIONS[name] for name in self.extra}
         )
 
     @property
@@ -171,7 +171,7 @@ class Part:
     def losses(self, view: Pairs | Labelled) -> Tensor:
         """[U] or [L] by the formula."""
         return self.method.function(
-            view, **{name: v for name, v in self.values.items() if name not in self.method.beside}
+            view, **{name: v for name, v in self.values.items() if name not in self.method.extra}
         )
 
 
@@ -203,8 +203,8 @@ def parts(mix: Mapping[str, float], options: Options) -> list[Part]:
         METHODS[n].couple and not METHODS[n].probes for n in mix
     ):
         raise ConfigError(
-            f"{' and '.join(mix)} cannot be mixed: one is tied to probes, the other to the batch"
-            " itself",
+            f"{' and '.join(mix)} cannot be mixed: one is tied to probes, the other to the batch "
+            "itself",
             cure="leave one of them out",
         )
     given = options.given()

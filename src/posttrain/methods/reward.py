@@ -3,8 +3,8 @@ labels.
 
 A model may have K heads on one trunk, an ensemble. Each is trained as if alone, and the loss is the
 mean of theirs; they differ by their first weights only. Where they disagree the reward is
-uncertain, and where they agree it may still be wrong together,
-since the trunk is shared. Left out: rewards as distributions, and regression on scores.
+uncertain, and where they agree it may still be wrong together, since the trunk is shared. Left
+out: rewards as distributions, and regression on scores.
 """
 
 from __future__ import annotations

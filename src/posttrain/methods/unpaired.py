@@ -45,8 +45,8 @@ def kto(
 ) -> Tensor:
     """Kahneman-Tversky optimisation: value gained or lost against a reference point.
 
-    good: λ_d·(1 − σ(β(r − z))),  bad: λ_u·(1 − σ(β(z − r))),  z = max(0, mean of r over mismatched
-        answers), fixed
+    good: λ_d·(1 − σ(β(r − z))),  bad: λ_u·(1 − σ(β(z − r)));
+    z = max(0, mean of r over mismatched answers), without a gradient.
 
     Source: Ethayarajh et al. 2024, arXiv 2402.01306.
     """

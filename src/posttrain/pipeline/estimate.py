@@ -93,10 +93,10 @@ def _tokens(planned: Planned, base: str | None) -> int | None:
     drawn = getattr(settings, "n", 0) * getattr(settings, "max_tokens", 0)  # answers to every row
     total = 0.0
     for _, source in inputs.sources(settings):
-        found = _size(source)
-        if found is None:
+        size = _size(source)
+        if size is None:
             return None
-        total += found.tokens + found.sequences * drawn
+        total += size.tokens + size.sequences * drawn
     return int(total)
 
 

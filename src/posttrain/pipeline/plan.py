@@ -150,9 +150,8 @@ def _moved(source: Source, places: Mapping[str, str]) -> Source:
 
 def _why(read: dict[str, Any], folder: Path, stage: Stage) -> str:
     """What differs from the newest artifact of the same name."""
-    same = (folder / "artifacts").glob(
-        f"{stage.name}-{'[0-9a-f]' * 12}"
-    )  # and not those of a stage NAME-2
+    # and not those of a stage NAME-2
+    same = (folder / "artifacts").glob(f"{stage.name}-{'[0-9a-f]' * 12}")
     made = [path / ARTIFACT for path in same if (path / ARTIFACT).is_file()]
     if not made:
         return NOT_MADE

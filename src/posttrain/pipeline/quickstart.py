@@ -2,13 +2,11 @@
 comparisons, offline, on a processor.
 
 The data are drawn from the curriculum: new text of its world for `adapt`, instructions for `sft`,
-    pairs of answers for `reward`
-and `preference`, and for the evaluations questions, choices, pairs and text that were in none of
-them. What the base model cannot do is answer in a chat; what it can do, it was taught in other
-words. After `sft` it answers about half of the questions, and none
-of them politely: which answers people like better is in the pairs. The reward model judges answers
-    to prompts it has not seen,
-and the policy was not trained with it.
+pairs of answers for `reward` and `preference`, and for the evaluations questions, choices, pairs
+and text that were in none of them. What the base model cannot do is answer in a chat; what it can
+do, it was taught in other words. After `sft` it answers about half of the questions, and none of
+them politely: which answers people like better is in the pairs. The reward model judges answers to
+prompts it has not seen, and the policy was not trained with it.
 """
 
 from __future__ import annotations
@@ -52,14 +50,14 @@ def write_data(folder: Path) -> dict[str, str]:
         "choices": curriculum.multiple_choice(CHOICES, "test", 0, levels=LEVELS),
         **_pairs(),
     }
-    found = {}
-    for name, some in rows.items():
+    paths = {}
+    for name, examples in rows.items():
         path = folder / f"{name}.jsonl"
-        content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in some)
+        content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in examples)
         if not path.is_file() or path.read_text(encoding="utf-8") != content:
             write_atomic(path, content)
-        found[name] = str(path)
-    return found
+        paths[name] = str(path)
+    return paths
 
 
 def _pairs() -> dict[str, list[dict[str, Any]]]:
@@ -127,7 +125,7 @@ def recipe(data: dict[str, str]) -> dict[str, Any]:
                 "learning_rate": 1e-4,
                 "device": "cpu",
             },
-            # the likelihood of the chosen answers beside their lead: the model never wrote such
+            # besides the margin, the likelihood of the chosen answers: the model never wrote such
             # answers before
             "preference": {
                 "model": "sft",

@@ -33,7 +33,7 @@ from posttrain.stages.stage import kind_of
 
 NAME = re.compile(r"[A-Za-z0-9][\w-]*", re.ASCII)
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
-HERE = "a recipe"  # where a recipe is that no file holds
+NO_FILE = "a recipe"  # stands for the file of a recipe that was given as a mapping
 PENDING = "pending"  # stands for the folder of a stage until it is known
 
 
@@ -81,14 +81,15 @@ class Stage:
     @property
     def feeds(self) -> dict[str, Reference]:
         """The references whose rows it reads, by text."""
-        return {one.text: one for group in self.rows.values() for one in group}
+        return {reference.text: reference for group in self.rows.values() for reference in group}
 
     @property
     def lineage(self) -> dict[str, str]:
         """Setting → the output, or the outputs, that it is of."""
-        models = {setting: one.text for setting, one in self.models.items()}
+        models = {setting: reference.text for setting, reference in self.models.items()}
         rows = {
-            setting: ", ".join(one.text for one in group) for setting, group in self.rows.items()
+            setting: ", ".join(reference.text for reference in group)
+            for setting, group in self.rows.items()
         }
         return {**models, **rows}
 
@@ -136,10 +137,10 @@ _Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
 _Loader.yaml_implicit_resolvers = {
     first: [
         (tag, pattern)
-        for tag, pattern in some
+        for tag, pattern in resolvers
         if tag not in ("tag:yaml.org,2002:float", "tag:yaml.org,2002:bool")
     ]
-    for first, some in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
@@ -163,7 +164,7 @@ def load(recipe: Path | Mapping[str, Any], changes: Iterable[str] = ()) -> Recip
     if isinstance(recipe, Path):
         content, file = _read(recipe), str(recipe)
     else:
-        content, file = recipe, HERE
+        content, file = recipe, NO_FILE
     if not isinstance(content, Mapping):
         raise ConfigError(
             "a recipe is a mapping with name and stages",
@@ -191,10 +192,10 @@ def load(recipe: Path | Mapping[str, Any], changes: Iterable[str] = ()) -> Recip
     }
     for change in changes:
         _change(given, change)
-    found: dict[str, Stage] = {}
+    checked: dict[str, Stage] = {}
     for stage, body in given.items():
-        found[stage] = _stage(stage, body, found, given, _where(file, stages, stage), file)
-    return Recipe(name, tuple(found.values()))
+        checked[stage] = _stage(stage, body, checked, given, _where(file, stages, stage), file)
+    return Recipe(name, tuple(checked.values()))
 
 
 class _Copy(dict[Any, Any]):
@@ -223,7 +224,7 @@ def _read(path: Path) -> Any:
 
 def _where(file: str, mapping: Mapping[Any, Any], key: Any) -> str:
     line = getattr(mapping, "lines", {}).get(key)
-    return f"{file}:{line}" if line and file != HERE else file
+    return f"{file}:{line}" if line and file != NO_FILE else file
 
 
 def _change(stages: dict[str, Any], change: str) -> None:

@@ -124,9 +124,9 @@ def _examples(report: Report) -> str:
             text = escape(meaning.partition(": ")[2] or meaning)
             legend.append(f'<span><span class="t {kind}">{kind}</span> {text}</span>\n')
     return (
-        f"<h2>Token by token</h2>\n<div class=legend>{''.join(legend)}<span>⏎ a line"
-        " break</span></div>\n<p class=soft>Hold the pointer over a token to see its id, and why it"
-        " is trained or not.</p>\n" + "".join(map(_example, report.examples))
+        f"<h2>Token by token</h2>\n<div class=legend>{''.join(legend)}<span>⏎ a line "
+        "break</span></div>\n<p class=soft>Hold the pointer over a token to see its id, and why it "
+        "is trained or not.</p>\n" + "".join(map(_example, report.examples))
     )
 
 
@@ -228,10 +228,10 @@ def _packing(packing: Packing | None) -> str:
         return ""
     return (
         "<h2>How batches fill</h2>\n"
-        f"<p>A step of {packing.batch_size} rows has {packing.tokens:,.0f} tokens, in"
-        f" {packing.passes:.2f} forward passes of at most {packing.budget:,} (means over"
-        f" {packing.rows:,} rows).</p>\n"
+        f"<p>A step of {packing.batch_size} rows has {packing.tokens:,.0f} tokens, in "
+        f"{packing.passes:.2f} forward passes of at most {packing.budget:,} (means over "
+        f"{packing.rows:,} rows).</p>\n"
         f"<ul><li>Packed: {packing.filled:.1%} of the budget filled, nothing padded.</li>\n"
-        f"<li>Padded to the longest row instead: {packing.padded:.1%} of the computed tokens would"
-        f" be data, {1 / packing.padded:.2f} times the work.</li></ul>\n"
+        f"<li>Padded to the longest row instead: {packing.padded:.1%} of the computed tokens would "
+        f"be data, {1 / packing.padded:.2f} times the work.</li></ul>\n"
     )

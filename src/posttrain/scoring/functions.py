@@ -71,8 +71,8 @@ def _arguments(function: Callable[..., Any], responses: Many[Response]) -> dict[
     for parameter in named:
         if parameter.name not in (*OURS, *columns) and parameter.default is parameter.empty:
             raise DataError(
-                f"the scorer {getattr(function, '__name__', function)} asks for"
-                f" {parameter.name!r}, a column that no row has",
+                f"the scorer {getattr(function, '__name__', function)} asks for "
+                f"{parameter.name!r}, a column that no row has",
                 where=responses[0].where,
                 cure=f"add the column, or give {parameter.name} a default",
             )

@@ -129,14 +129,14 @@ class RewardScorer:
         if isinstance(encoded, DataError):
             encoded.where = encoded.where or response.where
             raise encoded
-        (one,) = fit(encoded[-1], self.limit or len(encoded[-1].ids), "drop") or (None,)
-        if one is None or self.model.process:
-            return one
+        (sequence,) = fit(encoded[-1], self.limit or len(encoded[-1].ids), "drop") or (None,)
+        if sequence is None or self.model.process:
+            return sequence
         # another's model may read past its padding token, as transformers does
         pad = self.model.pad
-        kept = np.flatnonzero(one.tokens != pad)
-        end = int(kept[-1]) + 1 if len(kept) else len(one.tokens)
-        return Sequence(one.tokens[:end], one.trained[:end])
+        kept = np.flatnonzero(sequence.tokens != pad)
+        end = int(kept[-1]) + 1 if len(kept) else len(sequence.tokens)
+        return Sequence(sequence.tokens[:end], sequence.trained[:end])
 
 
 def _example(response: Response) -> Example:

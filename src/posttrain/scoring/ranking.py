@@ -110,16 +110,7 @@ def rank(answers: Many[Answer], rules: Rules = Rules()) -> Ranking:
     valid: set[tuple[int, int]] = set()
     for at, i in enumerate(order):
         for j in order[at + 1 :]:
-            margin = scores[i] - scores[j]
-            why = (
-                TIE
-                if not margin > 0
-                else BELOW
-                if margin < rules.min_margin
-                else BETTER_CUT
-                if i not in may
-                else ""
-            )
+            why = _unpairable(scores[i] - scores[j], rules.min_margin, i in may)
             if why:
                 unpaired[why] += 1
             else:
@@ -140,6 +131,24 @@ def rank(answers: Many[Answer], rules: Rules = Rules()) -> Ranking:
     )
 
 
+def _unpairable(margin: float, min_margin: float, may_be_better: bool) -> str:
+    """Why two answers are no pair; empty where they are one."""
+    if not margin > 0:
+        return TIE
+    if margin < min_margin:
+        return BELOW
+    return "" if may_be_better else BETTER_CUT
+
+
+def _unusable(answer: Answer, words: tuple[str, ...], unfinished: Unfinished) -> str:
+    """Why an answer cannot be used, whatever the others are; empty where it can."""
+    if not known(answer.score):
+        return UNSCORED
+    if not words or "\0" in answer.text:
+        return EMPTY
+    return CUT if unfinished == "drop" and not answer.finished else ""
+
+
 def _usable(answers: Many[Answer], unfinished: Unfinished) -> tuple[tuple[int, ...], Counter[str]]:
     left_out: Counter[str] = Counter()
     seen: set[tuple[str, ...]] = set()
@@ -147,22 +156,10 @@ def _usable(answers: Many[Answer], unfinished: Unfinished) -> tuple[tuple[int, .
     for i in sorted(
         range(len(answers)), key=lambda i: (unfinished != "keep" and not answers[i].finished, i)
     ):
-        one, words = answers[i], tuple(answers[i].text.split())
-        why = (
-            UNSCORED
-            if not known(one.score)
-            else (
-                EMPTY
-                if not words or "\0" in one.text
-                else (
-                    CUT
-                    if unfinished == "drop" and not one.finished
-                    else REPEATED
-                    if words in seen
-                    else ""
-                )
-            )
-        )
+        words = tuple(answers[i].text.split())
+        why = _unusable(answers[i], words, unfinished)
+        if not why and words in seen:
+            why = REPEATED
         if why:
             left_out[why] += 1
         else:
@@ -184,14 +181,15 @@ def _proposed(
         )
         return
     place = {i: at for at, i in enumerate(order)}
-    some = (
+    candidates = (
         pairwise(order)
         if how == "adjacent"
         else ((i, j) for at, i in enumerate(order) for j in order[at + 1 :])
     )
     # the largest margins first; among equal ones, no answer often before the others were there
     yield from sorted(
-        some, key=lambda pair: (scores[pair[1]] - scores[pair[0]], place[pair[0]] + place[pair[1]])
+        candidates,
+        key=lambda pair: (scores[pair[1]] - scores[pair[0]], place[pair[0]] + place[pair[1]]),
     )
 
 
@@ -204,4 +202,6 @@ def _why(
         return ONE_ANSWER
     if len(set(scores.values())) == 1:
         return ALL_EQUAL
-    return NO_NEIGHBOURS if unpaired[NOT_TAKEN] else BETTER_CUT if unpaired[BETTER_CUT] else BELOW
+    if unpaired[NOT_TAKEN]:
+        return NO_NEIGHBOURS
+    return BETTER_CUT if unpaired[BETTER_CUT] else BELOW

@@ -15,11 +15,11 @@ from collections.abc import Sequence as Many
 from posttrain.core.errors import ConfigError, DataError, nearest
 from posttrain.core.files import sha256_file
 from posttrain.core.plugins import is_plugin, load_plugin, plugin_file
+from posttrain.core.settings import REWARD
 from posttrain.scoring.functions import from_function
 from posttrain.scoring.score import Score, Scorer
 from posttrain.scoring.verifiers import BASELINES, VERIFIERS
 
-REWARD = "reward:"
 SCORERS: dict[str, Scorer] = {**VERIFIERS, **BASELINES}
 
 

@@ -13,9 +13,8 @@ from functools import partial
 from posttrain.scoring.score import Response, Score, Scorer
 
 WANTED = ("completion", "answer")  # columns with the wanted answer, the first that there is
-_NUMBER = re.compile(
-    r"(?:(?<!\w)-)?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)"
-)  # in 3-5 there is no -5
+# in 3-5 there is no -5
+_NUMBER = re.compile(r"(?:(?<!\w)-)?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)")
 
 
 # ------------------------------------------------------------------------------------------ matches

@@ -81,9 +81,8 @@ class Voice:
         self.notes = list(policy.notes)
         if self.chat.template.origin == "default":
             self.notes.append(f"{name} has no chat template; it is talked to in the default one")
-        policy.set_chat(
-            self.chat.template.source, self.chat.stop
-        )  # as training does: the template's end of an answer is a stop, too
+        # as training does: the template's end of an answer is a stop, too
+        policy.set_chat(self.chat.template.source, self.chat.stop)
         self.notes += self.chat.notes
         self.positions = policy.longest
         special = {

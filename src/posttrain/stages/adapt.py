@@ -29,8 +29,8 @@ class AdaptOptimiser(OptimiserSettings):
     schedule: Literal["linear", "cosine", "wsd", "constant"] = Field(
         "cosine",
         description=(
-            "how the rate falls after warm-up; wsd stays at the peak, then falls over the last"
-            " fifth"
+            "how the rate falls after warm-up; wsd stays at the peak, then falls over the last "
+            "fifth"
         ),
     )
     warmup: float = Field(
@@ -56,8 +56,8 @@ class AdaptSettings(TrainingSettings):
     replay: Annotated[Rows, AfterValidator(_plain)] = Field(
         (),
         description=(
-            "text of the kind the model was made with, mixed in against forgetting; given like"
-            " --data"
+            "text of the kind the model was made with, mixed in against forgetting; given like "
+            "--data"
         ),
     )
     replay_share: float = Field(

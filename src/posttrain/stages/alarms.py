@@ -57,9 +57,9 @@ class Alarms:
             return {}
         return {
             "collapse": (
-                f"the chosen answers have become less likely, too, by {start - now:.2f} nats a"
-                f" token over the last {WINDOW} steps. A higher --beta, a lower --learning-rate or"
-                " --mix dpo=1 sft=0.2 holds them"
+                f"the chosen answers have become less likely, too, by {start - now:.2f} nats a "
+                f"token over the last {WINDOW} steps. A higher --beta, a lower --learning-rate or "
+                "--mix dpo=1 sft=0.2 holds them"
             )
         }
 
@@ -77,9 +77,9 @@ class Alarms:
         way = "longer" if now > self._answer else "shorter"
         return {
             "drift": (
-                f"the policy's own answers have become {way}: {self._answer:.0f} tokens before"
-                f" training, {now:.0f} now. Is that what the pairs are to teach? A higher --beta, a"
-                " lower --learning-rate or --ld-alpha holds them"
+                f"the policy's own answers have become {way}: {self._answer:.0f} tokens before "
+                f"training, {now:.0f} now. Is that what the pairs are to teach? A higher --beta, a "
+                "lower --learning-rate or --ld-alpha holds them"
             )
         }
 
@@ -91,10 +91,10 @@ class Alarms:
                 more = ", or use simpo, sigmoid_norm or --ld-alpha" if self.policy else ""
                 return {
                     "length": (
-                        f"rewards are right on {accuracy:.0%} of the held-out pairs, but only on"
-                        f" {right:.0%} of the {few} whose chosen answer is the {side}: they say"
-                        f" which is {other}. Balance the data with posttrain data pairs"
-                        f" --balance-length{more}"
+                        f"rewards are right on {accuracy:.0%} of the held-out pairs, but only on "
+                        f"{right:.0%} of the {few} whose chosen answer is the {side}: they say "
+                        f"which is {other}. Balance the data with posttrain data pairs "
+                        f"--balance-length{more}"
                     )
                 }
         return {}

@@ -68,12 +68,11 @@ class Dataset:
 def sources(settings: DataSettings) -> dict[str, tuple[Source, ...]]:
     """The training sources and the held-out ones, where there are any."""
     both = {"data": settings.data, "held out": settings.validation}
-    return {label: some for label, some in both.items() if some}
+    return {label: group for label, group in both.items() if group}
 
 
 def peek(settings: DataSettings) -> None:
-    """Read the first row of every source: what is wrong with them is said before anything is loaded
-    or written.
+    """Read the first row of every source, so that errors show before anything is loaded or written.
 
     Raises:
         DataError: a source that is not there, or whose first row is of no known format.
@@ -83,14 +82,14 @@ def peek(settings: DataSettings) -> None:
     for source in settings.validation:
         if source.weight is not None or source.share is not None or source.epochs != 1:
             raise ConfigError(
-                f"--validation {source} has a weight, share or epochs, and every held-out row is"
-                " scored once",
+                f"--validation {source} has a weight, share or epochs, and every held-out row is "
+                "scored once",
                 cure="leave them out; limit= takes fewer rows",
                 option="validation",
             )
-    for some in sources(settings).values():
-        for source in some:
-            # a first row that will be rejected is told of later, with all the others
+    for group in sources(settings).values():
+        for source in group:
+            # a first row that will be rejected is reported later, with all the others
             rejects = _Forgiving() if settings.on_bad_row == "reject" else Rejects()
             for row in read(source, rejects):
                 try:
@@ -116,8 +115,8 @@ def max_length(settings: DataSettings, limit: int | None) -> int:
     """
     if settings.max_length and limit and settings.max_length > limit:
         raise ConfigError(
-            f"--max-length {settings.max_length} is more than the {limit} positions the model"
-            " knows",
+            f"--max-length {settings.max_length} is more than the {limit} positions the model "
+            "knows",
             cure=f"give --max-length {limit} or less",
             option="max_length",
         )
@@ -255,22 +254,22 @@ def _tokenize(
             with reporter.working(f"read {Path(source.path).name}", total) as progress:
                 account = prepare(source, preparation, part, rejects=rejects, progress=progress)
             write_json(part / "account.json", account.json())
-            tell(account, label, source, reporter, first=i == 0)
+            report(account, label, source, reporter, first=i == 0)
     rejects.close()
     for note in chat.notes:
         reporter.message(note)
     if chat.used and chat.template.origin == "default":
         reporter.note(
             "chat",
-            f"the model has no chat template: a default, whose answers end with {chat.stop}, is"
-            " used and saved with it; --chat-template FILE uses another",
+            f"the model has no chat template: a default, whose answers end with {chat.stop}, is "
+            "used and saved with it; --chat-template FILE uses another",
         )
 
 
-def tell(
+def report(
     account: Account, label: str, source: Source, reporter: Reporter, *, first: bool = True
 ) -> None:
-    """Say what became of a source's rows; what was lost is said even where quiet is asked for."""
+    """Report what became of a source's rows; what was lost is shown even with --quiet."""
     name = Path(source.path).name
     reporter.note(label, f"{name} ({account.format}): {account.summary()}")
     if first:
@@ -283,8 +282,8 @@ def tell(
         )
     if account.special:
         reporter.message(
-            f"{name}: {account.special:,} rows have the text of a special token inside, which the"
-            " model will read as one"
+            f"{name}: {account.special:,} rows have the text of a special token inside, which the "
+            "model will read as one"
         )
     if account.rejected:
         why = "; ".join(

@@ -55,8 +55,8 @@ class EvaluateSettings(Settings):
     scorer: Annotated[str, ReadsScorer()] = Field(
         "",
         description=(
-            "of --win: exact, contains, number, longest, shortest or FILE.py:FUNCTION; or give"
-            " --reward-model"
+            "of --win: exact, contains, number, longest, shortest or FILE.py:FUNCTION; or give "
+            "--reward-model"
         ),
     )
     reward_model: Annotated[str | None, ReadsModel()] = Field(
@@ -70,8 +70,8 @@ class EvaluateSettings(Settings):
     prompt_template: str | None = Field(
         None,
         description=(
-            "ask in plain text, the question written like this; {prompt} stands for it. Unset: the"
-            " chat template"
+            "ask in plain text, the question written like this; {prompt} stands for it. Unset: the "
+            "chat template"
         ),
     )
     budget: Annotated[int | None, ExecutionOnly(rounding=True)] = Field(
@@ -149,7 +149,7 @@ def evaluate(settings: EvaluateSettings, context: Context) -> dict[str, Any]:
     evaluations = _evaluations(settings)
     if not context.began:
         _check_rows(settings, evaluations)
-    records = {role: _asked(settings, role, evaluations, context) for role in settings.models}
+    records = {role: _records_of(settings, role, evaluations, context) for role in settings.models}
     return {
         "model": settings.model,
         "against": settings.against,
@@ -185,7 +185,11 @@ def _check_rows(settings: EvaluateSettings, evaluations: list[Evaluation]) -> No
     from posttrain.data.tokens import Encoder
     from posttrain.engine.load import load_tokenizer, resolve
 
-    checked = [(one.task.check, read_rows(one.source)) for one in evaluations if one.task.check]
+    checked = [
+        (evaluation.task.check, read_rows(evaluation.source))
+        for evaluation in evaluations
+        if evaluation.task.check
+    ]
     for path in settings.models.values() if checked else ():
         tokenizer = load_tokenizer(resolve(path))
         chat = Chat(tokenizer, prompt_template=settings.prompt_template)
@@ -204,24 +208,24 @@ def _max_length(settings: EvaluateSettings, path: str) -> int:
 # ------------------------------------------------------------------------------------------- asking
 
 
-def _asked(
+def _records_of(
     settings: EvaluateSettings, role: str, evaluations: list[Evaluation], context: Context
 ) -> dict[str, list[Record]]:
     """One model's records of every evaluation; those that are there are read back."""
     path, reporter = settings.models[role], context.reporter
     records: dict[str, list[Record]] = {}
-    asking: _Asking | None = None
+    loaded: _LoadedModel | None = None
     for evaluation in evaluations:
         name, file = evaluation.name, context.folder / evaluation.file(role)
         if context.began and file.is_file():
             records[name] = read_records(file)
             continue
         rows = read_rows(evaluation.source)
-        asking = asking or _Asking(settings, path, reporter)
+        loaded = loaded or _LoadedModel(settings, path, reporter)
         key = {"identity": context.inputs.identity(), "role": role, "name": name}
         journal = Journal(context.folder / ITEMS / file.stem, key, message=reporter.message)
-        records[name] = asking.records(evaluation, rows, journal, context)
-        _account(evaluation, len(rows), records[name], asking.subject.max_length, reporter)
+        records[name] = loaded.records(evaluation, rows, journal, context)
+        _account(evaluation, len(rows), records[name], loaded.subject.max_length, reporter)
         context.claim()  # not before: a bad row can be corrected
         write_records(file, records[name])
         for metric, estimate in evaluation.task.estimates(records[name]).items():
@@ -231,8 +235,8 @@ def _asked(
 
 
 @dataclass
-class _Asking:
-    """A loaded model that is asked block by block, so that what was answered outlives a kill."""
+class _LoadedModel:
+    """A loaded model that answers block by block, so that what was answered outlives a kill."""
 
     settings: EvaluateSettings
     path: str
@@ -290,8 +294,8 @@ def _account(
         )
     if (left_out := rows - len(items)) > 0:
         reporter.message(
-            f"{evaluation.name}: {left_out:,} of {rows:,} rows are left out: they do not fit"
-            f" {max_length:,} tokens, or hold nothing to score"
+            f"{evaluation.name}: {left_out:,} of {rows:,} rows are left out: they do not fit "
+            f"{max_length:,} tokens, or hold nothing to score"
         )
 
 

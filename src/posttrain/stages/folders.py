@@ -17,7 +17,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -45,16 +45,16 @@ class Files:
     Attributes:
         others: names of files and folders, or a function of the settings that gives them.
         scratch: names of those that go when the run is finished; a run that goes on reads them.
-        together: all files appear at once, when the stage is done; until then they are written
+        at_once: all files appear at once, when the stage is done; until then they are written
             elsewhere. Such a stage does not go on after a kill, it begins again.
-        beside: of stages whose files appear together: `--out` may be a .jsonl file, the first
+        single_file: of stages whose files appear at once: `--out` may be a .jsonl file, the first
             output.
     """
 
     others: Sequence[str] | Callable[[Any], Sequence[str]] = ()
     scratch: Sequence[str] = ()
-    together: bool = False
-    beside: bool = False
+    at_once: bool = False
+    single_file: bool = False
 
     def names(self, settings: Any) -> list[str]:
         others = self.others(settings) if callable(self.others) else self.others
@@ -77,7 +77,7 @@ class Place(Protocol):
     folder: Path
     out: Path
 
-    def held(self) -> Any:
+    def held(self) -> AbstractContextManager[None]:
         """Context: nobody else writes there."""
         ...
 
@@ -121,13 +121,13 @@ class Folder:
     Args:
         out: the folder.
         names: of all that the run writes into it.
-        together: files are moved there when the stage is done.
+        at_once: files are moved there when the stage is done.
     """
 
-    def __init__(self, out: Path, names: Sequence[str], *, together: bool) -> None:
+    def __init__(self, out: Path, names: Sequence[str], *, at_once: bool) -> None:
         self.folder = self.out = out
-        self.names, self.together = names, together
-        self.work = out / f"{PARTIAL}files" if together else out
+        self.names, self.at_once = names, at_once
+        self.work = out / f"{PARTIAL}files" if at_once else out
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -159,14 +159,14 @@ class Folder:
         remove_partial(self.folder)
 
     def finish(self, summary: dict[str, Any]) -> dict[str, Any]:
-        if self.together:
+        if self.at_once:
             _move(self.work, self.names, self.path)
             shutil.rmtree(self.work)
         write_json(self.folder / SUMMARY, summary)
         return summary
 
 
-class Beside:
+class SideBySide:
     """Files beside each other, named after the first.
 
     Args:

@@ -13,6 +13,7 @@ from posttrain.core.errors import ConfigError
 from posttrain.core.files import sha256_folder, sha256_input
 from posttrain.core.plugins import is_plugin, plugin_file
 from posttrain.core.settings import (
+    REWARD,
     ExecutionOnly,
     Leaf,
     ReadsFile,
@@ -25,8 +26,6 @@ from posttrain.core.settings import (
 )
 from posttrain.data.settings import Source
 from posttrain.data.sources import digest as data_digest
-
-REWARD = "reward:"  # before the folder of a reward model that scores
 
 
 @dataclass(frozen=True)

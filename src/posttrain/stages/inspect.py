@@ -50,8 +50,8 @@ class InspectSettings(Settings):
         None,
         ge=2,
         description=(
-            "tokens a forward pass, for measuring how batches fill. Unset:"
-            f" {TOKEN_BUDGET['cpu']}, or the longest sequence"
+            "tokens a forward pass, for measuring how batches fill. Unset: "
+            f"{TOKEN_BUDGET['cpu']}, or the longest sequence"
         ),
     )
     out: Annotated[Path | None, Destination()] = Field(

@@ -58,8 +58,8 @@ class JudgeSettings(Settings):
     scorer: Annotated[str, ReadsScorer()] = Field(
         "",
         description=(
-            "what judges: reward:FOLDER, longest, shortest, FILE.py:FUNCTION; or give"
-            " --reward-model"
+            "what judges: reward:FOLDER, longest, shortest, FILE.py:FUNCTION; or give "
+            "--reward-model"
         ),
     )
     reward_model: Annotated[str | None, ReadsModel()] = Field(
@@ -136,8 +136,7 @@ def _specs(settings: JudgeSettings) -> dict[str, str]:
             out[role] = chosen
     if "scorer" not in out:
         raise ConfigError(
-            "nothing is said of what judges",
-            cure="give --reward-model FOLDER, or --scorer with a name",
+            "there is no judge", cure="give --reward-model FOLDER, or --scorer with a name"
         )
     return out
 
@@ -174,7 +173,7 @@ Scores = list[tuple[Score, Score]]  # of each pair, of the chosen and of the rej
 
 
 def _pairs(source: Source, reporter: Reporter) -> list[Pair]:
-    """The pairs of a source. Pairs whose answers are the same are left out, and that is said."""
+    """The pairs of a source. Pairs of equal answers are left out, with a message."""
     form, pairs, same = Format("preference"), list[Pair](), 0
     for row in read(source, Rejects()):
         example = form.read(row)
@@ -215,15 +214,17 @@ def _scores(
     """The scores of every file's pairs."""
     scorer = open_scorer(spec, device)
     out: dict[str, Scores] = {}
-    for name, some in pairs.items():
+    for name, group in pairs.items():
         out[name] = []
-        with reporter.working(f"judge {name}", len(some)) as progress:
-            for a in range(0, len(some), BATCH):
-                batch = some[a : a + BATCH]
-                scores = scorer([one for pair in batch for one in (pair.chosen, pair.rejected)])
+        with reporter.working(f"judge {name}", len(group)) as progress:
+            for a in range(0, len(group), BATCH):
+                batch = group[a : a + BATCH]
+                scores = scorer(
+                    [response for pair in batch for response in (pair.chosen, pair.rejected)]
+                )
                 refuse_failures(spec, scores)
                 out[name] += zip(scores[0::2], scores[1::2], strict=True)
-                progress(min(a + BATCH, len(some)))
+                progress(min(a + BATCH, len(group)))
     return out
 
 
@@ -260,15 +261,13 @@ def _records(pairs: list[Pair], scores: dict[str, Scores]) -> list[Record]:
 
 
 def _summary(records: list[Record], specs: dict[str, str]) -> dict[str, Any]:
-    """Accuracy over the pairs of which both responses have a score, and what it is compared
-    with.
-    """
+    """Accuracy over the pairs whose two responses have scores, and what it is compared with."""
     judged = _judged(records, "correct", specs["scorer"])
     right = [record.value("correct") for record in judged]
     clusters: list[Hashable] = [record.group for record in judged]
     longer = [record.value("longer") for record in judged]
     accuracy = stats.share(right, clusters).json()
-    baselines = judging.beside(right, judging.content_blind(longer), clusters)
+    baselines = judging.compare(right, judging.content_blind(longer), clusters)
     out = {
         "pairs": len(records),
         "judged": len(judged),
@@ -286,7 +285,7 @@ def _summary(records: list[Record], specs: dict[str, str]) -> dict[str, Any]:
         out["calibration"] = judging.of_margins(margins)
     if "against" in specs:
         both = _judged(judged, "against_correct", specs["against"])
-        out["against"] = judging.beside(
+        out["against"] = judging.compare(
             [record.value("correct") for record in both],
             {"against": [record.value("against_correct") for record in both]},
             [record.group for record in both],
@@ -305,8 +304,8 @@ def _judged(records: list[Record], name: str, spec: str) -> list[Record]:
         raise DataError(
             f"{spec} can judge none of {len(records):,} pairs",
             cure=(
-                "verifiers need the wanted answer in a column completion or answer, reward models"
-                " answers within their length"
+                "verifiers need the wanted answer in a column completion or answer, reward models "
+                "answers within their length"
             ),
         )
     return judged

@@ -9,7 +9,7 @@ It writes (where `--out` is a folder, without the first part of the names)
                            digests
 
 Left out: a majority of contradicting rows is not taken; balance is of how often the chosen side is
-    longer, not of by how much.
+longer, not of by how much.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ class PairsSettings(Settings):
     )
     out: Annotated[Path, Destination()] = Field(
         description=(
-            "NAME.jsonl for the rows that stay, with NAME.removed.jsonl and NAME.summary.json"
-            " beside it; or a folder for all of them"
+            "NAME.jsonl for the rows that stay, with NAME.removed.jsonl and NAME.summary.json "
+            "beside it; or a folder for all of them"
         )
     )
     to: Literal["", "pairs", "labels"] = Field(
@@ -88,8 +88,8 @@ class PairsSettings(Settings):
     on_bad_row: Literal["stop", "reject"] = Field(
         "stop",
         description=(
-            "stop at a row that cannot be used, or write it to NAME.rejects.jsonl with the reason"
-            " and go on"
+            "stop at a row that cannot be used, or write it to NAME.rejects.jsonl with the reason "
+            "and go on"
         ),
     )
     seed: int = Field(0, ge=0, description="of what is chosen by lot")
@@ -123,7 +123,7 @@ class Plan:
     PairsSettings,
     help="care for preferences: contradictions, cycles, length bias; convert them",
     makes={"rows": "rows.jsonl", "removed": "removed.jsonl"},
-    files=Files(others=("rejects.jsonl",), together=True, beside=True),
+    files=Files(others=("rejects.jsonl",), at_once=True, single_file=True),
 )
 def data_pairs(settings: PairsSettings, context: Context) -> dict[str, Any]:
     """Care for preferences before training on them: ties, repeats, contradictions and cycles are
@@ -142,7 +142,7 @@ def data_pairs(settings: PairsSettings, context: Context) -> dict[str, Any]:
     table, fates = _read(corpus, settings.rules, folder)
     plan = _plan(settings, check.kind, table, fates)
     written, refused = _write(corpus, plan, table, fates, folder)
-    return {**_account(corpus, plan, fates, written, refused), **_found(plan, table, fates)}
+    return {**_account(corpus, plan, fates, written, refused), **_findings(plan, table, fates)}
 
 
 def _read(corpus: Corpus, rules: Rules, folder: Path) -> tuple[Table, Fates]:
@@ -206,10 +206,10 @@ def _measure(
     """
     from posttrain.evals.preferences import measure
 
-    def compared(some: np.ndarray) -> tuple[Sides, np.ndarray]:
+    def compared(rows: np.ndarray) -> tuple[Sides, np.ndarray]:
         return (
-            compare(table.looks[some[:, 0], 0], table.looks[some[:, 1], 1]),
-            table.prompts[some[:, 0]],
+            compare(table.looks[rows[:, 0], 0], table.looks[rows[:, 1], 1]),
+            table.prompts[rows[:, 0]],
         )
 
     plan.sides, plan.prompts = compared(pairs)
@@ -326,9 +326,9 @@ def _account(
     }
 
 
-def _found(plan: Plan, table: Table, fates: Fates) -> dict[str, Any]:
+def _findings(plan: Plan, table: Table, fates: Fates) -> dict[str, Any]:
     """Findings, cycles, and how the sides of the pairs look."""
-    from posttrain.evals.preferences import measure, spread, telling
+    from posttrain.evals.preferences import length_warning, measure, spread
 
     circles = []
     for number in range(min(SHOWN, int(fates.cycle.max(initial=-1)) + 1)):
@@ -346,7 +346,7 @@ def _found(plan: Plan, table: Table, fates: Fates) -> dict[str, Any]:
         if plan.sides is not None and plan.prompts is not None
         else None
     )
-    said = telling(bias) if bias else ""
+    warning = length_warning(bias) if bias else ""
     return {
         "prompts": len(np.unique(table.prompts)),
         "findings": {name: count for name, count in fates.found.items() if count},
@@ -358,5 +358,5 @@ def _found(plan: Plan, table: Table, fates: Fates) -> dict[str, Any]:
         **spread(table.margins, table.agreement, table.prompts),
         "bias": bias,
         "bias_before_balance": plan.before,
-        "warnings": [said] if said else [],
+        "warnings": [warning] if warning else [],
     }

@@ -76,8 +76,8 @@ class PreferenceSettings(TrainingSettings):
     reference: Literal["", "stored", "copy", "adapters"] = Field(
         "",
         description=(
-            "where the reference's log-probabilities come from; unset: adapters with --lora, else"
-            " stored"
+            "where the reference's log-probabilities come from; unset: adapters with --lora, else "
+            "stored"
         ),
     )
     reference_model: Annotated[str | None, ReadsModel()] = Field(
@@ -86,8 +86,8 @@ class PreferenceSettings(TrainingSettings):
     reference_cache: Annotated[Path | None, ExecutionOnly()] = Field(
         None,
         description=(
-            "folder where stored log-probabilities outlive the run; unset: in the run's folder"
-            " while it lasts"
+            "folder where stored log-probabilities outlive the run; unset: in the run's folder "
+            "while it lasts"
         ),
     )
     answered: int = Field(

@@ -83,8 +83,8 @@ class SamplePairsSettings(Settings):
     scorer: Annotated[str, ReadsScorer()] = Field(
         "",
         description=(
-            "what an answer is worth: exact, contains, number, longest, shortest,"
-            " FILE.py:FUNCTION; or give --reward-model"
+            "what an answer is worth: exact, contains, number, longest, shortest, "
+            "FILE.py:FUNCTION; or give --reward-model"
         ),
     )
     reward_model: Annotated[str | None, ReadsModel()] = Field(
@@ -141,8 +141,8 @@ class SamplePairsSettings(Settings):
     prompt_template: str | None = Field(
         None,
         description=(
-            "ask in plain text, the prompt written like this; {prompt} stands for it. Unset: the"
-            " chat template"
+            "ask in plain text, the prompt written like this; {prompt} stands for it. Unset: the "
+            "chat template"
         ),
     )
     template_kwargs: Annotated[dict[str, Any], BeforeValidator(json_values)] = Field(
@@ -152,8 +152,8 @@ class SamplePairsSettings(Settings):
     on_bad_row: Literal["stop", "reject"] = Field(
         "stop",
         description=(
-            "stop at a row that cannot be used, or write it to rejects.jsonl with the reason and"
-            " go on"
+            "stop at a row that cannot be used, or write it to rejects.jsonl with the reason and "
+            "go on"
         ),
     )
     device: Annotated[Literal["", "cpu", "cuda"], ExecutionOnly()] = Field(
@@ -258,7 +258,7 @@ def _begin(settings: SamplePairsSettings, rejects: Rejects, reporter: Reporter) 
             cure="give other --data",
         )
     if settings.scorer in SCORERS:  # which cost nothing
-        responses = [Response(one.prompt, "", one.known, one.where) for one in prompts]
+        responses = [Response(prompt.prompt, "", prompt.known, prompt.where) for prompt in prompts]
         scores = SCORERS[settings.scorer](responses)
         missing = [score for score in scores if score.value is None]
         _refuse_unscored(settings, missing, len(scores), "prompts")
@@ -285,12 +285,12 @@ def _refuse_unscored(
     cure = f"look at the answers, in {settings.out / CHUNKS}, or give another --scorer"
     if settings.scorer in SCORERS:
         cure = (
-            f"{settings.scorer} needs the wanted answer: a column completion or answer (--data"
-            " FILE,completion=COLUMN)"
+            f"{settings.scorer} needs the wanted answer: a column completion or answer (--data "
+            "FILE,completion=COLUMN)"
         )
     raise DataError(
-        f"{settings.scorer or 'the reward model'} cannot judge {len(missing):,} of"
-        f" {n:,} {what}; {reasons(missing)}",
+        f"{settings.scorer or 'the reward model'} cannot judge {len(missing):,} of "
+        f"{n:,} {what}; {reasons(missing)}",
         where=str(settings.data[0]),
         cure=cure,
     )
@@ -315,9 +315,8 @@ def _sample(
         from posttrain.data.chat import Chat
 
         chat = Chat(policy.tokenizer, kwargs=settings.template_kwargs)
-        policy.set_chat(
-            chat.template.source, chat.stop
-        )  # so that answers end where the template ends them
+        # so that answers end where the template ends them
+        policy.set_chat(chat.template.source, chat.stop)
     scorer = open_scorer(settings.scorer_spec, settings.device)
     with reporter.working("sampling", len(starts) * settings.batch_size) as progress:
         for number, start in enumerate(starts, 1):
@@ -346,12 +345,12 @@ def _answers(
         n=settings.n,
     )
     seeds = [derive(settings.seed, "sample-pairs", start + i) for i in range(len(batch))]
-    completions = policy.sample([one.ids for one in batch], params, seeds)
+    completions = policy.sample([prompt.ids for prompt in batch], params, seeds)
     responses = []
     for completion in completions:
-        asked_of = batch[completion.prompt]
+        prompt = batch[completion.prompt]
         text = policy.tokenizer.decode(completion.tokens, skip_special_tokens=True)
-        responses.append(Response(asked_of.prompt, text, asked_of.known, asked_of.where))
+        responses.append(Response(prompt.prompt, text, prompt.known, prompt.where))
     scores = scorer(responses)
     refuse_failures(settings.scorer_spec, scores)
     records = []
@@ -417,8 +416,8 @@ def _write(settings: SamplePairsSettings, prompts: Many[Prompt], chunks: Journal
                 f"of {len(prompts):,} prompts none gives a pair; {counts}",
                 where=str(settings.data[0]),
                 cure=(
-                    "into another --out, with more answers (--n), a higher --temperature, a lower"
-                    " --min-margin, other prompts or another --scorer"
+                    "into another --out, with more answers (--n), a higher --temperature, a lower "
+                    "--min-margin, other prompts or another --scorer"
                 ),
             )
     best_rows = None if wanted is None else {"at_least": wanted, "rows": best}

@@ -44,8 +44,8 @@ class SelectSettings(Settings):
     keep: int = Field(ge=1, description="rows to choose at most")
     out: Annotated[Path, Destination()] = Field(
         description=(
-            "NAME.jsonl for the chosen rows, with NAME.scores.jsonl and NAME.summary.json beside"
-            " it; or a folder for all of them"
+            "NAME.jsonl for the chosen rows, with NAME.scores.jsonl and NAME.summary.json beside "
+            "it; or a folder for all of them"
         )
     )
     by: Literal["tfidf", "embedding"] = Field(
@@ -80,8 +80,8 @@ class SelectSettings(Settings):
     on_bad_row: Literal["stop", "reject"] = Field(
         "stop",
         description=(
-            "stop at a row that cannot be used, or write it to NAME.rejects.jsonl with the reason"
-            " and go on"
+            "stop at a row that cannot be used, or write it to NAME.rejects.jsonl with the reason "
+            "and go on"
         ),
     )
     device: Annotated[Literal["", "cpu", "cuda"], ExecutionOnly()] = Field(
@@ -110,7 +110,7 @@ class SelectSettings(Settings):
     SelectSettings,
     help="take the rows of a large set that are most like a small one",
     makes={"rows": "rows.jsonl", "scores": "scores.jsonl"},
-    files=Files(others=("rejects.jsonl", "target-rejects.jsonl"), together=True, beside=True),
+    files=Files(others=("rejects.jsonl", "target-rejects.jsonl"), at_once=True, single_file=True),
 )
 def data_select(settings: SelectSettings, context: Context) -> dict[str, Any]:
     """Take the rows of large sets that are most like the rows of a target, best first: ranked by

@@ -39,8 +39,8 @@ def _parts(parts: dict[str, float]) -> dict[str, float]:
     for name in parts:
         if not re.fullmatch(r"[A-Za-z0-9][\w-]*", name, re.ASCII) or name in TAKEN:
             raise ValueError(
-                f"{name!r} cannot be the name of a part: letters, digits, - and _, and not"
-                f" {', '.join(TAKEN)}"
+                f"{name!r} cannot be the name of a part: letters, digits, - and _, and not "
+                f"{', '.join(TAKEN)}"
             )
     if abs(sum(parts.values()) - 1) > 1e-6:
         raise ValueError(f"the shares add up to {sum(parts.values()):g}, not to 1")
@@ -80,8 +80,8 @@ class SplitSettings(Settings):
     on_bad_row: Literal["stop", "reject"] = Field(
         "stop",
         description=(
-            "stop at a row that cannot be used, or write it to rejects.jsonl with the reason and"
-            " go on"
+            "stop at a row that cannot be used, or write it to rejects.jsonl with the reason and "
+            "go on"
         ),
     )
     seed: int = Field(0, ge=0, description="of which cluster goes where")
@@ -97,7 +97,7 @@ def _makes(settings: SplitSettings) -> dict[str, str]:
     SplitSettings,
     help="split rows so that near-duplicates stay on one side",
     makes=_makes,
-    files=Files(others=("against.jsonl", "rejects.jsonl", "against-rejects.jsonl"), together=True),
+    files=Files(others=("against.jsonl", "rejects.jsonl", "against-rejects.jsonl"), at_once=True),
 )
 def data_split(settings: SplitSettings, context: Context) -> dict[str, Any]:
     """Split rows into parts without leaks: near-duplicates, and rows with the same prompt, stand on
@@ -167,8 +167,8 @@ def _assigned(settings: SplitSettings, labels: np.ndarray, reasons: list[str]) -
     for i, name in enumerate(settings.parts):
         if not (part == i).any():
             raise DataError(
-                f"the part {name!r} would be empty: {int(kept.sum()):,} rows in"
-                f" {len(sizes.values):,} clusters, the largest of {int(sizes.counts.max()):,}",
+                f"the part {name!r} would be empty: {int(kept.sum()):,} rows in "
+                f"{len(sizes.values):,} clusters, the largest of {int(sizes.counts.max()):,}",
                 where=where,
                 cure="give it a larger share, or more rows, or raise --near",
             )

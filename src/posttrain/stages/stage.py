@@ -38,11 +38,11 @@ from posttrain.stages import inputs
 from posttrain.stages.folders import (
     NONE,
     SUMMARY,
-    Beside,
     Files,
     Folder,
     Nowhere,
     Place,
+    SideBySide,
     output_digest,
 )
 from posttrain.stages.index import command_of
@@ -151,8 +151,8 @@ class Context:
         execution = inputs.execution(self.settings)
         for difference in self.place.claim(self.inputs.identity(), execution):
             self.reporter.message(
-                f"this run goes on with another {difference}; results differ by rounding, and by"
-                " the draws of noise where there is any"
+                f"this run goes on with another {difference}; results differ by rounding, and by "
+                "the draws of noise where there is any"
             )
 
 
@@ -270,15 +270,15 @@ class Stage(Generic[S]):
             return Nowhere()
         made = self.outputs(settings)
         names = [*(path.rstrip("/") for path in made.values()), *self.files.names(settings)]
-        if self.files.beside and out.suffix and not out.is_dir():
+        if self.files.single_file and out.suffix and not out.is_dir():
             if out.suffix != ".jsonl":
                 raise ConfigError(
                     f"--out {out} does not end in .jsonl",
                     cure=f"give --out {out}.jsonl, or a folder whose name has no ending",
                     option="out",
                 )
-            return Beside(out, next(iter(made.values())), names)
-        return Folder(out, names, together=self.files.together)
+            return SideBySide(out, next(iter(made.values())), names)
+        return Folder(out, names, at_once=self.files.at_once)
 
     def _finished(self, settings: S, place: Place, reporter: Reporter) -> Outcome | None:
         """The outcome of a run that is done, if what it made is still there as it was."""
@@ -292,8 +292,8 @@ class Stage(Generic[S]):
                 return None
         self._remove_scratch(place)
         reporter.note("finished", f"{place.out} already holds this run; nothing to do")
-        said = summary.get("verdict")
-        return self._outcome(settings, place, summary, Verdict(**said) if said else None)
+        verdict = summary.get("verdict")
+        return self._outcome(settings, place, summary, Verdict(**verdict) if verdict else None)
 
     def _summary(
         self, settings: S, place: Place, read: inputs.Inputs, made: Made

@@ -145,10 +145,10 @@ def _describe(learner: Learner, settings: TrainingSettings) -> str:
     trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
     share = "" if trained == total else f", {trained / 1e6:.2f} M trained"
     return (
-        f"{settings.model}: {total / 1e6:.1f} M parameters{share},"
-        f" {str(network.dtype).removeprefix('torch.')} on {network.device.type};"
-        f" {MODES[admission.mode]} (agrees with paths run alone within {admission.deviation:.0e}"
-        " nats)"
+        f"{settings.model}: {total / 1e6:.1f} M parameters{share}, "
+        f"{str(network.dtype).removeprefix('torch.')} on {network.device.type}; "
+        f"{MODES[admission.mode]} (agrees with paths run alone within {admission.deviation:.0e} "
+        "nats)"
     )
 
 
@@ -167,7 +167,7 @@ def _prepare(
     from posttrain.engine.source import Offline
 
     train = data["data"]
-    longest = max(one.longest for one in data.values())
+    longest = max(rows.longest for rows in data.values())
     budget = learner.budget(settings.budget, longest)
     if longest > budget:
         raise ConfigError(
@@ -175,9 +175,8 @@ def _prepare(
             cure=f"give --budget {longest} or more, or --max-length {budget} or less",
         )
     plan = Plan(train.rows, settings.batch_size, settings.seed, shares(train.rows, train.sources))
-    steps = settings.steps or math.ceil(
-        settings.epochs * plan.steps_per_epoch - 1e-9
-    )  # 1.1 · 100 is 110, not 111
+    # 1.1 · 100 is 110, not 111
+    steps = settings.steps or math.ceil(settings.epochs * plan.steps_per_epoch - 1e-9)
     setup = objective.setup(settings, learner, data, budget, reporter)
     learner.train_with(
         settings.optimiser, activation_checkpointing=settings.activation_checkpointing

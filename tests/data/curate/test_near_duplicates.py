@@ -48,9 +48,8 @@ def test_similarity_by_hand() -> None:
     # a b c d e: abc bcd cde; a b c d f: abc bcd cdf: 2 of 4
     assert jaccard(shingles("a b c d e"), shingles("A, b, c, d; f.")) == 0.5
     assert jaccard(shingles("a b"), shingles("a b")) == 1.0
-    assert (
-        jaccard(shingles("a b"), shingles("a b c")) == 0.0
-    )  # fewer than three words are one shingle
+    # fewer than three words are one shingle
+    assert jaccard(shingles("a b"), shingles("a b c")) == 0.0
     assert jaccard(shingles(""), shingles("!?")) == 0.0
     assert len(shingles("a b c a b c")) == 3  # abc bca cab abc
 
@@ -121,12 +120,8 @@ def test_of_repeats_the_best_stays(tmp_path: Path) -> None:
         for text in (base, b, c, prose(60)):
             prints.add(" ".join(text))
         labels = clusters(prints, 0.75)
-        assert repeats(prints, 0.75, labels, np.array([0, 1, 2, 3])).tolist() == [
-            -1,
-            0,
-            -1,
-            -1,
-        ]  # c is near b, which has gone
+        # c is near b, which has gone
+        assert repeats(prints, 0.75, labels, np.array([0, 1, 2, 3])).tolist() == [-1, 0, -1, -1]
         assert repeats(prints, 0.75, labels, np.array([1, 0, 2, 3])).tolist() == [1, -1, 1, -1]
         assert repeats(prints, 0.75, labels, np.array([1, -1, 2, 3])).tolist() == [-1, -1, -1, -1]
         assert near_reference(prints, 0.75, labels, 1).tolist() == [-1, 0, -1, -1]

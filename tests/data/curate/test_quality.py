@@ -44,8 +44,8 @@ def test_repetition_is_that_of_the_worst_piece() -> None:
         (["# # # # a b c"], ["max_symbols"]),
         (
             [
-                "class A {\n  void f() {\n    g();\n  }\n  void h() {\n    i();\n  }\n  void j()"
-                " {\n    k();\n  }\n}\n"
+                "class A {\n  void f() {\n    g();\n  }\n  void h() {\n    i();\n  }\n  void j() "
+                "{\n    k();\n  }\n}\n"
             ],
             [],
         ),
@@ -53,8 +53,8 @@ def test_repetition_is_that_of_the_worst_piece() -> None:
         (["it goes on and on and " * 8], ["max_repeated_ngrams"]),
         (
             [
-                "aGVsbG8gd29ybGQhIGhvdyBhcmUgeW91 ZG9pbmcgdG9kYXkgbXkgZnJpZW5k"
-                " aGVsbG8gd29ybGQhIGhvdyBhcmU"
+                "aGVsbG8gd29ybGQhIGhvdyBhcmUgeW91 ZG9pbmcgdG9kYXkgbXkgZnJpZW5k "
+                "aGVsbG8gd29ybGQhIGhvdyBhcmU"
             ],
             ["max_word_length"],
         ),

@@ -30,9 +30,8 @@ def test_relevance_is_the_mean_of_the_nearest() -> None:
     rows = np.array([[0.8, 0.6, 0.0], [0.0, 0.6, -0.8]])
     assert relevance(rows, target, 1) == pytest.approx([0.8, 0.6])
     assert relevance(rows, target, 2) == pytest.approx([0.7, 0.3])
-    assert relevance(rows, target, 9) == pytest.approx(
-        [1.4 / 3, -0.2 / 3]
-    )  # all, where there are fewer
+    # all, where there are fewer
+    assert relevance(rows, target, 9) == pytest.approx([1.4 / 3, -0.2 / 3])
 
 
 def test_a_small_topic_of_the_target_is_not_lost() -> None:

@@ -348,9 +348,8 @@ def test_memory_does_not_grow_with_the_rows(
 ) -> None:
     goal = write(tmp_path / "t.jsonl", [{"text": mixed(0.6)} for _ in range(20)])
     peaks, data = [], goal
-    for number, count in enumerate(
-        (150, 1500)
-    ):  # the first also pays for imports and for what is cached
+    # the first also pays for imports and for what is cached
+    for number, count in enumerate((150, 1500)):
         data = write(
             tmp_path / f"{count}.jsonl", ({"text": mixed(0.1 * (i % 3), 150)} for i in range(count))
         )

@@ -63,6 +63,7 @@ def test_medical_rows_are_chosen_by_embedding(tmp_path: Path) -> None:
     """
     target = f"{given('domain/medical_textbook_qa.jsonl.gz')},limit=100"
     model = str(given("models/base-28m"))
+    # a third would be chance
     assert (
         precision(
             tmp_path / "c.jsonl",
@@ -79,7 +80,7 @@ def test_medical_rows_are_chosen_by_embedding(tmp_path: Path) -> None:
             "cpu",
         )
         > 0.7
-    )  # a third would be chance
+    )
 
 
 def test_a_real_set_is_split_without_leaks(tmp_path: Path) -> None:

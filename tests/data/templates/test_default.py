@@ -50,8 +50,8 @@ LONG = [
 def test_chatml() -> None:
     head = "<|im_start|>assistant\n"
     first = (
-        "<|im_start|>system\nBe"
-        f" kind.\n\n{LISTED}<|im_end|>\n<|im_start|>user\nQ1<|im_end|>\n{head}"
+        "<|im_start|>system\nBe "
+        f"kind.\n\n{LISTED}<|im_end|>\n<|im_start|>user\nQ1<|im_end|>\n{head}"
     )
     (one,) = encode(CHATML, turns(CHATML, None, LONG, TOOLS))
     assert runs(CHATML, one) == [
@@ -80,17 +80,16 @@ def test_role_tokens() -> None:
         ("<|system|>\nBe kind.<|end|>\n<|user|>\nQ1<|end|>\n<|assistant|>\n", "A1<|end|>"),
         (
             (
-                "<|system|>\nBe"
-                " kind.<|end|>\n<|user|>\nQ1<|end|>\n<|assistant|>\nA1<|end|>\n"
+                "<|system|>\nBe "
+                "kind.<|end|>\n<|user|>\nQ1<|end|>\n<|assistant|>\nA1<|end|>\n"
                 "<|user|>\nQ2<|end|>\n"
                 "<|assistant|>\n"
             ),
             "A2<|end|>",
         ),
     ]
-    two = words(
-        special=["<|user|>", "<|assistant|>"]
-    )  # no token for the system: its text stands in a user turn
+    # no token for the system: its text stands in a user turn
+    two = words(special=["<|user|>", "<|assistant|>"])
     assert (
         turns(two, None, [SYSTEM, user("Q"), answer("A")])[0].before
         == "<|user|>\nBe kind.<|end|>\n<|user|>\nQ<|end|>\n<|assistant|>\n"

@@ -161,9 +161,8 @@ def test_the_mask_is_that_of_generation_marks(taken: Any, pinned: None) -> None:
                 row.name == "diffusion_gemma_training"
                 and messages[span.number - 2]["role"] == "tool"
             ):
-                ours = ours.removeprefix(
-                    "<|turn>model\n"
-                )  # it does not prompt after a result, and marks what history has there
+                # it does not prompt after a result, and marks what history has there
+                ours = ours.removeprefix("<|turn>model\n")
             text = row.words.decode(ids[a:b])
             prompt, found, after = text.partition(ours)
             assert found and prompt == MARKED.get(row.name, ""), (row.name, name, text)

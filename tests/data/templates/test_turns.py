@@ -102,10 +102,10 @@ def test_qwq() -> None:
 
 def test_gpt_oss() -> None:
     system = (
-        "<|start|>system<|message|>You are ChatGPT, a large language model trained by"
-        " OpenAI.\nKnowledge cutoff: 2024-06\nCurrent date: 2026-01-01\n\nReasoning: medium\n\n#"
-        " Valid channels: analysis, commentary, final. Channel must be included for every"
-        " message.<|end|>"
+        "<|start|>system<|message|>You are ChatGPT, a large language model trained by "
+        "OpenAI.\nKnowledge cutoff: 2024-06\nCurrent date: 2026-01-01\n\nReasoning: medium\n\n# "
+        "Valid channels: analysis, commentary, final. Channel must be included for every "
+        "message.<|end|>"
     )
     ask = "<|start|>user<|message|>{}<|end|><|start|>assistant"
     think = (
@@ -247,11 +247,11 @@ def test_reasoning_is_written_after_an_opened_tag_and_gone_from_history() -> Non
 def test_a_thought_before_a_call_is_written_once() -> None:
     """The prompt opens the thought with a line break that history does not have."""
     template = (
-        "{% for t in tools or [] %}{{ t.function.name }}{% endfor %}{% for m in messages"
-        " %}<|im_start|>{% if m.role == 'assistant' %}A:<think>{{ m.reasoning_content }}</think>{%"
-        " endif %}{{ m.content }}{% for c in m.tool_calls or [] %}{{ c.function.name }}{{"
-        " c.function.arguments | tojson }}{% endfor %}<|im_end|>{% endfor %}{% if"
-        " add_generation_prompt %}<|im_start|>A:<think>\n{% endif %}"
+        "{% for t in tools or [] %}{{ t.function.name }}{% endfor %}{% for m in messages "
+        "%}<|im_start|>{% if m.role == 'assistant' %}A:<think>{{ m.reasoning_content }}</think>{% "
+        "endif %}{{ m.content }}{% for c in m.tool_calls or [] %}{{ c.function.name }}{{ "
+        "c.function.arguments | tojson }}{% endfor %}<|im_end|>{% endfor %}{% if "
+        "add_generation_prompt %}<|im_start|>A:<think>\n{% endif %}"
     )
     for last, said in (
         (answer("", tool_calls=[call(at="Oslo")]), 'look{"at": "Oslo"}'),
@@ -288,10 +288,10 @@ def test_reasoning_that_a_template_does_not_know_is_an_error_even_where_the_answ
 
 def test_two_calls_of_one_function_are_both_shown() -> None:
     first = (
-        "{% for m in messages %}<|im_start|>{{ m.content }}{% for c in m.tool_calls or [] %}ONLY{{"
-        " c.function.name }}{{ c.function.arguments | tojson }}{% endfor %}<|im_end|>{% endfor %}{%"
-        " for t in tools or [] %}{{ t.function.name }}{% endfor %}{% if add_generation_prompt"
-        " %}<|im_start|>{% endif %}"
+        "{% for m in messages %}<|im_start|>{{ m.content }}{% for c in m.tool_calls or [] %}ONLY{{ "
+        "c.function.name }}{{ c.function.arguments | tojson }}{% endfor %}<|im_end|>{% endfor %}{% "
+        "for t in tools or [] %}{{ t.function.name }}{% endfor %}{% if add_generation_prompt "
+        "%}<|im_start|>{% endif %}"
     )
     tools_last = [user("Q"), answer("", tool_calls=[call(at="Oslo"), call(at="Rome")])]
     both = "{% for m in messages %}" + first.split("{% for m in messages %}")[1].replace("ONLY", "")
@@ -313,10 +313,10 @@ def test_two_calls_of_one_function_are_both_shown() -> None:
 
 def test_arguments_are_json_where_the_template_would_print_python() -> None:
     template = (
-        "{% for t in tools or [] %}{{ t.function.name }}{% endfor %}{% for m in messages"
-        " %}<|im_start|>{{ m.content }}{% for c in m.tool_calls or [] %}{{ c.function.name }}{{"
-        " c.function.arguments }}{% endfor %}<|im_end|>{% endfor %}{% if add_generation_prompt"
-        " %}<|im_start|>{% endif %}"
+        "{% for t in tools or [] %}{{ t.function.name }}{% endfor %}{% for m in messages "
+        "%}<|im_start|>{{ m.content }}{% for c in m.tool_calls or [] %}{{ c.function.name }}{{ "
+        "c.function.arguments }}{% endfor %}<|im_end|>{% endfor %}{% if add_generation_prompt "
+        "%}<|im_start|>{% endif %}"
     )
     (one,) = turns(
         PLAIN, template, [user("Q"), answer("", tool_calls=[call(at="Oslo", deep=True)])], (TOOL,)
@@ -329,8 +329,8 @@ def test_a_dropped_message_is_an_error_even_where_its_longest_word_stands_elsewh
         "{{ messages[-1].content }}<|im_end|>{% if add_generation_prompt %}<|im_start|>{% endif %}"
     )
     last = (
-        "{% if messages[-1].role == 'assistant' and messages|length > 1 %}{{ messages[-2].content"
-        " }}<|im_end|><|im_start|>{% endif %}" + last
+        "{% if messages[-1].role == 'assistant' and messages|length > 1 %}{{ messages[-2].content "
+        "}}<|im_end|><|im_start|>{% endif %}" + last
     )
     good = [user("what is elephants"), answer("grey")]
     assert turns(PLAIN, last, good)[0].before == "what is elephants<|im_end|><|im_start|>"
@@ -342,14 +342,13 @@ def test_the_end_token_that_follows_at_once_is_the_end() -> None:
     """Command-R ends a response with a token of its own, and the turn with another."""
     tokenizer = words(special=["<resp>", "</resp>", "<|im_start|>"])
     template = (
-        "{% for m in messages %}<|im_start|>{{ m.role }}:<resp>{{ m.content }}</resp><|end|>\n{%"
-        " endfor %}{% if add_generation_prompt %}<|im_start|>assistant:{% endif %}"
+        "{% for m in messages %}<|im_start|>{{ m.role }}:<resp>{{ m.content }}</resp><|end|>\n{% "
+        "endfor %}{% if add_generation_prompt %}<|im_start|>assistant:{% endif %}"
     )
     assert Chat(tokenizer, template=template).stop == "<|end|>"
     assert turns(tokenizer, template, [user("Q"), answer("A")])[0].after == "<resp>A</resp><|end|>"
-    apart = template.replace(
-        "</resp><|end|>", "</resp>\n<|end|>"
-    )  # Phi-3.5: the end of the turn, then of the text
+    # Phi-3.5: the end of the turn, then of the text
+    apart = template.replace("</resp><|end|>", "</resp>\n<|end|>")
     assert Chat(tokenizer, template=apart).stop == "</resp>"
     assert turns(tokenizer, apart, [user("Q"), answer("A")])[0].after == "<resp>A</resp>"
 
@@ -365,9 +364,8 @@ def test_a_header_that_history_adds_is_written_by_the_model() -> None:
     header = "\n{% if message.role == 'assistant' %}all\n{% endif %}{{ message.content }}"
     template = CHATML.replace("\n{{ message.content }}", header)
     assert turns(PLAIN, template, [user("Q"), answer("A")])[0].after == "all\nA<|im_end|>"
-    spaced = template.replace(
-        "assistant\n{% endif %}", "assistant\n\n{% endif %}"
-    )  # the prompt has a line more than history
+    # the prompt has a line more than history
+    spaced = template.replace("assistant\n{% endif %}", "assistant\n\n{% endif %}")
     assert turns(PLAIN, spaced, [user("Q"), answer("A")])[0].after == "all\nA<|im_end|>"
 
 
@@ -409,8 +407,8 @@ def test_what_a_template_asks_for_is_found_out() -> None:
         PLAIN, CHATML, [user("Q"), answer("A")]
     )
     listed = (
-        "{% for t in tools %}{% endfor %}{% if tools is none %}{{ raise_exception('no') }}{%"
-        " endif %}" + CHATML
+        "{% for t in tools %}{% endfor %}{% if tools is none %}{{ raise_exception('no') }}{% "
+        "endif %}" + CHATML
     )
     assert sequences(PLAIN, listed, [user("Q"), answer("A")]) == sequences(
         PLAIN, CHATML, [user("Q"), answer("A")]
@@ -497,9 +495,8 @@ def test_content_is_kept_where_the_prompt_is_spaced_otherwise(content: str) -> N
     assert (
         found[0].before == f"<|im_start|>user\nZq7 {content}<|im_end|>\n<|im_start|>assistant\n\n"
     )
-    shown = content.removeprefix(
-        "\n"
-    )  # a line break that begins an answer is the one that the prompt has more
+    # a line break that begins an answer is the one that the prompt has more
+    shown = content.removeprefix("\n")
     assert found[0].after == shown + ("" if content.endswith("<|im_end|>") else "<|im_end|>")
     assert found[1].before.startswith(
         f"<|im_start|>user\nZq7 {content}<|im_end|>\n<|im_start|>assistant\n{content}<|im_end|>\n"

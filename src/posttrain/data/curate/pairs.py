@@ -102,8 +102,8 @@ class Check:
                 "the row is neither a pair nor a labelled answer",
                 where=row.where,
                 cure=(
-                    "give chosen and rejected, or prompt, completion and label; or name the file's"
-                    " columns: --data FILE,chosen=better,rejected=worse"
+                    "give chosen and rejected, or prompt, completion and label; or name the file's "
+                    "columns: --data FILE,chosen=better,rejected=worse"
                 ),
             )
         if self.kind and kind != self.kind:
@@ -117,8 +117,8 @@ class Check:
                 "there is no margin, which --min-margin compares",
                 where=row.where,
                 cure=(
-                    "leave --min-margin out, fill the margin in, or name its column: --data"
-                    " FILE,margin=gap"
+                    "leave --min-margin out, fill the margin in, or name its column: --data "
+                    "FILE,margin=gap"
                 ),
             )
         self.kind, self.first = kind, self.first or row.where

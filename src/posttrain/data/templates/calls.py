@@ -117,8 +117,8 @@ class CallForm:
 
     def begins(self, text: str) -> bool:
         """Whether calls seem to begin somewhere in a text."""
-        found = self.begin.search(text)
-        return found is not None and bool(found[0].strip())
+        match = self.begin.search(text)
+        return match is not None and bool(match[0].strip())
 
 
 def learn(samples: Samples) -> CallForm | None:
@@ -153,8 +153,8 @@ def loose(literal: str) -> str:
 def _pattern(literal: str, counted: bool = False) -> re.Pattern[str]:
     """A loose pattern of a literal in which ids, and numbers where they count the calls, vary."""
     pattern = loose(literal)
-    for known in IDS:
-        pattern = pattern.replace(known, _ID, 1)
+    for example in IDS:
+        pattern = pattern.replace(example, _ID, 1)
     return re.compile(re.sub(r"\d+", r"\\d+", pattern) if counted else pattern)
 
 

@@ -6,9 +6,8 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-_PART_END = re.compile(
-    r"</(?!s>)|\[/|<[^<>]*_end\|>$"
-)  # closes a part of an answer, not the answer
+# closes a part of an answer, not the answer
+_PART_END = re.compile(r"</(?!s>)|\[/|<[^<>]*_end\|>$")
 
 
 @dataclass(frozen=True)

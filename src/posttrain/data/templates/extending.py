@@ -78,7 +78,7 @@ def bridge(jinja: Jinja, ending: Ending, transcript: Transcript) -> tuple[str, s
 
 
 def _stand_ins(answer: Message) -> Many[Message]:
-    """Answers of which the template may show the end where it rewrites the real one."""
+    """Answers whose end the template may show where it rewrites the real answer."""
     plain = {"role": "assistant", "content": STAND_IN}
     if answer.get("tool_calls"):
         bare = {key: answer[key] for key in ("role", "content", "tool_calls")}

@@ -192,8 +192,8 @@ def refused(where: str, what: str) -> DataError:
     cure = "change the row, or use another --chat-template"
     if "system" in what.lower():
         cure = (
-            "put the system prompt at the start of the first user message, or use another"
-            " --chat-template"
+            "put the system prompt at the start of the first user message, or use another "
+            "--chat-template"
         )
     return DataError(what, where=where, cure=cure)
 

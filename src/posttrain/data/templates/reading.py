@@ -140,8 +140,8 @@ class Reader:
 
 def _without_end(text: str, literal: str) -> str:
     """A text without a literal at its end, or as much white space of it as is there."""
-    found = re.search(f"(?:{loose(literal)})\\Z", text) if literal else None
-    return text[: found.start()] if found else text
+    match = re.search(f"(?:{loose(literal)})\\Z", text) if literal else None
+    return text[: match.start()] if match else text
 
 
 # ----------------------------------------------------------------------------------------- learning
@@ -157,7 +157,7 @@ def _call(which: int, **arguments: Any) -> dict[str, Any]:
     return {"type": "function", "id": IDS[which], "function": function}
 
 
-ONE = _call(0, **{KEYS[0]: VALUES[0]})
+ONE_CALL = _call(0, **{KEYS[0]: VALUES[0]})
 
 
 class _Learner:
@@ -172,10 +172,10 @@ class _Learner:
     def reader(self) -> Reader:
         plain = self._turn(content=STAND_IN)
         thought = self._turn(content=STAND_IN, reasoning_content=REASON)
-        call = self._turn(tool_calls=[ONE])
+        call = self._turn(tool_calls=[ONE_CALL])
         if call is None and thought is not None:  # it wants reasoning before a call, too
             self._beside_calls = {"reasoning_content": REASON}
-            call = self._turn(tool_calls=[ONE])
+            call = self._turn(tool_calls=[ONE_CALL])
         ends = [self._ending.final(turn.after) for turn in (plain, thought, call) if turn]
         reader = Reader(stops=frozenset(filter(None, ends)))
         whole = plain or thought
@@ -224,7 +224,7 @@ class _Learner:
         closing, content, _ = after.rpartition(STAND_IN)
         if not found or not content:
             return None
-        if called := self._turn(reasoning_content=REASON, tool_calls=[ONE]):
+        if called := self._turn(reasoning_content=REASON, tool_calls=[ONE_CALL]):
             before_call = self._text(called, reader).partition(REASON)[2]
             shared = closing[: common_prefix(closing, before_call)]
             for token in self._ending.added.any.finditer(closing):
@@ -245,10 +245,8 @@ class _Learner:
         """The reader, with the form of tool calls if that is known."""
 
         def sample(*calls: dict[str, Any]) -> str | None:
-            found = self._turn(tool_calls=[*calls])
-            return (
-                None if found is None else reader._split(self._text(found, reader), True, None)[1]
-            )
+            turn = self._turn(tool_calls=[*calls])
+            return None if turn is None else reader._split(self._text(turn, reader), True, None)[1]
 
         one = sample(_call(0, **{KEYS[0]: VALUES[0]}))
         assert one is not None
@@ -263,7 +261,7 @@ class _Learner:
         if form is None:
             return reader
         reader = replace(reader, calls=form)
-        both = self._turn(content=STAND_IN, tool_calls=[ONE])
+        both = self._turn(content=STAND_IN, tool_calls=[ONE_CALL])
         if both is not None:
             reader = replace(reader, stops=reader.stops | {self._ending.final(both.after)} - {""})
             rest = reader._split(self._text(both, reader), True, None)[1]
@@ -287,7 +285,7 @@ class _Learner:
             reader = replace(reader, thinking=None)
         if call is None:
             self._limits.append("the template writes no tool calls")
-        elif reader.calls is None or not self._comes_back(reader, tool_calls=[ONE]):
+        elif reader.calls is None or not self._comes_back(reader, tool_calls=[ONE_CALL]):
             self._limits.append("the form of tool calls is not known")
             reader = replace(reader, calls=None)
         else:
@@ -297,13 +295,13 @@ class _Learner:
         return replace(reader, limits=tuple(self._limits))
 
     def _check_calls(self, reader: Reader) -> None:
-        two = [ONE, _call(1, **{KEYS[0]: VALUES[1]})]
+        two = [ONE_CALL, _call(1, **{KEYS[0]: VALUES[1]})]
         for what, parts in {
             "arguments that are not text": {"tool_calls": [_call(0, **{KEYS[1]: NUMBER})]},
             "a call without arguments": {"tool_calls": [_call(0)]},
             "several calls in one answer": {"tool_calls": two},
-            "what is said beside a call": {"content": STAND_IN, "tool_calls": [ONE]},
-            "reasoning before a call": {"reasoning_content": REASON, "tool_calls": [ONE]},
+            "what is said beside a call": {"content": STAND_IN, "tool_calls": [ONE_CALL]},
+            "reasoning before a call": {"reasoning_content": REASON, "tool_calls": [ONE_CALL]},
         }.items():
             if "reasoning_content" in parts and reader.thinking is None:
                 continue
@@ -317,9 +315,9 @@ class _Learner:
             return False
         text = self._text(turn, reader)
         read = reader.read(text, finished=True, tools=PROBE_TOOLS)
-        beside = self._beside_calls if "tool_calls" in parts else {}
-        want = {"role": "assistant", "content": "", **beside, **parts}
-        return not read.faults and comparable(read.message) == comparable(want)
+        content = self._beside_calls if "tool_calls" in parts else {}
+        expected = {"role": "assistant", "content": "", **content, **parts}
+        return not read.faults and comparable(read.message) == comparable(expected)
 
 
 def comparable(message: Message) -> dict[str, Any]:

@@ -61,8 +61,8 @@ class Template:
         """
         if tokenizer.eos_token_id is None:
             raise DataError(
-                "the tokenizer has no end-of-sequence token, so the model would never learn to"
-                " stop",
+                "the tokenizer has no end-of-sequence token, so the model would never learn to "
+                "stop",
                 cure="set eos_token in tokenizer_config.json",
             )
         taken = {*signature(tokenizer.apply_chat_template).parameters} - {"documents"}
@@ -71,7 +71,9 @@ class Template:
                 f"--template-kwargs {refused[0]} is not for the template to read",
                 cure="leave it out",
             )
-        origin = "given" if source else "the model's own" if tokenizer.chat_template else "default"
+        origin = "the model's own" if tokenizer.chat_template else "default"
+        if source:
+            origin = "given"
         own = tokenizer.chat_template or default_template(tokenizer)
         return cls(tokenizer, source or own, origin, dict(kwargs or {}))
 
@@ -107,8 +109,8 @@ class Template:
         if self.ending.stop or not closing:
             return ()
         return (
-            f"the chat template ends answers with {closing!r}, which is no token of this"
-            f" tokenizer; {self.tokenizer.eos_token} is trained after it",
+            f"the chat template ends answers with {closing!r}, which is no token of this "
+            f"tokenizer; {self.tokenizer.eos_token} is trained after it",
         )
 
     @cached_property

@@ -135,8 +135,8 @@ def _as_written(
             "the chat template prompts for an answer without reasoning, and this one has some",
             where=transcript.where,
             cure=(
-                "turn reasoning on where the template can, often with --template-kwargs"
-                " enable_thinking=true; or remove it; or use another --chat-template"
+                "turn reasoning on where the template can, often with --template-kwargs "
+                "enable_thinking=true; or remove it; or use another --chat-template"
             ),
         )
     if message.get("tool_calls"):
@@ -155,8 +155,8 @@ def _as_written(
                 "the chat template drops the reasoning of an answer",
                 where=transcript.where,
                 cure=(
-                    "write it into content the way the model should, remove it, or use another"
-                    " --chat-template"
+                    "write it into content the way the model should, remove it, or use another "
+                    "--chat-template"
                 ),
             )
         space = "\n" if empty[2] else ""
@@ -168,8 +168,8 @@ def _as_written(
 
 
 def _calls_in_history(transcript: Transcript, prompt: _Prompt, whole: str) -> str:
-    """The text of an answer with tool calls, of which history must show every part; without its
-    thinking where the prompt opens that.
+    """The text of an answer with tool calls; without its thinking where the prompt opens that.
+    History must show every part of it.
     """
     message = transcript.messages[-1]
     head = whole[len(prompt.stem) :]
@@ -177,8 +177,8 @@ def _calls_in_history(transcript: Transcript, prompt: _Prompt, whole: str) -> st
     if not whole.startswith(prompt.stem) or not _complete(shown, head, thinks=False):
         raise refused(
             transcript.where,
-            "the chat template does not show this tool call, and what is said with it,"
-            " where it prompts for it",
+            "the chat template does not show this tool call, and what is said with it, "
+            "where it prompts for it",
         )
     return thought({"content": head})[2] if prompt.opened else head
 
@@ -198,8 +198,8 @@ def _after_opened_thinking(
         f"the chat template begins every answer with {opened}, and this one has no reasoning",
         where=transcript.where,
         cure=(
-            "give it as reasoning_content, or use --template-kwargs enable_thinking=false"
-            " where the template knows that, or another --chat-template"
+            "give it as reasoning_content, or use --template-kwargs enable_thinking=false "
+            "where the template knows that, or another --chat-template"
         ),
     )
 
@@ -241,8 +241,8 @@ def _around(
         if lead not in ending.added.any.sub("", cue):
             raise refused(
                 transcript.where,
-                "the chat template shows what stands before this answer otherwise than it"
-                " prompts for it",
+                "the chat template shows what stands before this answer otherwise than it "
+                "prompts for it",
             )
         content = _without_lead(transcript, content, lead)
         content = content.lstrip() if stem[-1].isspace() else content
@@ -257,8 +257,8 @@ def _without_lead(transcript: Transcript, content: str, lead: str) -> str:
         f"the chat template begins every answer with {lead!r}, and this one does not",
         where=transcript.where,
         cure=(
-            "write the answer as the model should write it, with this at its start, or use"
-            " another --chat-template"
+            "write the answer as the model should write it, with this at its start, or use "
+            "another --chat-template"
         ),
     )
 

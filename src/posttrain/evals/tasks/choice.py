@@ -81,11 +81,11 @@ def trees_of(
     for question in questions:
         sequences = []
         for _ in question.choices:
-            found = next(encoded)
-            if isinstance(found, DataError):
-                found.where = question.where
-                raise found
-            sequences.append(_without_end(found[0], max_length, question.where))
+            answer = next(encoded)
+            if isinstance(answer, DataError):
+                answer.where = question.where
+                raise answer
+            sequences.append(_without_end(answer[0], max_length, question.where))
         trees.append(Tree(tuple(sequences)))
     return questions, trees
 
@@ -128,8 +128,8 @@ def _without_end(one: Encoded, max_length: int, where: str) -> Sequence:
             f"the question and a choice are {n:,} tokens, and {max_length:,} fit",
             where=where,
             cure=(
-                f"shorten or remove the row; or give --max-length {n}, if the model can address as"
-                " many"
+                f"shorten or remove the row; or give --max-length {n}, if the model can address as "
+                "many"
             ),
         )
     kept = fit(Encoded(one.ids[:n], (Span(span.start, n, 0),)), max_length, "drop")

@@ -12,11 +12,9 @@ from posttrain.data.formats import Format
 from posttrain.data.prepare import fit
 from posttrain.data.rows import Row
 from posttrain.evals.metrics import Share, Wins
-from posttrain.evals.records import Record, cluster_of
+from posttrain.evals.records import PAIR_COLUMNS, Record, cluster_of
 from posttrain.evals.subject import Subject
 from posttrain.evals.task import task
-
-KEPT = ("category", "subset", "rule", "skill", "level")  # columns that stay in a record
 
 
 @task(
@@ -57,7 +55,7 @@ def prefer(subject: Subject, rows: list[Row]) -> list[Record]:
             rows[i].where,
             cluster_of(examples[i].prompt),  # empty where the answers are whole conversations
             _values(next(scores), next(scores), [side.N for side in tree]),
-            meta={key: rows[i].fields[key] for key in KEPT if key in rows[i].fields},
+            meta={key: rows[i].fields[key] for key in PAIR_COLUMNS if key in rows[i].fields},
         )
         for i, tree in zip(kept, trees, strict=True)
     ]

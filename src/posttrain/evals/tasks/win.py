@@ -11,13 +11,12 @@ from posttrain.data.formats import Example, Format
 from posttrain.data.prompts import without_answer
 from posttrain.data.rows import Row
 from posttrain.evals.metrics import Mean, Wins
-from posttrain.evals.records import Record, cluster_of
+from posttrain.evals.records import PAIR_COLUMNS, Record, cluster_of
 from posttrain.evals.subject import Generation, Subject
 from posttrain.evals.task import task
 from posttrain.scoring.score import Response, Score
 from posttrain.scoring.scorers import reasons, refuse_failures
 
-KEPT = ("category", "subset", "rule", "skill", "level")  # columns that stay in a record
 BATCH = 256  # answers scored at a time
 
 
@@ -69,8 +68,8 @@ def _scores(subject: Subject, responses: list[Response]) -> list[Score]:
     missing = sum(score.value is None for score in scores)
     if missing > len(scores) / 2:
         raise DataError(
-            f"the scorer can judge only {len(scores) - missing} of {len(scores)} answers;"
-            f" {reasons(scores)}",
+            f"the scorer can judge only {len(scores) - missing} of {len(scores)} answers; "
+            f"{reasons(scores)}",
             where=responses[0].where,
             cure="give rows or another scorer for which most answers have a score",
         )
@@ -78,7 +77,7 @@ def _scores(subject: Subject, responses: list[Response]) -> list[Score]:
 
 
 def _record(response: Response, answer: Generation, score: Score) -> Record:
-    meta = {key: response.columns[key] for key in KEPT if key in response.columns}
+    meta = {key: response.columns[key] for key in PAIR_COLUMNS if key in response.columns}
     if score.why:
         meta["why"] = score.why
     return Record(

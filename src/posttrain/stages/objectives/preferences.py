@@ -154,7 +154,9 @@ class Preferences:
         labels = {float(label) for row in data.numbers or () for label in row}
         if len(labels) < 2:
             kind = "good" if 1.0 in labels else "bad"
-            reporter.message(f"all answers are labelled {kind}: nothing tells it what differs")
+            reporter.message(
+                f"all answers are labelled {kind}: there is nothing to compare them with"
+            )
 
     def _rows(self, data: Dataset, settings: Any) -> Offline:
         """Rows with their facts, in the order they have; the probes of every row."""
@@ -364,8 +366,8 @@ def _check_agreement(run: Run, reporter: Reporter) -> None:
     mean, most = float(off.mean()), float(off.max())
     if not AGREEMENT[learner.device.type].allows(off):
         raise PosttrainError(
-            "the reference is not the model that training starts from: log-probabilities differ by"
-            f" {mean:.2g} nats a token on average and {most:.2g} at most",
+            "the reference is not the model that training starts from: log-probabilities differ by "
+            f"{mean:.2g} nats a token on average and {most:.2g} at most",
             cure="remove --reference-cache, or give --reference copy",
         )
     reporter.note(

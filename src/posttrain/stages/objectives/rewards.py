@@ -130,7 +130,7 @@ class Rewards:
         measured = learner.measure(forests, self.loss)
         progress(len(held), len(held))
         out = {"loss": measured.loss, "interval": None, **measured.means()}
-        score = _steps_told_apart if self.steps else _pairs_told_apart
+        score = _step_accuracy if self.steps else _pair_accuracy
         return {**out, "sequences": len(held), **score(forests, measured, prompts)}
 
     def summary(self, run: Run) -> dict[str, Any]:
@@ -163,11 +163,11 @@ class Rewards:
         return [f"after step {step}: {warning}. More pairs, or pairs that tell more, may help"]
 
 
-def _pairs_told_apart(
+def _pair_accuracy(
     forests: list[TokenForest], measured: Measured, prompts: list[Any]
 ) -> dict[str, Any]:
-    """How often the better answer has the higher reward, beside what lengths alone would tell, and
-    how far margins can be believed.
+    """How often the better answer has the higher reward, compared with content-blind baselines,
+    and the calibration of margins.
     """
     n = len(prompts)
     margins, longer = [0.0] * n, [0.0] * n
@@ -186,18 +186,18 @@ def _pairs_told_apart(
         "accuracy_low": accuracy.low,
         "accuracy_high": accuracy.high,
         "judged": len(right),
-        "baselines": judging.beside(right, judging.content_blind(longer), prompts),
+        "baselines": judging.compare(right, judging.content_blind(longer), prompts),
         **judging.by_length(right, longer, prompts),
         "length_correlation": judging.correlation(margins, longer),
         "calibration": judging.of_margins(margins),
     }
 
 
-def _steps_told_apart(
+def _step_accuracy(
     forests: list[TokenForest], measured: Measured, prompts: list[Any]
 ) -> dict[str, Any]:
-    """How many steps are told right from wrong, beside always saying the same, and how far
-    σ(reward) can be believed. Steps of one prompt go together.
+    """How many steps are classified rightly, compared with one answer for all, and the calibration
+    of σ(reward). Steps of one prompt are one cluster.
     """
     import torch
 
@@ -215,6 +215,6 @@ def _steps_told_apart(
         "accuracy_low": accuracy.low,
         "accuracy_high": accuracy.high,
         "judged": len(right),
-        "baselines": judging.beside(right, others, owner),
+        "baselines": judging.compare(right, others, owner),
         "calibration": judging.calibration(reward.numpy(), label.numpy()),
     }
