@@ -328,12 +328,22 @@ class _Collected:
     def add_sequence(self, sequence: Sequence, at: np.ndarray) -> None:
         """A sequence whose targets stand at the places `at`."""
         for name, column in sequence.targets.items():
+            if len(column) != len(sequence.tokens):
+                raise DataError(
+                    f"the fact {name!r} has {len(column)} values for {len(sequence.tokens)} tokens",
+                    cure="give it a value for every token of its sequence, trained or not",
+                )
             self._targets.setdefault(name, []).append(column[at])
         for name, value in sequence.whole.items():
             self._sequences.setdefault(name, []).append(value)
 
     def tensors(self, leaf: Tensor, L: int) -> Facts:
         U, m = len(self._members), len(self._members[0]) if self._members else 0
+        if any(len(members) != m for members in self._members):
+            raise DataError(
+                f"units of {sorted({*map(len, self._members)})} sequences in one batch",
+                cure="give every unit as many sequences; a pair has two",
+            )
         targets = {n: torch.from_numpy(np.concatenate(v)) for n, v in self._targets.items()}
         for facts, size, what in (
             (targets, len(leaf), "targets"),
