@@ -443,6 +443,7 @@ def test_rows_that_cannot_be_asked(call: Call, tmp_path: Path) -> None:
             "longest",
             "of 7 prompts none gives a pair; the better one is unfinished: ",
         ),
+        (("--unfinished", "reject"), "longest", "with a higher --max-tokens, or --unfinished keep"),
         (("--reward-modle", "x"), "exact", "did you mean '--reward-model'?"),
     ],
 )

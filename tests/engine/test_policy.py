@@ -613,10 +613,7 @@ def test_activation_checkpointing_where_there_is_none_is_an_error_with_a_cure() 
 def test_a_part_without_targets_counts_the_same_however_it_is_cut() -> None:
     """A loss over whole sequences sees those without a target, alone in a forest or not."""
     first, second = seq([2, 3, 4, 5, 6]), seq([7, 8, 9, 5], [0, 0, 0, 0])
-    trees = [
-        Tree((replace(first, whole={"x": 1.0}),)),
-        Tree((replace(second, whole={"x": 2.0}),)),
-    ]
+    trees = [Tree((replace(first, whole={"x": 1.0}),)), Tree((replace(second, whole={"x": 2.0}),))]
 
     def squares(columns: Columns, facts: Facts, counts: Counts, statistics: Any) -> Tensor:
         return (facts.sums(columns.logprob) - facts.sequences["x"]).square().sum()

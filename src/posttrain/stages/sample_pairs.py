@@ -413,12 +413,14 @@ def _write(settings: SamplePairsSettings, prompts: Many[Prompt], chunks: Journal
         _refuse_unscored(settings, missing, tally.answers, "answers")
         if not tally.pairs and not best:
             counts = ", ".join(f"{why}: {n:,}" for why, n in tally.without.items())
+            cut = any("unfinished" in why and n for why, n in tally.without.items())
+            longer = "a higher --max-tokens, or --unfinished keep, or " if cut else ""
             raise DataError(
                 f"of {len(prompts):,} prompts none gives a pair; {counts}",
                 where=str(settings.data[0]),
                 cure=(
-                    "into another --out, with more answers (--n), a higher --temperature, a lower"
-                    " --min-margin, other prompts or another --scorer"
+                    f"into another --out, with {longer}more answers (--n), a higher --temperature,"
+                    " a lower --min-margin, other prompts or another --scorer"
                 ),
             )
     best_rows = None if wanted is None else {"at_least": wanted, "rows": best}
