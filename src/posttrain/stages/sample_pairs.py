@@ -319,14 +319,13 @@ def _sample(
             chat.template.source, chat.stop
         )  # so that answers end where the template ends them
     scorer = open_scorer(settings.scorer_spec, settings.device)
-    with reporter.working("sampling", len(starts) * settings.batch_size) as progress:
-        for number, start in enumerate(starts, 1):
-            records = _answers(
-                settings, policy, scorer, start, prompts[start : start + settings.batch_size]
-            )
+    with reporter.working("sampling", len(prompts) - starts[0]) as progress:
+        for start in starts:
+            batch = prompts[start : start + settings.batch_size]
+            records = _answers(settings, policy, scorer, start, batch)
             chunks.append([vars(record) for record in records])
             chunks.flush()
-            progress(number * settings.batch_size)
+            progress(start + len(batch) - starts[0])
 
 
 def _answers(
