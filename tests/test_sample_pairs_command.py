@@ -17,6 +17,7 @@ import pytest
 import posttrain
 from posttrain.assets import curriculum
 from posttrain.cli.main import main
+from posttrain.core.events import Event, Progress
 from posttrain.core.files import sha256_file
 from posttrain.core.journal import Journal
 from posttrain.data.formats import Format
@@ -443,6 +444,7 @@ def test_rows_that_cannot_be_asked(call: Call, tmp_path: Path) -> None:
             "longest",
             "of 7 prompts none gives a pair; the better one is unfinished: ",
         ),
+        (("--unfinished", "reject"), "longest", "with a higher --max-tokens, or --unfinished keep"),
         (("--reward-modle", "x"), "exact", "did you mean '--reward-model'?"),
     ],
 )
@@ -635,3 +637,28 @@ def test_sft_then_pairs_then_preference(tmp_path: Path, capfd: pytest.CaptureFix
     assert re.search(rf"rows mine +{about['mine']['digest'][:12]}", capfd.readouterr().out)
     (found.artifacts["mine"] / "pairs.jsonl").unlink()
     assert [state for state, _ in states()] == ["made", "interrupted", "made"]
+
+
+def test_progress_counts_prompts(tiny: Path, tmp_path: Path) -> None:
+    """Four prompts in batches of three are four, not six."""
+    prompts = making.write(tmp_path / "four.jsonl", [{"prompt": f"{i}+1="} for i in range(4)])
+    seen: list[tuple[int, int]] = []
+
+    def sink(event: Event) -> None:
+        if isinstance(event, Progress) and event.label == "sampling":
+            seen.append((event.done, event.total))
+
+    posttrain.sample_pairs(
+        model=tiny,
+        data=prompts,
+        out=tmp_path / "out",
+        scorer="longest",
+        n=3,
+        max_tokens=6,
+        batch_size=3,
+        unfinished="keep",
+        device="cpu",
+        quiet=True,
+        sinks=[sink],
+    )
+    assert seen[-1] == (4, 4)

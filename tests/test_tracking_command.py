@@ -14,6 +14,7 @@ import pytest
 
 import posttrain
 from posttrain.cli.main import main
+from posttrain.core.errors import ConfigError
 from posttrain.core.events import Done, Event, Held, Note, Progress, Step
 from posttrain.engine import loop
 from tests import making
@@ -206,3 +207,11 @@ def test_interrupted_the_trackers_are_closed(
     with pytest.raises(loop.Interrupted):
         posttrain.sft(sinks=[stop], quiet=True, **settings(folder, tmp_path / "run", track="wandb"))
     assert wandb.codes == [1] and wandb.steps[-1] == (2, "train")
+
+
+def test_an_unknown_tracker_is_refused_in_our_words() -> None:
+    """What a check of ours says stands without pydantic's prefix."""
+    with pytest.raises(ConfigError) as refused:
+        posttrain.sft(model="m", data="d", out="o", track=["nope"])
+    assert "there is no tracker 'nope'; known: mlflow" in str(refused.value)
+    assert "Value error" not in str(refused.value)

@@ -521,6 +521,17 @@ def test_a_fact_that_only_some_have_is_an_error(axis: str) -> None:
         collate([lacking[axis]])
 
 
+def test_units_of_different_sizes_and_short_facts_are_errors() -> None:
+    """A pair beside a triple has no [U, m]; a fact of targets has a value for every token."""
+    one = seq([1, 2, 3])
+    trees = [tree_of(one, one, units=[(0, 1)]), tree_of(one, one, one, units=[(0, 1, 2)])]
+    with pytest.raises(DataError, match=r"units of \[2, 3\] sequences"):
+        collate(trees)
+    for values in (2, 4):
+        with pytest.raises(DataError, match=f"'x' has {values} values for 3 tokens"):
+            collate([Tree((replace(one, targets={"x": np.zeros(values)}),))])
+
+
 @settings(derandomize=True, deadline=None, max_examples=50)
 @given(st.lists(trees(), min_size=1, max_size=4), st.integers(0, 40))
 def test_values_of_targets_go_back_to_their_trees_and_ride_again(

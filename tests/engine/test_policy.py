@@ -654,3 +654,43 @@ def test_activation_checkpointing_where_there_is_none_is_an_error_with_a_cure() 
     with pytest.raises(ConfigError, match="cannot compute its activations twice") as caught:
         one.train_with(OptimiserSettings(), activation_checkpointing=True)
     assert "--budget" in caught.value.cure
+
+
+def test_a_part_without_targets_counts_the_same_however_it_is_cut() -> None:
+    """A loss over whole sequences sees those without a target, alone in a forest or not."""
+    first, second = seq([2, 3, 4, 5, 6]), seq([7, 8, 9, 5], [0, 0, 0, 0])
+    trees = [Tree((replace(first, whole={"x": 1.0}),)), Tree((replace(second, whole={"x": 2.0}),))]
+
+    def squares(columns: Columns, facts: Facts, counts: Counts, statistics: Any) -> Tensor:
+        return (facts.sums(columns.logprob) - facts.sequences["x"]).square().sum()
+
+    def report(columns: Columns, facts: Facts, statistics: Any) -> dict[str, Tensor]:
+        return {"x": facts.sequences["x"]}
+
+    model, loss = policy(), Loss(squares, report=report)
+    apart, together = model.pack(trees, 5), model.pack(trees, 100)
+    assert (len(apart), len(together)) == (2, 1)
+    expected = model.measure(together, loss)
+    for measured in (model.measure(apart, loss), model.forward_backward(apart, loss)):
+        assert measured.loss == pytest.approx(expected.loss, rel=1e-6)
+        assert sorted(measured.values["x"].tolist()) == [1.0, 2.0]
+
+
+@pytest.mark.parametrize("additive", [True, False])
+@pytest.mark.parametrize("double", [True, False])
+def test_a_loss_of_values_alone(additive: bool, double: bool) -> None:
+    """An additive loss that reads nothing off the vocabulary; in float64, too."""
+    model = policy()
+    if double:
+        model.network.double()
+    model.network.add_value_head()
+    trees = [Tree((seq([2, 3, 4, 5, 6]),))]
+
+    def regress(columns: Columns, facts: Facts, counts: Counts, statistics: Any) -> Tensor:
+        return (columns.value - 1).square().sum() / counts["targets"]
+
+    loss = Loss(regress, Read(logprob=False, value=True), additive=additive)
+    measured = model.forward_backward(model.pack(trees, 100), loss)
+    assert measured.loss == pytest.approx(model.measure(model.pack(trees, 100), loss).loss)
+    assert model.network.value_head is not None
+    assert model.network.value_head.weight.grad is not None

@@ -317,7 +317,7 @@ def _explained(known: dict[str, Leaf], error: ValidationError) -> ConfigError:
     if first["type"] == "missing" and (leaf is None or where == leaf.path):
         option = leaf.option if leaf else f"--{name}"
         return ConfigError(f"{name} is missing", cure=f"give {option}", option=name)
-    what = f"{name} = {first['input']!r}: {first['msg']}"
+    what = f"{name} = {first['input']!r}: {first['msg'].removeprefix('Value error, ')}"
     if first["type"] == "literal_error" and leaf and isinstance(first["input"], str):
         cure = nearest(first["input"], choices(leaf.field.annotation))
         return ConfigError(what, cure=cure, option=name)

@@ -341,8 +341,8 @@ class _Collected:
         U, m = len(self._members), len(self._members[0]) if self._members else 0
         if len({len(members) for members in self._members}) > 1:
             raise DataError(
-                "units of different sizes stand in one batch",
-                cure="give all units as many members; groups of other sizes go without units",
+                f"units of {sorted({*map(len, self._members)})} sequences in one batch",
+                cure="give all units as many sequences; a pair has two",
             )
         targets = {n: torch.from_numpy(np.concatenate(v)) for n, v in self._targets.items()}
         for facts, size, what in (

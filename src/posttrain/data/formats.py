@@ -121,7 +121,7 @@ class Format:
 
 
 _CURE = (
-    "say which of the file's columns are meant, for example --data "
+    "say which of the file's columns are meant, for example "
     "FILE,prompt=question,completion=answer; or the format, with --format"
 )
 

@@ -155,19 +155,24 @@ class Learner:
             return loss.loss(columns, facts, counts, statistics)
 
         self.network.train(train)
+        # a chunk of the vocabulary's rows knows nothing of rewards and hidden states
+        chunked = loss.read.vocabulary and not loss.read.reward and not loss.read.hidden
+        inside = bound if train and loss.additive and chunked else None
         total, values = 0.0, list[dict[str, Tensor]]()
         for i, forest in enumerate(_even(forests)):
+            filler = i >= len(forests)  # it keeps the ranks together, and nothing is learned of it
             with self._seeded(derive(seed, "forward", i)):
-                inside = bound if train and loss.additive else None
                 columns = self.network(forest, loss.read, inside, noise=noise)
                 facts = forest.facts.to(self.device)
+                if filler:  # its zeros reach every parameter
+                    if train:
+                        _nothing(columns).backward()
+                    continue
                 value = columns.loss if inside else bound(columns, facts)
-                if not forest.N:  # an empty forest: its zeros reach every parameter
-                    value = _nothing(columns)
                 if train:
                     value.backward()
             total += float(value.detach())
-            if loss.report and forest.N:
+            if loss.report:
                 with torch.no_grad():
                     values.append(loss.report(columns, facts, statistics))
         reported = {name: torch.cat([v[name].cpu() for v in values]) for name in _names(values)}

@@ -123,7 +123,8 @@ class Network(nn.Module):
             self.run_as(self.mode)
 
     def add_value_head(self, seed: int = 0) -> None:
-        """A linear map from hidden states to one value, in float32, where there is none yet.
+        """A linear map from hidden states to one value, in float32 or better, where there is none
+        yet.
 
         Its first weights are normal with standard deviation 1/√(d + 1); the bias is 0. Source:
         Huang et al. 2024, arXiv 2403.17031.
@@ -132,7 +133,8 @@ class Network(nn.Module):
             return
         width = self.config.get_text_config().hidden_size
         stream = torch.Generator().manual_seed(derive(seed, "value head"))
-        self.value_head = nn.Linear(width, 1, device=self.device, dtype=torch.float32)
+        dtype = torch.promote_types(self.dtype, torch.float32)
+        self.value_head = nn.Linear(width, 1, device=self.device, dtype=dtype)
         with torch.no_grad():
             drawn = torch.randn(1, width, generator=stream) / (width + 1) ** 0.5
             self.value_head.weight.copy_(drawn)

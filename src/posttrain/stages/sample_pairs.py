@@ -318,14 +318,13 @@ def _sample(
         # so that answers end where the template ends them
         policy.set_chat(chat.template.source, chat.stop)
     scorer = open_scorer(settings.scorer_spec, settings.device)
-    with reporter.working("sampling", len(starts) * settings.batch_size) as progress:
-        for number, start in enumerate(starts, 1):
-            records = _answers(
-                settings, policy, scorer, start, prompts[start : start + settings.batch_size]
-            )
+    with reporter.working("sampling", len(prompts) - starts[0]) as progress:
+        for start in starts:
+            batch = prompts[start : start + settings.batch_size]
+            records = _answers(settings, policy, scorer, start, batch)
             chunks.append([vars(record) for record in records])
             chunks.flush()
-            progress(number * settings.batch_size)
+            progress(start + len(batch) - starts[0])
 
 
 def _answers(
@@ -412,12 +411,14 @@ def _write(settings: SamplePairsSettings, prompts: Many[Prompt], chunks: Journal
         _refuse_unscored(settings, missing, tally.answers, "answers")
         if not tally.pairs and not best:
             counts = ", ".join(f"{why}: {n:,}" for why, n in tally.without.items())
+            cut = any("unfinished" in why and n for why, n in tally.without.items())
+            longer = "a higher --max-tokens, or --unfinished keep, or " if cut else ""
             raise DataError(
                 f"of {len(prompts):,} prompts none gives a pair; {counts}",
                 where=str(settings.data[0]),
                 cure=(
-                    "into another --out, with more answers (--n), a higher --temperature, a lower "
-                    "--min-margin, other prompts or another --scorer"
+                    f"into another --out, with {longer}more answers (--n), a higher --temperature, "
+                    "a lower --min-margin, other prompts or another --scorer"
                 ),
             )
     best_rows = None if wanted is None else {"at_least": wanted, "rows": best}
