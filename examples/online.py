@@ -1,4 +1,4 @@
-"""Learn from the model's own answers: a source that samples, scores and gives credit, and GRPO's loss.
+"""Learn from the model's own answers: a source that samples, scores and gives credit, and GRPO.
 
     python examples/online.py
 

@@ -225,6 +225,18 @@ def test_a_row_that_was_corrected_can_be_evaluated(bench: Bench, tmp_path: Path)
     assert bench.eval(run, "--choice", quiz, all_tasks=False)[0] == 0
 
 
+def test_rows_of_every_task_are_read_before_anything_runs(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bad file of the last task costs none of the work of the first."""
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"prompt": "a"}\n{"prompt"')
+    monkeypatch.setattr("posttrain.engine.policy.Policy.load", None)  # it is not called
+    code, out, err = bench.eval(tmp_path / "run", "--exact", str(bad))
+    assert (code, out) == (2, "") and f"{bad}:2: " in err
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_choice_that_a_model_cannot_take_is_told_before_anything_runs(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

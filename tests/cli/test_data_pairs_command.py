@@ -355,7 +355,7 @@ def test_bad_rows_are_set_aside(tmp_path: Path, capfd: pytest.CaptureFixture[str
         "two.jsonl:2",
     ]
     assert "the row is of labels, and the data began as pairs" in rejects[2]["what"]
-    assert not (tmp_path / "clean.removed.jsonl").exists()
+    assert (tmp_path / "clean.removed.jsonl").read_bytes() == b""
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason=f"there is no shared data folder {SHARED}")

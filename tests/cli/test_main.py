@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 from typing import Any
@@ -15,6 +14,7 @@ from posttrain.core.errors import DataError
 from posttrain.data.settings import Source
 from posttrain.stages.sft import SftSettings
 from posttrain.stages.stage import Stage
+from tests.children import child
 
 NEEDED = ["sft", "--model", "m", "--data", "d.jsonl", "--out", "o"]
 
@@ -45,13 +45,26 @@ def said(argv: list[str], capfd: pytest.CaptureFixture[str]) -> tuple[int, str, 
 
 
 @pytest.mark.parametrize("argv", [[], ["--help"], ["-h"], ["help"]], ids=str)
-def test_help_lists_every_command(argv: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_every_command(
+    argv: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     assert main(argv) == 0
     out, err = capfd.readouterr()
     assert err == ""
     assert out.startswith("usage: posttrain COMMAND [options]\n")
+    assert max(map(len, out.splitlines())) <= 80
     for name, text in commands().items():
-        assert re.search(rf"^  {name} +{re.escape(text)}$", out, re.MULTILINE)
+        assert f" {name} {text} " in " ".join(out.split())
+
+
+def test_help_whose_reader_has_gone_is_no_error() -> None:
+    """As with `posttrain --help | head`."""
+    argv = [sys.executable, "-m", "posttrain", "--help"]
+    with child(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as run:
+        assert run.stdout is not None and run.stderr is not None
+        run.stdout.close()
+        assert (run.stderr.read(), run.wait(60)) == (b"", 0)
 
 
 @pytest.mark.parametrize("argv", [["--version"], ["-V"], ["version"]], ids=str)

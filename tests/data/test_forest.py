@@ -498,14 +498,6 @@ def test_a_part_of_facts_cuts_the_axis_of_targets_alone() -> None:
     )
 
 
-def test_units_of_different_sizes_and_facts_of_other_lengths_are_errors() -> None:
-    with pytest.raises(DataError, match="different sizes"):
-        collate([tree_of(seq([1, 2]), seq([1, 3]), seq([1, 4]), units=[(0, 1), (0, 1, 2)])])
-    short = Sequence(np.array([1, 2, 3]), np.ones(3, bool), targets={"old": np.zeros(2)})
-    with pytest.raises(DataError, match="'old' has 2 values for 3 tokens"):
-        collate([Tree((short,))])
-
-
 @pytest.mark.parametrize("axis", ["targets", "sequences", "units"])
 def test_a_fact_that_only_some_have_is_an_error(axis: str) -> None:
     """Nothing could say whose it is; the message has the name and the two numbers."""
@@ -521,12 +513,49 @@ def test_a_fact_that_only_some_have_is_an_error(axis: str) -> None:
         collate([lacking[axis]])
 
 
+@pytest.mark.parametrize("axis", ["targets", "sequences", "units"])
+def test_a_fact_of_some_forests_is_an_error_too(axis: str) -> None:
+    """Whether a loss can read a fact does not hang on how the batch is cut."""
+    whole = with_facts(PAIRS)
+    without = Tree(
+        tuple(
+            replace(
+                sequence,
+                targets={} if axis == "targets" else sequence.targets,
+                whole={} if axis == "sequences" else sequence.whole,
+            )
+            for sequence in whole
+        ),
+        tuple(replace(u, facts={} if axis == "units" else u.facts) for u in whole.units),
+    )
+    name = {"targets": "ids", "sequences": "label", "units": "margin"}[axis]
+    budget = size(whole)
+    for trees in ([whole, without], [without, whole]):
+        with pytest.raises(DataError, match=f"'{name}' is known of some {axis}"):
+            forests(trees, budget)
+    assert len(forests([whole, whole], budget)) == 2
+
+
+def test_trees_that_cannot_be_meant_are_errors() -> None:
+    with pytest.raises(DataError, match="without sequences"):
+        Tree(())
+    one = seq([1, 2, 3])
+    for members in ((0, 2), (-1, 0), ()):
+        with pytest.raises(DataError, match="in a tree of 2"):
+            tree_of(one, one, units=[members])
+    unlike = [Tree((replace(one, targets={"x": x}),)) for x in (np.zeros(3), np.zeros((3, 2)))]
+    with pytest.raises(DataError, match=r"'x' has the shapes \[\(\), \(2,\)\]"):
+        collate(unlike)
+
+
 def test_units_of_different_sizes_and_short_facts_are_errors() -> None:
     """A pair beside a triple has no [U, m]; a fact of targets has a value for every token."""
     one = seq([1, 2, 3])
     trees = [tree_of(one, one, units=[(0, 1)]), tree_of(one, one, one, units=[(0, 1, 2)])]
     with pytest.raises(DataError, match=r"units of \[2, 3\] sequences"):
         collate(trees)
+    with pytest.raises(DataError, match=r"units of \[2, 3\] sequences"):
+        forests(trees, 3)  # a forest each
     for values in (2, 4):
         with pytest.raises(DataError, match=f"'x' has {values} values for 3 tokens"):
             collate([Tree((replace(one, targets={"x": np.zeros(values)}),))])

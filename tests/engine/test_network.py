@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
+from posttrain.core.errors import ConfigError
 from posttrain.core.types import Columns, Counts, Facts, Loss, Read
 from posttrain.engine import attention
 from posttrain.engine.network import trunk_of
@@ -88,7 +89,7 @@ def test_a_value_head_is_trained_and_saved(additive: bool, tmp_path: Path) -> No
     """
     source = folder(tmp_path / "base")
     one = Policy.load(source, device="cpu")
-    one.network.add_value_head(seed=3)
+    one.add_value_head(seed=3)
     loss = Loss(towards, read=Read(value=True), additive=additive)
     forests = one.pack(random_trees(2, trees=6), 40)
     assert len(forests) > 1
@@ -110,7 +111,7 @@ def test_a_value_head_is_trained_and_saved(additive: bool, tmp_path: Path) -> No
 
 def test_one_pass_and_two_give_the_value_head_the_same_gradient() -> None:
     one = policy("llama")
-    one.network.add_value_head()
+    one.add_value_head()
     forests = one.pack(random_trees(2, trees=6), 40)
     found = []
     for additive in (True, False):
@@ -125,7 +126,7 @@ def test_one_pass_and_two_give_the_value_head_the_same_gradient() -> None:
 def test_the_value_head_is_in_a_checkpoint() -> None:
     """Weights and moments have its names, so that a resumed run goes on with it."""
     one = policy("llama")
-    one.network.add_value_head()
+    one.add_value_head()
     optimiser = one.train_with(OptimiserSettings(learning_rate=1e-2))
     forests = one.pack(random_trees(2, trees=6), 40)
     one.forward_backward(forests, Loss(towards, read=Read(value=True)))
@@ -136,14 +137,33 @@ def test_the_value_head_is_in_a_checkpoint() -> None:
 
 def test_a_network_without_a_value_head_says_so() -> None:
     one = policy("llama")
-    with pytest.raises(AssertionError, match="add_value_head"):
+    with pytest.raises(ConfigError, match="no value head") as error:
         one.score(one.pack(random_trees(1), 400), Read(value=True))
+    assert "add_value_head()" in str(error.value.cure)
+
+
+def test_a_value_head_comes_before_the_optimiser() -> None:
+    """One that came later would never move."""
+    one = policy("llama")
+    one.train_with(OptimiserSettings(learning_rate=1e-2))
+    with pytest.raises(ConfigError, match="does not know of a value head"):
+        one.add_value_head()
+
+
+def test_a_value_head_of_another_model_does_not_stay(tmp_path: Path) -> None:
+    """Saving over a folder leaves nothing that the next load would take up."""
+    source, out = folder(tmp_path / "base"), tmp_path / "out"
+    one = Policy.load(source, device="cpu")
+    one.add_value_head()
+    one.save(out)
+    Policy.load(source, device="cpu").save(out)
+    assert Policy.load(out, device="cpu").network.value_head is None
 
 
 def test_one_call_reads_everything() -> None:
     """Log-probabilities, entropy, values and hidden states come from one run of the trunk."""
     one = policy("llama")
-    one.network.add_value_head()
+    one.add_value_head()
     calls: list[int] = []
     trunk_of(one.network.inner).register_forward_hook(lambda *_: calls.append(1))
     (forest,) = one.pack(random_trees(1), 10_000)

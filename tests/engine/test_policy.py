@@ -683,7 +683,7 @@ def test_a_loss_of_values_alone(additive: bool, double: bool) -> None:
     model = policy()
     if double:
         model.network.double()
-    model.network.add_value_head()
+    model.add_value_head()
     trees = [Tree((seq([2, 3, 4, 5, 6]),))]
 
     def regress(columns: Columns, facts: Facts, counts: Counts, statistics: Any) -> Tensor:

@@ -165,6 +165,12 @@ WRONG = [
         "there is no stage 'stf'",
         f"write stage: with one of {', '.join(entries())}, or FILE.py:NAME of your own",
     ),
+    (
+        "stages:\n  a: {stage: data-select, model: m}\n",
+        2,
+        "there is no stage 'data-select'",
+        "write stage: data_select",
+    ),
     ("stages:\n  a:\n    model: m\n    stage: evl\n", 4, "there is no stage 'evl'", None),
     ("nam: x\nstages: {}\n", 1, "unknown key 'nam'", "did you mean 'name'?"),
     ("name: x\nname: y\n", 2, "not YAML: the key 'name' stands twice", "correct the line"),

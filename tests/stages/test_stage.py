@@ -74,6 +74,15 @@ def test_from_the_command_line(
     assert "characters from which a prompt is long [10]" in said
 
 
+def test_an_output_that_was_not_made_is_an_error(tmp_path: Path, data: Path) -> None:
+    """A later stage would look for it, and a second run would find this one finished."""
+    lazy = replace(toy.count, makes={"rows": "rows.jsonl", "page": "page.html"})
+    for _ in range(2):
+        with pytest.raises(ConfigError, match="count did not make its output 'page'"):
+            lazy(data=data, out=tmp_path / "run", quiet=True)
+        assert not (tmp_path / "run" / "summary.json").exists()
+
+
 def test_in_a_recipe(data: Path, tmp_path: Path) -> None:
     recipe = {
         "name": "toy",
@@ -236,6 +245,7 @@ def test_data_commands_are_stages_of_a_recipe(tmp_path: Path) -> None:
     assert sorted(p.name for p in result.artifacts["clean"].iterdir()) == [
         ".lock",
         "artifact.json",
+        "removed.jsonl",
         "rows.jsonl",
         "run.json",
         "summary.json",

@@ -16,7 +16,7 @@ from importlib import import_module
 OTHERS = {
     "quickstart": (
         "posttrain.cli.quickstart:main",
-        "see the whole loop work on a small real model, in a minute and a half",
+        "see the whole loop work on a small real model in 1.5 minutes",
     ),
     "run": ("posttrain.cli.pipeline:run", "run a recipe of stages"),
     "plan": ("posttrain.cli.pipeline:show_plan", "show what running a recipe would do"),
@@ -78,14 +78,6 @@ def main(argv: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that cannot show a sign shows another
-    if not argv or argv[0] in ("-h", "--help", "help"):
-        print(usage(commands()))
-        return 0
-    if argv[0] in ("-V", "--version", "version"):
-        from posttrain import __version__
-
-        print(f"posttrain {__version__}")
-        return 0
     from posttrain.core.errors import PosttrainError
 
     try:
@@ -110,7 +102,15 @@ def _run(argv: list[str]) -> int:
     """Find the command and run it; returns the exit code."""
     from posttrain.core.errors import PosttrainError, nearest
 
-    first = argv[0]
+    first = argv[0] if argv else "help"
+    if first in ("-h", "--help", "help"):
+        print(usage(commands()))
+        return 0
+    if first in ("-V", "--version", "version"):
+        from posttrain import __version__
+
+        print(f"posttrain {__version__}")
+        return 0
     if first in OTHERS:
         module, _, function = OTHERS[first][0].partition(":")
         return getattr(import_module(module), function)(argv[1:])

@@ -149,6 +149,13 @@ class Read:
     reward: Literal["", "sequences", "targets"] = ""
     hidden: Literal["", "before", "targets", "ends"] = ""
 
+    def __post_init__(self) -> None:
+        if not self.temperature > 0:
+            raise ConfigError(
+                f"a temperature of {self.temperature:g}: logits are divided by it",
+                cure="give Read a temperature above 0",
+            )
+
     @property
     def vocabulary(self) -> bool:
         """Whether anything is read off rows of logits."""

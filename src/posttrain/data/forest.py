@@ -72,6 +72,16 @@ class Tree:
     sequences: tuple[Sequence, ...]
     units: tuple[Unit, ...] = ()
 
+    def __post_init__(self) -> None:
+        if not self.sequences:
+            raise DataError("a tree without sequences", cure="give it one at least")
+        for unit in self.units:
+            if not unit.members or not 0 <= min(unit.members) <= max(unit.members) < len(self):
+                raise DataError(
+                    f"a unit of the sequences {unit.members} in a tree of {len(self)}",
+                    cure="name sequences by their places in the tree, from 0",
+                )
+
     def __len__(self) -> int:
         return len(self.sequences)
 
@@ -339,11 +349,13 @@ class _Collected:
 
     def tensors(self, leaf: Tensor, L: int) -> Facts:
         U, m = len(self._members), len(self._members[0]) if self._members else 0
-        if len({len(members) for members in self._members}) > 1:
-            raise DataError(
-                f"units of {sorted({*map(len, self._members)})} sequences in one batch",
-                cure="give all units as many sequences; a pair has two",
-            )
+        _check_sizes({len(members) for members in self._members})
+        for name, columns in self._targets.items():
+            if len(shapes := {column.shape[1:] for column in columns}) > 1:
+                raise DataError(
+                    f"the fact {name!r} has the shapes {sorted(shapes)} at targets of one batch",
+                    cure="give it one shape at every target",
+                )
         targets = {n: torch.from_numpy(np.concatenate(v)) for n, v in self._targets.items()}
         for facts, size, what in (
             (targets, len(leaf), "targets"),
@@ -407,8 +419,8 @@ def split(tree: Tree, budget: int, *, shared: bool = True) -> list[list[int]]:
         need = size(tree.part(group)[0], shared=shared)
         if need > budget:
             raise DataError(
-                f"a sequence of {need} tokens does not fit the budget of {budget} tokens a forward "
-                "pass",
+                f"{_what(len(group))} of {need} tokens does not fit the budget of {budget} tokens "
+                "a forward pass",
                 cure=f"lower --max-length to {budget // len(group)}, or raise --budget to {need}",
             )
         joined = [*parts[-1], *group] if parts else group
@@ -417,6 +429,10 @@ def split(tree: Tree, budget: int, *, shared: bool = True) -> list[list[int]]:
         else:
             parts.append(group)
     return parts
+
+
+def _what(sequences: int) -> str:
+    return "a sequence" if sequences == 1 else f"a unit of {sequences} sequences"
 
 
 def forests(trees: Many[Tree], budget: int, *, shared: bool = True) -> list[TokenForest]:
@@ -428,6 +444,8 @@ def forests(trees: Many[Tree], budget: int, *, shared: bool = True) -> list[Toke
         budget: tokens a forest may hold, which bounds the memory of one forward and backward pass.
         shared: False where the model runs every path alone, so that the budget counts repeated
             prefixes.
+    Raises:
+        DataError: a unit over budget; a fact that some of the batch have and others do not.
     """
     pieces: list[Tree] = []
     numbers: list[_Numbers] = []
@@ -443,7 +461,36 @@ def forests(trees: Many[Tree], budget: int, *, shared: bool = True) -> list[Toke
         first += len(tree)
         first_unit += len(tree.units)
     bins = pack([size(piece, shared=shared) for piece in pieces], budget)
-    return [collate([pieces[i] for i in b], [numbers[i] for i in b]) for b in bins]
+    packed = [collate([pieces[i] for i in b], [numbers[i] for i in b]) for b in bins]
+    _check_alike([forest.facts for forest in packed])
+    return packed
+
+
+def _check_alike(every: Many[Facts]) -> None:
+    """Refuse facts and units of some forests only: what a loss may read must not hang on how the
+    batch is cut.
+    """
+    united = [facts for facts in every if facts.U]
+    for what, tables in (
+        ("targets", [facts.targets for facts in every]),
+        ("sequences", [facts.sequences for facts in every]),
+        ("units", [facts.units for facts in united]),
+    ):
+        for name in sorted(set().union(*tables)):
+            if not all(name in table for table in tables):
+                raise DataError(
+                    f"the fact {name!r} is known of some {what} of the batch and not of others",
+                    cure="give it to all or to none",
+                )
+    _check_sizes({facts.members.shape[1] for facts in united})
+
+
+def _check_sizes(sizes: set[int]) -> None:
+    if len(sizes) > 1:
+        raise DataError(
+            f"units of {sorted(sizes)} sequences in one batch",
+            cure="give all units as many sequences; a pair has two",
+        )
 
 
 def by_tree(packed: Many[TokenForest], values: Many[Tensor], trees: Many[Tree]) -> list[np.ndarray]:

@@ -259,6 +259,7 @@ class Learner:
         state = adapters.merged(inner) if self.adapter is not None else None
         with quiet(), system_errors():
             inner.save_pretrained(folder, state_dict=state)
+            (folder / VALUE_HEAD).unlink(missing_ok=True)  # of another model that was here
             if self.network.value_head is not None:
                 head = self.network.value_head.state_dict()
                 save_file(

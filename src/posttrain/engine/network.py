@@ -18,7 +18,7 @@ import transformers
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from posttrain.core.errors import ModelError
+from posttrain.core.errors import ConfigError, ModelError
 from posttrain.core.seeds import derive
 from posttrain.core.types import Columns, Facts, Read
 from posttrain.data.forest import TokenForest
@@ -167,7 +167,11 @@ class Network(nn.Module):
         before = states.get("before")
         extra: dict[str, Any] = {}
         if read.value:
-            assert self.value_head is not None, "the network has no value head: add_value_head()"
+            if self.value_head is None:
+                raise ConfigError(
+                    "the network has no value head",
+                    cure="call add_value_head() before train_with()",
+                )
             extra["value"] = self.value_head(_real(states["before"]))[:, 0]
         if read.reward:
             place = "ends" if read.reward == "sequences" else "targets"

@@ -86,6 +86,19 @@ class Policy(Learner):
         adapter = adapters.attach(inner, lora, seed) if lora else None
         return cls(network, tokenizer, source=str(path), digest=digest(folder), adapter=adapter)
 
+    def add_value_head(self, seed: int = 0) -> None:
+        """A head for `Read(value=True)`, where there is none yet; see `Network.add_value_head`.
+
+        Raises:
+            ConfigError: there is an optimiser, which would not move it.
+        """
+        if self.optimiser is not None and self.network.value_head is None:
+            raise ConfigError(
+                "the optimiser does not know of a value head that is added now",
+                cure="call add_value_head() before train_with()",
+            )
+        self.network.add_value_head(seed)
+
     def logprobs(self, forests: Many[TokenForest]) -> list[Tensor]:
         """[N] log-probabilities of each forest's targets, without gradients."""
         return [columns.logprob for columns in self.score(forests)]

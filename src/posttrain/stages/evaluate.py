@@ -185,16 +185,12 @@ def _check_rows(settings: EvaluateSettings, evaluations: list[Evaluation]) -> No
     from posttrain.data.tokens import Encoder
     from posttrain.engine.load import load_tokenizer, resolve
 
-    checked = [
-        (evaluation.task.check, read_rows(evaluation.source))
-        for evaluation in evaluations
-        if evaluation.task.check
-    ]
+    read = [(evaluation.task.check, read_rows(evaluation.source)) for evaluation in evaluations]
+    checked = [(check, rows) for check, rows in read if check]
     for path in settings.models.values() if checked else ():
         tokenizer = load_tokenizer(resolve(path))
         chat = Chat(tokenizer, prompt_template=settings.prompt_template)
         for check_rows, rows in checked:
-            assert check_rows is not None
             check_rows(chat, Encoder(tokenizer), _max_length(settings, path), rows)
 
 

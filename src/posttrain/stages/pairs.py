@@ -265,9 +265,6 @@ def _write(
         for good, bad in plan.pairs if plan.pairs is not None else ():
             (head, chosen), (_, rejected) = (_fetched(spool, int(places[i])) for i in (good, bad))
             written += kept.write(line(Row(convert.as_pair(head, chosen, rejected), ""))) > 0
-        empty = not removed.tell()
-    if empty:
-        (folder / "removed.jsonl").unlink()
     return written + refused.pop("", 0), refused
 
 

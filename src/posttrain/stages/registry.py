@@ -29,10 +29,13 @@ def find(name: str, where: str = "") -> Stage[Any]:
     if ":" in name:
         return _own(name, where)
     if name not in entries():
+        known = name.replace("-", "_")  # as the command line writes it
         raise ConfigError(
             f"there is no stage {name!r}",
             where=where,
-            cure=f"write stage: with one of {', '.join(entries())}, or FILE.py:NAME of your own",
+            cure=f"write stage: {known}"
+            if known in entries()
+            else f"write stage: with one of {', '.join(entries())}, or FILE.py:NAME of your own",
         )
     module = import_module(entries()[name].module)
     return next(stage for stage in vars(module).values() if _is_stage(stage, name))

@@ -256,9 +256,10 @@ class Stage(Generic[S]):
                     if not context.claimed:
                         place.discard()
                     raise
-                context.claim()
                 made = result if isinstance(result, Made) else Made(result)
-                summary = place.finish(self._summary(settings, place, read, made))
+                said = self._summary(settings, place, read, made)
+                context.claim()
+                summary = place.finish(said)
                 self._remove_scratch(place)
                 context.reporter.done(place.folder, summary, context.log)
             return self._outcome(settings, place, summary, made.verdict, made.detail)
@@ -300,10 +301,15 @@ class Stage(Generic[S]):
     ) -> dict[str, Any]:
         """What `summary.json` says: the stage's own, and what all have."""
         digests: dict[str, str] = {}
-        for path in self.outputs(settings).values():
+        outputs = self.outputs(settings) if settings.folder is not None else {}
+        for name, path in outputs.items():
             written = place.work / path
-            if written.exists():
-                digests[path.rstrip("/")] = output_digest(written)
+            if not written.exists():
+                raise ConfigError(
+                    f"the stage {self.name} did not make its output {name!r}: no {written}",
+                    cure="write it into context.folder, or take it out of makes=",
+                )
+            digests[path.rstrip("/")] = output_digest(written)
         verdict = {"verdict": vars(made.verdict)} if made.verdict else {}
         summary = {
             "posttrain": __version__,
