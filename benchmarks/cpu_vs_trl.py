@@ -281,6 +281,7 @@ def child(job: dict[str, Any]) -> None:
 def speed(measured: dict[str, Any], warmup: int) -> dict[str, float]:
     """Tokens a second after warm-up: over all steps together, and the median step's."""
     tokens, seconds = measured["tokens"][warmup:], measured["seconds"][warmup:]
+    seconds = [max(s, 1e-9) for s in seconds]  # clocks of some machines stand still for a tiny step
     return {
         "tokens_per_second": sum(tokens) / sum(seconds),
         "tokens_per_second_median_step": statistics.median(
