@@ -53,6 +53,23 @@ def _own(name: str, **fields: Any) -> Callable[..., Any]:
     return lambda **more: getattr(transformers, name)(**{**special, **fields, **more})
 
 
+# architectures whose trees run packed
+FORESTS = (
+    "llama",
+    "qwen3",
+    "mistral",
+    "gemma2",
+    "gemma3",
+    "phi3",
+    "phi",
+    "gpt2",
+    "granite",
+    "cohere",
+    "gpt_oss",
+    "qwen3_moe",
+    "deepseek_v3",
+)
+
 # every architecture the tests run, with the switches on that make it differ from Llama
 CONFIGS: dict[str, Callable[..., Any]] = {
     "llama": _config("LlamaConfig"),

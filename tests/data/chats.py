@@ -28,6 +28,14 @@ ROOT = Path(__file__).parents[2]
 SHARED = (ROOT / ".." / "shared" / "data").resolve()
 FOLDER = SHARED / "tokenizers" / "chat_templates"
 
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "look",
+        "description": "",
+        "parameters": {"type": "object", "properties": {}},
+    },
+}
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content "
     "}}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"

@@ -27,14 +27,6 @@ from tests.data.chats import (
 )
 
 PLAIN = words()
-TOOL = {
-    "type": "function",
-    "function": {
-        "name": "look",
-        "description": "",
-        "parameters": {"type": "object", "properties": {}},
-    },
-}
 
 
 def test_weights_and_the_last_turn() -> None:

@@ -23,6 +23,7 @@ from posttrain.engine.admission import admitted, probe_forest
 from posttrain.engine.network import _length_groups
 from tests.tiny import (
     CONFIGS,
+    FORESTS,
     V,
     alone,
     distance,
@@ -34,21 +35,6 @@ from tests.tiny import (
     unprobed,
 )
 
-FORESTS = (
-    "llama",
-    "qwen3",
-    "mistral",
-    "gemma2",
-    "gemma3",
-    "phi3",
-    "phi",
-    "gpt2",
-    "granite",
-    "cohere",
-    "gpt_oss",
-    "qwen3_moe",
-    "deepseek_v3",
-)
 # the mode each is left with, and what its paths alone are compared with: transformers' eager
 # attention adds Falcon's ALiBi twice, and Falcon cannot change its attention once it is made, so
 # there SDPA is the stock

@@ -19,31 +19,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from posttrain.core.errors import ConfigError
 from posttrain.core.types import Read
 from posttrain.data.forest import TokenForest, Tree, collate
 from posttrain.engine.admission import admitted
 from posttrain.engine.attention import Scoring, dense_trees, forest_attention
 from posttrain.engine.head import columns
 from posttrain.engine.network import Network, trunk_of
-from tests.tiny import alone, distance, gradients, network, random_tree, random_trees, seq, tree_of
+from tests.tiny import (
+    FORESTS,
+    alone,
+    distance,
+    gradients,
+    network,
+    random_tree,
+    random_trees,
+    seq,
+    tree_of,
+)
 
 trees = st.composite(lambda draw: random_tree(lambda n: draw(st.integers(0, n - 1))))
-
-FORESTS = (
-    "llama",
-    "qwen3",
-    "mistral",
-    "gemma2",
-    "gemma3",
-    "phi3",
-    "phi",
-    "gpt2",
-    "granite",
-    "cohere",
-    "gpt_oss",
-    "qwen3_moe",
-    "deepseek_v3",
-)
 
 
 @cache
@@ -184,6 +179,16 @@ def test_what_is_seen_by_hand() -> None:
         [0, 0, 0, 0, 0, 0, 1, 1],
     ]
     assert seen(forest, 4) == seen(forest, None)
+
+
+def test_a_compiled_layer_refuses_dropout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its operation has none, and leaving it out would be silently wrong."""
+    attend = dense_trees(collate([tree_of(seq([1, 2, 3]))]))
+    query = torch.zeros(1, 1, 3, 4)
+    attend(query, query, query, Scoring(dropout=0.5))
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    with pytest.raises(ConfigError, match="no attention dropout"):
+        attend(query, query, query, Scoring(dropout=0.5))
 
 
 def test_kernels_get_no_mask_where_causal_attention_is_the_same(

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AttentionInterface
 
+from posttrain.core.errors import ConfigError
 from posttrain.data.forest import TokenForest
 
 NAME = "posttrain_forest"
@@ -150,7 +151,10 @@ class DenseTrees:
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> Tensor:
         if torch.compiler.is_compiling():
             if scoring.dropout:
-                raise NotImplementedError("compiled layers have no attention dropout")
+                raise ConfigError(
+                    "compiled layers have no attention dropout",
+                    cure="set the model's attention dropout to 0, or train it uncompiled",
+                )
             return _compiled_trees(
                 query,
                 key,

@@ -257,9 +257,9 @@ class Stage(Generic[S]):
                         place.discard()
                     raise
                 made = result if isinstance(result, Made) else Made(result)
-                said = self._summary(settings, place, read, made)
+                summary = self._summary(settings, place, read, made)
                 context.claim()
-                summary = place.finish(said)
+                summary = place.finish(summary)
                 self._remove_scratch(place)
                 context.reporter.done(place.folder, summary, context.log)
             return self._outcome(settings, place, summary, made.verdict, made.detail)

@@ -10,6 +10,7 @@ from posttrain.core.errors import DataError, ModelError
 from posttrain.data.chat import Chat
 from tests.data.chats import (
     CHATML,
+    TOOL,
     answer,
     call,
     encode,
@@ -24,14 +25,6 @@ from tests.data.chats import (
 )
 
 PLAIN = words()
-TOOL = {
-    "type": "function",
-    "function": {
-        "name": "look",
-        "description": "",
-        "parameters": {"type": "object", "properties": {}},
-    },
-}
 
 
 # -------------------------------------------------------------------------------- thinking, by hand
