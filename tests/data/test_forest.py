@@ -275,7 +275,7 @@ def test_split_keeps_pairs_together() -> None:
     """
     assert split(GROUP, 10) == [[0, 1, 2], [3]]
     assert split(PAIRS, 10) == [[0, 1], [2, 3]]
-    with pytest.raises(DataError, match=r"8 tokens does not fit the budget of 7 tokens") as caught:
+    with pytest.raises(DataError, match="a unit of 2 sequences of 8 tokens does not fit") as caught:
         split(PAIRS, 7)
     assert caught.value.cure == "lower --max-length to 3, or raise --budget to 8"
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from posttrain.core.errors import ConfigError
 from posttrain.core.types import Columns, Facts, Read, Truncation
 from posttrain.engine.head import Head, additive, columns, truncated
 
@@ -558,3 +559,9 @@ def test_no_targets(way: str, read: str) -> None:
             assert getattr(found, name).shape == (0,)
     if READS[read].correct:
         assert found.correct.dtype == torch.bool
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, math.nan])
+def test_a_temperature_that_logits_cannot_be_divided_by_is_an_error(temperature: float) -> None:
+    with pytest.raises(ConfigError, match="logits are divided by it"):
+        Read(temperature=temperature)
