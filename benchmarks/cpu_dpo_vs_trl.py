@@ -240,7 +240,7 @@ def child(job: dict[str, Any]) -> None:
     else:
         kind, settings = {**CONTESTANTS, **LOSSES}[job["name"]]
         out = (run_trl if kind == "trl" else run_posttrain)(job, settings)
-        out["seconds"] = [b - a for a, b in zip(out["ends"], out.pop("ends")[1:], strict=False)]
+        out["seconds"] = record.durations(out.pop("ends"))
         assert len(out["seconds"]) == job["steps"], "a step was not seen"
     Path(job["result"]).write_text(json.dumps(out))
 

@@ -268,7 +268,7 @@ def child(job: dict[str, Any]) -> None:
     else:
         kind, settings = {**CONTESTANTS, **LOSSES}[job["name"]]
         out = (run_trl if kind == "trl" else run_posttrain)(job, settings)
-        out["seconds"] = [b - a for a, b in zip(out["ends"], out.pop("ends")[1:], strict=False)]
+        out["seconds"] = record.durations(out.pop("ends"))
         assert len(out["seconds"]) == len(out["tokens"]) == job["steps"], "a step was not seen"
         unit = 1 if sys.platform == "darwin" else 1024
         out["peak_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
@@ -281,7 +281,6 @@ def child(job: dict[str, Any]) -> None:
 def speed(measured: dict[str, Any], warmup: int) -> dict[str, float]:
     """Tokens a second after warm-up: over all steps together, and the median step's."""
     tokens, seconds = measured["tokens"][warmup:], measured["seconds"][warmup:]
-    seconds = [max(s, 1e-9) for s in seconds]  # clocks of some machines stand still for a tiny step
     return {
         "tokens_per_second": sum(tokens) / sum(seconds),
         "tokens_per_second_median_step": statistics.median(

@@ -5,6 +5,7 @@ versions. No torch here.
 from __future__ import annotations
 
 import importlib.metadata
+import itertools
 import json
 import os
 import platform
@@ -101,6 +102,13 @@ def fresh(script: Path, work: Path, name: str, **job: Any) -> dict[str, Any]:
     if done.returncode:
         raise SystemExit(f"{name} failed:\n{done.stdout[-3000:]}")
     return json.loads((work / "result.json").read_text())
+
+
+def durations(ends: list[float]) -> list[float]:
+    """Seconds from each end to the next, never 0: a virtual machine's clock may stand still for the
+    length of a tiny step.
+    """
+    return [max(b - a, 1e-9) for a, b in itertools.pairwise(ends)]
 
 
 def write(result: dict[str, Any], path: Path) -> None:
