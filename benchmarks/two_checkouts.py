@@ -8,6 +8,9 @@ Each checkout runs its own copies of the other benchmarks, this project's contes
 measurement is a fresh process. A round takes each piece of work once in both checkouts, one right
 after the other, and the order changes from round to round. A ratio is NEW over OLD within a round,
 above 1 where NEW is faster; its interval is Student's t on the logarithms, 95 %.
+
+Beside the rates on the clock stands the work a processor second does, over the whole process with
+its start: on a machine that others share it varies less.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import argparse
 import json
 import math
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -30,6 +34,7 @@ from data_vs_trl import write_rows
 
 QUIET = 0.5  # one-minute load average
 STEPS, WARMUP = {"cpu_vs_trl": 15, "cpu_dpo_vs_trl": 8}, 2
+ELSEWHERE = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
 Measure = Callable[[Path], dict[str, float]]
 
 
@@ -78,10 +83,25 @@ def interval(ratios: list[float]) -> tuple[float, float, float]:
     return math.exp(mean), math.exp(mean - half), math.exp(mean + half)
 
 
-def within(checkout: Path, measure: Measure) -> dict[str, float]:
-    """A measurement with the sources of one checkout."""
-    os.environ["PYTHONPATH"] = str(checkout / "src")
-    return measure(checkout)
+def processor_seconds() -> float:
+    """What all processes that this one started, and that have ended, have used."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def import_from(checkout: Path) -> None:
+    """Processes started from here on import the sources of this checkout."""
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(checkout / "src"), *ELSEWHERE])
+
+
+def summarise(rates: dict[str, dict[str, list[float]]]) -> dict[str, dict[str, float]]:
+    """The interval of each measurement's ratio, NEW over OLD."""
+    out = {}
+    for name, sides in rates.items():
+        ratios = [new / old for old, new in zip(sides["old"], sides["new"], strict=True)]
+        mean, low, high = interval(ratios)
+        out[name] = {"mean": mean, "low": low, "high": high, "n": len(ratios)}
+    return out
 
 
 def main() -> None:
@@ -91,14 +111,15 @@ def main() -> None:
     parser.add_argument("old", type=Path)
     parser.add_argument("new", type=Path)
     parser.add_argument("--shared", type=Path, required=True)
-    parser.add_argument("--rounds", type=int, default=10, help="pairs of each measurement [10]")
+    parser.add_argument("--rounds", type=int, default=10, help="pairs of each, at least 2 [10]")
     parser.add_argument("--loud", action="store_true", help="on a busy machine; writes no result")
     a = parser.parse_args()
     if not a.loud:
         record.refuse_busy(QUIET)
     checkouts = {"old": a.old.resolve(), "new": a.new.resolve()}
     result = record.header("torch", "transformers", "tokenizers", "numpy")
-    found: dict[str, dict[str, list[float]]] = {}
+    rates: dict[str, dict[str, list[float]]] = {}
+    path = record.RESULTS / f"{result['date']}-two-checkouts.json"
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         rows = write_rows(a.shared, work, None)
@@ -111,7 +132,7 @@ def main() -> None:
         }
         for script in STEPS:
             (work / script).mkdir()
-            os.environ["PYTHONPATH"] = str(checkouts["old"] / "src")
+            import_from(checkouts["old"])
             record.fresh(
                 checkouts["old"] / "benchmarks" / f"{script}.py",
                 work / script,
@@ -127,17 +148,18 @@ def main() -> None:
         for turn in range(a.rounds):
             for name, measure in measures.items():
                 for side in ("old", "new") if turn % 2 else ("new", "old"):
-                    for what, value in within(checkouts[side], measure).items():
-                        found.setdefault(f"{name}, {what}", {}).setdefault(side, []).append(value)
+                    import_from(checkouts[side])
+                    before = processor_seconds()
+                    measured = measure(checkouts[side])
+                    measured["runs a processor second"] = 1 / (processor_seconds() - before)
+                    for what, value in measured.items():
+                        rates.setdefault(f"{name}, {what}", {}).setdefault(side, []).append(value)
             print(f"round {turn + 1}/{a.rounds}", flush=True)
-    result["rates"], result["ratios"] = found, {}
-    for name, sides in found.items():
-        ratios = [new / old for old, new in zip(sides["old"], sides["new"], strict=True)]
-        mean, low, high = interval(ratios)
-        result["ratios"][name] = {"mean": mean, "low": low, "high": high, "n": len(ratios)}
-        print(f"{name:38} {mean:.3f} × [{low:.3f}, {high:.3f}]  n = {len(ratios)}")
-    if not a.loud:
-        record.write(result, record.RESULTS / f"{result['date']}-two-checkouts.json")
+            if turn and not a.loud:  # after every round: a machine may be taken away
+                record.write({**result, "rates": rates, "ratios": summarise(rates)}, path)
+    for name, ratio in summarise(rates).items():
+        interval_text = f"[{ratio['low']:.3f}, {ratio['high']:.3f}]"
+        print(f"{name:38} {ratio['mean']:.3f} × {interval_text}  n = {ratio['n']}")
 
 
 if __name__ == "__main__":

@@ -6,8 +6,10 @@ import importlib.util
 import json
 import re
 import subprocess
+import sys
 from functools import cache
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -19,6 +21,7 @@ from posttrain.core.settings import options as options_of
 from posttrain.data.settings import COLUMNS, Source
 from posttrain.stages.index import entries
 from posttrain.stages.registry import find
+from tests import making
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -295,3 +298,26 @@ def test_constraints_fit_what_is_declared() -> None:
         if name == "hatchling":  # builds the package, in an environment of its own
             continue
         assert tuple(map(int, pins[name].split("."))) >= tuple(map(int, least.split("."))), name
+
+
+def test_the_way_of_a_row_runs_through_the_modules_that_the_page_names(tmp_path: Path) -> None:
+    page = (ROOT / "docs/explanation/the-way-of-a-row.md").read_text()
+    table = "".join(line for line in page.splitlines(True) if line.startswith("| `"))
+    named = re.findall(r"`(\w+/[\w/]+\.py)`", table)
+    package = Path(posttrain.__file__).parent
+    ran: set[str] = set()
+
+    def note(frame: FrameType, event: str, argument: object) -> None:
+        ran.add(frame.f_code.co_filename)
+
+    data = tmp_path / "data.jsonl"
+    ask = {"role": "user", "content": "ask"}
+    making.write(data, [{"messages": [ask, {"role": "assistant", "content": "answer"}]}])
+    base = making.model(tmp_path / "base")
+    sys.setprofile(note)
+    try:
+        posttrain.sft(model=str(base), data=str(data), out=tmp_path / "run", steps=1, device="cpu")
+    finally:
+        sys.setprofile(None)
+    assert len(named) > 15
+    assert [name for name in named if str(package / name) not in ran] == []
