@@ -274,8 +274,8 @@ def _check_shown(folder: Path) -> None:
     """
     if not (folder / MANIFEST).exists():
         return
-    for one in manifest.damage(folder / MANIFEST, content=True):
-        if one.name in (SUMMARY, ARTIFACT, MANIFEST) and (folder / one.name).exists():
+    for one in manifest.damage(folder / MANIFEST, content=True, only=(SUMMARY, ARTIFACT)):
+        if (folder / one.name).exists():
             raise CheckpointError(
                 f"{folder}/{one}", cure="run the command that made it again: it makes it anew"
             )

@@ -12,7 +12,7 @@ not name are not looked at: a README.md may be added.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -101,11 +101,14 @@ def read(path: Path) -> dict[str, Entry] | None:
         return None
 
 
-def damage(path: Path, *, content: bool = False) -> list[Damage]:
-    """What is not as the manifest says, the manifest itself first.
+def damage(
+    path: Path, *, content: bool = False, only: Collection[str] | None = None
+) -> list[Damage]:
+    """What is not as the manifest says; of a damaged manifest nothing but that.
 
     Args:
         content: read every file; else only those whose time of writing moved.
+        only: names of the files to look at; None: all.
     """
     if not path.is_file():
         return [Damage(path.name, "is missing")]
@@ -114,6 +117,8 @@ def damage(path: Path, *, content: bool = False) -> list[Damage]:
         return [Damage(path.name, "is damaged, so that nothing it names can be checked")]
     found: dict[str, Damage] = {}
     for name, entry in made.items():
+        if only is not None and name not in only:
+            continue
         top = name.partition("/")[0]
         if not (path.parent / top).exists():
             found[top] = Damage(top, "is missing")

@@ -92,7 +92,7 @@ def execute(recipe: Recipe, folder: Path, reporter: Reporter, *, verify: bool = 
                 if planned.state == "damaged":
                     doing = f"damaged: {planned.why}; making it again"
                 reporter.note(label, f"{planned.stage.spec}, {doing}")
-                _make(planned, by_name, reporter)
+                _make(planned, by_name, reporter, damaged=planned.state == "damaged")
             _link(folder / planned.stage.name, planned.folder)
         summary = {
             "posttrain": __version__,
@@ -118,9 +118,13 @@ def _verdicts(summary: dict[str, Any]) -> dict[str, Verdict]:
     return verdicts
 
 
-def _make(planned: Planned, by_name: Mapping[str, Planned], reporter: Reporter) -> None:
+def _make(
+    planned: Planned, by_name: Mapping[str, Planned], reporter: Reporter, *, damaged: bool
+) -> None:
     """Make an artifact, and before it those artifacts that it reads and that are damaged.
 
+    Args:
+        damaged: it was made, and something of it is not as it was.
     Raises:
         DataError: an input is no longer what the plan read.
     """
@@ -131,11 +135,12 @@ def _make(planned: Planned, by_name: Mapping[str, Planned], reporter: Reporter) 
         # every byte: what is read now is handed on
         if found := manifest.damage(parent.folder / MANIFEST, content=True):
             reporter.message(f"{parent.folder}/{manifest.sentence(found)}: making it again")
-            _make(parent, by_name, reporter)
+            _make(parent, by_name, reporter, damaged=True)
     _check_unchanged(planned, by_name)
-    _make_room(planned, reporter)
+    if damaged:
+        _make_room(planned, reporter)
     try:
-        kind = replace(stage.kind, verify=planned.state == "damaged")
+        kind = replace(stage.kind, verify=damaged)
         outcome = kind.run(planned.settings, reporter)
     except ConfigError as error:
         error.where = error.where or stage.at(error.option)
@@ -175,8 +180,8 @@ def _check_unchanged(planned: Planned, by_name: Mapping[str, Planned]) -> None:
 
 def _make_room(planned: Planned, reporter: Reporter) -> None:
     """Set a whole artifact aside where it does not say any more which run made it."""
-    found = manifest.damage(planned.folder / MANIFEST)
-    if planned.state == "damaged" and any(one.name == RUN for one in found):
+    found = manifest.damage(planned.folder / MANIFEST, content=True, only=(RUN,))
+    if any(one.name == RUN for one in found):
         aside = set_aside(planned.folder)
         reporter.message(f"{planned.folder}/{RUN} was changed: all is set aside as {aside.name}")
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.core import manifest
-from posttrain.core.errors import CheckpointError
 from posttrain.core.events import Reporter
 from posttrain.core.files import set_aside
 from posttrain.core.identity import RUN
@@ -39,8 +38,6 @@ def find(place: Place, reporter: Reporter, *, verify: bool = False) -> Found:
 
     Args:
         verify: read every file; else only those whose size or time of writing moved.
-    Raises:
-        CheckpointError: the file that says which run it is was changed.
     """
     if place.manifest is None:
         return Found()
@@ -50,12 +47,6 @@ def find(place: Place, reporter: Reporter, *, verify: bool = False) -> Found:
     found = [one for one in manifest.damage(place.manifest, content=verify) if one.top in names]
     if not found:
         return Found(json.loads(place.path(SUMMARY).read_text()))
-    if RUN in {one.name for one in found} and place.path(RUN).exists():
-        raise CheckpointError(
-            f"{place.path(RUN)} was changed when the run was finished: which run made what is "
-            "there cannot be known",
-            cure="put it back as it was, choose another --out, or delete the folder",
-        )
     made = manifest.read(place.manifest)
     if made is None:
         reporter.message(f"{place.folder / str(found[0])}; all of it is made again")

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from posttrain.core import manifest
-from posttrain.core.errors import ConfigError
+from posttrain.core.errors import CheckpointError, ConfigError
 from posttrain.core.files import (
     PARTIAL,
     fsync,
@@ -155,7 +155,31 @@ class Folder:
             yield
 
     def check(self, identity: dict[str, Any]) -> None:
+        self._check_run()
         check(self.folder, identity, (*self.names, SUMMARY, MANIFEST))
+
+    def _check_run(self) -> None:
+        """Refuse a folder that does not say any more which run it holds.
+
+        Raises:
+            CheckpointError: the file that says it was changed, or is garbage.
+        """
+        path = self.folder / RUN
+        if not path.is_file():
+            return
+        what = ""
+        if manifest.read(self.manifest) is not None:
+            found = manifest.damage(self.manifest, content=True, only=(RUN,))
+            what = found[0].what if found else ""
+        try:
+            dict(json.loads(path.read_bytes())["identity"])
+        except (ValueError, TypeError, KeyError):
+            what = what or "is damaged"
+        if what:
+            raise CheckpointError(
+                f"{path} {what}: which run made what is there cannot be known",
+                cure="put it back as it was, choose another --out, or delete the folder",
+            )
 
     def path(self, name: str) -> Path:
         return self.folder / name
