@@ -189,7 +189,7 @@ WEIGHTS, TOKENS = "model/model.safetensors", "tokens/data 0/tokens"
 FINISHED: list[tuple[str, str, Damage, str]] = [
     ("sft", WEIGHTS, change, f"{WEIGHTS} was changed: set aside as damaged-model, making it again"),
     ("sft", WEIGHTS, cut, f"{WEIGHTS} was cut: "),
-    ("sft", WEIGHTS, delete, f"{WEIGHTS} is missing: set aside as damaged-model, making it again"),
+    ("preference", WEIGHTS, delete, f"{WEIGHTS} is missing: set aside as damaged-model, making"),
     ("sft", "model", delete, "model is missing: making it again"),
     ("sft", "model/config.json", edit, "model/config.json was changed"),
     ("sft", "model/tokenizer.json", edit, "model/tokenizer.json was changed"),
@@ -198,7 +198,6 @@ FINISHED: list[tuple[str, str, Damage, str]] = [
     ("sft", "metrics.jsonl", edit, "metrics.jsonl was changed"),
     ("sft", "summary.json", edit, "summary.json was changed: set aside as damaged-summary.json"),
     ("sft", "manifest.json", cut, "manifest.json is damaged, so that nothing it names can be"),
-    ("preference", "model/config.json", empty, "model/config.json was cut: 0 of "),
     ("count", "rows.jsonl", cut_lines, "rows.jsonl was cut: "),
     ("count", "rows.jsonl", add_line, "rows.jsonl has grown from "),
     ("count", "long.jsonl", change, "long.jsonl was changed"),
@@ -418,16 +417,25 @@ def test_training_whose_rows_change_ends_when_they_are_put_back(
 # ----------------------------------------------------------------------------------------- recipes
 
 
-@pytest.fixture
-def recipe(bench: Bench, tmp_path: Path) -> dict[str, Any]:
-    data = str(shutil.copy(bench.folder / "look.jsonl", tmp_path / "rows.jsonl"))
-    other = str(shutil.copy(bench.folder / "train.jsonl", tmp_path / "other.jsonl"))
+def toy_recipe(bench: Bench, folder: Path) -> dict[str, Any]:
+    """Two stages that count, and one that counts what they made; with copies of the rows."""
+    data = str(shutil.copy(bench.folder / "look.jsonl", folder / "rows.jsonl"))
+    other = str(shutil.copy(bench.folder / "train.jsonl", folder / "other.jsonl"))
     stages = {
         "first": {"stage": SPEC, "data": data},
         "other": {"stage": SPEC, "data": other},
         "last": {"stage": SPEC, "data": ["first", "other"]},
     }
     return {"name": "toy", "stages": stages}
+
+
+@pytest.fixture(scope="module")
+def ready(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+    """A recipe, and a folder in which it has run."""
+    folder = tmp_path_factory.mktemp("recipe")
+    recipe = toy_recipe(bench, folder)
+    run(recipe, folder / "run")
+    return recipe, folder / "run"
 
 
 def states(recipe: dict[str, Any], out: Path, *, verify: bool = False) -> list[str]:
@@ -463,10 +471,9 @@ ARTIFACTS: list[tuple[str, Damage, str]] = [
 
 @pytest.mark.parametrize(("file", "damage", "said"), ARTIFACTS)
 def test_a_damaged_artifact_is_made_again(
-    recipe: dict[str, Any], file: str, damage: Damage, said: str, tmp_path: Path
+    ready: tuple[dict[str, Any], Path], file: str, damage: Damage, said: str, tmp_path: Path
 ) -> None:
-    out = tmp_path / "run"
-    run(recipe, out)
+    recipe, out = ready[0], shutil.copytree(ready[1], tmp_path / "run", symlinks=True)
     folder = (out / "first").resolve()
     before = results(folder)
     damage(folder / file)
@@ -478,9 +485,9 @@ def test_a_damaged_artifact_is_made_again(
     assert states(recipe, out, verify=True) == ["made"] * 3
 
 
-def test_nothing_is_made_of_a_damaged_artifact(recipe: dict[str, Any], tmp_path: Path) -> None:
+def test_nothing_is_made_of_a_damaged_artifact(bench: Bench, tmp_path: Path) -> None:
     """One bit, unseen by the clock: what reads the artifact reads it whole."""
-    out = tmp_path / "run"
+    recipe, out = toy_recipe(bench, tmp_path), tmp_path / "run"
     last = recipe["stages"].pop("last")
     run(recipe, out)
     folder = (out / "first").resolve()
@@ -495,9 +502,10 @@ def test_nothing_is_made_of_a_damaged_artifact(recipe: dict[str, Any], tmp_path:
 
 
 def test_rows_that_change_during_an_earlier_stage_are_filed_under_no_digest(
-    recipe: dict[str, Any], tmp_path: Path
+    bench: Bench, tmp_path: Path
 ) -> None:
-    out, data = tmp_path / "run", tmp_path / "other.jsonl"
+    recipe, out = toy_recipe(bench, tmp_path), tmp_path / "run"
+    data = tmp_path / "other.jsonl"
     before = data.read_text()
 
     def changes(event: Event) -> None:
@@ -515,10 +523,9 @@ def test_rows_that_change_during_an_earlier_stage_are_filed_under_no_digest(
 
 
 def test_show_and_runs_say_what_is_damaged(
-    recipe: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    ready: tuple[dict[str, Any], Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    out = tmp_path / "runs" / "toy"
-    run(recipe, out)
+    out = shutil.copytree(ready[1], tmp_path / "runs" / "toy", symlinks=True)
 
     def shown(command: str, folder: Path) -> tuple[int, str, str]:
         capfd.readouterr()
