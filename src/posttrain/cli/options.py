@@ -41,15 +41,20 @@ def parser(command: str, description: str, model: type[Settings]) -> Parser:
     return out
 
 
+def stage_parser(command: str, description: str, model: type[Settings]) -> Parser:
+    """A parser of a stage's command."""
+    out = parser(command, description, model)
+    add_verify(out)
+    return out
+
+
 def read(
     command: str, description: str, model: type[S], argv: list[str]
 ) -> tuple[S, Reporter, bool]:
     """The settings of a stage's command from its arguments, the reporter it shows itself to, and
     whether to read all that a finished run made.
     """
-    options = parser(command, description, model)
-    add_verify(options)
-    arguments = options.parse(argv)
+    arguments = stage_parser(command, description, model).parse(argv)
     reporter = open_reporter(quiet=arguments.quiet)
     return assemble(model, flat(arguments, model)), reporter, arguments.verify
 
