@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -35,6 +36,12 @@ def resolve(path: str) -> Path:
             f"{path} is not a model folder",
             cure="point --model at a Hugging Face model folder or a hub id",
         )
+    return _snapshot(path)
+
+
+@cache
+def _snapshot(path: str) -> Path:
+    """The local snapshot of a hub id; one process uses one, whatever becomes of the hub's."""
     from huggingface_hub import snapshot_download
 
     try:

@@ -227,7 +227,6 @@ def _records_of(
             write_records(file, done)
             continue
         loaded = loaded or _LoadedModel(settings, path, reporter)
-        context.check_inputs()
         records[name] = loaded.records(evaluation, rows, journal, context)
         _account(evaluation, len(rows), records[name], loaded.subject.max_length, reporter)
         context.claim()  # not before: a bad row can be corrected
@@ -278,6 +277,7 @@ class _LoadedModel:
                 block = evaluation.task.ask(self.subject, rows[self.first : self.first + BLOCK])
                 if len(rows) > BLOCK:
                     context.claim()
+                context.check_inputs()
                 journal.append([vars(record) for record in block])
                 journal.flush()
             return [Record(**record) for entry in journal for record in entry.value]

@@ -87,8 +87,9 @@ def _extended(place: Place, made: dict[str, Any], reporter: Reporter) -> Iterato
 def _set_aside(place: Place, paths: list[Path]) -> None:
     for path in dict.fromkeys(paths):
         if path.exists() and path.name != RUN:
-            # without a summary a place may be taken for somebody else's
-            set_aside(path, copy=path == place.path(SUMMARY))
+            # without a run.json, a place without a summary may be taken for somebody else's
+            says_whose = path == place.path(SUMMARY) and not place.path(RUN).exists()
+            set_aside(path, copy=says_whose)
 
 
 def _without_manifest(place: Place, missing: Path, reporter: Reporter) -> Found:

@@ -319,11 +319,11 @@ def _sample(
         # so that answers end where the template ends them
         policy.set_chat(chat.template.source, chat.stop)
     scorer = open_scorer(settings.scorer_spec, settings.device)
-    context.check_inputs()
     with context.reporter.working("sampling", len(prompts) - starts[0]) as progress:
         for start in starts:
             batch = prompts[start : start + settings.batch_size]
             records = _answers(settings, policy, scorer, start, batch)
+            context.check_inputs()
             chunks.append([vars(record) for record in records])
             chunks.flush()
             progress(start + len(batch) - starts[0])

@@ -165,8 +165,8 @@ class Context:
             )
 
     def check_inputs(self) -> None:
-        """Refuse inputs that changed since their digests were taken. A stage calls it when it has
-        read them, before it keeps anything that was made of them; the runner does at the end.
+        """Refuse inputs that changed since their digests were taken. A stage calls it before it
+        keeps half-done work, as `claim` does; the runner calls it at the end.
 
         Raises:
             DataError: with the names of those that changed.
