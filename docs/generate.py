@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.cli.main import OTHERS, commands
-from posttrain.cli.options import Parser, parser
+from posttrain.cli.options import Parser, stage_parser
 from posttrain.core.settings import Destination, ExecutionOnly, ReadsModel, leaves, with_role
 from posttrain.data.settings import COLUMNS, Source
 from posttrain.pipeline.schema import schema
@@ -158,7 +158,7 @@ def parser_of(command: str) -> Parser:
     stages = {entry.command: name for name, entry in entries().items()}
     if command in stages:
         stage = find(stages[command])
-        return parser(command, stage.description, stage.settings)
+        return stage_parser(command, stage.description, stage.settings)
 
     def catch(self: Parser, argv: list[str]) -> argparse.Namespace:
         raise _Found(self)

@@ -102,7 +102,9 @@ def test_files_and_summary(bench: Bench, tmp_path: Path) -> None:
     names = ["choice-quiz", "exact-questions", "perplexity-texts"]
     assert sorted(p.name for p in run.iterdir()) == [
         ".lock",
-        *(f"{n}.jsonl" for n in names),
+        *(f"{n}.jsonl" for n in names[:2]),
+        "manifest.json",
+        f"{names[2]}.jsonl",
         "run.json",
         "summary.json",
     ]

@@ -136,6 +136,7 @@ def test_what_is_written(asked: tuple[Path, Path]) -> None:
     assert sorted(p.name for p in run.iterdir()) == [
         ".lock",
         "best.jsonl",
+        "manifest.json",
         "pairs.jsonl",
         "run.json",
         "samples.jsonl",
@@ -311,7 +312,7 @@ def test_done_is_found_and_what_is_changed_is_made_again(call: Call, tmp_path: P
     assert code == 0 and "nothing to do" in err and f"{made and run}/pairs.jsonl" in out
     (run / "pairs.jsonl").write_text("{}\n")
     code, _, err = call()
-    assert code == 0 and "is missing or changed; making it again" in err and files(run) == made
+    assert code == 0 and "pairs.jsonl was cut: 3 of " in err and files(run) == made
     code, _, err = call("--n", "5")
     assert code == 2 and "holds another run; different: n was 4, is 5" in err and files(run) == made
     shutil.rmtree(run)
@@ -636,7 +637,7 @@ def test_sft_then_pairs_then_preference(tmp_path: Path, capfd: pytest.CaptureFix
     assert main(["show", str(tmp_path / "run" / "dpo")]) == 0
     assert re.search(rf"rows mine +{about['mine']['digest'][:12]}", capfd.readouterr().out)
     (found.artifacts["mine"] / "pairs.jsonl").unlink()
-    assert [state for state, _ in states()] == ["made", "interrupted", "made"]
+    assert [state for state, _ in states()] == ["made", "damaged", "made"]
 
 
 def test_progress_counts_prompts(tiny: Path, tmp_path: Path) -> None:

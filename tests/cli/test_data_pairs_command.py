@@ -102,6 +102,7 @@ def test_end_to_end(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     }
     assert {p.name for p in tmp_path.iterdir()} == {
         "clean.jsonl",
+        "clean.manifest.json",
         "clean.removed.jsonl",
         "clean.summary.json",
         "prefs.jsonl",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from posttrain.core.errors import ConfigError, ModelError
-from posttrain.engine.load import default_dtype, load_network, resolve
+from posttrain.core.files import LOCK, sha256_folder
+from posttrain.engine.load import default_dtype, digest, load_network, resolve
 from posttrain.engine.policy import Policy
 from tests.tiny import folder, network, random_trees
 
@@ -67,3 +69,75 @@ def test_types_by_device_and_name() -> None:
     with pytest.raises(ConfigError, match="bfloat15") as caught:
         default_dtype("cpu", "bfloat15")
     assert "bfloat16" in caught.value.cure
+
+
+# ------------------------------------------------------------------------- the digest of a model
+
+
+def model(folder: Path, shard: str = "shards/1.safetensors") -> Path:
+    """Files with the names of a model's, whose weights an index names."""
+    weights = {"model.safetensors.index.json": json.dumps({"weight_map": {"w": shard}})}
+    files = {"config.json": "{}", "shards/1.safetensors": "1", "chat/x.jinja": "x", **weights}
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(content)
+    return folder
+
+
+def test_a_flat_folders_digest_is_over_its_files(tmp_path: Path) -> None:
+    folder(tmp_path)
+    assert digest(tmp_path) == sha256_folder(tmp_path)
+    without = sha256_folder(tmp_path, lambda path: path.suffix != ".safetensors")
+    assert digest(tmp_path, weights=False) == without
+
+
+@pytest.mark.parametrize(
+    ("name", "counts"),
+    [
+        ("config.json", True),
+        ("shards/1.safetensors", True),
+        ("chat/x.jinja", True),
+        ("extra/more.safetensors", True),
+        ("README.md", False),
+        (".cache/huggingface/x.json", False),
+        ("run/summary.json", False),  # of a run that is kept inside
+    ],
+)
+def test_what_is_part_of_a_model(name: str, counts: bool, tmp_path: Path) -> None:
+    before = digest(model(tmp_path))
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "run").mkdir(exist_ok=True)
+    (tmp_path / "run" / LOCK).write_text("")
+    (tmp_path / name).write_text("other")
+    assert (digest(tmp_path) != before) == counts
+
+
+def test_a_shard_that_is_a_link_counts_with_its_content(tmp_path: Path) -> None:
+    """So the hub's cache keeps models."""
+    blobs, linked = tmp_path / "blobs", model(tmp_path / "snapshot")
+    blobs.mkdir()
+    (linked / "shards" / "1.safetensors").rename(blobs / "abc")
+    (linked / "shards" / "1.safetensors").symlink_to(blobs / "abc")
+    assert (before := digest(linked)) == digest(model(tmp_path / "flat"))
+    (blobs / "abc").write_text("2")
+    assert digest(linked) != before
+
+
+@pytest.mark.parametrize(
+    ("shard", "what", "cure"),
+    [
+        ("../x.safetensors", "lies outside the folder", "move it into"),
+        ("shards/../../x.safetensors", "lies outside the folder", "move it into"),
+        ("/x.safetensors", "lies outside the folder", "move it into"),
+        ("2.safetensors", "names 2.safetensors, which is not there", "complete model"),
+        (3, "is no index of weights", "complete model"),
+    ],
+)
+def test_an_index_that_leads_elsewhere_is_refused(
+    shard: Any, what: str, cure: str, tmp_path: Path
+) -> None:
+    (tmp_path / "x.safetensors").write_text("")
+    for function in (digest, lambda path: load_network(path, "cpu")):
+        with pytest.raises(ModelError, match=r"index\.json") as caught:
+            function(model(tmp_path / "m", shard))
+        assert what in caught.value.what and cure in caught.value.cure

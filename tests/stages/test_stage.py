@@ -245,6 +245,7 @@ def test_data_commands_are_stages_of_a_recipe(tmp_path: Path) -> None:
     assert sorted(p.name for p in result.artifacts["clean"].iterdir()) == [
         ".lock",
         "artifact.json",
+        "manifest.json",
         "removed.jsonl",
         "rows.jsonl",
         "run.json",

@@ -41,10 +41,34 @@ def parser(command: str, description: str, model: type[Settings]) -> Parser:
     return out
 
 
-def read(command: str, description: str, model: type[S], argv: list[str]) -> tuple[S, Reporter]:
-    """A command's settings from its arguments, and the reporter it shows itself to."""
-    arguments = parser(command, description, model).parse(argv)
-    return assemble(model, flat(arguments, model)), open_reporter(quiet=arguments.quiet)
+def stage_parser(command: str, description: str, model: type[Settings]) -> Parser:
+    """A parser of a stage's command."""
+    out = parser(command, description, model)
+    add_verify(out)
+    return out
+
+
+def read(
+    command: str, description: str, model: type[S], argv: list[str]
+) -> tuple[S, Reporter, bool]:
+    """The settings of a stage's command from its arguments, the reporter it shows itself to, and
+    whether to read all that a finished run made.
+    """
+    arguments = stage_parser(command, description, model).parse(argv)
+    reporter = open_reporter(quiet=arguments.quiet)
+    return assemble(model, flat(arguments, model)), reporter, arguments.verify
+
+
+def add_verify(parser: argparse.ArgumentParser) -> None:
+    """The option --verify."""
+    parser.add_argument(
+        "--verify",
+        action="store_true",
+        help=(
+            "read all that was made, to see whether it is as it was; unset: only what has another "
+            "size or time of writing"
+        ),
+    )
 
 
 def flat(arguments: argparse.Namespace, model: type[Settings]) -> dict[str, Any]:

@@ -10,14 +10,17 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Column, Table
 
-from posttrain.cli.options import Parser
+from posttrain.cli.options import Parser, add_verify
+from posttrain.core import manifest
 from posttrain.core.console import JsonLines, console, open_reporter
-from posttrain.core.errors import ConfigError
+from posttrain.core.errors import CheckpointError, ConfigError
 from posttrain.core.events import Reporter
+from posttrain.core.manifest import MANIFEST
 from posttrain.pipeline.plan import ARTIFACT, NOT_MADE, Planned, plan
 from posttrain.pipeline.recipe import Recipe, load
 from posttrain.pipeline.schema import schema
 from posttrain.stages import inputs
+from posttrain.stages.folders import SUMMARY
 
 if TYPE_CHECKING:
     from posttrain.pipeline.estimate import Estimate
@@ -39,6 +42,7 @@ def _recipe_options(parser: Parser) -> None:
         help="change an option of a stage",
     )
     parser.add_argument("--out", type=Path, metavar="PATH", help="the run's folder [runs/NAME]")
+    add_verify(parser)
 
 
 def _read(arguments: Any) -> tuple[Recipe, Path]:
@@ -64,7 +68,7 @@ def run(argv: list[str]) -> int:
     from posttrain.pipeline.run import execute
 
     reporter = Reporter(JsonLines()) if arguments.json else open_reporter(quiet=arguments.quiet)
-    result = execute(recipe, folder, reporter)
+    result = execute(recipe, folder, reporter, verify=arguments.verify)
     if arguments.json:
         reporter.done(folder, result.summary)
     else:
@@ -108,7 +112,7 @@ def show_plan(argv: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="as JSON")
     arguments = parser.parse(argv)
     recipe, folder = _read(arguments)
-    stages = plan(recipe, folder)
+    stages = plan(recipe, folder, verify=arguments.verify)
     from posttrain.pipeline.estimate import estimates
 
     about = estimates(stages)
@@ -137,6 +141,8 @@ def show_plan(argv: list[str]) -> int:
     for planned in stages:
         if planned.why not in ("", NOT_MADE):  # which `will run` says
             why = f"{planned.stage.name}: {planned.why}"
+            if planned.state == "damaged":
+                why = f"{planned.stage.name}: damaged: {planned.why}; will be made again"
             console().print(why, soft_wrap=True, markup=False)
     if about:
         console().print("estimates, within a factor of two", style="dim")
@@ -155,7 +161,7 @@ def _plan_table(title: str, stages: list[Planned], about: dict[str, Estimate]) -
     for planned in stages:
         estimate = about.get(planned.stage.name)
         costs = ("", "", "") if estimate is None else _costs(estimate)
-        state = {"made": "made", "interrupted": "goes on", "new": "will run"}[planned.state]
+        state = {"interrupted": "goes on", "new": "will run"}.get(planned.state, planned.state)
         kind = escape(planned.stage.spec)
         table.add_row(planned.stage.name, kind, escape(_from(planned)), state, *costs)
     return table
@@ -214,9 +220,13 @@ def runs(argv: list[str]) -> int:
     for column in ("run", "stages", "state"):
         table.add_column(column, overflow="fold")
     for path in found:
-        summary = _summary(path)
+        try:
+            summary, damaged = _summary(path), _damage(path)
+        except CheckpointError:
+            summary, damaged = {}, [""]
         stages = ", ".join(summary.get("stages", {})) or "–"
-        table.add_row(escape(str(path)), stages, "finished" if summary else "not finished")
+        state = "damaged" if damaged else "finished" if summary else "not finished"
+        table.add_row(escape(str(path)), escape(stages), state)
     console().print(table)
     return 0
 
@@ -224,7 +234,12 @@ def runs(argv: list[str]) -> int:
 def show(argv: list[str]) -> int:
     parser = _parser("show", "Show a run or an artifact: results, and what it was made of.")
     parser.add_argument("folder", type=Path)
-    folder = parser.parse(argv).folder
+    add_verify(parser)
+    arguments = parser.parse(argv)
+    folder = arguments.folder
+    _check_shown(folder)
+    for line in _damage(folder, verify=arguments.verify):
+        console().print(f"damaged  {line}", soft_wrap=True, markup=False)
     if (folder / ARTIFACT).is_file():
         _show_artifact(folder)
     elif summary := _summary(folder):
@@ -251,9 +266,58 @@ def _show_artifact(folder: Path) -> None:
         console().print_json(json.dumps(summary))
 
 
+def _check_shown(folder: Path) -> None:
+    """Refuse to show what is not as it was written.
+
+    Raises:
+        CheckpointError: the summary or the account of the artifact was changed.
+    """
+    if not (folder / MANIFEST).exists():
+        return
+    for one in manifest.damage(folder / MANIFEST, content=True, only=(SUMMARY, ARTIFACT)):
+        if (folder / one.name).exists():
+            raise CheckpointError(
+                f"{folder}/{one}", cure="run the command that made it again: it makes it anew"
+            )
+
+
+def _damage(folder: Path, *, verify: bool = False) -> list[str]:
+    """What of a run or an artifact, or of a run's artifacts, is not as it was made."""
+    lines: list[str] = []
+    for place in (folder, *_artifacts(folder)):
+        if not (place / MANIFEST).exists():
+            if (place / ARTIFACT).exists():
+                lines.append(f"{place / MANIFEST} is missing: nothing there can be checked")
+            continue
+        lines += [f"{place}/{one}" for one in manifest.damage(place / MANIFEST, content=verify)]
+    return lines
+
+
+def _artifacts(folder: Path) -> list[Path]:
+    """The artifacts that the summary of a recipe's run tells of."""
+    stages = _summary(folder).get("stages", {})
+    return [folder / "artifacts" / Path(stage["folder"]).name for stage in stages.values()]
+
+
 def _summary(folder: Path) -> dict[str, Any]:
-    path = folder / "summary.json"
-    return json.loads(path.read_text()) if path.is_file() else {}
+    """What a run came to; empty where it is not finished.
+
+    Raises:
+        CheckpointError: the file cannot be read.
+    """
+    path = folder / SUMMARY
+    if not path.is_file():
+        return {}
+    try:
+        summary = dict(json.loads(path.read_text()))
+        for stage in dict(summary.get("stages", {})).values():
+            Path(stage["folder"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(
+            f"{path} is damaged: {type(error).__name__}: {error}",
+            cure="run the command that made it again",
+        ) from None
+    return summary
 
 
 def print_schema(argv: list[str]) -> int:

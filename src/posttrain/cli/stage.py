@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import import_module
 from typing import Any
 
@@ -33,8 +34,8 @@ def main(stage: Stage[Any], command: str, argv: list[str]) -> int:
         command: as it was typed. argv: what followed.
     Returns: the exit code: of the stage's verdict, 0 where it gives none.
     """
-    settings, reporter = read(command, stage.description, stage.settings, argv)
-    outcome = stage.run(settings, reporter)
+    settings, reporter, verify = read(command, stage.description, stage.settings, argv)
+    outcome = replace(stage, verify=verify).run(settings, reporter)
     presentation(stage)(outcome)
     return outcome.exit_code
 

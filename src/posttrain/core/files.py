@@ -20,6 +20,8 @@ PARTIAL = (  # prefix of what is being written; anything that still has it was n
     ".partial-"
 )
 
+LOCK = ".lock"  # in every folder that a run writes into, also when it is done
+
 
 def fsync(path: Path) -> None:
     """Flush a file or a folder's entries to the disk."""
@@ -86,6 +88,22 @@ def remove_partial(folder: Path) -> list[str]:
     return [p.name for p in left]
 
 
+def set_aside(path: Path, *, copy: bool = False) -> Path:
+    """Rename what is damaged to `damaged-NAME`, beside what was set aside before; returns the new
+    path.
+
+    Args:
+        copy: of a file: it also stays where it is.
+    """
+    aside, number = path.with_name(f"damaged-{path.name}"), 1
+    while os.path.lexists(aside):
+        number += 1
+        aside = path.with_name(f"damaged-{number}-{path.name}")
+    shutil.copy2(path, aside) if copy else path.rename(aside)
+    fsync(path.parent)
+    return aside
+
+
 def sha256_file(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -142,7 +160,7 @@ def lock(folder: Path, *, wait: bool = False) -> Iterator[None]:
     Raises:
         PosttrainError: another process holds it; the message names its process id.
     """
-    path = folder / ".lock"
+    path = folder / LOCK
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = open(path, "a+")  # noqa: SIM115 - held until the run ends

@@ -233,11 +233,12 @@ class Journal(Many[Entry]):
 
     def _begin(self) -> None:
         """Find every record, and drop what cannot be believed."""
+        known = (self.folder / RECORDS).exists()
         size = os.fstat(self._file(RECORDS)).st_size
         if (self.folder / ARRAYS).is_file():
             self._file(ARRAYS)
         good = self._verify()
-        if self._size < size:
+        if self._size < size or (known and not size):
             self._message(self._explain() if good else self._explain_start())
             self._cut(len(self))
         self._open = True

@@ -129,7 +129,7 @@ class Store:
                     raise ValueError(f"{name} is damaged")
             tensors = {p.stem: load_file(p) for p in sorted(folder.glob("*.safetensors"))}
             return Checkpoint(step, tensors, json.loads((folder / "state.json").read_text()))
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
             raise CheckpointError(
                 f"the checkpoint {folder} cannot be used: {error}",
                 cure="delete that folder; the one before it will be used",

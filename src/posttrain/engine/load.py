@@ -5,14 +5,16 @@ tokenizer in them.
 from __future__ import annotations
 
 import json
-from pathlib import Path
+import os
+from functools import cache
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from posttrain.core.errors import ConfigError, ModelError, nearest
-from posttrain.core.files import sha256_folder, sha256_input
+from posttrain.core.files import LOCK, sha256_input, sha256_json
 from posttrain.engine.network import quiet
 
 EMBEDDED = Path(__file__).resolve().parents[1] / "assets" / "base"  # `--model embedded`
@@ -34,6 +36,12 @@ def resolve(path: str) -> Path:
             f"{path} is not a model folder",
             cure="point --model at a Hugging Face model folder or a hub id",
         )
+    return _snapshot(path)
+
+
+@cache
+def _snapshot(path: str) -> Path:
+    """The local snapshot of a hub id; one process uses one, whatever becomes of the hub's."""
     from huggingface_hub import snapshot_download
 
     try:
@@ -49,13 +57,62 @@ def resolve(path: str) -> Path:
         ) from error
 
 
-def digest(folder: Path) -> str:
-    """SHA-256 over the files that make a model what it is: weights, config, tokenizer."""
-    return sha256_folder(
-        folder,
-        lambda p: p.suffix in (".safetensors", ".json", ".model", ".jinja", ".txt"),
-        sha256_input,
-    )
+SUFFIXES = (".safetensors", ".json", ".model", ".jinja", ".txt")
+INDEX = "*.safetensors.index.json"
+
+
+def digest(folder: Path, *, weights: bool = True) -> str:
+    """SHA-256 over the files that make a model what it is: weights, config, tokenizer; those in
+    subfolders, and those that an index names, among them. A link stands for the file it leads to.
+    Not part of the model are hidden folders, and runs that somebody keeps inside it.
+
+    Args:
+        weights: they count; not so where only the tokenizer and the configuration are read.
+    Raises:
+        ModelError: an index names weights that are not there, or lie outside the folder.
+    """
+    files = set(check_shards(folder)) if weights else set[Path]()
+    for at, inner, names in os.walk(folder):
+        inner[:] = [name for name in inner if not (name[0] == "." or _is_run(Path(at, name)))]
+        for path in (Path(at, name) for name in names):
+            known = path.suffix in SUFFIXES and (weights or path.suffix != ".safetensors")
+            if known and path.is_file():
+                files.add(path)
+    return sha256_json({p.relative_to(folder).as_posix(): sha256_input(p) for p in sorted(files)})
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / LOCK).exists()
+
+
+def check_shards(folder: Path) -> list[Path]:
+    """The files of weights that the folder's indices name.
+
+    Raises:
+        ModelError: one is not there, or lies outside the folder; or an index cannot be read.
+    """
+    shards: dict[Path, None] = {}
+    for index in sorted(folder.glob(INDEX)):
+        try:
+            names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+            places = [PurePosixPath(name) for name in dict.fromkeys(names)]
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ModelError(
+                f"{index} is no index of weights: {type(error).__name__}: {error}",
+                cure="get the complete model",
+            ) from None
+        for place in places:
+            if place.is_absolute() or ".." in place.parts:
+                raise ModelError(
+                    f"{index} names {place}, which lies outside the folder",
+                    cure=f"move it into {folder}, and write its new name into the index",
+                )
+            if not (folder / place).is_file():
+                raise ModelError(
+                    f"{index} names {place}, which is not there", cure="get the complete model"
+                )
+            shards[folder / place] = None
+    return list(shards)
 
 
 def longest_position(folder: Path) -> int | None:
@@ -115,6 +172,7 @@ def load_network(
             "there is no GPU here that torch can use",
             cure="leave --device out, or install torch with CUDA",
         )
+    check_shards(folder)
     try:
         with quiet():
             placement = _placement(folder, device)

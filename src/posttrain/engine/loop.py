@@ -132,7 +132,9 @@ STATE: dict[str, Item] = {
     "best": _attribute("best"),
     "stale": _attribute("stale"),
     "first_held": _attribute("first_held"),
-    "log": Item(lambda run: run.step, lambda run, saved: run.log.rewind(saved)),
+    "log": Item(
+        lambda run: run.log.text(), lambda run, saved: run.log.restore(saved, run.reporter.message)
+    ),
 }
 
 
@@ -178,7 +180,7 @@ def train(run: Run) -> int:
                 run.watch(event)
         run.reporter.message(f"resuming after step {run.step} of {run.steps}")
     else:
-        run.log.rewind(-1)
+        run.log.rewind(-1)  # there is no checkpoint: all steps are run again
     if run.step == 0 and run.held_out:
         run.first_held = _validate(run)
     every = run.validation.validate_every or run.source.steps_per_epoch

@@ -6,11 +6,12 @@ A resumed run continues it as if it had never stopped.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from posttrain.core.events import Event, Held, Step, from_record
-from posttrain.core.files import write_atomic
+from posttrain.core.files import set_aside, write_atomic
 
 
 class MetricsLog:
@@ -35,14 +36,40 @@ class MetricsLog:
             kept = [json.dumps(r) + "\n" for r in self.read() if r["step"] <= step]
             write_atomic(self.path, "".join(kept))
 
+    def text(self) -> str:
+        """All of it, for a checkpoint."""
+        return self.path.read_bytes().decode(errors="replace") if self.path.exists() else ""
+
+    def restore(self, saved: str | int, message: Callable[[str], None]) -> None:
+        """Put the log where a checkpoint left it; what was logged after it will be logged again.
+
+        Args:
+            saved: its text then; of a checkpoint of an earlier version its last step.
+            message: hears of it where the log was damaged since.
+        """
+        if isinstance(saved, int):
+            self.rewind(saved)
+            return
+        now = self.text()
+        if not now.startswith(saved):
+            what = "is missing" if not now else "was cut"
+            if now and not saved.startswith(now):
+                what = f"was changed: what was there is kept as {set_aside(self.path).name}"
+            lines = saved.count("\n")
+            message(f"{self.path} {what}; its first {lines:,} lines are the checkpoint's again")
+        if now != saved:
+            write_atomic(self.path, saved)
+
     def read(self) -> list[dict[str, Any]]:
         """All whole lines; one that a crash cut off is left out."""
         records = []
-        for line in self.path.read_text().splitlines() if self.path.exists() else []:
+        for line in self.text().splitlines():
             try:
-                records.append(json.loads(line))
+                record = json.loads(line)
             except json.JSONDecodeError:
                 continue
+            if isinstance(record, dict) and "step" in record:
+                records.append(record)
         return records
 
     def events(self) -> list[Step | Held]:

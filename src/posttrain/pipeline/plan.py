@@ -14,9 +14,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from posttrain.core import manifest
 from posttrain.core.errors import ConfigError, ModelError
 from posttrain.core.files import sha256_json
-from posttrain.core.identity import differences
+from posttrain.core.identity import RUN, differences
+from posttrain.core.manifest import MANIFEST
 from posttrain.core.settings import Settings
 from posttrain.data.settings import Source
 from posttrain.pipeline import code
@@ -36,8 +38,8 @@ class Planned:
             of.
         folder: where its artifact is, or will be.
         settings: with the folders of the stages before it in place.
-        state: made, interrupted (it will go on), or new. why: what differs from the last artifact
-            of that name.
+        state: made, damaged (it will be made again), interrupted (it will go on), or new. why: what
+            is damaged, or what differs from the last artifact of that name.
     """
 
     stage: Stage
@@ -53,32 +55,32 @@ class Planned:
         return self.state == "made"
 
 
-def plan(recipe: Recipe, folder: Path) -> list[Planned]:
+def plan(recipe: Recipe, folder: Path, *, verify: bool = False) -> list[Planned]:
     """What running a recipe in a folder would do.
 
+    Args:
+        verify: read all artifacts to see whether they are as they were made; else what has another
+            size or time of writing than it had.
     Raises:
         PosttrainError: a file or model that a stage reads is not there.
     """
     planned: dict[str, Planned] = {}
     for stage in recipe.stages:
-        planned[stage.name] = _planned(stage, folder, planned)
+        planned[stage.name] = _planned(stage, folder, planned, verify)
     return list(planned.values())
 
 
-def _planned(stage: Stage, folder: Path, before: dict[str, Planned]) -> Planned:
-    read = _inputs(stage, before)
+def _planned(stage: Stage, folder: Path, before: dict[str, Planned], verify: bool) -> Planned:
+    read = inputs_of(stage, before)
     digest = sha256_json(read)
     place = folder / "artifacts" / f"{stage.name}-{digest[:12]}"
-    state = "new"
-    if _is_whole(place):
-        state = "made"
-    elif (place / "run.json").is_file():
-        state = "interrupted"
-    why = _why(read, folder, stage) if state == "new" else ""
+    state, why = _state(place, verify)
+    if state == "new":
+        why = _why(read, folder, stage)
     return Planned(stage, digest, read, place, _placed(stage, place, before), state, why)
 
 
-def _inputs(stage: Stage, before: dict[str, Planned]) -> dict[str, Any]:
+def inputs_of(stage: Stage, before: Mapping[str, Planned]) -> dict[str, Any]:
     """What a stage's artifact depends on, as JSON."""
 
     def digest_of(output: Reference) -> str:
@@ -102,12 +104,14 @@ def _inputs(stage: Stage, before: dict[str, Planned]) -> dict[str, Any]:
     return out
 
 
-def _is_whole(place: Path) -> bool:
-    """Whether an artifact is there, and everything that its stage made."""
-    path = place / ARTIFACT
-    if not path.is_file():
-        return False
-    return all((place / output).exists() for output in json.loads(path.read_text())["outputs"])
+def _state(place: Path, verify: bool) -> tuple[str, str]:
+    """How far an artifact is, and what of it is damaged."""
+    made = manifest.read(place / MANIFEST)
+    filed = (place / ARTIFACT).exists() if made is None else ARTIFACT in made
+    if filed or (made is None and (place / MANIFEST).exists()):
+        found = manifest.damage(place / MANIFEST, content=verify)
+        return ("damaged", manifest.sentence(found)) if found else ("made", "")
+    return ("interrupted" if (place / RUN).is_file() else "new"), ""
 
 
 def _placed(stage: Stage, place: Path, before: dict[str, Planned]) -> Settings:
@@ -155,7 +159,10 @@ def _why(read: dict[str, Any], folder: Path, stage: Stage) -> str:
     made = [path / ARTIFACT for path in same if (path / ARTIFACT).is_file()]
     if not made:
         return NOT_MADE
-    last = json.loads(max(made, key=lambda path: path.stat().st_mtime).read_text())["inputs"]
+    try:
+        last = json.loads(max(made, key=lambda path: path.stat().st_mtime).read_text())["inputs"]
+    except (ValueError, KeyError, TypeError):  # it is damaged, and there is nothing to compare with
+        return NOT_MADE
     reasons: list[str] = []
     code_changed = False
     for difference in differences(last, json.loads(json.dumps(read))):

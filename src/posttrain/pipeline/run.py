@@ -5,7 +5,8 @@ A run folder holds
     artifacts/STAGE-DIGEST/   what a stage made, and artifact.json: what it was made of
     STAGE                     link to the newest artifact of that stage
     recipe.json               the recipe that ran last
-    summary.json              every stage's result, with digests; written last
+    summary.json              every stage's result, with digests
+    manifest.json             digests of these two; written last
 """
 
 from __future__ import annotations
@@ -14,16 +15,19 @@ import json
 import os
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from posttrain.core import manifest
 from posttrain.core.console import open_reporter
-from posttrain.core.errors import ConfigError
+from posttrain.core.errors import ConfigError, DataError
 from posttrain.core.events import Reporter
-from posttrain.core.files import PARTIAL, explained_writes, lock, write_json
+from posttrain.core.files import PARTIAL, explained_writes, lock, set_aside, write_json
+from posttrain.core.identity import RUN
+from posttrain.core.manifest import MANIFEST
 from posttrain.core.version import __version__
-from posttrain.pipeline.plan import ARTIFACT, Planned, plan
+from posttrain.pipeline.plan import ARTIFACT, Planned, inputs_of, plan
 from posttrain.pipeline.recipe import Recipe, load
 from posttrain.stages import inputs
 from posttrain.stages.stage import Verdict
@@ -56,6 +60,7 @@ def run_recipe(
     out: Path | str | None = None,
     changes: Iterable[str] = (),
     reporter: Reporter | None = None,
+    verify: bool = False,
 ) -> Result:
     """Run a recipe, or go on with it.
 
@@ -63,19 +68,20 @@ def run_recipe(
         recipe: a YAML file, or what it would hold.
         out: the run's folder; runs/NAME where None.
         changes: `stage.option=value`.
+        verify: see `posttrain.pipeline.plan.plan`.
     Raises:
         PosttrainError: with what is wrong and the cure.
     """
     read = load(Path(recipe) if isinstance(recipe, str) else recipe, changes)
-    return execute(
-        read, Path(out) if out else Path("runs") / read.name, reporter or open_reporter()
-    )
+    folder = Path(out) if out else Path("runs") / read.name
+    return execute(read, folder, reporter or open_reporter(), verify=verify)
 
 
-def execute(recipe: Recipe, folder: Path, reporter: Reporter) -> Result:
+def execute(recipe: Recipe, folder: Path, reporter: Reporter, *, verify: bool = False) -> Result:
     """Make every stage of a recipe in a folder."""
     with lock(folder), explained_writes(folder):
-        stages = plan(recipe, folder)
+        stages = plan(recipe, folder, verify=verify)
+        by_name = {planned.stage.name: planned for planned in stages}
         begun = time.monotonic()
         for number, planned in enumerate(stages, 1):
             label = f"{number}/{len(stages)} {planned.stage.name}"
@@ -83,8 +89,10 @@ def execute(recipe: Recipe, folder: Path, reporter: Reporter) -> Result:
                 reporter.note(label, f"made before: {planned.folder}")
             else:
                 doing = "goes on" if planned.state == "interrupted" else planned.why
+                if planned.state == "damaged":
+                    doing = f"damaged: {planned.why}; making it again"
                 reporter.note(label, f"{planned.stage.spec}, {doing}")
-                _make(planned, reporter)
+                _make(planned, by_name, reporter, damaged=planned.state == "damaged")
             _link(folder / planned.stage.name, planned.folder)
         summary = {
             "posttrain": __version__,
@@ -95,6 +103,8 @@ def execute(recipe: Recipe, folder: Path, reporter: Reporter) -> Result:
             folder / "recipe.json", {planned.stage.name: _given(planned) for planned in stages}
         )
         write_json(folder / "summary.json", summary)
+        made = manifest.entries(folder, ("recipe.json", "summary.json"))
+        manifest.write(folder / MANIFEST, made)
         reporter.note("done", f"{len(stages)} stages, {time.monotonic() - begun:.0f} s: {folder}")
     artifacts = {planned.stage.name: planned.folder for planned in stages}
     return Result(folder, artifacts, summary, _verdicts(summary))
@@ -108,11 +118,30 @@ def _verdicts(summary: dict[str, Any]) -> dict[str, Verdict]:
     return verdicts
 
 
-def _make(planned: Planned, reporter: Reporter) -> None:
+def _make(
+    planned: Planned, by_name: Mapping[str, Planned], reporter: Reporter, *, damaged: bool
+) -> None:
+    """Make an artifact, and before it those artifacts that it reads and that are damaged.
+
+    Args:
+        damaged: it was made, and something of it is not as it was.
+    Raises:
+        DataError: an input is no longer what the plan read.
+    """
     begun = time.monotonic()
     stage = planned.stage
+    for reference in (*stage.models.values(), *stage.feeds.values()):
+        parent = by_name[reference.stage]
+        # every byte: what is read now is handed on
+        if found := manifest.damage(parent.folder / MANIFEST, content=True):
+            reporter.message(f"{parent.folder}/{manifest.sentence(found)}: making it again")
+            _make(parent, by_name, reporter, damaged=True)
+    _check_unchanged(planned, by_name)
+    if damaged:
+        _make_room(planned, reporter)
     try:
-        outcome = stage.kind.run(planned.settings, reporter)
+        kind = replace(stage.kind, verify=damaged)
+        outcome = kind.run(planned.settings, reporter)
     except ConfigError as error:
         error.where = error.where or stage.at(error.option)
         raise
@@ -129,6 +158,32 @@ def _make(planned: Planned, reporter: Reporter) -> None:
             "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         },
     )
+    _check_unchanged(planned, by_name)
+    manifest.add(planned.folder / MANIFEST, [ARTIFACT])
+
+
+def _check_unchanged(planned: Planned, by_name: Mapping[str, Planned]) -> None:
+    """Refuse inputs that are no longer what the plan read: what is made of them would be filed as
+    made of those.
+    """
+    stage = planned.stage
+    now = inputs_of(stage, by_name)
+    names = ("settings", "models", "data", "files")
+    read, changed = (inputs.Inputs(*(one[name] for name in names)) for one in (planned.inputs, now))
+    if found := inputs.changes(read, changed):
+        raise DataError(
+            f"{', '.join(found)} changed since the recipe began to run",
+            where=stage.where,
+            cure="run the same command again: it plans with what is there now",
+        )
+
+
+def _make_room(planned: Planned, reporter: Reporter) -> None:
+    """Set a whole artifact aside where it does not say any more which run made it."""
+    found = manifest.damage(planned.folder / MANIFEST, content=True, only=(RUN,))
+    if any(one.name == RUN for one in found):
+        aside = set_aside(planned.folder)
+        reporter.message(f"{planned.folder}/{RUN} was changed: all is set aside as {aside.name}")
 
 
 def _given(planned: Planned) -> dict[str, Any]:

@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from posttrain.core import manifest
 from posttrain.core.errors import ConfigError, DataError
 from posttrain.core.events import Reporter
-from posttrain.core.files import PARTIAL, sha256_json, write_json
+from posttrain.core.files import PARTIAL, fsync, sha256_json, write_atomic, write_json
+from posttrain.core.manifest import MANIFEST
 from posttrain.data.formats import Format
 from posttrain.data.plan import shares
 from posttrain.data.rows import Rejects
@@ -174,12 +176,13 @@ class Prepared:
         """Give the tokens their place: the run owns the folder now. The trees stay open under
         either name.
         """
-        partial = self.folder / (PARTIAL + FOLDER)
+        partial, tokens = self.folder / (PARTIAL + FOLDER), self.folder / FOLDER
         if partial.is_dir():
-            shutil.rmtree(self.folder / FOLDER, ignore_errors=True)
-            if (partial / REJECTS).is_file():
-                (partial / REJECTS).replace(self.folder / REJECTS)
-            partial.rename(self.folder / FOLDER)
+            shutil.rmtree(tokens, ignore_errors=True)
+            partial.rename(tokens)
+            fsync(self.folder)
+        if (tokens / REJECTS).is_file():
+            write_atomic(self.folder / REJECTS, (tokens / REJECTS).read_bytes())
 
 
 def prepare(
@@ -205,11 +208,13 @@ def prepare(
     longest = max_length(settings, longest_position(base))
     key = sha256_json([context.inputs.identity(), longest])
     done, partial = context.folder / FOLDER, context.folder / (PARTIAL + FOLDER)
-    if not (done / "key.json").is_file() or _read_key(done)["key"] != key:
+    if not _is_prepared(done, key, context.reporter):
         shutil.rmtree(partial, ignore_errors=True)
         try:
             _tokenize(settings, chat, partial, longest, context.reporter, learned)
             write_json(partial / "key.json", {"key": key, "chat": chat.used})
+            names = sorted(path.name for path in partial.iterdir())
+            manifest.write(partial / MANIFEST, manifest.entries(partial, names))
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
@@ -217,6 +222,16 @@ def prepare(
     chat.used = _read_key(done)["chat"]  # tokens that are found say it of the run that made them
     sets = {label: _open(done, label, group, learned) for label, group in sources(settings).items()}
     return Prepared(chat, sets, context.folder)
+
+
+def _is_prepared(folder: Path, key: str, reporter: Reporter) -> bool:
+    """Whether the tokens of these rows are there, to the last bit as they were written."""
+    if not folder.is_dir():
+        return False
+    if damage := manifest.damage(folder / MANIFEST, content=True):
+        reporter.message(f"{folder}/{manifest.sentence(damage)}: preparing the rows again")
+        return False
+    return _read_key(folder)["key"] == key
 
 
 def _read_key(folder: Path) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 The folder holds
     run.json            what was evaluated: settings, digests of models, data and scorers, version
     TASK-FILE.jsonl     the record of every item; TASK-FILE.against.jsonl those of the other model
-    summary.json        every metric with n, mean and interval, and paired differences; written last
+    summary.json        every metric with n, mean and interval, and paired differences
+    manifest.json       digests of all of these; written last
 
 The tasks are those of `posttrain.evals.tasks`, and users' own.
 """
@@ -20,7 +21,7 @@ from pydantic import Field
 from posttrain.core.defaults import UNSET_BUDGET
 from posttrain.core.errors import ConfigError, DataError
 from posttrain.core.events import Reporter
-from posttrain.core.journal import Journal
+from posttrain.core.journal import RECORDS, Journal
 from posttrain.core.settings import Destination, ExecutionOnly, ReadsModel, ReadsScorer, Settings
 from posttrain.data.settings import Source
 from posttrain.evals.records import Record, read_records, write_records
@@ -207,19 +208,25 @@ def _max_length(settings: EvaluateSettings, path: str) -> int:
 def _records_of(
     settings: EvaluateSettings, role: str, evaluations: list[Evaluation], context: Context
 ) -> dict[str, list[Record]]:
-    """One model's records of every evaluation; those that are there are read back."""
+    """One model's records of every evaluation; those that were made before are read back: from
+    the journal of this run, or from the files of a finished one that are as it left them.
+    """
     path, reporter = settings.models[role], context.reporter
     records: dict[str, list[Record]] = {}
     loaded: _LoadedModel | None = None
     for evaluation in evaluations:
         name, file = evaluation.name, context.folder / evaluation.file(role)
-        if context.began and file.is_file():
+        if file.name in context.intact:
             records[name] = read_records(file)
             continue
         rows = read_rows(evaluation.source)
-        loaded = loaded or _LoadedModel(settings, path, reporter)
         key = {"identity": context.inputs.identity(), "role": role, "name": name}
         journal = Journal(context.folder / ITEMS / file.stem, key, message=reporter.message)
+        if (done := _complete(journal, len(rows))) is not None:
+            records[name] = done
+            write_records(file, done)
+            continue
+        loaded = loaded or _LoadedModel(settings, path, reporter)
         records[name] = loaded.records(evaluation, rows, journal, context)
         _account(evaluation, len(rows), records[name], loaded.subject.max_length, reporter)
         context.claim()  # not before: a bad row can be corrected
@@ -228,6 +235,16 @@ def _records_of(
             label = evaluation.task.metrics[metric].label or metric
             reporter.note("measured", f"{role} {name}, {label}: {shown(estimate.json())}")
     return records
+
+
+def _complete(journal: Journal, rows: int) -> list[Record] | None:
+    """The records of a journal that has those of all rows."""
+    if not (journal.folder / RECORDS).is_file():
+        return None
+    with journal:
+        if len(journal) * BLOCK < rows:
+            return None
+        return [Record(**record) for entry in journal for record in entry.value]
 
 
 @dataclass
@@ -260,6 +277,7 @@ class _LoadedModel:
                 block = evaluation.task.ask(self.subject, rows[self.first : self.first + BLOCK])
                 if len(rows) > BLOCK:
                     context.claim()
+                context.check_inputs()
                 journal.append([vars(record) for record in block])
                 journal.flush()
             return [Record(**record) for entry in journal for record in entry.value]

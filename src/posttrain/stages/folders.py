@@ -3,12 +3,14 @@
 A folder of its own (`--out runs/first`) holds
     run.json       which run it is: settings, digests of models and data, version
     OUTPUTS        what the stage makes
-    summary.json   results; written last, so where it exists the run is finished
+    summary.json   results
+    manifest.json  digests of all of these; written last, so where it exists the run is finished
 
 Files beside each other (`--out clean.jsonl`, of stages that make rows) are
     clean.jsonl            the first output
     clean.NAME.jsonl       the others
     clean.summary.json     results, and which run it was
+    clean.manifest.json    digests of all of these; written last
 """
 
 from __future__ import annotations
@@ -16,13 +18,14 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from posttrain.core.errors import ConfigError
+from posttrain.core import manifest
+from posttrain.core.errors import CheckpointError, ConfigError
 from posttrain.core.files import (
     PARTIAL,
     fsync,
@@ -33,6 +36,7 @@ from posttrain.core.files import (
     write_json,
 )
 from posttrain.core.identity import RUN, check, claim, compare
+from posttrain.core.manifest import MANIFEST, Entry
 from posttrain.core.version import __version__
 
 SUMMARY = "summary.json"
@@ -45,6 +49,7 @@ class Files:
     Attributes:
         others: names of files and folders, or a function of the settings that gives them.
         scratch: names of those that go when the run is finished; a run that goes on reads them.
+        live: names of those that may change when the run is finished; the manifest leaves them out.
         at_once: all files appear at once, when the stage is done; until then they are written
             elsewhere. Such a stage does not go on after a kill, it begins again.
         single_file: of stages whose files appear at once: `--out` may be a .jsonl file, the first
@@ -53,12 +58,16 @@ class Files:
 
     others: Sequence[str] | Callable[[Any], Sequence[str]] = ()
     scratch: Sequence[str] = ()
+    live: Sequence[str] = ()
     at_once: bool = False
     single_file: bool = False
 
+    def kept(self, settings: Any) -> list[str]:
+        """Those that stay as they are when the run is finished."""
+        return list(self.others(settings) if callable(self.others) else self.others)
+
     def names(self, settings: Any) -> list[str]:
-        others = self.others(settings) if callable(self.others) else self.others
-        return [*others, *self.scratch]
+        return [*self.kept(settings), *self.live, *self.scratch]
 
 
 NONE = Files()
@@ -71,11 +80,15 @@ class Place(Protocol):
         work: the folder that the stage writes into.
         folder: where everything is in the end.
         out: what messages call it: the folder, or the file of the first output.
+        manifest: the file that says what was made; None where nothing is kept.
     """
 
     work: Path
     folder: Path
     out: Path
+
+    @property
+    def manifest(self) -> Path | None: ...
 
     def held(self) -> AbstractContextManager[None]:
         """Context: nobody else writes there."""
@@ -98,8 +111,8 @@ class Place(Protocol):
         """From now on the place is this run's; returns what differs in how it is executed."""
         ...
 
-    def summary(self) -> dict[str, Any] | None:
-        """Of a finished run."""
+    def files(self) -> list[Path]:
+        """The files and folders that a manifest names, where they are when the run is finished."""
         ...
 
     def sweep(self) -> None:
@@ -110,8 +123,12 @@ class Place(Protocol):
         """Remove what a run wrote that ends before it claimed the place."""
         ...
 
-    def finish(self, summary: dict[str, Any]) -> dict[str, Any]:
-        """Put everything in its place; returns the summary as it was written."""
+    def finish(self, summary: dict[str, Any], made: Mapping[str, Entry]) -> dict[str, Any]:
+        """Put everything in its place; returns the summary as it was written.
+
+        Args:
+            made: what lies in `work`, for the manifest.
+        """
         ...
 
 
@@ -120,13 +137,16 @@ class Folder:
 
     Args:
         out: the folder.
-        names: of all that the run writes into it.
+        names: of all that the run writes into it. kept: of those that a manifest names.
         at_once: files are moved there when the stage is done.
     """
 
-    def __init__(self, out: Path, names: Sequence[str], *, at_once: bool) -> None:
+    def __init__(
+        self, out: Path, names: Sequence[str], kept: Sequence[str], *, at_once: bool
+    ) -> None:
         self.folder = self.out = out
-        self.names, self.at_once = names, at_once
+        self.names, self.kept, self.at_once = names, kept, at_once
+        self.manifest = out / MANIFEST
         self.work = out / f"{PARTIAL}files" if at_once else out
 
     @contextmanager
@@ -135,7 +155,31 @@ class Folder:
             yield
 
     def check(self, identity: dict[str, Any]) -> None:
-        check(self.folder, identity, (*self.names, SUMMARY))
+        self._check_run()
+        check(self.folder, identity, (*self.names, SUMMARY, MANIFEST))
+
+    def _check_run(self) -> None:
+        """Refuse a folder that does not say any more which run it holds.
+
+        Raises:
+            CheckpointError: the file that says it was changed, or is garbage.
+        """
+        path = self.folder / RUN
+        if not path.is_file():
+            return
+        what = ""
+        if manifest.read(self.manifest) is not None:
+            found = manifest.damage(self.manifest, content=True, only=(RUN,))
+            what = found[0].what if found else ""
+        try:
+            dict(json.loads(path.read_bytes())["identity"])
+        except (ValueError, TypeError, KeyError):
+            what = what or "is damaged"
+        if what:
+            raise CheckpointError(
+                f"{path} {what}: which run made what is there cannot be known",
+                cure="put it back as it was, choose another --out, or delete the folder",
+            )
 
     def path(self, name: str) -> Path:
         return self.folder / name
@@ -147,9 +191,8 @@ class Folder:
     def claim(self, identity: dict[str, Any], execution: dict[str, Any]) -> list[str]:
         return claim(self.folder, identity, __version__, execution)
 
-    def summary(self) -> dict[str, Any] | None:
-        path = self.folder / SUMMARY
-        return json.loads(path.read_text()) if path.is_file() else None
+    def files(self) -> list[Path]:
+        return [self.folder / name for name in (*self.kept, SUMMARY, RUN)]
 
     def sweep(self) -> None:
         remove_partial(self.folder)
@@ -158,11 +201,13 @@ class Folder:
     def discard(self) -> None:
         remove_partial(self.folder)
 
-    def finish(self, summary: dict[str, Any]) -> dict[str, Any]:
+    def finish(self, summary: dict[str, Any], made: Mapping[str, Entry]) -> dict[str, Any]:
+        self.manifest.unlink(missing_ok=True)  # of what was there before
         if self.at_once:
             _move(self.work, self.names, self.path)
             shutil.rmtree(self.work)
         write_json(self.folder / SUMMARY, summary)
+        manifest.write(self.manifest, {**made, **manifest.entries(self.folder, (SUMMARY, RUN))})
         return summary
 
 
@@ -177,6 +222,7 @@ class SideBySide:
     def __init__(self, out: Path, first: str, names: Sequence[str]) -> None:
         self.out, self.folder, self.first, self.names = out, out.parent, first, names
         self.work = out.with_name(f"{PARTIAL}{out.name}-scratch")
+        self.manifest = self.path(MANIFEST)
         self._identity: dict[str, Any] = {}
 
     @contextmanager
@@ -190,7 +236,7 @@ class SideBySide:
 
     def check(self, identity: dict[str, Any]) -> None:
         self._identity = identity
-        places = [self.path(SUMMARY), *map(self.path, self.names)]
+        places = [self.path(SUMMARY), *map(self.path, self.names), self.manifest]
         there = [path for path in places if path.exists()]
         if not there:
             return
@@ -211,9 +257,8 @@ class SideBySide:
     def claim(self, identity: dict[str, Any], execution: dict[str, Any]) -> list[str]:
         return []
 
-    def summary(self) -> dict[str, Any] | None:
-        path = self.path(SUMMARY)
-        return json.loads(path.read_text()) if path.is_file() else None
+    def files(self) -> list[Path]:
+        return [self.path(name) for name in (*self.names, SUMMARY)]
 
     def sweep(self) -> None:
         for path in self.work.iterdir():
@@ -223,16 +268,23 @@ class SideBySide:
     def discard(self) -> None:
         self.sweep()
 
-    def finish(self, summary: dict[str, Any]) -> dict[str, Any]:
+    def finish(self, summary: dict[str, Any], made: Mapping[str, Entry]) -> dict[str, Any]:
+        self.manifest.unlink(missing_ok=True)  # of what was there before
         whole = {**summary, "identity": self._identity}
         # first: were the power to fail now, the same command would be let write the rest
         write_json(self.path(SUMMARY), whole)
         _move(self.work, self.names, self.path)
+        placed = {self.path(name).name: entry for name, entry in made.items()}
+        manifest.write(
+            self.manifest, {**placed, **manifest.entries(self.folder, [self.path(SUMMARY).name])}
+        )
         return whole
 
 
 class Nowhere:
     """A folder that is gone when the stage is done."""
+
+    manifest: Path | None = None
 
     def __init__(self) -> None:
         self.work = self.folder = self.out = Path()
@@ -254,8 +306,8 @@ class Nowhere:
     def claim(self, identity: dict[str, Any], execution: dict[str, Any]) -> list[str]:
         return []
 
-    def summary(self) -> dict[str, Any] | None:
-        return None
+    def files(self) -> list[Path]:
+        return []
 
     def sweep(self) -> None:
         pass
@@ -263,7 +315,7 @@ class Nowhere:
     def discard(self) -> None:
         pass
 
-    def finish(self, summary: dict[str, Any]) -> dict[str, Any]:
+    def finish(self, summary: dict[str, Any], made: Mapping[str, Entry]) -> dict[str, Any]:
         return summary
 
 
@@ -279,11 +331,14 @@ def _move(folder: Path, names: Sequence[str], path: Callable[[str], Path]) -> No
         fsync(parent)
 
 
-def output_digest(path: Path) -> str:
-    """What identifies an output. Of a folder with weights only these count: a model card may be
-    added to it, or a chat template mended.
+def output_digest(path: Path, digest: Callable[[Path], str] = sha256_file) -> str:
+    """What identifies an output, for the summary. Of a folder with weights only these count, so
+    that it does not depend on the versions that config and tokenizer were written with.
+
+    Args:
+        digest: of one file.
     """
     if not path.is_dir():
-        return sha256_file(path)
+        return digest(path)
     weights = any(file.suffix == ".safetensors" for file in path.iterdir())
-    return sha256_folder(path, lambda file: not weights or file.suffix == ".safetensors")
+    return sha256_folder(path, lambda file: not weights or file.suffix == ".safetensors", digest)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.core.errors import ConfigError
-from posttrain.core.files import sha256_folder, sha256_input
+from posttrain.core.files import sha256_input
 from posttrain.core.plugins import is_plugin, plugin_file
 from posttrain.core.settings import (
     REWARD,
@@ -117,6 +117,19 @@ def describe(
     return Inputs(fixed, digests, rows, contents)
 
 
+def changes(before: Inputs, now: Inputs) -> list[str]:
+    """The inputs whose content differs: files by their path, models by their option."""
+
+    def differing(a: Mapping[str, str], b: Mapping[str, str]) -> list[str]:
+        return sorted(name for name in a.keys() | b.keys() if a.get(name) != b.get(name))
+
+    options = [
+        f"what --{name.replace('_', '-')} names"
+        for name in (*differing(before.models, now.models), *differing(before.files, now.files))
+    ]
+    return [*differing(before.data, now.data), *options]
+
+
 def execution(settings: Settings) -> dict[str, Any]:
     """Settings that are no part of the identity and change results by rounding."""
     found: dict[str, Any] = {}
@@ -129,10 +142,8 @@ def execution(settings: Settings) -> dict[str, Any]:
 def _model_digest(leaf: Leaf, name: str) -> str:
     from posttrain.engine.load import digest, resolve  # torch, which help does without
 
-    folder = resolve(name)
-    if any(isinstance(role, ReadsModel) and not role.weights for role in leaf.roles):
-        return sha256_folder(folder, lambda path: path.suffix != ".safetensors", sha256_input)
-    return digest(folder)
+    unread = any(isinstance(role, ReadsModel) and not role.weights for role in leaf.roles)
+    return digest(resolve(name), weights=not unread)
 
 
 def _file_digest(leaf: Leaf, path: Path) -> str:

@@ -11,7 +11,8 @@ The folder holds
     best.jsonl       with --at-least: prompt and completion, the best answer of every prompt that
                      reaches the score
     rejects.jsonl    with --on-bad-row reject: rows that cannot be used, and why
-    summary.json     all counts, and numbers with intervals; written last
+    summary.json     all counts, and numbers with intervals
+    manifest.json    digests of what is kept; written last
 
 Every prompt has a stream of random numbers of its own, named by the seed and the prompt's number;
 what is sampled beside it changes the last bits of its log-probabilities at most. Prompts go in
@@ -199,7 +200,7 @@ def sample_pairs(settings: SamplePairsSettings, context: Context) -> dict[str, A
     rejects.close()
     key = context.inputs.identity()
     with Journal(context.folder / CHUNKS, key, message=reporter.message) as chunks:
-        _sample(settings, prompts, reporter, chunks)
+        _sample(settings, prompts, context, chunks)
         results = _write(settings, prompts, chunks)
     return {
         "model": settings.model,
@@ -300,7 +301,7 @@ def _refuse_unscored(
 
 
 def _sample(
-    settings: SamplePairsSettings, prompts: Many[Prompt], reporter: Reporter, chunks: Journal
+    settings: SamplePairsSettings, prompts: Many[Prompt], context: Context, chunks: Journal
 ) -> None:
     """Sample the chunks that are not there yet: the answers to `batch_size` prompts each."""
     starts = range(len(chunks) * settings.batch_size, len(prompts), settings.batch_size)
@@ -310,7 +311,7 @@ def _sample(
 
     policy = Policy.load(settings.model, device=settings.device)
     for reason in policy.notes:
-        reporter.message(reason)
+        context.reporter.message(reason)
     if settings.prompt_template is None:
         from posttrain.data.chat import Chat
 
@@ -318,10 +319,11 @@ def _sample(
         # so that answers end where the template ends them
         policy.set_chat(chat.template.source, chat.stop)
     scorer = open_scorer(settings.scorer_spec, settings.device)
-    with reporter.working("sampling", len(prompts) - starts[0]) as progress:
+    with context.reporter.working("sampling", len(prompts) - starts[0]) as progress:
         for start in starts:
             batch = prompts[start : start + settings.batch_size]
             records = _answers(settings, policy, scorer, start, batch)
+            context.check_inputs()
             chunks.append([vars(record) for record in records])
             chunks.flush()
             progress(start + len(batch) - starts[0])

@@ -24,17 +24,19 @@ import shutil
 from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Sequence as Many
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, TypeAlias, TypeVar
 
+from posttrain.core import manifest
 from posttrain.core.console import open_reporter
-from posttrain.core.errors import ConfigError
+from posttrain.core.errors import ConfigError, DataError, PosttrainError
 from posttrain.core.events import Held, Reporter, Sink, Step
 from posttrain.core.files import explained_writes
+from posttrain.core.manifest import Entry
 from posttrain.core.settings import ReadsModel, Settings, assemble
 from posttrain.core.version import __version__
-from posttrain.stages import inputs
+from posttrain.stages import finished, inputs
 from posttrain.stages.folders import (
     NONE,
     SUMMARY,
@@ -123,6 +125,8 @@ class Context:
         inputs: digests of what the stage reads.
         began: whether an earlier process began this run here; it may go on with what it left.
         settings, place: of the run; for `claim`.
+        intact: names of what a finished run of the same kind made here that is as it was, where
+            other things of it were damaged.
         log: steps and validations, which are reported when the run is done.
     """
 
@@ -132,6 +136,7 @@ class Context:
     began: bool
     settings: Settings = field(repr=False)
     place: Place = field(repr=False)
+    intact: frozenset[str] = frozenset()
     claimed: bool = False
     log: Many[Step | Held] = ()
     stack: ExitStack = field(default_factory=ExitStack, repr=False)
@@ -144,15 +149,45 @@ class Context:
         """Say that from now on the folder is this run's. Until then an error leaves nothing there;
         so a stage calls it when all its input has turned out usable. Otherwise the runner does,
         when the function returns.
+
+        Raises:
+            DataError: an input is no longer what it was when its digest was taken.
         """
         if self.claimed:
             return
+        self.check_inputs()
         self.claimed = True
         execution = inputs.execution(self.settings)
         for difference in self.place.claim(self.inputs.identity(), execution):
             self.reporter.message(
                 f"this run goes on with another {difference}; results differ by rounding, and by "
                 "the draws of noise where there is any"
+            )
+
+    def check_inputs(self) -> None:
+        """Refuse inputs that changed since their digests were taken. A stage calls it before it
+        keeps half-done work, as `claim` does; the runner calls it at the end.
+
+        Raises:
+            DataError: with the names of those that changed.
+        """
+        if self.inputs is inputs.NOTHING:
+            return
+        try:
+            changed = inputs.changes(self.inputs, inputs.describe(self.settings))
+            what = f"{', '.join(changed)} changed"
+        except PosttrainError as error:
+            changed, what = [""], f"an input cannot be read any more ({error.what})"
+        if changed:
+            cure = "run the same command again when nobody writes to it"
+            if self.claimed:
+                cure = (
+                    "put it back as it was, and the same command goes on; or give another --out "
+                    "and begin with what is there now"
+                )
+            raise DataError(
+                f"{what} while the run was at work: what it made is not kept as its result",
+                cure=cure,
             )
 
 
@@ -186,7 +221,12 @@ def stage(
 
 @dataclass(frozen=True)
 class Stage(Generic[S]):
-    """One kind of stage; see `stage`, which makes it. Calling it runs it."""
+    """One kind of stage; see `stage`, which makes it. Calling it runs it.
+
+    Attributes:
+        verify: of a finished run it reads all that was made; else what has another size or time of
+            writing than it had.
+    """
 
     name: str
     settings: type[S]
@@ -195,6 +235,7 @@ class Stage(Generic[S]):
     makes: Makes = field(default_factory=dict)
     files: Files = NONE
     show: Callable[[Outcome], None] | None = None
+    verify: bool = False
 
     @property
     def description(self) -> str:
@@ -214,6 +255,7 @@ class Stage(Generic[S]):
         self,
         *,
         quiet: bool = False,
+        verify: bool = False,
         sinks: Iterable[Sink] = (),
         reporter: Reporter | None = None,
         **settings: Any,
@@ -222,6 +264,7 @@ class Stage(Generic[S]):
 
         Args:
             quiet: show nothing but trouble.
+            verify: read all that a finished run made, to see whether it is as it was.
             sinks: functions that are called with every event (`posttrain.core.events`).
             reporter: reports what happens, in place of one for the terminal.
             settings: the command line's options, with underscores.
@@ -229,7 +272,8 @@ class Stage(Generic[S]):
             PosttrainError: with what is wrong and the cure.
         """
         chosen = assemble(self.settings, settings)
-        return self.run(chosen, reporter or open_reporter(quiet=quiet, sinks=sinks))
+        reporter = reporter or open_reporter(quiet=quiet, sinks=sinks)
+        return replace(self, verify=verify).run(chosen, reporter)
 
     def run(self, settings: S, reporter: Reporter) -> Outcome:
         """Run the stage, or go on with it, or say that it is finished.
@@ -245,21 +289,26 @@ class Stage(Generic[S]):
         read = inputs.describe(settings) if kept else inputs.NOTHING
         with place.held(), explained_writes(place.folder):
             place.check(read.identity())
-            if (done := self._finished(settings, place, reporter)) is not None:
-                return done
+            found = finished.find(place, reporter, verify=self.verify)
+            if found.summary is not None:
+                return self._finished(settings, place, reporter, found.summary)
             place.sweep()
-            context = Context(place.work, reporter, read, place.began, settings, place)
+            context = Context(
+                place.work, reporter, read, place.began, settings, place, found.intact
+            )
             with context.stack:
                 try:
                     result = self.function(settings, context)
+                    context.check_inputs()
                 except BaseException:
                     if not context.claimed:
                         place.discard()
                     raise
                 made = result if isinstance(result, Made) else Made(result)
-                summary = self._summary(settings, place, read, made)
+                files = self._files(settings, place)
+                summary = self._summary(settings, place, read, made, files)
                 context.claim()
-                summary = place.finish(summary)
+                summary = place.finish(summary, files)
                 self._remove_scratch(place)
                 context.reporter.done(place.folder, summary, context.log)
             return self._outcome(settings, place, summary, made.verdict, made.detail)
@@ -270,7 +319,8 @@ class Stage(Generic[S]):
         if out is None:
             return Nowhere()
         made = self.outputs(settings)
-        names = [*(path.rstrip("/") for path in made.values()), *self.files.names(settings)]
+        outputs = [path.rstrip("/") for path in made.values()]
+        names = [*outputs, *self.files.names(settings)]
         if self.files.single_file and out.suffix and not out.is_dir():
             if out.suffix != ".jsonl":
                 raise ConfigError(
@@ -279,27 +329,33 @@ class Stage(Generic[S]):
                     option="out",
                 )
             return SideBySide(out, next(iter(made.values())), names)
-        return Folder(out, names, at_once=self.files.at_once)
+        kept = [*outputs, *self.files.kept(settings)]
+        return Folder(out, names, kept, at_once=self.files.at_once)
 
-    def _finished(self, settings: S, place: Place, reporter: Reporter) -> Outcome | None:
-        """The outcome of a run that is done, if what it made is still there as it was."""
-        summary = place.summary()
-        if summary is None:
-            return None
-        for name, digest in summary.get("sha256", {}).items():
-            path = place.path(name)
-            if not path.exists() or output_digest(path) != digest:
-                reporter.message(f"{path} is missing or changed; making it again")
-                return None
+    def _finished(
+        self, settings: S, place: Place, reporter: Reporter, summary: dict[str, Any]
+    ) -> Outcome:
+        """The outcome of a run that is done."""
         self._remove_scratch(place)
         reporter.note("finished", f"{place.out} already holds this run; nothing to do")
         verdict = summary.get("verdict")
         return self._outcome(settings, place, summary, Verdict(**verdict) if verdict else None)
 
+    def _files(self, settings: S, place: Place) -> dict[str, Entry]:
+        """What the stage made and keeps, on the disk and with digests."""
+        if settings.folder is None:
+            return {}
+        outputs = [path.rstrip("/") for path in self.outputs(settings).values()]
+        return manifest.entries(place.work, [*outputs, *self.files.kept(settings)])
+
     def _summary(
-        self, settings: S, place: Place, read: inputs.Inputs, made: Made
+        self, settings: S, place: Place, read: inputs.Inputs, made: Made, files: Mapping[str, Entry]
     ) -> dict[str, Any]:
         """What `summary.json` says: the stage's own, and what all have."""
+
+        def digest(path: Path) -> str:
+            return files[path.relative_to(place.work).as_posix()].sha256
+
         digests: dict[str, str] = {}
         outputs = self.outputs(settings) if settings.folder is not None else {}
         for name, path in outputs.items():
@@ -309,7 +365,7 @@ class Stage(Generic[S]):
                     f"the stage {self.name} did not make its output {name!r}: no {written}",
                     cure="write it into context.folder, or take it out of makes=",
                 )
-            digests[path.rstrip("/")] = output_digest(written)
+            digests[path.rstrip("/")] = output_digest(written, digest)
         verdict = {"verdict": vars(made.verdict)} if made.verdict else {}
         summary = {
             "posttrain": __version__,

@@ -11,7 +11,8 @@ A run folder holds
     rejects.jsonl   rows that could not be used, with the reasons, where that was asked for
     model/          the result, a Hugging Face folder (adapters merged)
     adapter/        with LoRA: the adapter alone, and the digest of its base
-    summary.json    results, with counts and intervals; written last
+    summary.json    results, with counts and intervals
+    manifest.json   digests of what is kept; written last
 """
 
 from __future__ import annotations
@@ -98,8 +99,9 @@ class TrainingSettings(Settings):
 
 MAKES = {"model": "model/"}
 FILES = Files(
-    others=("metrics.jsonl", "checkpoints", "adapter", "rejects.jsonl", FILE, FOLDER),
+    others=("metrics.jsonl", "adapter", "rejects.jsonl"),
     scratch=(dataset.FOLDER,),
+    live=("checkpoints", FILE, FOLDER),  # which know themselves whether they are whole
 )
 
 

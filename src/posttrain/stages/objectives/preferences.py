@@ -184,7 +184,9 @@ class Preferences:
         from posttrain.engine.source import tree_scores
 
         learner: Any = run.policy
-        scores = tree_scores(learner, _log_probs(settings, learner), run.budget)
+        scores = tree_scores(
+            learner, _log_probs(settings, learner, self.reference_sha256), run.budget
+        )
         source: Any = run.source
         if _is_stored(settings):
             self._store(settings, reporter, run, scores)
@@ -327,11 +329,13 @@ def _mean_answer(policy: Policy, sequences: list[Sequence]) -> float:
     return math.fsum(len(completion.tokens) for completion in completions) / len(completions)
 
 
-def _log_probs(settings: Any, learner: Policy) -> LogProbs:
+def _log_probs(settings: Any, learner: Policy, sha256: str | None) -> LogProbs:
     """The reference: forests → log-probabilities.
 
+    Args:
+        sha256: of the reference model when the run began.
     Raises:
-        ConfigError: another model reads other tokens.
+        ConfigError: another model reads other tokens, or it changed since.
     """
     from posttrain.engine.policy import Policy
 
@@ -339,6 +343,11 @@ def _log_probs(settings: Any, learner: Policy) -> LogProbs:
     if path is None:
         return learner.logprobs if _is_stored(settings) else learner.reference(settings.reference)
     other = Policy.load(path, device=settings.device)
+    if sha256 and other.digest != sha256:
+        raise ConfigError(
+            f"--reference-model {path} changed while the run began",
+            cure="put it back as it was, and the same command goes on; or give another --out",
+        )
     if other.tokenizer.get_vocab() != learner.tokenizer.get_vocab():
         raise ConfigError(
             f"--reference-model {path} has another tokenizer than the model that is trained",
