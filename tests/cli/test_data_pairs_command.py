@@ -373,7 +373,7 @@ def test_real_preferences(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> 
         "rejected": 58,
         "read": 894,
     }
-    assert "0.659 [0.606, 0.712] of n = 751" in table
+    assert "0.659 [0.603, 0.711] of n = 751" in table
     code, table, _ = said(
         ["--data", tmp_path / "c.jsonl", "--out", tmp_path / "l.jsonl", "--to", "labels"], capfd
     )

@@ -51,4 +51,4 @@ def results(summary: dict[str, Any]) -> None:
 def _named(one: dict[str, Any], metric: str) -> str:
     """The label of a metric, and what guessing would come to."""
     chance = one.get("chance", {}).get(metric)
-    return one["labels"][metric] + ("" if chance is None else f" (chance {chance:.3f})")
+    return one["labels"][metric] + ("" if chance is None else f" (chance {chance:.2f})")

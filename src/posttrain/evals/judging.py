@@ -91,14 +91,14 @@ def by_category(
         name: stats.share([right[i] for i in indices], [clusters[i] for i in indices])
         for name, indices in sorted(which.items())
     }
-    mean = _mean_over(list(each.values()), len(right))
+    mean = mean_over(list(each.values()), len(right))
     return {
         "categories": {name: estimate.json() for name, estimate in each.items()},
         "mean_over_categories": mean.json(),
     }
 
 
-def _mean_over(shares: Many[Estimate], n: int) -> Estimate:
+def mean_over(shares: Many[Estimate], n: int) -> Estimate:
     """The mean of independent shares."""
     middle = math.fsum(share.mean for share in shares) / len(shares)
     below: list[float] = []

@@ -21,6 +21,7 @@ WILSON, TANGO, STUDENT = "Wilson", "Tango", "Student's t"
 # why there is no interval
 ONE_ITEM, ONE_CLUSTER, NO_SPREAD = "one item", "one cluster", "no spread"
 ROUNDING = 1e-12  # of the values' size: a smaller standard error is none
+FEW = 20  # items that differ, below which their spread says little
 # units that vary as much as they can, added to what was seen: few units that differ tell little
 # of how much units vary
 PRIOR = 1.0
@@ -241,9 +242,22 @@ def difference(
 ) -> Estimate:
     """The mean of after − before, item by item: the paired difference. See `share_difference` for
     values in 0 … 1.
+
+    Where fewer than `FEW` items differ, and less than half, their spread tells little of what
+    others would do. The interval then reaches at least as far as that of a share of items that
+    differ, by as much as the most different one.
     """
     gaps = [a - b for a, b in zip(after, before, strict=True)]
-    return mean(gaps, clusters, weights, level)
+    found = mean(gaps, clusters, weights, level)
+    different = sum(gap != 0 for gap in gaps)
+    if found.low is None or found.high is None or different >= min(FEW, len(gaps) / 2):
+        return found
+    most = max(map(abs, gaps))
+    gained, lost = ([max(0.0, sign * gap / most) for gap in gaps] for sign in (1, -1))
+    shares = share_difference(gained, lost, clusters, weights, level)
+    assert shares.low is not None and shares.high is not None
+    low, high = min(found.low, most * shares.low), max(found.high, most * shares.high)
+    return Estimate(found.mean, low, high, found.n, f"{found.method}, few differ")
 
 
 def ratio(
