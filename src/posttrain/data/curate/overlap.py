@@ -138,15 +138,17 @@ def overlap(
     training_keys: np.ndarray,
     held_out_keys: np.ndarray,
     similarity: float = NEAR,
+    most: int = CANDIDATES,
 ) -> Overlap:
     """What training rows and held-out rows have in common.
 
     Args:
         training, held_out: the rows.
         training_keys, held_out_keys: [R] uint64, a hash of every row's tokens.
+        most: candidates that are looked at; see `near`.
     """
-    texts = near(training.texts, held_out.texts, similarity)
-    prompts = near(training.prompts, held_out.prompts, similarity)
+    texts = near(training.texts, held_out.texts, similarity, most)
+    prompts = near(training.prompts, held_out.prompts, similarity, most)
     seen = texts.compared & prompts.compared
     by_prompt = prompts.left & ~texts.left & seen
     return Overlap(
