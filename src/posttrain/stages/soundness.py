@@ -21,13 +21,13 @@ def tell_overlap(found: Overlap | None, reporter: Reporter) -> None:
     """Say how much overlaps; where it is much, also where quiet is asked for."""
     if found is None:
         return
-    if max(found.held_out.share, found.training.share) < SMALL:
+    if max(found.held_out.share, found.training.share) <= SMALL:
         reporter.note("overlap", found.told())
         return
     reporter.message(
-        f"training and held-out data overlap: {found.told()}. The model has seen what it is "
-        "measured on; posttrain data split makes parts that share nothing, and its --against "
-        "leaves out what another file has"
+        f"training and held-out data overlap: {found.told()}. On rows that it has seen a model "
+        "looks better than it is; posttrain data split makes parts that share nothing, and its "
+        "--against leaves out what another file has"
     )
 
 
