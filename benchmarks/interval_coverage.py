@@ -105,6 +105,16 @@ def shares() -> Iterator[Case]:
                 return stats.wilson(int(rng.binomial(n, p)), n)
 
             yield Case("share", f"n {n}, p {p:g}", p, share, 0.90)
+    for n in (10, 30, 100, 300):
+        for a, b in ((0.5, 1.5), (5, 0.3)):
+
+            def passes(
+                rng: np.random.Generator, n: int = n, a: float = a, b: float = b
+            ) -> Estimate:
+                return stats.share((rng.binomial(8, rng.beta(a, b, n)) / 8).tolist())
+
+            name = f"{n} prompts, {a / (a + b):.2f} of 8 answers right"
+            yield Case("share of answers", name, a / (a + b), passes)
     for clusters in (10, 30, 100):
         for p in (0.02, 0.5, 0.9):
             for alike in (0.0, 0.5, 1.0):

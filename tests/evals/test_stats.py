@@ -150,6 +150,13 @@ def test_a_difference_of_ratios_over_the_same_items() -> None:
     assert (high - low) / 2 == pytest.approx(scipy.t.ppf(0.975, 199) * error, rel=2e-2)
 
 
+def test_ties_vary_less_than_right_and_wrong() -> None:
+    """Σ(x − ½)² of 1, ½, ½, 0 is ½, and of 1, 1, 0, 0 it is 1: 4 / ((½ + 1) / (1 + 1)) items."""
+    assert bounds(stats.share([1, 0.5, 0.5, 0])) == pytest.approx(
+        stats._wilson(0.5, 4 / 0.75, scipy.norm.ppf(0.975))
+    )
+
+
 def test_weights_count_an_item_as_often_as_they_say() -> None:
     """3·1 + 1·0 of 4: ¾, where the unweighted mean is ½.
 

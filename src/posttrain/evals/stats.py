@@ -93,7 +93,7 @@ def share_difference(
     """The mean of after − before, item by item, of values in 0 … 1, with Tango's interval. It stays
     inside −1 … 1, and where no item differs it says what difference can be excluded.
 
-    A difference of ½ counts as half of one that is whole, which makes the interval no narrower.
+    A difference of ½ counts as half of one that is whole.
 
     Args:
         after, before: one an item, in 0 … 1: right, a tie (½), or wrong.
@@ -135,6 +135,7 @@ class _Units:
             sums[name] = sums.get(name, 0.0) + weight * (value - self.mean)
         self._residuals = list(sums.values())
         self._alone = len(self._unit) == self.items
+        self._bounded = not self._alone or weights is not None
 
     def mean_of(self, values: Many[float]) -> float:
         """The mean of other values of the items."""
@@ -158,7 +159,8 @@ class _Units:
 
         φ = (Σ w²(x − x̄)² + κ) / (Σ w²·v + κ) is how much the units' means x vary, compared with
         single items. κ is `PRIOR` units that vary as much as they can, so that where few units
-        differ a unit counts as little more than one item. Never more than the items.
+        differ a unit counts as little more than one item. Items in clusters, or with weights, are
+        never worth more than they are; values between 0 and 1, as ties, vary less than 0s and 1s.
 
         Args:
             variance: v, of a single item.
@@ -167,7 +169,7 @@ class _Units:
         prior = PRIOR * squares / len(self._unit)
         seen = math.fsum(residual * residual for residual in self._residuals)
         factor = (seen + prior) / (squares * variance + prior)
-        items = math.fsum(weight * weight for weight in self._weights)
+        items = math.fsum(weight * weight for weight in self._weights) if self._bounded else 0.0
         return self._total**2 / max(items, squares * factor)
 
 
