@@ -13,6 +13,7 @@ from scipy import stats as scipy
 
 import posttrain
 from posttrain.cli.main import main
+from posttrain.evals import stats
 from posttrain.evals import task as registry
 from posttrain.evals.records import Record, read_records
 from posttrain.evals.tasks import find_task
@@ -124,9 +125,14 @@ def test_files_and_summary(bench: Bench, tmp_path: Path) -> None:
     assert 4.5 < metric["mean"] < 6.5  # a random model knows nothing of 258 tokens: ln 258 = 5.55
     hits = sum(int(r["correct"]) for r in records(run / "choice-quiz.jsonl"))
     wilson = scipy.binomtest(hits, len(QUIZ)).proportion_ci(0.95, "wilson")
-    assert found["tasks"]["choice-quiz"]["metrics"]["correct"] == pytest.approx(
-        {"mean": hits / len(QUIZ), "low": wilson.low, "high": wilson.high, "n": len(QUIZ)}
-    )
+    correct = found["tasks"]["choice-quiz"]["metrics"]["correct"]
+    assert (correct["low"], correct["high"]) == pytest.approx((wilson.low, wilson.high))
+    assert (correct["mean"], correct["n"]) == (hits / len(QUIZ), len(QUIZ))
+    guessing = sum(1 / len(row["choices"]) for row in QUIZ) / len(QUIZ)
+    chances = found["tasks"]["choice-quiz"]["chance"]
+    assert chances == pytest.approx({"correct": guessing, "correct_per_byte": guessing})
+    assert f"(chance {guessing:.2f})" in " ".join(out.replace("│", " ").split())
+    assert f", chance {guessing:.3f}" in err
     assert f"{metric['mean']:.3f}" in out and f"summary  {run / 'summary.json'}\n" in out
     assert "measured  model perplexity-texts, nats a token: " in err
 
@@ -150,10 +156,9 @@ def test_against_another_model_the_difference_is_paired(bench: Bench, tmp_path: 
         [float(r["correct"]) for r in records(tmp_path / name / "choice-quiz.jsonl")]
         for name in "ab"
     ]
-    interval = scipy.ttest_rel(*quiz).confidence_interval(0.95)
     gap = found["choice-quiz"]["difference"]["correct"]
     assert gap["mean"] == pytest.approx(sum(a - b for a, b in zip(*quiz, strict=True)) / len(QUIZ))
-    assert (gap["low"], gap["high"]) == pytest.approx((interval.low, interval.high), abs=1e-3)
+    assert gap == stats.share_difference(*quiz).json()
     mine, theirs = (records(tmp_path / name / "perplexity-texts.jsonl") for name in "ab")
     nats = sum(a["nats"] - b["nats"] for a, b in zip(mine, theirs, strict=True))
     gap = found["perplexity-texts"]["difference"]
@@ -165,11 +170,19 @@ def test_against_another_model_the_difference_is_paired(bench: Bench, tmp_path: 
 
 
 def test_against_itself_nothing_differs(bench: Bench, tmp_path: Path) -> None:
-    assert bench.eval(tmp_path / "run", "--against", bench.folder / "a")[0] == 0
-    for task in summary(tmp_path / "run")["tasks"].values():
-        assert [(d["mean"], d["low"], d["high"]) for d in task["difference"].values()] == [
-            (0, 0, 0)
-        ] * len(task["difference"])
+    """And what that excludes depends on how many items there are; of text it is not known."""
+    code, out, _ = bench.eval(tmp_path / "run", "--against", bench.folder / "a")
+    assert code == 0
+    tasks = summary(tmp_path / "run")["tasks"]
+    for task in tasks.values():
+        assert {one["mean"] for one in task["difference"].values()} == {0}
+    n = len(QUIZ)
+    most = scipy.norm.ppf(0.975) ** 2 / (n + scipy.norm.ppf(0.975) ** 2)
+    gap = tasks["choice-quiz"]["difference"]["correct"]
+    assert (gap["low"], gap["high"]) == pytest.approx((-most, most))
+    gap = tasks["perplexity-texts"]["difference"]["nats_per_token"]
+    assert (gap["low"], gap["high"], gap["method"]) == (None, None, "no spread")
+    assert "+0.000 (no" in out and "spread)" in out
 
 
 def test_tasks_that_are_done_are_read_back(

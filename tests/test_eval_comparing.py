@@ -119,9 +119,10 @@ def test_pairs_are_told_apart_by_likelihood(bench: Bench, tmp_path: Path) -> Non
         gaps[name] = [g - r for g, r in zip(good, bad, strict=True)]
     hits = sum(gap > 0 for gap in gaps["a"])
     wilson = scipy.binomtest(hits, len(PAIRS)).proportion_ci(0.95, "wilson")
-    assert found["metrics"]["preferred"] == pytest.approx(
-        {"mean": hits / len(PAIRS), "low": wilson.low, "high": wilson.high, "n": len(PAIRS)}
-    )
+    preferred = found["metrics"]["preferred"]
+    assert (preferred["mean"], preferred["n"]) == (hits / len(PAIRS), len(PAIRS))
+    assert (preferred["low"], preferred["high"]) == pytest.approx((wilson.low, wilson.high))
+    assert set(found["chance"].values()) == {0.5} and "rewarded" in found["chance"]
     gained = sum(a > b for a, b in zip(gaps["a"], gaps["b"], strict=True))
     assert found["difference"]["rewarded"]["mean"] == pytest.approx(gained / len(PAIRS))
     assert "gained more" in " ".join(out.replace("│", " ").split())

@@ -425,7 +425,7 @@ def test_a_shared_prompt_counts_once_towards_the_budget(bench: Bench, tmp_path: 
 
 def test_held_out_pairs_of_one_prompt_count_as_one_witness(bench: Bench, tmp_path: Path) -> None:
     """Eight pairs of a prompt that are all right and eight of another that are all wrong: Wilson's
-    interval of 8 in 16 is [0.28, 0.72], that of two prompts is all of [0, 1].
+    interval of 8 in 16 is [0.28, 0.72], that of two prompts is nearly all of [0, 1].
     """
     right = {"prompt": "8=", "chosen": "1", "rejected": "2"}
     wrong = {"prompt": "9=", "chosen": "2", "rejected": "1"}
@@ -440,7 +440,7 @@ def test_held_out_pairs_of_one_prompt_count_as_one_witness(bench: Bench, tmp_pat
     assert code == 0, err
     held = json.loads((tmp_path / "run" / "summary.json").read_text())["held_out"]
     assert (held["accuracy"], held["sequences"]) == (0.5, 16)
-    assert (held["accuracy_low"], held["accuracy_high"]) == (0.0, 1.0)
+    assert held["accuracy_low"] < 0.01 and held["accuracy_high"] > 0.99
 
 
 def test_held_out_pairs_of_a_single_prompt_have_no_interval(bench: Bench, tmp_path: Path) -> None:

@@ -192,12 +192,7 @@ def test_the_numbers_of_a_run_are_those_of_plain_transformers(
     assert held["loss"] < found["held_out_before"]["loss"] - 0.1
     assert (held["sequences"], held["judged"]) == (20, 20)
     assert (found["rows"], found["sequences"], found["learning_rate"]) == (40, 80, 1e-4)
-    # the words are tokens of the embedded tokenizer, so lengths are counted by it
-    words = AutoTokenizer.from_pretrained(trained / "model")
-    gaps = [
-        len(words(row["chosen"])["input_ids"]) - len(words(row["rejected"])["input_ids"])
-        for row in HELD
-    ]
+    gaps = [len(row["chosen"]) - len(row["rejected"]) for row in HELD]
     longest = sum((gap > 0) + 0.5 * (gap == 0) for gap in gaps) / 20
     assert held["baselines"]["longest"]["mean"] == pytest.approx(longest)
     assert held["baselines"]["shortest"]["mean"] == pytest.approx(1 - longest)
@@ -653,7 +648,7 @@ def test_pairs_of_one_prompt_are_one_cluster(tmp_path: Path) -> None:
     found = posttrain.judge(data=data, scorer="longest", out=tmp_path / "trial", quiet=True)
     accuracy = found.summary["results"]["a"]["accuracy"]
     assert accuracy == stats.share([1, 1, 1, 0, 0, 0], list("xxxyyy")).json()
-    assert (accuracy["low"], accuracy["high"]) == (0, 1)
+    assert accuracy["low"] < 0.01 and accuracy["high"] > 0.99
 
 
 def test_a_scorer_that_says_nothing_is_not_wrong(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from scipy import stats as scipy
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 import posttrain
@@ -23,6 +24,7 @@ from posttrain.cli.main import main
 from posttrain.core.errors import ConfigError
 from posttrain.core.files import sha256_file, sha256_json
 from posttrain.engine import loop
+from posttrain.evals import stats
 from posttrain.stages import dataset
 from tests import making
 from tests.children import child
@@ -243,8 +245,32 @@ def test_the_interval_of_held_out_loss(bench: Bench, tmp_path: Path) -> None:
     residual = s - s.sum() / n.sum() * n
     error = math.sqrt(len(s) * float(residual.var())) / float(n.sum())
     before = summary(tmp_path / "run")["held_out_before"]
-    assert before["interval"] == pytest.approx(1.96 * error, rel=1e-4)
+    student = scipy.t.ppf(0.975, len(s) - 1)
+    assert before["interval"] == pytest.approx(student * error, rel=1e-4)
     assert (before["sequences"], before["targets"]) == (len(HELD), int(n.sum()))
+
+
+def test_held_out_loss_before_and_after_is_compared_row_by_row(
+    bench: Bench, tmp_path: Path
+) -> None:
+    """Two intervals that overlap say little of a change that all rows share."""
+    _, out, err = bench.sft(tmp_path / "run")
+    run = tmp_path / "run"
+    sums = []
+    for model in (bench.base, run / "model"):
+        network = AutoModelForCausalLM.from_pretrained(model).eval()
+        words = AutoTokenizer.from_pretrained(bench.base)
+        sums.append([-float(x.double().sum()) for x in logprobs(network, HELD, words)])
+        counts = [len(x) for x in logprobs(network, HELD, words)]
+    gaps = [after - before for before, after in zip(*sums, strict=True)]
+    expected = stats.ratio(gaps, counts).json()
+    found = summary(run)["held_out"]["difference"]["loss"]
+    for name in ("mean", "low", "high"):
+        assert found[name] == pytest.approx(expected[name], rel=1e-3)
+    assert "difference" not in summary(run)["held_out_before"]
+    interval = f"{found['mean']:+.4f} [{found['low']:+.4f}, {found['high']:+.4f}]"
+    assert "difference, paired" in out and interval in out
+    assert "loss since step 0, paired: " in err
 
 
 def test_python_and_command_line_are_the_same_run(bench: Bench, tmp_path: Path) -> None:

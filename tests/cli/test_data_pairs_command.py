@@ -237,6 +237,10 @@ def test_balance_and_the_warning(tmp_path: Path, capfd: pytest.CaptureFixture[st
     )
     _, table, _ = said(["--data", data, "--out", tmp_path / "b.jsonl", "--balance-length"], capfd)
     assert "length alone" not in table and "│ taken out by --balance-length │  60 │" in table
+    # from 0.8 to 0.5, over the same pairs
+    change = json.loads((tmp_path / "b.summary.json").read_text())["bias"]["change"]["characters"]
+    assert change["mean"] == pytest.approx(-0.3) and change["low"] < -0.35 < -0.25 < change["high"]
+    assert f"difference │ -0.300 [{change['low']:+.3f}, {change['high']:+.3f}]" in table
     kept = [one["chosen"] for one in read(tmp_path / "b.jsonl")]
     assert kept.count("short") == kept.count("long answer") == 20
     _, _, _ = said(["--data", data, "--out", tmp_path / "c.jsonl", "--balance-length"], capfd)
@@ -374,7 +378,7 @@ def test_real_preferences(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> 
         "rejected": 58,
         "read": 894,
     }
-    assert "0.659 [0.606, 0.712] of n = 751" in table
+    assert "0.659 [0.603, 0.711] of n = 751" in table
     code, table, _ = said(
         ["--data", tmp_path / "c.jsonl", "--out", tmp_path / "l.jsonl", "--to", "labels"], capfd
     )

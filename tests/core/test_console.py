@@ -250,3 +250,14 @@ def test_a_reader_that_goes_away_does_not_end_the_run(monkeypatch: pytest.Monkey
     watch.note("a", "b")
     with pytest.raises(BrokenPipeError):  # it was one
         stream.close()
+
+
+def test_a_held_out_number_comes_with_what_has_changed() -> None:
+    watch, out = screen(width=300)
+    change = {"mean": -0.7, "low": -0.75, "high": -0.65, "n": 9, "method": "Student's t"}
+    watch.emit(Held(20, {**HELD, "chance": 0.5, "difference": {"loss": change}}))
+    line = out.getvalue()
+    assert "accuracy 0.400 (chance 0.5)" in line
+    assert "loss since step 0, paired: -0.700 [-0.750, -0.650]" in line
+    none = {**change, "low": None, "high": None, "method": "no spread"}
+    assert console.estimate(none, "+.2f") == "-0.70 (no spread)"

@@ -468,7 +468,8 @@ def test_pairs_of_one_prompt_are_one_witness() -> None:
     signs = np.array([1] * 90 + [-1] * 10)
     apart, together = share(signs, np.arange(100)), share(signs, np.arange(100) // 10)
     assert (apart["low"], apart["high"]) == pytest.approx((0.8256, 0.9448), abs=1e-4)  # Wilson
-    assert together["low"] < apart["low"] and together["high"] == 1  # ten prompts, one against
+    # ten prompts, one against
+    assert together["low"] < apart["low"] - 0.1 and together["high"] > apart["high"] + 0.02
 
 
 @pytest.mark.parametrize(

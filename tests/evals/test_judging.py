@@ -16,23 +16,37 @@ def test_content_blind_baselines_by_hand() -> None:
 
 
 def test_differences_are_paired() -> None:
-    """Right on 3 of 4 and on 2 of 4, differing on one item: ¼ ± t₃·√(Σ(d − ¼)²/3)/2, with Σ =
-    3·1/16 + 9/16 = ¾.
-    """
+    """Right on 3 of 4 and on 2 of 4, differing on one item: Tango's interval of 1 gained of 4."""
     found = judging.compare([1, 1, 1, 0], {"x": [1, 1, 0, 0]}, [0, 1, 2, 3])["x"]
     assert (found["mean"], found["difference"]["mean"]) == (0.5, 0.25)
-    assert found["difference"]["high"] - 0.25 == pytest.approx(3.182446 * math.sqrt(0.75 / 3) / 2)
+    assert found["difference"] == stats.share_difference([1, 0, 0, 0], [0] * 4).json()
+    # a judge that is always right, against one that never is
+    best = judging.compare([1] * 4, {"x": [0] * 4}, [0, 1, 2, 3])["x"]["difference"]
+    assert best["mean"] == best["high"] == 1 and 0 < best["low"] < 1
 
 
 def test_the_mean_over_categories_counts_each_the_same() -> None:
-    """1 of 1 and 1 of 4: 0.625, where 2 of 5 is 0.4; half widths add up as √(a² + b²)/2."""
+    """1 of 1 and 1 of 4: 0.625, where 2 of 5 is 0.4; below and above, the distances to the
+    categories' own ends add up as √(a² + b²)/2.
+    """
     found = judging.by_category([1, 1, 0, 0, 0], ["a", "b", "b", "b", "b"], list(range(5)))
     a, b = stats.wilson(1, 1), stats.wilson(1, 4)
     assert found["categories"] == {"a": a.json(), "b": b.json()}
     mean = found["mean_over_categories"]
     assert a.low is not None and a.high is not None and b.low is not None and b.high is not None
     assert mean["mean"] == 0.625
-    assert 0.625 - mean["low"] == pytest.approx(math.hypot(a.high - a.low, b.high - b.low) / 4)
+    assert 0.625 - mean["low"] == pytest.approx(math.hypot(1 - a.low, 0.25 - b.low) / 2)
+    assert mean["high"] - 0.625 == pytest.approx(math.hypot(a.high - 1, b.high - 0.25) / 2)
+
+
+def test_margins_move_pair_by_pair() -> None:
+    """From margins of ±1 to 2, 1, −1, 3: one pair more is right, and they gain 1, 2, 0 and 2."""
+    before, now = [1.0, -1.0, -1.0, 1.0], [2.0, 1.0, -1.0, 3.0]
+    found = judging.margins(now, before, [0, 1, 2, 3])
+    assert found["margin"] == stats.mean(now).json() and found["margin_size_before"] == 1
+    assert found["difference"]["margin"] == stats.mean([1, 2, 0, 2]).json()
+    assert found["difference"]["accuracy"] == stats.share_difference([0, 1, 0, 0], [0] * 4).json()
+    assert judging.margins(now, None, [0, 1, 2, 3]) == {"margin": stats.mean(now).json()}
 
 
 def test_calibration_by_hand() -> None:

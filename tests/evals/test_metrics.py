@@ -7,7 +7,7 @@ import math
 import pytest
 
 from posttrain.evals import stats
-from posttrain.evals.metrics import Mean, Metric, Ratio, Share, Wins, paired
+from posttrain.evals.metrics import Mean, Metric, Ratio, Share, Wins, chance, paired
 from posttrain.evals.records import Record
 from posttrain.evals.stats import Estimate
 
@@ -32,7 +32,7 @@ def difference(metric: Metric, after: list[Record], before: list[Record]) -> Est
 def test_a_missing_value_is_not_counted_and_is_no_0() -> None:
     some = records(1.0, None, 0.5, math.nan)
     assert estimate(Mean("x"), some) == stats.mean([1, 0.5])
-    assert estimate(Share("x"), some) == stats.wilson(1.5, 2)
+    assert estimate(Share("x"), some) == stats.share([1, 0.5])
     for metric in (Mean("x"), Share("x"), Wins("x"), Ratio("x", "x"), Mean("y")):
         assert metric.estimate(records(None)) is None
         assert metric.difference(paired(records(None), records(1.0))) is None
@@ -41,10 +41,13 @@ def test_a_missing_value_is_not_counted_and_is_no_0() -> None:
 def test_clusters_weights_and_the_level_are_those_of_the_records() -> None:
     some = records(1, 1, 0, 0, 1, 0, clusters="aabbcc")
     names = list("aabbcc")
-    assert estimate(Mean("x"), some, 0.9) == stats.mean([1, 1, 0, 0, 1, 0], names, level=0.9)
+    assert estimate(Mean("x"), some, 0.9) == stats.share([1, 1, 0, 0, 1, 0], names, level=0.9)
+    twos = [Record(r.item, r.cluster, {"x": 2 * r.value("x")}) for r in some]
+    assert estimate(Mean("x"), twos, 0.9) == stats.mean([2, 2, 0, 0, 2, 0], names, level=0.9)
     assert estimate(Share("x"), some, 0.9) == stats.share([1, 1, 0, 0, 1, 0], names, level=0.9)
+    some = [*records(2.0, weight=3.0), Record("1", "z", {"x": 0.0})]
+    assert estimate(Mean("x"), some) == stats.mean([2, 0], weights=[3, 1])
     some = [*records(1.0, weight=3.0), Record("1", "z", {"x": 0.0})]
-    assert estimate(Mean("x"), some) == stats.mean([1, 0], weights=[3, 1])
     assert estimate(Share("x"), some).mean == 0.75
 
 
@@ -53,7 +56,9 @@ def test_differences_are_paired_by_item() -> None:
     after, before = records(3, 5, 1, 9), records(1, 2, 1.5)[::-1]
     found = difference(Mean("x"), after, before)
     assert found == stats.mean([2, 3, -0.5]) and found.n == 3
-    assert difference(Share("x"), after, before) == found
+    right, wrong = records(1, 1, 0, 1), records(0, 1, 1)[::-1]
+    assert difference(Share("x"), right, wrong) == stats.share_difference([1, 1, 0], [0, 1, 1])
+    assert difference(Mean("x"), right, wrong) == difference(Share("x"), right, wrong)
     assert difference(Wins("x"), after, before) == stats.wilson(2, 3)
     assert Wins("x").estimate(after) is None
 
@@ -70,3 +75,15 @@ def test_a_ratio_adds_up_first() -> None:
     assert difference(metric, after, before).mean == pytest.approx(2 * 5 / 4)
     # another tokenizer counts otherwise, so that the two are not comparable
     assert metric.difference(paired(after, of((2, 1), (3, 4)))) is None
+
+
+def test_what_guessing_comes_to() -> None:
+    """One in four and one in two, the second item counting three times: (¼ + 3·½) / 4."""
+    some = [
+        Record("a", values={"correct": 1.0, "chance": 0.25}),
+        Record("b", values={"correct": 0.0, "chance": 0.5}, weight=3.0),
+    ]
+    assert chance(Share("correct", chance="chance"), some) == (0.25 + 1.5) / 4
+    assert chance(Share("correct", chance=0.5), some) == chance(Wins("correct"), some) == 0.5
+    assert chance(Share("correct"), some) is chance(Mean("correct"), some) is None
+    assert chance(Share("correct", chance="other"), some) is None

@@ -40,9 +40,12 @@ def test_means_are_over_prompts() -> None:
     assert (found["mean_score"]["mean"], found["mean_score"]["n"]) == (0.4, 10)
     assert (
         found["mean_score"]
-        == stats.mean([1, 0, 1, 0, 0, 0, 0, 0, 1, 1], [0] * 4 + [1] * 4 + [2] * 2).json()
+        == stats.share([1, 0, 1, 0, 0, 0, 0, 0, 1, 1], [0] * 4 + [1] * 4 + [2] * 2).json()
     )
-    assert found["best_of_n"]["score"] == stats.mean([1, 0, 1]).json()
+    assert found["best_of_n"]["score"] == stats.share([1, 0, 1]).json()
+    assert found["best_of_n"]["gain"] == stats.share([0.5, 0, 0]).json()
+    scores = measure([[3.0, 1.0], [2.0, 2.0]], 2)
+    assert scores["best_of_n"]["gain"] == stats.mean([1.0, 0.0]).json()
     assert found["best_of_n"]["kl_bound"] == pytest.approx(math.log(4) - 0.75)
     assert {k: one["mean"] for k, one in found["pass_at"].items()} == {
         "1": pytest.approx((0.5 + 0 + 1) / 3),
@@ -53,8 +56,8 @@ def test_means_are_over_prompts() -> None:
     assert measure([[0.5], [1]], 1)["pass_at"] is None
     # rows that ask the same are one cluster
     again = measure([[1, 0], [1, 0], [0, 0], [0, 0]], 2, ["a", "a", "b", "b"])
-    assert again["best_of_n"]["score"] == stats.mean([1, 1, 0, 0], ["a", "a", "b", "b"]).json()
-    assert again["pass_at"]["1"] == stats.mean([0.5, 0.5, 0, 0], ["a", "a", "b", "b"]).json()
+    assert again["best_of_n"]["score"] == stats.share([1, 1, 0, 0], ["a", "a", "b", "b"]).json()
+    assert again["pass_at"]["1"] == stats.share([0.5, 0.5, 0, 0], ["a", "a", "b", "b"]).json()
     assert measure([[], []], 4) == {"mean_score": None, "best_of_n": None, "pass_at": None}
 
 

@@ -53,18 +53,108 @@ def test_every_interval_has_the_level_it_is_asked_for(level: float) -> None:
         assert bounds(found) == pytest.approx(tuple(map(float, expected)), abs=1e-9)
 
 
-def test_a_share_is_wilsons_and_wider_where_clusters_repeat() -> None:
-    """Eight items of eight prompts: Wilson.
-
-    The same in two prompts that are all right and all wrong: clustered, and so 0 … 1. Where items
-    of a cluster differ as much as any, Wilson's is the wider one.
+def test_a_share_is_wilsons_of_as_many_items_as_the_clusters_are_worth() -> None:
+    """Eight items of eight prompts: Wilson's. Four prompts of two, one of them all right, one all
+    wrong, two half: Σ(x − ½)² is ½, and 1 that of four single items. With one prompt more that is
+    as far off as can be, φ = (½ + 1) / (1 + 1) = ¾, 4 / ¾ = 16/3 items, with Student's t₃.
     """
     right = [1.0] * 4 + [0.0] * 4
-    assert stats.share(right, list(range(8))) == stats.share(right) == stats.wilson(4, 8)
-    found = stats.share(right, ["a"] * 4 + ["b"] * 4)
-    assert (found.mean, found.low, found.high, found.n) == (0.5, 0.0, 1.0, 8)
-    assert stats.share(right, list("abcdabcd")) == stats.wilson(4, 8)
-    assert stats.share(right, ["a"] * 8) == Estimate(0.5, None, None, 8)
+    alone = stats.share(right, list(range(8)))
+    assert alone == stats.share(right) == stats.wilson(4, 8)
+    found = stats.share([1, 1, 1, 0, 1, 0, 0, 0], list("aabbccdd"))
+    low, high = stats._wilson(0.5, 16 / 3, scipy.t.ppf(0.975, 3))
+    assert bounds(found) == pytest.approx((low, high))
+    assert found.method == "Wilson, by cluster"
+    # prompts that all say the same are not worth more than their items
+    same = stats.share(right, list("abcdabcd"))
+    assert bounds(same) == pytest.approx(stats._wilson(0.5, 8 / 1, scipy.t.ppf(0.975, 3)))
+    assert stats.share(right, ["a"] * 8) == Estimate(0.5, None, None, 8, stats.ONE_CLUSTER)
+
+
+# Cavo et al. 2012 and Bentur et al. 2009, as Fagerland, Lydersen and Laake 2014 (Statistics in
+# Medicine 33:2850) and the R package contingencytables print them
+@pytest.mark.parametrize(
+    ("gained", "lost", "n", "low", "high"),
+    [(6, 16, 161, -0.1240, -0.0054), (1, 7, 21, -0.5172, -0.0260)],
+)
+def test_paired_shares_are_tangos(gained: int, lost: int, n: int, low: float, high: float) -> None:
+    rest = [0.5] * (n - gained - lost)
+    after, before = [1.0] * gained + [0.0] * lost + rest, [0.0] * gained + [1.0] * lost + rest
+    found = stats.share_difference(after, before)
+    assert bounds(found) == pytest.approx((low, high), abs=5e-5)
+    assert (found.mean, found.method) == (pytest.approx((gained - lost) / n), "Tango")
+    # Bonett and Price 2012: Wald's with one item more of either kind
+    b, c = (gained + 1) / (n + 2), (lost + 1) / (n + 2)
+    half = scipy.norm.ppf(0.975) * math.sqrt((b + c - (b - c) ** 2) / (n + 2))
+    assert bounds(found) == pytest.approx((b - c - half, b - c + half), abs=0.02)
+    # what is won is lost seen from the other side
+    again = stats.share_difference(before, after)
+    assert bounds(again) == pytest.approx((-high, -low), abs=5e-5)
+
+
+def test_where_nothing_differs_it_is_said_what_can_be_excluded() -> None:
+    """Tango's of 0 of n against 0 of n is ± z²/(n + z²), and of n against 0 it ends at 1."""
+    square = scipy.norm.ppf(0.975) ** 2
+    for value in (0.0, 0.5, 1.0):
+        found = stats.share_difference([value] * 20, [value] * 20)
+        assert bounds(found) == pytest.approx((-square / (20 + square), square / (20 + square)))
+    low, high = bounds(stats.share_difference([1.0] * 20, [0.0] * 20))
+    assert high == 1 and 0.6 < low < 0.75
+    # 20 prompts of five are at least 20 items, and may be no more
+    found = stats.share_difference([1.0] * 100, [1.0] * 100, [i // 5 for i in range(100)])
+    square = scipy.t.ppf(0.975, 19) ** 2
+    assert bounds(found)[1] == pytest.approx(square / (20 + square))
+
+
+def test_differences_of_shares_stay_between_minus_1_and_1() -> None:
+    rng = np.random.default_rng(8)
+    for _ in range(300):
+        n = int(rng.integers(1, 8))
+        after, before = (rng.choice([0.0, 0.5, 1.0], n).tolist() for _ in "ab")
+        clusters = rng.integers(0, n, n).tolist()
+        for found in (
+            stats.share_difference(after, before),
+            stats.share_difference(after, before, clusters),
+        ):
+            if found.low is not None:
+                low, high = bounds(found)
+                assert -1 <= low <= found.mean <= high <= 1
+                assert high - low > 0.01
+
+
+def test_few_that_differ_say_little_of_how_much_others_would() -> None:
+    """Two of 100 differ, by 1 and by 2: the interval reaches as far as that of 1½ of 100."""
+    after = [1.0, 2.0] + [0.0] * 98
+    found, alone = stats.difference(after, [0.0] * 100), stats.mean(after)
+    share = stats.share_difference([0.5, 1.0] + [0.0] * 98, [0.0] * 100)
+    assert bounds(found)[1] == pytest.approx(2 * bounds(share)[1])
+    assert bounds(found)[0] == min(bounds(alone)[0], 2 * bounds(share)[0])
+    assert found.method == "Student's t, few differ"
+
+
+def test_a_difference_of_ratios_over_the_same_items() -> None:
+    """Half of the items are left out of one: as an independent mean of the taken ones against all,
+    by leaving one out.
+    """
+    rng = np.random.default_rng(9)
+    x, take = rng.normal(size=200), (rng.random(200) < 0.5).astype(float)
+    found = stats.ratio_difference((x * take, take), (x, np.ones(200)))  # type: ignore[arg-type]
+    whole = (x * take).sum() / take.sum() - x.mean()
+    out = [
+        np.delete(x * take, i).sum() / np.delete(take, i).sum() - np.delete(x, i).mean()
+        for i in range(200)
+    ]
+    error = math.sqrt(199 / 200 * ((np.array(out) - np.mean(out)) ** 2).sum())
+    low, high = bounds(found)
+    assert found.mean == pytest.approx(whole)
+    assert (high - low) / 2 == pytest.approx(scipy.t.ppf(0.975, 199) * error, rel=2e-2)
+
+
+def test_ties_vary_less_than_right_and_wrong() -> None:
+    """Σ(x − ½)² of 1, ½, ½, 0 is ½, and of 1, 1, 0, 0 it is 1: 4 / ((½ + 1) / (1 + 1)) items."""
+    assert bounds(stats.share([1, 0.5, 0.5, 0])) == pytest.approx(
+        stats._wilson(0.5, 4 / 0.75, scipy.norm.ppf(0.975))
+    )
 
 
 def test_weights_count_an_item_as_often_as_they_say() -> None:
@@ -136,40 +226,14 @@ def test_a_difference_is_the_paired_t_test() -> None:
     )
 
 
-def test_one_item_or_one_cluster_has_no_interval() -> None:
-    assert stats.mean([2.0]) == Estimate(2.0, None, None, 1)
-    assert stats.mean([1.0, 3.0], ["a", "a"]) == Estimate(2.0, None, None, 2)
-    assert stats.ratio([6.0], [3.0]) == Estimate(2.0, None, None, 1)
-    assert stats.difference([3.0], [1.0]) == Estimate(2.0, None, None, 1)
+def test_where_there_is_no_interval_it_is_said_why() -> None:
+    assert stats.mean([2.0]) == Estimate(2.0, None, None, 1, stats.ONE_ITEM)
+    assert stats.mean([1.0, 3.0], ["a", "a"]) == Estimate(2.0, None, None, 2, stats.ONE_CLUSTER)
+    assert stats.ratio([6.0], [3.0]) == Estimate(2.0, None, None, 1, stats.ONE_ITEM)
+    assert stats.difference([3.0], [1.0]) == Estimate(2.0, None, None, 1, stats.ONE_ITEM)
+    # an interval without width would say that the next value is the same, too
+    for same in ([0.1] * 7, [0.0] * 7, [1 / 3] * 1000):
+        found = stats.mean(same)
+        assert (found.low, found.high, found.method) == (None, None, stats.NO_SPREAD)
     z = scipy.norm.ppf(0.975)
     assert stats.share([1.0]).low == pytest.approx(1 / (1 + z**2))  # Wilson's has one
-
-
-def test_intervals_hold_the_truth_19_times_in_20() -> None:
-    draw = np.random.default_rng(5)
-    times = 1500
-    held = dict.fromkeys(("share", "mean", "clusters", "ratio"), 0)
-    for _ in range(times):
-        group = np.repeat(draw.normal(size=15), 4)
-        n = draw.integers(1, 20, 40)
-        for name, truth, found in (
-            ("share", 0.9, stats.wilson(int(draw.binomial(40, 0.9)), 40)),
-            ("mean", 0.0, stats.mean(draw.normal(size=5).tolist())),
-            (
-                "clusters",
-                0.0,
-                stats.mean(
-                    (group + draw.normal(size=60)).tolist(), np.repeat(np.arange(15), 4).tolist()
-                ),
-            ),
-            ("ratio", 2.0, stats.ratio((2 * n + draw.normal(size=40) * n).tolist(), n.tolist())),
-        ):
-            low, high = bounds(found)
-            held[name] += low <= truth <= high
-    # three standard errors of a share of 1500 are 0.017; the delta method is a little short at 40
-    # items
-    for name, n in held.items():
-        assert 0.95 - (0.035 if name == "ratio" else 0.017) < n / times < 0.95 + 0.025, (
-            name,
-            n / times,
-        )

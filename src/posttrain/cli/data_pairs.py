@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from posttrain.cli.summaries import WIDTH
-from posttrain.core.console import console
+from posttrain.core.console import console, estimate
 from posttrain.stages.stage import Outcome
 
 NOUNS = {"pairs": "pairs", "labels": "labelled answers"}
@@ -89,23 +89,24 @@ def _rows(summary: dict[str, Any]) -> Table:
 
 
 def _bias(after: dict[str, Any], before: dict[str, Any] | None) -> Table:
-    """How the chosen sides look, beside the rejected ones."""
+    """How the chosen sides look, beside the rejected ones; where pairs were taken out for balance,
+    before it, after it, and the difference.
+    """
     table = Table(title="the chosen side, of pairs that differ", title_justify="left")
-    table.add_column("")
-    for name in ("before", "balanced") if before else ("",):
-        table.add_column(name, no_wrap=True)
-        table.add_column("n", justify="right")
+    for column in ("", *(("",) if before else ()), "95 % interval"):
+        table.add_column(column, overflow="fold")
+    table.add_column("n", justify="right")
 
     def row(name: str, group: str, key: str = "") -> None:
-        found = [one[group][key] if key else one[group] for one in (before, after) if one]
-        table.add_row(
-            name,
-            *(
-                cell
-                for one in found
-                for cell in (number(one, n=False), f"{one['n']:,}" if one else "0")
-            ),
-        )
+        for when, one in (("before", before), ("balanced", after)):
+            if one:
+                found = one[group][key] if key else one[group]
+                cells = (number(found, n=False), f"{found['n']:,}" if found else "0")
+                table.add_row(name, *((when, *cells) if before else cells))
+                name = ""
+        change = after["change"].get(key or group) if before else None
+        if change:
+            table.add_row("", "difference", estimate(change, "+.3f"), "")
 
     for unit in after["longer"]:
         row(f"longer, {unit}", "longer", unit)
@@ -119,5 +120,4 @@ def number(found: dict[str, Any] | None, n: bool = True) -> str:
     """A mean and its interval."""
     if not found or found["mean"] is None:
         return "none"
-    interval = "" if found["low"] is None else f" [{found['low']:.3f}, {found['high']:.3f}]"
-    return f"{found['mean']:.3f}{interval}" + (f", n = {found['n']:,}" if n else "")
+    return estimate(found) + (f", n = {found['n']:,}" if n else "")

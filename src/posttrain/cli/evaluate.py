@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.table import Table
 
-from posttrain.core.console import console
+from posttrain.core.console import console, estimate
 from posttrain.stages.stage import Outcome
 
 
@@ -31,28 +31,24 @@ def results(summary: dict[str, Any]) -> None:
     for name, one in summary["tasks"].items():
         label = name.replace("-", " ", 1)  # in its first line alone
         for metric, value in one["metrics"].items():
-            cells, label = [label, one["labels"][metric], f"{value['n']:,}"], ""
+            cells, label = [label, _named(one, metric), f"{value['n']:,}"], ""
             if compared:
                 difference = one["difference"].get(metric)
                 cells += [
-                    _cell(one["against"][metric]) if metric in one["against"] else "–",
-                    _cell(value),
-                    _cell(difference, sign=True) if difference else "–",
+                    estimate(one["against"][metric]) if metric in one["against"] else "–",
+                    estimate(value),
+                    estimate(difference, "+.3f") if difference else "not comparable",
                 ]
             else:
-                cells.append(_cell(value))
+                cells.append(estimate(value))
             table.add_row(*cells)
         for metric, value in one.get("difference", {}).items():
             if metric not in one["metrics"]:  # which only a comparison has
-                table.add_row("", one["labels"][metric], f"{value['n']:,}", "–", "–", _cell(value))
+                table.add_row("", _named(one, metric), f"{value['n']:,}", "–", "–", estimate(value))
     console().print(table)
 
 
-def _cell(estimate: dict[str, Any], *, sign: bool = False) -> str:
-    number = "+.3f" if sign else ".3f"
-    interval = (
-        ""
-        if estimate["low"] is None
-        else f" [{estimate['low']:{number}}, {estimate['high']:{number}}]"
-    )
-    return f"{estimate['mean']:{number}}{interval}"
+def _named(one: dict[str, Any], metric: str) -> str:
+    """The label of a metric, and what guessing would come to."""
+    chance = one.get("chance", {}).get(metric)
+    return one["labels"][metric] + ("" if chance is None else f" (chance {chance:.2f})")

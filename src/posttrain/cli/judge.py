@@ -6,8 +6,8 @@ from typing import Any
 
 from rich.table import Table
 
-from posttrain.cli.reward_model import calibrated, estimate, sides
-from posttrain.core.console import console
+from posttrain.cli.reward_model import calibrated, sides
+from posttrain.core.console import console, estimate
 from posttrain.stages.stage import Outcome
 
 
@@ -21,7 +21,8 @@ def results(summary: dict[str, Any]) -> None:
     """Accuracy with intervals, what it is held against, and calibration."""
     out = console()
     for name, one in summary["results"].items():
-        table = Table(title=f"{name}: accuracy (95 % interval)", title_justify="left")
+        title = f"{name}: accuracy (95 % interval; chance {one.get('chance', 0.5):g})"
+        table = Table(title=title, title_justify="left")
         for column in ("", "n", "accuracy", "the scorer's less this, paired"):
             table.add_column(column, justify="left" if not column else "right", overflow="fold")
         table.add_row(summary["scorer"], f"{one['judged']:,}", estimate(one["accuracy"]), "")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.table import Table
 
 from posttrain.cli.sft import where
-from posttrain.core.console import console, loss
+from posttrain.core.console import console, estimate, loss
 from posttrain.stages.stage import Outcome
 
 
@@ -17,21 +17,27 @@ def show(outcome: Outcome) -> None:
     summary = outcome.summary
     before, after = summary["held_out_before"], summary["held_out"]
     if before and after:
-        table = Table(title="held-out rows (95 % interval)", title_justify="left")
+        chance = f"; chance {after['chance']:g}" if "chance" in after else ""
+        title = f"held-out rows (95 % interval{chance})"
+        table = Table(title=title, title_justify="left")
         for column in ("", "loss", "accuracy", "margin", "n"):
-            table.add_column(column, justify="left" if not column else "right")
+            table.add_column(column, justify="left" if not column else "right", overflow="fold")
         for name, held in (("before", before), (f"step {after['step']}", after)):
-            margin = held.get("rewards/margins")
-            low, high = held["accuracy_low"], held["accuracy_high"]
-            # a single prompt has no interval
-            interval = "" if low is None else f" [{low:.3f}, {high:.3f}]"
+            accuracy = {
+                "mean": held["accuracy"],
+                "low": held["accuracy_low"],
+                "high": held["accuracy_high"],
+            }
             table.add_row(
                 name,
                 loss(held),
-                f"{held['accuracy']:.3f}{interval}",
-                "–" if margin is None else f"{margin:+.3f}",
+                estimate(accuracy),
+                estimate(held["margin"], "+.3f") if "margin" in held else "–",
                 f"{held['sequences']:,}",
             )
+        if change := after.get("difference"):
+            margin = estimate(change["margin"], "+.3f") if "margin" in change else "–"
+            table.add_row("difference, paired", "", estimate(change["accuracy"], "+.3f"), margin)
         out.print(table)
     last_steps = ", ".join(f"{name} {value:.3f}" for name, value in summary["last_steps"].items())
     out.print(f"last steps: {last_steps}", soft_wrap=True)

@@ -7,7 +7,7 @@ from typing import Any
 from rich.table import Table
 
 from posttrain.cli.sft import where
-from posttrain.core.console import console
+from posttrain.core.console import console, estimate
 from posttrain.stages.stage import Outcome
 
 
@@ -42,7 +42,9 @@ def accuracy_table(summary: dict[str, Any]) -> None:
     out = console()
     before, after = summary["held_out_before"], summary["held_out"]
     if before and after:
-        table = Table(title="held-out rows (95 % interval)", title_justify="left")
+        chance = f"; chance {after['chance']:g}" if "chance" in after else ""
+        title = f"held-out rows (95 % interval{chance})"
+        table = Table(title=title, title_justify="left")
         for column in ("", "loss", "accuracy", "n", "the model's less this, paired"):
             table.add_column(column, justify="left" if not column else "right", overflow="fold")
         for name, held in (("before", before), (f"step {after['step']}", after)):
@@ -51,8 +53,13 @@ def accuracy_table(summary: dict[str, Any]) -> None:
                 "low": held["accuracy_low"],
                 "high": held["accuracy_high"],
             }
+            change = after.get("difference", {}).get("accuracy") if held is before else None
             table.add_row(
-                name, f"{held['loss']:.4f}", estimate(accuracy), f"{held['judged']:,}", ""
+                name,
+                f"{held['loss']:.4f}",
+                estimate(accuracy),
+                f"{held['judged']:,}",
+                estimate(change, "+.3f") if change else "",
             )
         for name, baseline in after["baselines"].items():
             table.add_row(
@@ -63,14 +70,12 @@ def accuracy_table(summary: dict[str, Any]) -> None:
                 estimate(baseline["difference"], "+.3f"),
             )
         out.print(table)
+        if "margin" in after:
+            change = after.get("difference", {}).get("margin")
+            since = f", {estimate(change, '+.3f')} since before, paired" if change else ""
+            out.print(f"mean margin: {estimate(after['margin'], '+.3f')}{since}", soft_wrap=True)
         sides(after)
         out.print(calibrated(after["calibration"]), soft_wrap=True)
-
-
-def estimate(value: dict[str, Any], form: str = ".3f") -> str:
-    """`0.512 [0.468, 0.556]`"""
-    interval = "" if value["low"] is None else f" [{value['low']:{form}}, {value['high']:{form}}]"
-    return f"{value['mean']:{form}}{interval}"
 
 
 def calibrated(calibration: dict[str, Any]) -> str:

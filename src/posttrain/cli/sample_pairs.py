@@ -82,6 +82,7 @@ def _numbers(summary: dict[str, Any]) -> Table:
                 best["score"],
             )
         )
+        rows.append(("gain over the mean of its prompt", best["gain"]))
     rows += [(f"pass@{k}", found) for k, found in (summary["pass_at"] or {}).items()]
     rows += [
         ("different answers a prompt", summary["distinct_answers"]),

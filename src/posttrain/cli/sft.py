@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from posttrain.core.console import console, loss
+from posttrain.core.console import console, estimate, loss
 from posttrain.stages.stage import Outcome
 
 
@@ -25,6 +25,8 @@ def show(outcome: Outcome) -> None:
                 f"{held['entropy']:.3f}",
                 f"{held['sequences']:,}",
             )
+        if change := after.get("difference"):
+            table.add_row("difference, paired", estimate(change["loss"], "+.4f"), "", "", "")
         out.print(table)
     where(outcome)
 

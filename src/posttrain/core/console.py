@@ -338,10 +338,14 @@ def _held(event: Held) -> str:
     values = event.values
     entropy = f", entropy {values['entropy']:.3f}" if "entropy" in values else ""
     unit = "rows" if "rewards/accuracies" in values else "sequences"
-    return (
-        f"step {event.step}: loss {loss(values)}, accuracy {values['accuracy']:.3f}{entropy} "
-        f"(n = {values['sequences']:,} {unit})"
+    chance = f" (chance {values['chance']:g})" if "chance" in values else ""
+    text = (
+        f"step {event.step}: loss {loss(values)}, accuracy {values['accuracy']:.3f}{chance}"
+        f"{entropy} (n = {values['sequences']:,} {unit})"
     )
+    for name, change in values.get("difference", {}).items():
+        text += f"; {name} since step 0, paired: {estimate(change, '+.3f')}"
+    return text
 
 
 def loss(held: Any) -> str:
@@ -351,6 +355,20 @@ def loss(held: Any) -> str:
     return f"{held['loss']:.4f}" + (
         "" if held["interval"] is None else f" ± {held['interval']:.4f}"
     )
+
+
+def estimate(value: Any, form: str = ".3f") -> str:
+    """`0.512 [0.468, 0.556]`, and where there is no interval why: `0.512 (one item)`.
+
+    Args:
+        value: JSON of `posttrain.evals.stats.Estimate`.
+        form: of the numbers; of a difference `+.3f`.
+    """
+    mean = f"{value['mean']:{form}}"
+    if value["low"] is None:
+        why = value.get("method")
+        return f"{mean} ({why})" if why else mean
+    return f"{mean} [{value['low']:{form}}, {value['high']:{form}}]"
 
 
 def _clock(seconds: float) -> str:

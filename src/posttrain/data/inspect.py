@@ -30,6 +30,7 @@ from posttrain.core.seeds import derive
 from posttrain.data.account import Account, check
 from posttrain.data.anatomy import Anatomy, anatomy
 from posttrain.data.chat import Chat
+from posttrain.data.curate.overlap import Overlap, Samples, read_keys
 from posttrain.data.forest import Tree, pack, size
 from posttrain.data.plan import Plan
 from posttrain.data.prepare import Preparation, Prepared, accounted
@@ -170,6 +171,7 @@ class Report:
         max_length: tokens of a sequence at most.
         template: where the chat template comes from; empty if none was needed.
         rejects: where rejected rows were written; None if they were not.
+        overlap: of training rows with held-out ones; None where none are held out.
     """
 
     parts: tuple[Part, ...]
@@ -180,6 +182,7 @@ class Report:
     max_length: int
     template: str
     rejects: Path | None
+    overlap: Overlap | None = None
 
     @property
     def training(self) -> list[Account]:
@@ -296,6 +299,9 @@ def inspect(
     parts, shown, shown_numbers = [], [], set[int]()
     sources = [(source, False) for source in settings.data]
     sources += [(source, True) for source in settings.validation]
+    sets = ("data", "held out")  # by whether they are held out
+    samples = Samples({sets[held_out] for _, held_out in sources})
+    keys: dict[str, list[np.ndarray]] = {}
     with tempfile.TemporaryDirectory() as scratch, _rejects(settings, rejects, scratch) as rejected:
         for source, held_out in sources:
             account, selection = Account(), _Selection(rows, examples, source.path)
@@ -305,8 +311,11 @@ def inspect(
                     source, preparation, Path(scratch), account, rejected, progress
                 ):
                     selection.add(prepared, dropped)
+                    if not dropped:
+                        samples.observe(sets[held_out])(prepared.example)
                     if not held_out:
                         measured.add(prepared, trees)
+            keys.setdefault(sets[held_out], []).append(read_keys(Path(scratch)))
             parts.append(Part(source, account, held_out))
             for prepared, dropped in selection.rows:
                 shown.append(anatomy(prepared, dropped, preparation))
@@ -320,6 +329,7 @@ def inspect(
         max_length,
         _template(chat),
         rejects if rejected.count else None,
+        samples.overlap(keys),
     )
 
 
@@ -418,6 +428,13 @@ def table(report: Report) -> list[tuple[str, str]]:
         ("in branches", share(total("branched"), read)),
         ("special tokens in the text", share(total("special"), read)),
     ]
+    if report.overlap:
+        held = report.overlap.held_out
+        near = held.near + held.near_prompt
+        rows += [
+            ("held-out rows that are training rows, too", share(held.same, held.rows)),
+            ("held-out rows with a near-duplicate there", share(near, held.compared)),
+        ]
     if report.template:
         rows.append(("chat template", report.template))
     return rows

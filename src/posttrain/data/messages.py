@@ -4,6 +4,7 @@ images and audio.
 
 from __future__ import annotations
 
+import json
 from math import inf
 from types import NoneType
 from typing import Any
@@ -268,3 +269,41 @@ def decoded(value: Any, name: str, where: str) -> Any:
 def trained(message: Message) -> bool:
     """Whether a message is learned."""
     return message["role"] == "assistant" and bool(message.get("weight", 1))
+
+
+# --------------------------------------------------------------------------------------------- text
+
+
+def as_text(part: Text) -> str:
+    """A prompt or an answer as one text, messages on lines of their own."""
+    return "\n".join(texts(part))
+
+
+def texts(part: Text) -> list[str]:
+    """The texts of a prompt or an answer, one a message."""
+    return [part] if isinstance(part, str) else [_message_text(message) for message in part]
+
+
+def _message_text(message: Message) -> str:
+    """The content of a message, then its tool calls as JSON."""
+    text, calls = message["content"], message.get("tool_calls")
+    if calls:
+        text += json.dumps(calls, ensure_ascii=False, default=str)
+    return text
+
+
+def answer_text(part: Text | None) -> str:
+    """What the assistant says in an answer; nothing where there is none."""
+    if part is None or isinstance(part, str):
+        return part or ""
+    return as_text(tuple(message for message in part if message["role"] == "assistant"))
+
+
+def answer_length(part: Text | None) -> int:
+    """How long an answer is: the characters of what the assistant says in it.
+
+    The one measure behind “longest”, “shortest”, the longer and the shorter side, wherever they are
+    named. Characters, not tokens: data, judges and models with different tokenizers then mean the
+    same.
+    """
+    return len(answer_text(part))

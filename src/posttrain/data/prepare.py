@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ from posttrain.data.account import Account, check, count_repeats
 from posttrain.data.chat import Chat, Turn
 from posttrain.data.forest import Sequence, Tree
 from posttrain.data.formats import Example, Format
-from posttrain.data.messages import Text
+from posttrain.data.messages import Text, answer_length
 from posttrain.data.readers import ProgressCallback
 from posttrain.data.rows import Rejects, Row
 from posttrain.data.settings import Source
@@ -43,6 +43,7 @@ from posttrain.data.tokens import Encoded, Encoder
 
 CHUNK_ROWS, CHUNK_CHARACTERS = 500, 4_000_000  # tokenised at a time; bounds memory
 Learned = Literal["demonstrations", "pairs", "triples", "labels", "steps"]
+PREFERENCES = ("pairs", "triples", "labels")  # of rows that say which answer is better
 
 
 @dataclass(frozen=True)
@@ -383,8 +384,12 @@ def prepare(
     *,
     rejects: Rejects | None = None,
     progress: ProgressCallback = lambda bytes_read: None,
+    observe: Callable[[Example], None] = lambda example: None,
 ) -> Account:
     """Write a source's trees into a folder, and beside them the numbers that belong to them.
+
+    Beside them also `hashes`, 8 bytes for the tokens of every used row, and of preferences `edges`;
+    see `_edge`.
 
     Args:
         source: the rows.
@@ -392,25 +397,29 @@ def prepare(
         folder: see `posttrain.data.store`.
         rejects: takes rows that cannot be used; None raises at the first.
         progress: called with the bytes read so far.
+        observe: called with every row that is used.
     Raises:
         DataError: a row cannot be used, there is no row, or nothing trainable is left of more than
             half of them.
     """
-    account = Account()
+    account, learned = Account(), preparation.learned
     with (
         TreeWriter(folder) as tree_writer,
-        NumberWriter(folder)
-        if preparation.learned != "demonstrations"
-        else nullcontext() as numbers,
+        NumberWriter(folder) if learned != "demonstrations" else nullcontext() as numbers,
+        open(folder / "edges", "wb") if learned in PREFERENCES else nullcontext() as edges,
     ):
         rows = accounted(source, preparation, folder, account, rejects or Rejects(), progress)
-        for prepared, trees, _ in rows:
+        for prepared, trees, dropped in rows:
+            if not dropped:
+                observe(prepared.example)
             for tree in trees:
-                tree_writer.add(tree, prepared.encoded[0].prompt)
+                tree_writer.add(tree, prepared.encoded[0].prompt, _characters(prepared, learned))
                 if numbers:
                     # steps may be cut off, and their labels with them
-                    count = tree[0].N if preparation.learned == "steps" else None
+                    count = tree[0].N if learned == "steps" else None
                     numbers.add(prepared.numbers[:count])
+                if edges:
+                    edges.write(_edge(tree, prepared, learned))
     check(account, source)
     return account
 
@@ -426,7 +435,7 @@ def accounted(
     """Every row of a source that can be read, its trees, and why there are none.
 
     Args:
-        scratch: a folder for a file of hashes, which is removed at the end.
+        scratch: a folder for the file `hashes`, 8 bytes for the tokens of every used row.
         account: filled on the way. The other arguments are those of `prepare`.
     """
     form, dropped = Format(preparation.format), Counter[str]()
@@ -454,7 +463,6 @@ def accounted(
     account.read, account.rejected = rejects.read - read_before, rejects.count - rejected_before
     account.reasons = dict(rejects.reasons - reasons_before)
     account.duplicates = count_repeats(scratch / "hashes")
-    (scratch / "hashes").unlink()
     assert account.read == account.used + account.rejected + sum(dropped.values()), account
 
 
@@ -475,10 +483,28 @@ def shown(prepared: Prepared, tokenizer: Any) -> tuple[str, str]:
     return tokenizer.decode(before), tokenizer.decode(answer)
 
 
-def _hash(trees: list[Tree]) -> bytes:
+def _hash(trees: Iterable[Iterable[Sequence]]) -> bytes:
     """8 bytes that stand for a row's tokens."""
     digest = hashlib.blake2b(digest_size=8)
     for tree in trees:
         for sequence in tree:
             digest.update(sequence.tokens.tobytes())
     return digest.digest()
+
+
+def _edge(tree: Tree, prepared: Prepared, learned: Learned) -> bytes:
+    """Which answer is better than which: 16 bytes, 8 for the tokens of each answer after its
+    prompt. A good answer is better than none, which is 0, and none is better than a bad one; a
+    pair that counts as two labelled answers is a pair.
+    """
+    hashes = [_hash([[sequence]]) for sequence in tree][:2]
+    if learned == "labels" and len(hashes) == 1:
+        hashes.insert(1 if prepared.numbers[0] else 0, bytes(8))
+    return b"".join(hashes)
+
+
+def _characters(prepared: Prepared, learned: Learned) -> list[int] | None:
+    """How long every compared answer is; None where none are compared."""
+    if learned not in ("pairs", "triples"):
+        return None
+    return [answer_length(answer) for answer in learned_answers(prepared.example, learned)]

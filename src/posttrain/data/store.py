@@ -6,12 +6,14 @@ Three files of little-endian integers:
     sequences   uint64   where each sequence ends in `tokens`
     trees       uint64   where each tree ends in `sequences`
 
-and beside them, where every tree has numbers of its own (labels, margins, log-probabilities), and
-where the mask does not show where a tree's prompt ends:
+and beside them, where every tree has numbers of its own (labels, margins, log-probabilities), where
+the mask does not show where a tree's prompt ends, and where answers are compared:
 
     numbers     float32  the numbers, tree after tree
     ends        uint64   where each tree's numbers end in `numbers`
     prompts     uint32   the tokens of each tree's prompt
+    characters  uint32   the characters of each sequence's answer; see
+                         `posttrain.data.messages.answer_length`
 
 The files are memory-mapped; memory holds only what is being read.
 """
@@ -31,7 +33,7 @@ import numpy as np
 from posttrain.data.forest import Sequence, Tree
 
 FILES = {"tokens": np.dtype("<u4"), "sequences": np.dtype("<u8"), "trees": np.dtype("<u8")}
-PROMPT = np.dtype("<u4")
+COUNT = np.dtype("<u4")  # of the optional files `prompts` and `characters`
 
 
 class TreeWriter:
@@ -44,22 +46,25 @@ class TreeWriter:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
-        (folder / "prompts").unlink(missing_ok=True)
+        for name in ("prompts", "characters"):
+            (folder / name).unlink(missing_ok=True)
         self._files = {name: open(folder / name, "wb", buffering=1 << 20) for name in FILES}  # noqa: SIM115 - `close`
         self.tokens = self.sequences = self.trees = 0
 
-    def add(self, tree: Tree, prompt: int | None = None) -> None:
+    def add(
+        self, tree: Tree, prompt: int | None = None, characters: Many[int] | None = None
+    ) -> None:
         """Write a tree.
 
         Args:
             prompt: tokens of its prompt, of every tree or of none; None: up to the first trained
                 one.
+            characters: of the answer of every sequence, of every tree or of none.
         """
         if prompt is not None:
-            if "prompts" not in self._files:
-                path = self._folder / "prompts"
-                self._files["prompts"] = open(path, "wb", buffering=1 << 20)  # noqa: SIM115 - `close`
-            self._files["prompts"].write(np.asarray(prompt, PROMPT).tobytes())
+            self._write_counts("prompts", [prompt])
+        if characters is not None:
+            self._write_counts("characters", characters)
         for sequence in tree:
             self._write("tokens", (sequence.tokens.astype(np.uint32) << 1) | sequence.trained)
             self.tokens += len(sequence.tokens)
@@ -67,6 +72,11 @@ class TreeWriter:
         self.sequences += len(tree)
         self.trees += 1
         self._write("trees", self.sequences)
+
+    def _write_counts(self, name: str, counts: Many[int]) -> None:
+        if name not in self._files:
+            self._files[name] = open(self._folder / name, "wb", buffering=1 << 20)  # noqa: SIM115 - `close`
+        self._files[name].write(np.asarray(counts, COUNT).tobytes())
 
     def _write(self, name: str, value: np.ndarray | int) -> None:
         self._files[name].write(np.asarray(value, FILES[name]).tobytes())
@@ -152,9 +162,10 @@ class Trees(Many[Tree]):
 
     def __init__(self, *folders: Path) -> None:
         # opened now: the folders may be renamed while their trees are read
-        self._prompts = [
-            _map(folder / "prompts", PROMPT) for folder in folders if (folder / "prompts").is_file()
-        ]
+        self._prompts, self._characters = (
+            [_map(folder / name, COUNT) for folder in folders if (folder / name).is_file()]
+            for name in ("prompts", "characters")
+        )
         self._parts = [
             {name: _map(folder / name, dtype) for name, dtype in FILES.items()}
             for folder in folders
@@ -181,6 +192,11 @@ class Trees(Many[Tree]):
         if len(self._prompts) < len(self._parts):
             return None
         return np.concatenate(self._prompts).astype(np.int64)
+
+    def characters(self) -> np.ndarray:
+        """[L] characters of the answer of every sequence, of trees whose answers are compared."""
+        assert len(self._characters) == len(self._parts), "no answers are compared"
+        return np.concatenate(self._characters).astype(np.int64)
 
     def ends(self) -> set[int]:
         """The ids of all tokens that end a sequence."""

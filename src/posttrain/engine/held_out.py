@@ -1,14 +1,10 @@
-"""Held-out loss with its interval."""
+"""Held-out loss, sequence by sequence."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
 
 from posttrain.core.types import Read
 from posttrain.data.forest import Tree
@@ -18,56 +14,45 @@ READ = Read(entropy="value", correct=True)
 Progress = Callable[[int, int], None]  # called with how many of how many are done
 
 
-@dataclass
+@dataclass(frozen=True)
 class HeldLoss:
-    """Held-out loss: nats per target, over all targets, and how sure that is.
+    """Held-out loss: nats a target, over all targets.
 
     Attributes:
-        loss: mean over targets. interval: half width of its 95 % interval, sequences being the
-            units; None for one sequence.
         accuracy: share of targets that are the most likely token. entropy: mean, nats.
-        sequences, targets: how many.
+        sums: of every sequence, in the order of the trees, its loss, nats. counts: its targets.
     """
 
-    loss: float
-    interval: float | None
     accuracy: float
     entropy: float
-    sequences: int
-    targets: int
+    sums: list[float]
+    counts: list[int]
 
 
 def validate(
     policy: Policy, trees: Many[Tree], budget: int, progress: Progress = lambda done, total: None
 ) -> HeldLoss:
-    """Held-out loss with a 95 % interval.
-
-    The mean over targets is a ratio of sums over sequences, so its standard error is the delta
-    method's: √(n/(n−1)·Σ_i (S_i − loss·N_i)²)/ΣN, S_i the summed loss and N_i the targets of
-    sequence i.
+    """The held-out loss of every sequence, and what else one pass over them tells.
 
     Args:
         budget: tokens a forward pass.
         progress: called with how many sequences of how many are scored.
     """
-    sums: list[Tensor] = []
-    counts: list[Tensor] = []
     correct = entropy = 0.0
     packed = policy.pack(trees, budget)
     done, total = 0, sum(forest.L for forest in packed)
+    sums, counts = [0.0] * total, [0] * total
     progress(done, total)
     for forest in packed:
         (columns,) = policy.score([forest], READ)
-        sums.append(forest.facts.sums(-columns.logprob.double().cpu()))
-        counts.append(forest.facts.lengths.double())
+        of_forest = forest.facts.sums(-columns.logprob.double().cpu()).tolist()
+        lengths = forest.facts.lengths.tolist()
+        # in the order of the trees, which does not depend on the budget
+        for number, nats, length in zip(forest.sequence.tolist(), of_forest, lengths, strict=True):
+            sums[number], counts[number] = nats, length
         correct += float(columns.correct.sum())
         entropy += float(columns.entropy.sum())
         done += forest.L
         progress(done, total)
-    s, n = torch.cat(sums), torch.cat(counts)
-    targets, loss = float(n.sum()), float(s.sum() / n.sum())
-    interval = None
-    if len(s) > 1:
-        squares = float(((s - loss * n) ** 2).sum())
-        interval = 1.96 * math.sqrt(squares * len(s) / (len(s) - 1)) / targets
-    return HeldLoss(loss, interval, correct / targets, entropy / targets, len(s), int(targets))
+    targets = sum(counts)
+    return HeldLoss(correct / targets, entropy / targets, sums, counts)

@@ -48,8 +48,11 @@ class Interrupted(PosttrainError):
         self.exit_code = 128 + signum
 
 
-# called with a progress callback (rows done, rows in all); returns the numbers, `loss` among them
-HeldOut = Callable[[Callable[[int, int], None]], dict[str, Any]]
+Values = dict[str, Any]
+# called with a progress callback (rows done, rows in all), and with the numbers of every row before
+# the first step, None before that; returns the values, `loss` among them, and numbers of every row,
+# as JSON, of which the paired difference is made
+HeldOut = Callable[[Callable[[int, int], None], Any], tuple[Values, Any]]
 # called with every step and validation, in order; returns what is alarming about it
 Watch = Callable[[Step | Held], Many[Alarm]]
 
@@ -79,6 +82,7 @@ class Run:
     best: dict[str, Any] = field(default_factory=lambda: {"step": None})
     stale: int = 0
     first_held: dict[str, Any] | None = None
+    first_rows: Any = None
 
     def __post_init__(self) -> None:
         assert self.policy.optimiser is not None, "call policy.train_with first"
@@ -132,6 +136,7 @@ STATE: dict[str, Item] = {
     "best": _attribute("best"),
     "stale": _attribute("stale"),
     "first_held": _attribute("first_held"),
+    "first_rows": _attribute("first_rows"),
     "log": Item(
         lambda run: run.log.text(), lambda run, saved: run.log.restore(saved, run.reporter.message)
     ),
@@ -303,7 +308,9 @@ def _log(run: Run, event: Step | Held) -> None:
 
 def _validate(run: Run) -> dict[str, Any]:
     assert run.held_out is not None
-    held = run.held_out(partial(run.reporter.progress, "held out"))
+    held, rows = run.held_out(partial(run.reporter.progress, "held out"), run.first_rows)
+    if run.step == 0:
+        run.first_rows = rows
     if not math.isfinite(held["loss"]):
         raise PosttrainError(
             f"after step {run.step} the held-out loss is {held['loss']}",

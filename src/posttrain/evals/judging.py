@@ -20,6 +20,7 @@ from posttrain.evals.stats import Estimate
 
 BINS = 10
 BASELINES = ("longest", "shortest")
+CHANCE = 0.5  # the accuracy on pairs of a judge that tosses a coin
 ENOUGH = 20  # items from which on a judge is held against baselines
 
 
@@ -36,17 +37,39 @@ def compare(
     return {
         name: {
             **stats.share(other, clusters).json(),
-            "difference": stats.difference(right, other, clusters).json(),
+            "difference": stats.share_difference(right, other, clusters).json(),
         }
         for name, other in others.items()
     }
+
+
+def margins(
+    now: Many[float], before: Many[float] | None, clusters: Many[Hashable]
+) -> dict[str, Any]:
+    """What the margins of pairs come to, and what has changed since before training, pair by pair.
+
+    Args:
+        now, before: of every pair its margin; no `before` where there is none.
+    Returns: JSON: `margin` with its interval; `difference` of accuracy and margin, and
+        `margin_size_before`, the mean of |before|.
+    """
+    out: dict[str, Any] = {"margin": stats.mean(now, clusters).json()}
+    if before is not None:
+        out["margin_size_before"] = math.fsum(map(abs, before)) / len(before)
+        right, was_right = ([wins(margin) for margin in side] for side in (now, before))
+        out["difference"] = {
+            "accuracy": stats.share_difference(right, was_right, clusters).json(),
+            "margin": stats.difference(now, before, clusters).json(),
+        }
+    return out
 
 
 def content_blind(longer: Many[float] | np.ndarray) -> dict[str, list[float]]:
     """The baselines that see lengths alone.
 
     Args:
-        longer: by how much the better answer of each pair is longer.
+        longer: by how many characters the better answer of each pair is longer; see
+            `posttrain.data.messages.answer_length`.
     """
     longest = wins(np.asarray(longer, float))
     return {"longest": longest.tolist(), "shortest": (1 - longest).tolist()}
@@ -58,8 +81,8 @@ def by_category(
     """Accuracy in every category, and the mean of these, which counts each category the same, as
     RewardBench does.
 
-    The mean's interval adds up the variances of the categories, each from the width of its own
-    interval.
+    The mean's interval adds up the squares of the distances to the categories' own ends, below and
+    above apart (Newcombe 1998; Zou and Donner 2008).
     """
     which: dict[str, list[int]] = {}
     for i, name in enumerate(categories):
@@ -68,24 +91,25 @@ def by_category(
         name: stats.share([right[i] for i in indices], [clusters[i] for i in indices])
         for name, indices in sorted(which.items())
     }
-    means = [estimate.mean for estimate in each.values()]
-    middle, half = math.fsum(means) / len(means), None
-    if all(estimate.low is not None for estimate in each.values()):
-        half = math.sqrt(
-            math.fsum(
-                ((estimate.high or 0) - (estimate.low or 0)) ** 2 / 4 for estimate in each.values()
-            )
-        ) / len(means)
-    mean = Estimate(
-        middle,
-        None if half is None else max(0.0, middle - half),
-        None if half is None else min(1.0, middle + half),
-        len(right),
-    )
+    mean = mean_over(list(each.values()), len(right))
     return {
         "categories": {name: estimate.json() for name, estimate in each.items()},
         "mean_over_categories": mean.json(),
     }
+
+
+def mean_over(shares: Many[Estimate], n: int) -> Estimate:
+    """The mean of independent shares."""
+    middle = math.fsum(share.mean for share in shares) / len(shares)
+    below: list[float] = []
+    above: list[float] = []
+    for share in shares:
+        if share.low is None or share.high is None:
+            return Estimate(middle, None, None, n, share.method)
+        below.append(share.mean - share.low)
+        above.append(share.high - share.mean)
+    low, high = (math.hypot(*gaps) / len(shares) for gaps in (below, above))
+    return Estimate(middle, middle - low, middle + high, n, "squares added")
 
 
 def calibration(

@@ -57,8 +57,9 @@ class Mean:
         known = _known(records, self.value)
         if not known:
             return None
-        values = [record.value(self.value) for record in known]
-        return stats.mean(values, _clusters(known), _weights(known), level)
+        values = [float(record.value(self.value)) for record in known]
+        interval = stats.share if _binary(values) else stats.mean
+        return interval(values, _clusters(known), _weights(known), level)
 
     def difference(self, pairs: Pairs, level: float = LEVEL) -> Estimate | None:
         return _paired_difference(pairs, self.value, level)
@@ -66,10 +67,16 @@ class Mean:
 
 @dataclass(frozen=True)
 class Share:
-    """The share of items that are right: the mean of a value that is 1, ½ or 0."""
+    """The share of items that are right: the mean of a value that is 1, ½ or 0.
+
+    Attributes:
+        chance: the share that guessing gets right, or the name of the value that says it of each
+            record; None where there is no guessing.
+    """
 
     value: str
     label: str = ""
+    chance: float | str | None = None
 
     def estimate(self, records: Many[Record], level: float = LEVEL) -> Estimate | None:
         known = _known(records, self.value)
@@ -79,7 +86,7 @@ class Share:
         return stats.share(values, _clusters(known), _weights(known), level)
 
     def difference(self, pairs: Pairs, level: float = LEVEL) -> Estimate | None:
-        return _paired_difference(pairs, self.value, level)
+        return _paired_difference(pairs, self.value, level, shares=True)
 
 
 @dataclass(frozen=True)
@@ -121,6 +128,7 @@ class Wins:
 
     value: str
     label: str = ""
+    chance: float = 0.5
 
     def estimate(self, records: Many[Record], level: float = LEVEL) -> Estimate | None:
         return None
@@ -134,18 +142,36 @@ class Wins:
         return stats.share(right, _clusters(after), _weights(after), level)
 
 
-def _paired_difference(pairs: Pairs, name: str, level: float) -> Estimate | None:
+def chance(metric: Metric, records: Many[Record]) -> float | None:
+    """The share that guessing gets right on the records, by `Share.chance` and its like; None where
+    there is none.
+    """
+    given = getattr(metric, "chance", None)
+    if not isinstance(given, str):
+        return given
+    known = _known(records, given)
+    total = math.fsum(record.weight for record in known)
+    return math.fsum(r.weight * r.value(given) for r in known) / total if known else None
+
+
+def _paired_difference(
+    pairs: Pairs, name: str, level: float, shares: bool = False
+) -> Estimate | None:
+    """Of a value; `shares`: it is in 0 … 1."""
     known = [pair for pair in pairs if all(_has(record, name) for record in pair)]
     if not known:
         return None
-    after, before = ([pair[k] for pair in known] for k in (0, 1))
-    return stats.difference(
-        [record.value(name) for record in after],
-        [record.value(name) for record in before],
-        _clusters(after),
-        _weights(after),
-        level,
-    )
+    after, before = ([float(pair[k].value(name)) for pair in known] for k in (0, 1))
+    interval = stats.difference
+    if shares or _binary([*after, *before]):
+        interval = stats.share_difference
+    first = [record for record, _ in known]
+    return interval(after, before, _clusters(first), _weights(first), level)
+
+
+def _binary(values: Many[float]) -> bool:
+    """Whether values are 0 or 1, and both occur: then they are shares, whatever they stand for."""
+    return set(values) == {0.0, 1.0}
 
 
 def _has(record: Record, name: str) -> bool:

@@ -36,6 +36,31 @@ def measure(sides: Sides, prompts: np.ndarray) -> dict[str, Any]:
     }
 
 
+def change(before: Sides, taken: np.ndarray, prompts: np.ndarray) -> dict[str, Any]:
+    """How much every share and mean of `measure` is different among the pairs that were taken, over
+    the same pairs and so paired.
+
+    Args:
+        before: all pairs. taken: [P] whether each was taken. prompts: [P] as for `measure`.
+    Returns: JSON by the name of what was measured; what cannot be compared is left out.
+    """
+    weights = {name: (signs != 0).astype(float) for name, signs in before.signs.items()}
+    values = {name: wins(signs) for name, signs in before.signs.items()}
+    weights["log_length_ratio"] = np.ones(len(prompts))
+    values["log_length_ratio"] = before.log_ratio
+    changes: dict[str, Any] = {}
+    for name, all_weights in weights.items():
+        left = all_weights * taken
+        if left.sum():
+            found = stats.ratio_difference(
+                ((values[name] * left).tolist(), left.tolist()),
+                ((values[name] * all_weights).tolist(), all_weights.tolist()),
+                prompts.tolist(),
+            )
+            changes[name] = found.json()
+    return changes
+
+
 def share(signs: np.ndarray, prompts: np.ndarray) -> dict[str, Any]:
     """How often the chosen side has more, of the pairs that differ.
 
@@ -53,26 +78,23 @@ def share(signs: np.ndarray, prompts: np.ndarray) -> dict[str, Any]:
 def length_warning(measured: dict[str, Any], cure: str = "--balance-length") -> str:
     """A sentence where length alone predicts the choice; empty where it does not.
 
-    The cure takes as many of both.
+    Length in characters, as that of the baselines “longest” and “shortest”. The cure takes as many
+    of both.
     """
-    for unit, longer in measured["longer"].items():
-        low, high, mean = longer["low"], longer["high"], longer["mean"]
-        if low is None or high is None:
-            continue
-        if low > PREDICTIVE:
-            side, baseline = "longer", "longest"
-        elif high < 1 - PREDICTIVE:
-            side, baseline = "shorter", "shortest"
-            low, high, mean = 1 - high, 1 - low, 1 - mean
-        else:
-            continue
-        rest = f" ({longer['equal']:,} have equally many)" if longer["equal"] > longer["n"] else ""
-        return (
-            f"length alone predicts the choice: the {side} answer, in {unit}, is the chosen one in "
-            f"{mean:.3f} [{low:.3f}, {high:.3f}] of n = {longer['n']:,} pairs{rest}. What is "
-            f"trained on them has to beat “{baseline}”; {cure} takes as many of both"
-        )
-    return ""
+    longer = measured["longer"]["characters"]
+    low, high, mean = longer["low"], longer["high"], longer["mean"]
+    if low is None or high is None or (high >= 1 - PREDICTIVE and low <= PREDICTIVE):
+        return ""
+    side, baseline = "longer", "longest"
+    if high < 1 - PREDICTIVE:
+        side, baseline = "shorter", "shortest"
+        low, high, mean = 1 - high, 1 - low, 1 - mean
+    rest = f" ({longer['equal']:,} have equally many)" if longer["equal"] > longer["n"] else ""
+    return (
+        f"length alone predicts the choice: the {side} answer, in characters, is the chosen one in "
+        f"{mean:.3f} [{low:.3f}, {high:.3f}] of n = {longer['n']:,} pairs{rest}. What is "
+        f"trained on them has to beat “{baseline}”; {cure} takes as many of both"
+    )
 
 
 def spread(margins: np.ndarray, agreement: np.ndarray, prompts: np.ndarray) -> dict[str, Any]:

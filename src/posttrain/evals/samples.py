@@ -71,11 +71,19 @@ def measure(
     if not scored:
         return {"mean_score": None, "best_of_n": None, "pass_at": None}
     flat = [(value, name) for group, name in scored for value in group]
-    tops = stats.mean([max(group) for group, _ in scored], [name for _, name in scored])
+    by_prompt = [name for _, name in scored]
+    right_or_wrong = {value for value, _ in flat} <= {0.0, 1.0}
+    interval = stats.share if right_or_wrong else stats.mean
+    gains = [max(group) - math.fsum(group) / len(group) for group, _ in scored]
     return {
-        "mean_score": stats.mean([value for value, _ in flat], [name for _, name in flat]).json(),
-        "best_of_n": {"n": n, "kl_bound": divergence(n), "score": tops.json()},
-        "pass_at": _passes(scored, n) if {value for value, _ in flat} <= {0.0, 1.0} else None,
+        "mean_score": interval([value for value, _ in flat], [name for _, name in flat]).json(),
+        "best_of_n": {
+            "n": n,
+            "kl_bound": divergence(n),
+            "score": interval([max(group) for group, _ in scored], by_prompt).json(),
+            "gain": interval(gains, by_prompt).json(),
+        },
+        "pass_at": _passes(scored, n) if right_or_wrong else None,
     }
 
 
@@ -86,7 +94,7 @@ def _passes(scored: Many[tuple[Many[float], Hashable]], n: int) -> dict[str, Any
         full = [(group, name) for group, name in scored if len(group) >= k]
         if full:
             chances = [pass_at(len(group), round(sum(group)), k) for group, _ in full]
-            found[str(k)] = stats.mean(chances, [name for _, name in full]).json()
+            found[str(k)] = stats.share(chances, [name for _, name in full]).json()
     return found
 
 

@@ -24,7 +24,7 @@ from posttrain.core.errors import DataError
 from posttrain.data.rows import Rejects, Row
 from posttrain.data.settings import Source
 from posttrain.data.sources import read
-from posttrain.evals.metrics import Metric, paired
+from posttrain.evals.metrics import Metric, chance, paired
 from posttrain.evals.records import Record
 from posttrain.evals.stats import LEVEL, Estimate
 
@@ -58,6 +58,11 @@ class Task:
         """What the records come to, by metric; metrics that only a comparison has are left out."""
         estimates = {name: metric.estimate(records, level) for name, metric in self.metrics.items()}
         return {name: estimate for name, estimate in estimates.items() if estimate is not None}
+
+    def chances(self, records: Many[Record]) -> dict[str, float]:
+        """What guessing would come to, by metric, of those that can be guessed."""
+        found = {name: chance(metric, records) for name, metric in self.metrics.items()}
+        return {name: share for name, share in found.items() if share is not None}
 
     def differences(
         self, after: Many[Record], before: Many[Record], level: float = LEVEL

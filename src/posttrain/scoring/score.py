@@ -8,7 +8,7 @@ from collections.abc import Sequence as Many
 from dataclasses import dataclass, field
 from typing import Any
 
-from posttrain.data.messages import Text
+from posttrain.data.messages import Text, answer_length
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,12 +21,19 @@ class Response:
         columns: what else the row holds; verifiers read the wanted answer from `completion` or
             `answer`.
         where: the row, for errors.
+        answer: the whole answer, where `completion` is only the last of its messages.
     """
 
     prompt: Text
     completion: str
     columns: Mapping[str, Any] = field(default_factory=dict)
     where: str = ""
+    answer: Text | None = None
+
+    @property
+    def length(self) -> int:
+        """How long the answer is; see `posttrain.data.messages.answer_length`."""
+        return answer_length(self.completion if self.answer is None else self.answer)
 
 
 @dataclass(frozen=True, slots=True)

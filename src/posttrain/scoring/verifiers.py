@@ -72,13 +72,13 @@ def _verified(match: Callable[[str, str], bool], response: Response) -> Score:
 
 
 def longest(responses: Many[Response]) -> list[Score]:
-    """Characters of the completion: the longer the better."""
-    return [Score(float(len(response.completion))) for response in responses]
+    """Characters of the answer: the longer the better."""
+    return [Score(float(response.length)) for response in responses]
 
 
 def shortest(responses: Many[Response]) -> list[Score]:
-    """Minus the characters of the completion: the shorter the better."""
-    return [Score(-float(len(response.completion))) for response in responses]
+    """Minus the characters of the answer: the shorter the better."""
+    return [Score(-float(response.length)) for response in responses]
 
 
 VERIFIERS: dict[str, Scorer] = {name: partial(verify, match) for name, match in MATCHES.items()}

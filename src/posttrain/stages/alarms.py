@@ -4,6 +4,7 @@ raised once, when it is first seen.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Mapping
 from typing import Any
@@ -15,6 +16,8 @@ FALLEN = 0.5  # nats a token by which the chosen answers may become less likely
 DRIFT = 1.5  # factor by which the policy's own answers may become longer, or shorter
 # held-out pairs whose chosen answer is the shorter, or the longer, that it takes to judge them
 FEWEST = 20
+TINY = 0.05  # mean margin below which rewards say next to nothing: σ(0.05) is 0.512
+GOOD = 0.6  # accuracy of training steps that looks good
 
 
 class Alarms:
@@ -98,3 +101,54 @@ class Alarms:
                     )
                 }
         return {}
+
+
+def hardly_moved(held: Mapping[str, Any], relative: bool) -> str:
+    """A sentence where rewards are right on more pairs than a coin, and by next to nothing; empty
+    where not.
+
+    Accuracy counts signs: it is good as soon as all margins have moved a little the right way.
+
+    Args:
+        held: values of a validation of pairs.
+        relative: rewards are 0 where nothing was learned, or a reward model's: σ(margin) is how
+            sure they are.
+    """
+    low, margin = held.get("accuracy_low"), held.get("margin")
+    if low is None or margin is None or not low > 0.5:
+        return ""
+    mean, change = margin["mean"], held.get("difference", {}).get("margin")
+    what = f"accuracy {held['accuracy']:.2f} at a mean margin of {mean:+.2g}"
+    if relative and mean <= 3 * held.get("margin_size_before", 0.0) < TINY:
+        return (
+            f"{what}, and margins were {held['margin_size_before']:.2g} in size before the first "
+            f"step, by rounding alone: the model has hardly moved{_MOVE}"
+        )
+    if relative and mean < TINY:
+        return f"{what}: {_sure(mean)}{_MOVE}"
+    if change and change["low"] is not None and change["low"] <= 0 <= change["high"]:
+        return (
+            f"{what}, which training has not been shown to change: {change['mean']:+.2g} "
+            f"[{change['low']:+.2g}, {change['high']:+.2g}]"
+        )
+    return ""
+
+
+def hardly_moved_in_steps(means: Mapping[str, float]) -> str:
+    """The same from the means of the last training steps, where nothing was held out."""
+    accuracy, margin = means.get("rewards/accuracies"), means.get("rewards/margins")
+    if accuracy is None or margin is None or not (accuracy >= GOOD and margin < TINY):
+        return ""
+    return f"accuracy {accuracy:.2f} at a mean margin of {margin:+.2g}: {_sure(margin)}{_MOVE}"
+
+
+_MOVE = ". A higher --learning-rate or more steps move it"
+
+
+def _sure(margin: float) -> str:
+    """How sure rewards are that differ by so little."""
+    sure = 1 / (1 + math.exp(-margin))
+    return (
+        f"the rewards are {sure:.1%} sure of the better answer, a coin 50%: the model has hardly "
+        "moved"
+    )

@@ -15,11 +15,13 @@ from posttrain.core.errors import ConfigError, DataError
 from posttrain.core.events import Reporter
 from posttrain.core.files import PARTIAL, fsync, sha256_json, write_atomic, write_json
 from posttrain.core.manifest import MANIFEST
+from posttrain.data.curate.overlap import Samples, read_keys
 from posttrain.data.formats import Format
 from posttrain.data.plan import shares
 from posttrain.data.rows import Rejects
 from posttrain.data.settings import DataSettings, Source
 from posttrain.data.sources import read, size
+from posttrain.stages import soundness
 
 if TYPE_CHECKING:  # these import torch, which is not needed to find a mistake in the first row
     from posttrain.data.account import Account
@@ -29,6 +31,7 @@ if TYPE_CHECKING:  # these import torch, which is not needed to find a mistake i
     from posttrain.stages.stage import Context
 
 FOLDER = "tokens"
+LAYOUT = 2  # of that folder; tokens of another are made again
 REJECTS = "rejects.jsonl"
 
 
@@ -166,11 +169,13 @@ class Prepared:
     Attributes:
         chat: how they were rendered. sets: "data", and "held out" where there is any.
         folder: the run's.
+        soundness: `overlap` and `contradictions`, for the summary.
     """
 
     chat: Chat
     sets: dict[str, Dataset]
     folder: Path
+    soundness: dict[str, Any]
 
     def keep(self) -> None:
         """Give the tokens their place: the run owns the folder now. The trees stay open under
@@ -206,22 +211,23 @@ def prepare(
     chat = chat_of(settings, load_tokenizer(base))
     chat.separator = separator
     longest = max_length(settings, longest_position(base))
-    key = sha256_json([context.inputs.identity(), longest])
+    key = sha256_json([context.inputs.identity(), longest, LAYOUT])
     done, partial = context.folder / FOLDER, context.folder / (PARTIAL + FOLDER)
     if not _is_prepared(done, key, context.reporter):
         shutil.rmtree(partial, ignore_errors=True)
         try:
-            _tokenize(settings, chat, partial, longest, context.reporter, learned)
-            write_json(partial / "key.json", {"key": key, "chat": chat.used})
+            found = _tokenize(settings, chat, partial, longest, context.reporter, learned)
+            write_json(partial / "key.json", {"key": key, "chat": chat.used, "soundness": found})
             names = sorted(path.name for path in partial.iterdir())
             manifest.write(partial / MANIFEST, manifest.entries(partial, names))
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
         done = partial
-    chat.used = _read_key(done)["chat"]  # tokens that are found say it of the run that made them
+    known = _read_key(done)
+    chat.used = known["chat"]  # tokens that are found say it of the run that made them
     sets = {label: _open(done, label, group, learned) for label, group in sources(settings).items()}
-    return Prepared(chat, sets, context.folder)
+    return Prepared(chat, sets, context.folder, known["soundness"])
 
 
 def _is_prepared(folder: Path, key: str, reporter: Reporter) -> bool:
@@ -257,17 +263,28 @@ def _tokenize(
     longest: int,
     reporter: Reporter,
     learned: Learned,
-) -> None:
+) -> dict[str, Any]:
+    """Prepare all sources; returns what was found of their soundness."""
     from posttrain.data.prepare import Preparation, prepare
 
+    samples = Samples(sources(settings))
+    parts: dict[str, list[Path]] = {}
     preparation = Preparation(chat, longest, settings.truncate, settings.format, learned)
     folder.mkdir(parents=True)
     rejects = Rejects(folder / REJECTS if settings.on_bad_row == "reject" else None)
     for label, some in sources(settings).items():
         for i, source in enumerate(some):
             total, part = max(1, size(source)), folder / f"{label} {i}"
+            parts.setdefault(label, []).append(part)
             with reporter.working(f"read {Path(source.path).name}", total) as progress:
-                account = prepare(source, preparation, part, rejects=rejects, progress=progress)
+                account = prepare(
+                    source,
+                    preparation,
+                    part,
+                    rejects=rejects,
+                    progress=progress,
+                    observe=samples.observe(label),
+                )
             write_json(part / "account.json", account.json())
             report(account, label, source, reporter, first=i == 0)
     rejects.close()
@@ -279,6 +296,10 @@ def _tokenize(
             f"the model has no chat template: a default, whose answers end with {chat.stop}, is "
             "used and saved with it; --chat-template FILE uses another",
         )
+    overlap = samples.overlap({label: map(read_keys, folders) for label, folders in parts.items()})
+    soundness.tell_overlap(overlap, reporter)
+    contradictions = soundness.tell_contradictions(parts["data"], reporter)
+    return {"overlap": overlap and overlap.json(), "contradictions": contradictions}
 
 
 def report(

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
+from posttrain.core.console import estimate
 from posttrain.core.defaults import UNSET_BUDGET
 from posttrain.core.errors import ConfigError, DataError
 from posttrain.core.events import Reporter
@@ -231,9 +232,12 @@ def _records_of(
         _account(evaluation, len(rows), records[name], loaded.subject.max_length, reporter)
         context.claim()  # not before: a bad row can be corrected
         write_records(file, records[name])
-        for metric, estimate in evaluation.task.estimates(records[name]).items():
+        chances = evaluation.task.chances(records[name])
+        for metric, found in evaluation.task.estimates(records[name]).items():
             label = evaluation.task.metrics[metric].label or metric
-            reporter.note("measured", f"{role} {name}, {label}: {shown(estimate.json())}")
+            by_chance = f", chance {chances[metric]:.3f}" if metric in chances else ""
+            measured = f"{shown(found.json())}{by_chance}"
+            reporter.note("measured", f"{role} {name}, {label}: {measured}")
     return records
 
 
@@ -355,6 +359,7 @@ def _results(
         "file": evaluation.source.path,
         "labels": {metric: one.label or metric for metric, one in task.metrics.items()},
         "metrics": {metric: one.json() for metric, one in task.estimates(after).items()},
+        "chance": task.chances(after),
     }
     if "against" in records:
         before = records["against"][name]
@@ -364,9 +369,6 @@ def _results(
     return results
 
 
-def shown(estimate: dict[str, Any]) -> str:
+def shown(value: dict[str, Any]) -> str:
     """`0.512 [0.468, 0.556], n = 500`"""
-    interval = (
-        "" if estimate["low"] is None else f" [{estimate['low']:.3f}, {estimate['high']:.3f}]"
-    )
-    return f"{estimate['mean']:.3f}{interval}, n = {estimate['n']:,}"
+    return f"{estimate(value)}, n = {value['n']:,}"

@@ -19,6 +19,7 @@ from posttrain.data.settings import DataSettings
 from posttrain.data.sources import files
 from posttrain.stages import dataset
 from posttrain.stages.folders import Files
+from posttrain.stages.soundness import tell_overlap
 from posttrain.stages.stage import Context, Made, Verdict, stage
 
 if TYPE_CHECKING:
@@ -125,6 +126,7 @@ def data_inspect(settings: InspectSettings, context: Context) -> Made:
     )
     for note in chat.notes:
         context.reporter.message(note)
+    tell_overlap(report.overlap, context.reporter)
     context.claim()
     kept = context.folder / "page.html" if settings.folder is not None else None
     for path in filter(None, (kept, settings.html)):
@@ -147,6 +149,7 @@ def _summary(report: Report) -> dict[str, Any]:
         "max_length": report.max_length,
         "lengths": {"n": lengths.n, "over": lengths.over(report.max_length), **quantiles},
         "packing": vars(packing) if packing else None,
+        "overlap": report.overlap and report.overlap.json(),
     }
 
 

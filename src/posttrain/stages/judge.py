@@ -205,7 +205,8 @@ def _response(row: Row, example: Example, answer: Text) -> Response:
             cure="remove the row, or what follows the assistant's last message",
         )
     before = () if isinstance(example.prompt, str) else example.prompt
-    return Response((*before, *answer[:-1]), last["content"], row.fields, row.where)
+    prompt, whole = (*before, *answer[:-1]), answer if len(answer) > 1 else None
+    return Response(prompt, last["content"], row.fields, row.where, whole)
 
 
 def _scores(
@@ -236,9 +237,7 @@ def _records(pairs: list[Pair], scores: dict[str, Scores]) -> list[Record]:
     """
     records = []
     for i, pair in enumerate(pairs):
-        values: dict[str, float | None] = {
-            "longer": len(pair.chosen.completion) - len(pair.rejected.completion)
-        }
+        values: dict[str, float | None] = {"longer": pair.chosen.length - pair.rejected.length}
         meta: dict[str, Any] = {"prompt": pair.chosen.prompt, "category": pair.category}
         for role, of_role in scores.items():
             prefix = "" if role == "scorer" else f"{role}_"
@@ -273,6 +272,7 @@ def _summary(records: list[Record], specs: dict[str, str]) -> dict[str, Any]:
         "judged": len(judged),
         "ties": right.count(0.5),
         "accuracy": accuracy,
+        "chance": judging.CHANCE,
         "baselines": baselines,
         "warning": judging.warning(accuracy, baselines),
     }

@@ -104,8 +104,8 @@ class Plan:
         answers: [R, 2] from pairs to labels: "" to write the answer, else why not.
         pairs: [P, 2] from labels to pairs: the rows of the good and the bad answer. possible: pairs
             there could be.
-        before: [P] of `--balance-length`, the pairs before it; `sides` those that are written,
-            `prompts` their prompts.
+        before, change: of `--balance-length`, the pairs before it, and what it changed; `sides` are
+            those that are written, `prompts` their prompts.
     """
 
     kind: str
@@ -116,6 +116,7 @@ class Plan:
     sides: Sides | None = None
     prompts: np.ndarray | None = None
     before: dict[str, Any] | None = None
+    change: dict[str, Any] | None = None
 
 
 @stage(
@@ -204,7 +205,7 @@ def _measure(
     Args:
         pairs: [P, 2] the rows of the better and the worse answer.
     """
-    from posttrain.evals.preferences import measure
+    from posttrain.evals.preferences import change, measure
 
     def compared(rows: np.ndarray) -> tuple[Sides, np.ndarray]:
         return (
@@ -216,6 +217,7 @@ def _measure(
     if settings.balance_length:
         plan.before = measure(plan.sides, plan.prompts)
         take = balanced(plan.sides.signs["characters"], generator(settings.seed, "balance"))
+        plan.change = change(plan.sides, take, plan.prompts)
         left = fates.stays
         left[pairs[take].ravel()] = False
         fates.mark(BALANCE, left)
@@ -343,6 +345,8 @@ def _findings(plan: Plan, table: Table, fates: Fates) -> dict[str, Any]:
         if plan.sides is not None and plan.prompts is not None
         else None
     )
+    if bias and plan.change is not None:
+        bias["change"] = plan.change
     warning = length_warning(bias) if bias else ""
     return {
         "prompts": len(np.unique(table.prompts)),

@@ -136,7 +136,8 @@ def train(settings: Any, context: Context, objective: Objective) -> dict[str, An
         with atomic_folder(folder / "adapter") as target:
             learner.save_adapter(target)
     context.log = training.log.events()
-    return {**_summary(training, tokens.sets["data"], exported), **objective.summary(training)}
+    summary = _summary(training, tokens.sets["data"], exported)
+    return {**summary, **tokens.soundness, **objective.summary(training)}
 
 
 def _describe(learner: Learner, settings: TrainingSettings) -> str:

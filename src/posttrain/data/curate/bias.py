@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from posttrain.data.messages import answer_length
+
 MARKDOWN = {
     "headings": re.compile(r"^#{1,6}\s+\S", re.MULTILINE),
     "bullets": re.compile(r"^[ \t]*(?:[-*+•]|\d+[.)])\s+\S", re.MULTILINE),
@@ -23,7 +25,7 @@ LOOKS = 2 + len(MARKDOWN)  # numbers an answer
 
 def looks(text: str) -> list[int]:
     """[LOOKS] characters, words between spaces, and how often each kind of markdown occurs."""
-    counts = [len(text), len(text.split())]
+    counts = [answer_length(text), len(text.split())]
     for pattern in MARKDOWN.values():
         occurrences = sum(1 for _ in pattern.finditer(text))
         counts.append(min(MOST_COUNTED, occurrences))

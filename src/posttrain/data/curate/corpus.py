@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from itertools import takewhile
 from pathlib import Path
 
 from posttrain.core.errors import DataError
 from posttrain.core.events import Reporter
-from posttrain.data.formats import Example, Format, Message, Text
+from posttrain.data.formats import Example, Format
+from posttrain.data.messages import Text, as_text, texts
 from posttrain.data.readers import suffix_of
 from posttrain.data.rows import Rejects, Row, json_line
 from posttrain.data.settings import FormatName, Source
@@ -126,10 +126,10 @@ def line(row: Row) -> bytes:
 
 def pieces(example: Example) -> list[str]:
     """The texts of a row: the prompt, then every answer; of a conversation every message."""
-    texts = []
+    found: list[str] = []
     for part in (example.prompt, *example.answers):
-        texts += [text for text in _texts(part) if text]
-    return texts
+        found += [text for text in texts(part) if text]
+    return found
 
 
 def prompt(example: Example) -> str:
@@ -141,20 +141,3 @@ def prompt(example: Example) -> str:
     if not given and example.answers and not isinstance(example.answers[0], str):
         given = tuple(takewhile(lambda message: message["role"] != "assistant", example.answers[0]))
     return as_text(given)
-
-
-def as_text(part: Text) -> str:
-    """A prompt or an answer as one text, messages on lines of their own."""
-    return "\n".join(_texts(part))
-
-
-def _texts(part: Text) -> list[str]:
-    return [part] if isinstance(part, str) else [_message_text(message) for message in part]
-
-
-def _message_text(message: Message) -> str:
-    """The content of a message, then its tool calls as JSON."""
-    text, calls = message["content"], message.get("tool_calls")
-    if calls:
-        text += json.dumps(calls, ensure_ascii=False, default=str)
-    return text

@@ -83,6 +83,15 @@ def jaccard(a: np.ndarray, b: np.ndarray) -> float:
     return shared / max(1, len(a) + len(b) - shared)
 
 
+def similarities(own: np.ndarray, others: Sequence[np.ndarray]) -> np.ndarray:
+    """[n] the Jaccard similarity of a set to others, none of them empty; see `jaccard`."""
+    lengths = np.array(list(map(len, others)))
+    flat = np.concatenate(others)
+    hits = own[np.minimum(np.searchsorted(own, flat), len(own) - 1)] == flat
+    shared = np.add.reduceat(hits, np.cumsum(lengths) - lengths, dtype=np.int64)
+    return shared / (len(own) + lengths - shared)
+
+
 def bands(near: float) -> tuple[int, int]:
     """How many bands a signature is cut into, and how many values a band has.
 
@@ -159,12 +168,7 @@ class Prints:
         """[n] the true Jaccard similarity of a text to others, all of which have words; see
         `jaccard`.
         """
-        own, theirs = self.shingles(i), [self.shingles(j) for j in others]
-        lengths = np.array(list(map(len, theirs)))
-        flat = np.concatenate(theirs)
-        hits = own[np.minimum(np.searchsorted(own, flat), len(own) - 1)] == flat
-        shared = np.add.reduceat(hits, np.cumsum(lengths) - lengths, dtype=np.int64)
-        return shared / (len(own) + lengths - shared)
+        return similarities(self.shingles(i), [self.shingles(j) for j in others])
 
 
 class _Sets:

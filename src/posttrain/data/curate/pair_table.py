@@ -20,12 +20,11 @@ from typing import Any
 import numpy as np
 
 from posttrain.data.curate.bias import LOOKS, looks
-from posttrain.data.curate.corpus import as_text
 from posttrain.data.curate.groups import numbered
 from posttrain.data.curate.near_duplicates import words
 from posttrain.data.curate.near_pairs import NearPairs
 from posttrain.data.formats import Example
-from posttrain.data.messages import Message, Text
+from posttrain.data.messages import Text, answer_text, as_text
 from posttrain.data.rows import JSON, Row
 
 # bits of a row: the votes have no winner, or the rejected side wins; other answers to its prompt
@@ -124,14 +123,6 @@ def _no_shared_prompt(example: Example) -> bool:
     if example.prompt == ():
         return True
     return example.label is not None and not as_text(example.prompt).strip()
-
-
-def answer_text(part: Text | None) -> str:
-    """What the assistant says in an answer."""
-    if part is None or isinstance(part, str):
-        return part or ""
-    assistant: tuple[Message, ...] = tuple(m for m in part if m["role"] == "assistant")
-    return as_text(assistant)
 
 
 class Places:

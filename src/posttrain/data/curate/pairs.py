@@ -16,6 +16,7 @@ from pydantic import Field
 from posttrain.core.errors import DataError
 from posttrain.core.settings import Settings
 from posttrain.data.curate.cycles import components
+from posttrain.data.curate.groups import numbered
 from posttrain.data.curate.pair_table import OPPOSED, SPLIT, Table
 from posttrain.data.formats import Example
 from posttrain.data.rows import Row
@@ -222,6 +223,17 @@ def opposite(edges: np.ndarray, active: np.ndarray) -> np.ndarray:
         at = np.minimum(np.searchsorted(known, wanted), len(known) - 1)
         first_opposite[rows] = np.where(known[at] == wanted, rows[first[at]], -1)
     return first_opposite
+
+
+def contradicted(edges: np.ndarray) -> int:
+    """How many rows also stand the other way round: the same two answers to the same prompt, the
+    other one preferred; or an answer that is good here and bad there.
+
+    Args:
+        edges: [R, 2] uint64, hashes of the better and the worse answer after its prompt.
+    """
+    answers = numbered(edges.ravel()).reshape(-1, 2)
+    return int((opposite(answers, np.ones(len(answers), bool)) >= 0).sum())
 
 
 def earlier(edges: np.ndarray, active: np.ndarray) -> np.ndarray:

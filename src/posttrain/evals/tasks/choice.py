@@ -93,8 +93,8 @@ def trees_of(
 @task(
     "choice",
     check=trees_of,
-    correct=Share("correct", "correct"),
-    correct_per_byte=Share("correct_per_byte", "correct, per byte"),
+    correct=Share("correct", "correct", chance="chance"),
+    correct_per_byte=Share("correct_per_byte", "correct, per byte", chance="chance"),
 )
 def choice(subject: Subject, rows: list[Row]) -> list[Record]:
     """Which choice is the most likely answer to every question."""
@@ -112,6 +112,7 @@ def choice(subject: Subject, rows: list[Row]) -> list[Record]:
                 {
                     "correct": float(np.argmax(logprobs) == question.right),
                     "correct_per_byte": float(np.argmax(per_byte) == question.right),
+                    "chance": 1 / len(question.choices),
                 },
                 output={"logprobs": logprobs},
                 meta={"right": question.right, "bytes": sizes},

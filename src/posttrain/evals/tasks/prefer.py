@@ -19,8 +19,8 @@ from posttrain.evals.task import task
 
 @task(
     "prefer",
-    preferred=Share("preferred", "chosen likelier"),
-    preferred_per_token=Share("preferred_per_token", "likelier a token"),
+    preferred=Share("preferred", "chosen likelier", chance=0.5),
+    preferred_per_token=Share("preferred_per_token", "likelier a token", chance=0.5),
     rewarded=Wins("margin", "chosen gained more"),
 )
 def prefer(subject: Subject, rows: list[Row]) -> list[Record]:

@@ -66,3 +66,14 @@ class Objective(Protocol):
     def summary(self, run: Run) -> dict[str, Any]:
         """What else `summary.json` says."""
         ...
+
+
+def exported_validation(run: Run) -> tuple[int, dict[str, Any] | None]:
+    """The step whose weights are exported, and its validation; None where it was not validated."""
+    exported = run.step
+    if run.validation.keep_best and run.best["step"] is not None:
+        exported = run.best["step"]
+    for record in reversed(run.log.read()):
+        if record["step"] == exported and "validation" in record:
+            return exported, record["validation"]
+    return exported, None

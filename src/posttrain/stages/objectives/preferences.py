@@ -22,9 +22,9 @@ from posttrain.core.events import Reporter
 from posttrain.core.files import sha256_json
 from posttrain.evals import judging, stats
 from posttrain.stages import dataset
-from posttrain.stages.alarms import Alarms
+from posttrain.stages.alarms import Alarms, hardly_moved, hardly_moved_in_steps
 from posttrain.stages.dataset import Dataset
-from posttrain.stages.objectives.objective import Setup
+from posttrain.stages.objectives.objective import Setup, exported_validation
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -78,6 +78,7 @@ class Preferences:
         methods = [METHODS[name] for name in settings.mixture]
         self.learned: Kind = methods[0].rows
         self.needs_reference = any(method.reference for method in methods)
+        self.relative = methods[0].reference  # whose rewards are reported
         self.needs_probes = any(method.probes for method in methods)
         self.held: Offline | None = None
         self.alarms = Alarms()
@@ -237,10 +238,17 @@ class Preferences:
     # ------------------------------------------------------------------------------- held-out rows
 
     def _held_out(
-        self, learner: Policy, budget: int, answered: int, progress: Callable[[int, int], None]
-    ) -> dict[str, Any]:
+        self,
+        learner: Policy,
+        budget: int,
+        answered: int,
+        progress: Callable[[int, int], None],
+        before: list[float] | None,
+    ) -> tuple[dict[str, Any], list[float]]:
         """The method's loss on the held-out rows as one batch, how often the better answer has the
         higher reward, and what else the method reports.
+
+        Returns: and of every pair its margin, or of every labelled answer whether it is right.
         """
         assert self.held is not None
         n = len(self.held.rows)
@@ -252,8 +260,9 @@ class Preferences:
             probes = [forest for forest in learner.pack(batch.probes, budget) if forest.N]
         measured = learner.measure(forests, self.held_loss, probes=probes)
         progress(n, n)
-        right = measured.values["rewards/accuracies"].tolist()
-        clusters = self._clusters(forests)
+        numbers = self._numbers(forests)  # the rows' own order, whatever the budget
+        right = _ordered(measured.values["rewards/accuracies"], numbers)
+        clusters = self._clusters()
         accuracy = stats.share(right, clusters)
         out: dict[str, Any] = {
             "loss": measured.loss,
@@ -264,28 +273,46 @@ class Preferences:
             "sequences": len(right),
             **measured.means(),
         }
+        rows = right
         if self.learned != "labels":
-            longer = measured.values["length/chosen"] - measured.values["length/rejected"]
-            margins = measured.values["rewards/margins"]
-            out |= judging.by_length(right, longer.tolist(), clusters)
-            out["length_correlation"] = judging.correlation(margins.tolist(), longer.tolist())
+            rows = _ordered(measured.values["rewards/margins"], numbers)
+            longer = self._longer()
+            out |= {"chance": judging.CHANCE, **judging.margins(rows, before, clusters)}
+            out |= judging.by_length(right, longer, clusters)
+            out["length_correlation"] = judging.correlation(rows, longer)
+        elif before is not None:
+            change = stats.share_difference(right, before, clusters)
+            out["difference"] = {"accuracy": change.json()}
         if answered:
             first = [batch.trees[i][0] for i in range(min(answered, n))]
             out["answer_tokens"] = _mean_answer(learner, first)
-        return out
+        return out, rows
 
-    def _clusters(self, forests: Many[Any]) -> list[Any]:
-        """The prompt of every pair, or of every labelled answer, in the order of the forests."""
+    def _numbers(self, forests: Many[Any]) -> list[int]:
+        """The number of every pair, or of every labelled answer, in the order of the forests."""
+        if self.learned != "labels":
+            return [number for forest in forests for number in forest.facts.numbers.tolist()]
+        return [number for forest in forests for number in forest.sequence.tolist()]
+
+    def _clusters(self) -> list[Any]:
+        """The prompt of every pair, or of every labelled answer."""
         assert self.held is not None
         examples: Any = self.held.rows.trees
         prompts = examples.prompts()
         if self.learned != "labels":
-            return [prompts[row] for forest in forests for row in forest.facts.numbers.tolist()]
+            return prompts
         # answers are numbered by sequence, of which a row that was a pair has two
         owners = []
         for prompt, tree in zip(prompts, examples.trees, strict=True):
             owners += [prompt] * len(tree)
-        return [owners[i] for forest in forests for i in forest.sequence.tolist()]
+        return owners
+
+    def _longer(self) -> list[float]:
+        """By how many characters the chosen answer of every pair is longer."""
+        assert self.held is not None
+        examples: Any = self.held.rows.trees
+        characters = examples.trees.characters().reshape(len(examples), -1)
+        return (characters[:, 0] - characters[:, 1]).astype(float).tolist()
 
     def summary(self, run: Run) -> dict[str, Any]:
         """The last steps' means of what the method reports, and every alarm."""
@@ -298,12 +325,26 @@ class Preferences:
                     reported.setdefault(name, []).append(value)
         alarms = [str(alarm) for alarm in self.alarms.raised]
         means = {name: math.fsum(values) / len(values) for name, values in reported.items()}
+        step, held = exported_validation(run)
+        said = hardly_moved(held, self.relative) if held is not None else ""
+        if held is None and self.relative:
+            said = hardly_moved_in_steps(means)
+        if said:
+            alarms.append(f"after step {step}: {said}")
         return {"last_steps": means, "alarms": alarms}
 
 
 def _is_stored(settings: Any) -> bool:
     """Whether the reference's log-probabilities are kept on the disk."""
     return settings.reference == "stored" or not (settings.reference or settings.lora)
+
+
+def _ordered(values: Tensor, numbers: Many[int]) -> list[float]:
+    """Values by the numbers that they have."""
+    out = [0.0] * len(numbers)
+    for number, value in zip(numbers, values.tolist(), strict=True):
+        out[number] = value
+    return out
 
 
 def _taken(run: Run, source: Offline) -> list[int]:

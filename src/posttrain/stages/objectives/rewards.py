@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from posttrain.core.errors import ConfigError
 from posttrain.core.events import Reporter
 from posttrain.core.ties import wins
 from posttrain.evals import judging, stats
-from posttrain.stages.alarms import Alarms
+from posttrain.stages.alarms import Alarms, hardly_moved, hardly_moved_in_steps
 from posttrain.stages.dataset import Dataset
-from posttrain.stages.objectives.objective import Setup
+from posttrain.stages.objectives.objective import Setup, exported_validation
 
 if TYPE_CHECKING:
     from posttrain.core.types import Measured
     from posttrain.data.examples import Examples, Kind
     from posttrain.data.forest import TokenForest
+    from posttrain.data.store import Trees
     from posttrain.engine.loop import Run
     from posttrain.engine.reward import RewardModel
 
@@ -96,7 +98,8 @@ class Rewards:
         held_out = None
         if "held out" in data:
             held = self._examples(data["held out"], settings)
-            held_out = partial(self._held_out, learner, held, held.prompts(), budget)
+            rows = _HeldRows(held, held.prompts(), data["held out"].trees, self.steps)
+            held_out = partial(self._held_out, learner, rows, budget)
         return Setup(self.loss, Rows(train), watch=self.alarms, held_out=held_out)
 
     def _examples(self, data: Dataset, settings: Any) -> Examples:
@@ -119,19 +122,24 @@ class Rewards:
     def _held_out(
         self,
         learner: RewardModel,
-        held: Examples,
-        prompts: list[Any],
+        held: _HeldRows,
         budget: int,
         progress: Progress,
-    ) -> dict[str, Any]:
-        """The loss on the held-out rows as one batch, and what the rewards get right."""
-        forests = learner.pack(list(held), budget)
-        progress(0, len(held))
+        before: list[float] | None,
+    ) -> tuple[dict[str, Any], list[float]]:
+        """The loss on the held-out rows as one batch, and what the rewards get right.
+
+        Returns: and of every pair its margin, or of every step whether it is classified rightly.
+        """
+        n = len(held.examples)
+        forests = learner.pack(list(held.examples), budget)
+        progress(0, n)
         measured = learner.measure(forests, self.loss)
-        progress(len(held), len(held))
+        progress(n, n)
         out = {"loss": measured.loss, "interval": None, **measured.means()}
         score = _step_accuracy if self.steps else _pair_accuracy
-        return {**out, "sequences": len(held), **score(forests, measured, prompts)}
+        values, rows = score(forests, measured, held, before)
+        return {**out, "sequences": n, **values}, rows
 
     def summary(self, run: Run) -> dict[str, Any]:
         """The last steps' means of what the method reports, and every alarm."""
@@ -143,12 +151,12 @@ class Rewards:
             values = [record[name] for record in last if name in record]
             means[name] = math.fsum(values) / len(last)
         alarms = [str(alarm) for alarm in self.alarms.raised]
-        exported = run.step
-        if run.validation.keep_best and run.best["step"] is not None:
-            exported = run.best["step"]
-        for record in records:
-            if record["step"] == exported and "validation" in record:
-                alarms += self._weak(record["validation"], exported)
+        step, held = exported_validation(run)
+        said = hardly_moved_in_steps(means) if held is None else hardly_moved(held, relative=True)
+        if said:
+            alarms.append(f"after step {step}: {said}")
+        if held is not None:
+            alarms += self._weak(held, step)
         return {"last_steps": means, "alarms": alarms}
 
     def _weak(self, held: dict[str, Any], step: int) -> list[str]:
@@ -163,54 +171,68 @@ class Rewards:
         return [f"after step {step}: {warning}. More pairs, or pairs that tell more, may help"]
 
 
+@dataclass(frozen=True)
+class _HeldRows:
+    """Held-out rows: with their facts, their prompts, their trees, and whether they are steps."""
+
+    examples: Examples
+    prompts: list[Any]
+    trees: Trees
+    steps: bool
+
+    @cached_property
+    def longer(self) -> list[float]:
+        """By how many characters the chosen answer of every pair is longer."""
+        characters = self.trees.characters().reshape(-1, 2)
+        return (characters[:, 0] - characters[:, 1]).astype(float).tolist()
+
+
 def _pair_accuracy(
-    forests: list[TokenForest], measured: Measured, prompts: list[Any]
-) -> dict[str, Any]:
+    forests: list[TokenForest], measured: Measured, held: _HeldRows, before: list[float] | None
+) -> tuple[dict[str, Any], list[float]]:
     """How often the better answer has the higher reward, compared with content-blind baselines,
     and the calibration of margins.
     """
-    n = len(prompts)
-    margins, longer = [0.0] * n, [0.0] * n
+    prompts, longer = held.prompts, held.longer
+    margins = [0.0] * len(prompts)
     numbers = [number for forest in forests for number in forest.facts.numbers.tolist()]
     for number, margin in zip(numbers, measured.values["rewards/margins"].tolist(), strict=True):
         margins[number] = margin
-    for forest in forests:
-        lengths = forest.lengths[forest.facts.members]
-        differences = (lengths[:, 0] - lengths[:, 1]).tolist()
-        for number, difference in zip(forest.facts.numbers.tolist(), differences, strict=True):
-            longer[number] = float(difference)
     right = [wins(margin) for margin in margins]
     accuracy = stats.share(right, prompts)
-    return {
+    values = {
         "accuracy": accuracy.mean,
         "accuracy_low": accuracy.low,
         "accuracy_high": accuracy.high,
+        "chance": judging.CHANCE,
         "judged": len(right),
         "baselines": judging.compare(right, judging.content_blind(longer), prompts),
+        **judging.margins(margins, before, prompts),
         **judging.by_length(right, longer, prompts),
         "length_correlation": judging.correlation(margins, longer),
         "calibration": judging.of_margins(margins),
     }
+    return values, margins
 
 
 def _step_accuracy(
-    forests: list[TokenForest], measured: Measured, prompts: list[Any]
-) -> dict[str, Any]:
+    forests: list[TokenForest], measured: Measured, held: _HeldRows, before: list[float] | None
+) -> tuple[dict[str, Any], list[float]]:
     """How many steps are classified rightly, compared with one answer for all, and the calibration
     of σ(reward). Steps of one prompt are one cluster.
     """
     import torch
 
-    reward = measured.values["reward"].double()
-    label = torch.cat([forest.facts.targets["step_label"] for forest in forests]).double()
-    owner = []
-    for forest in forests:
-        owner += [prompts[number] for number in forest.sequence[forest.leaf].tolist()]
+    rows = torch.cat([forest.sequence[forest.leaf].cpu() for forest in forests])
+    order = rows.argsort(stable=True)  # that of the rows, whatever the budget
+    reward = measured.values["reward"].double()[order]
+    label = torch.cat([forest.facts.targets["step_label"] for forest in forests]).double()[order]
+    owner = [held.prompts[number] for number in rows[order].tolist()]
     right: list[float] = wins(reward * (label - 0.5)).tolist()
     always: list[float] = wins(label - 0.5).tolist()
     accuracy = stats.share(right, owner)
     others = {"always right": always, "always wrong": [1 - hit for hit in always]}
-    return {
+    values: dict[str, Any] = {
         "accuracy": accuracy.mean,
         "accuracy_low": accuracy.low,
         "accuracy_high": accuracy.high,
@@ -218,3 +240,6 @@ def _step_accuracy(
         "baselines": judging.compare(right, others, owner),
         "calibration": judging.calibration(reward.numpy(), label.numpy()),
     }
+    if before is not None:
+        values["difference"] = {"accuracy": stats.share_difference(right, before, owner).json()}
+    return values, right
