@@ -4,24 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
-from rich.table import Table
-
 from posttrain.cli.reward_model import calibrated, estimate, sides
-from posttrain.core.console import console
+from posttrain.core.console import Table, console
 from posttrain.stages.stage import Outcome
 
 
 def show(outcome: Outcome) -> None:
     """The result, and where it is."""
     results(outcome.summary)
-    console().print(f"summary  {outcome.summary_file}", soft_wrap=True, markup=False)
+    console().print_line(f"summary  {outcome.summary_file}")
 
 
 def results(summary: dict[str, Any]) -> None:
     """Accuracy with intervals, what it is held against, and calibration."""
     out = console()
     for name, one in summary["results"].items():
-        table = Table(title=f"{name}: accuracy (95 % interval)", title_justify="left")
+        table = Table(title=f"{name}: accuracy (95 % interval)")
         for column in ("", "n", "accuracy", "the scorer's less this, paired"):
             table.add_column(column, justify="left" if not column else "right", overflow="fold")
         table.add_row(summary["scorer"], f"{one['judged']:,}", estimate(one["accuracy"]), "")
@@ -35,7 +33,7 @@ def results(summary: dict[str, Any]) -> None:
             )
         out.print(table)
         if "categories" in one:
-            table = Table(title=f"{name}: accuracy by category", title_justify="left")
+            table = Table(title=f"{name}: accuracy by category")
             for column in ("category", "n", "accuracy"):
                 table.add_column(
                     column, justify="left" if column == "category" else "right", overflow="fold"
@@ -50,11 +48,10 @@ def results(summary: dict[str, Any]) -> None:
             out.print(table)
         sides(one)
         if unjudged := one["pairs"] - one["judged"]:
-            out.print(
-                f"without a score: {unjudged:,} of {one['pairs']:,} pairs; they are not counted",
-                soft_wrap=True,
+            out.print_line(
+                f"without a score: {unjudged:,} of {one['pairs']:,} pairs; they are not counted"
             )
         if "calibration" in one:
-            out.print(calibrated(one["calibration"]), soft_wrap=True)
+            out.print_line(calibrated(one["calibration"]))
         if one["warning"]:
-            out.print(f"[yellow]{one['warning']}[/yellow]", soft_wrap=True)
+            out.print_line(one["warning"], style="yellow")

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from rich.table import Table
-
 from posttrain.cli.sft import where
-from posttrain.core.console import console, loss
+from posttrain.core.console import Table, console, loss
 from posttrain.stages.stage import Outcome
 
 
@@ -17,7 +15,7 @@ def show(outcome: Outcome) -> None:
     summary = outcome.summary
     before, after = summary["held_out_before"], summary["held_out"]
     if before and after:
-        table = Table(title="held-out rows (95 % interval)", title_justify="left")
+        table = Table(title="held-out rows (95 % interval)")
         for column in ("", "loss", "accuracy", "margin", "n"):
             table.add_column(column, justify="left" if not column else "right")
         for name, held in (("before", before), (f"step {after['step']}", after)):
@@ -34,7 +32,7 @@ def show(outcome: Outcome) -> None:
             )
         out.print(table)
     last_steps = ", ".join(f"{name} {value:.3f}" for name, value in summary["last_steps"].items())
-    out.print(f"last steps: {last_steps}", soft_wrap=True)
+    out.print_line(f"last steps: {last_steps}")
     for alarm in summary["alarms"]:
-        out.print(f"[yellow]{alarm}[/yellow]", soft_wrap=True)
+        out.print_line(alarm, style="yellow")
     where(outcome)
