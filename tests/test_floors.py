@@ -120,6 +120,34 @@ def test_no_circles_within_a_floor() -> None:
         visit(module, ())
 
 
+PRINTERS = {"posttrain.core.console", "posttrain.core.terminal"}
+PRINTING = {  # modules of rich that print, or read markup
+    f"rich.{name}" for name in ("console", "markup", "progress", "prompt", "table", "traceback")
+}
+
+
+def prints(module: str) -> Iterator[str]:
+    """Where a module prints past the escape of `core.terminal`."""
+    for node in ast.walk(ast.parse(MODULES[module].read_text())):
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            if called in ("print", "rich.print") or re.fullmatch(
+                r"sys\.(__)?std(out|err)(__)?(\.buffer)?\.write(lines)?", called
+            ):
+                yield f"{module}:{node.lineno} calls {called}"
+        if isinstance(node, ast.Attribute) and ast.unparse(node).endswith(".file.write"):
+            yield f"{module}:{node.lineno} writes to a console's file"
+
+
+def test_everything_printed_goes_through_one_escape() -> None:
+    others = [module for module in MODULES if module not in PRINTERS]
+    assert [where for module in others for where in prints(module)] == []
+    assert [(module, sorted(imports(module) & PRINTING)) for module in others] == [
+        (module, []) for module in others
+    ]
+    assert [*prints("posttrain.core.console"), *prints("posttrain.core.terminal")] != []
+
+
 @pytest.mark.parametrize(
     ("floor", "allowed"),
     [

@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from posttrain.cli import chat
 from posttrain.cli.main import main
-from posttrain.core.console import open_reporter
+from posttrain.core.console import Console, open_reporter
 from posttrain.core.errors import ConfigError, DataError
 from posttrain.serve.conversation import Answer
 from posttrain.serve.settings import ChatSettings
@@ -345,12 +344,7 @@ def test_two_columns_in_a_wide_terminal_and_one_below_the_other_in_a_narrow_one(
     for width, beside in ((120, True), (60, False)):
         screen = io.StringIO()
         console = Console(
-            file=screen,
-            width=width,
-            force_terminal=True,
-            color_system=None,
-            highlight=False,
-            legacy_windows=False,
+            file=screen, width=width, force_terminal=True, color_system=None, legacy_windows=False
         )
         it, _, err = talk(Scripted("left"), Scripted("right"), out=console)
         it.take("hm")
@@ -366,12 +360,7 @@ def test_an_answer_cannot_move_the_cursor() -> None:
     for width in (120, 60):
         screen = io.StringIO()
         console = Console(
-            file=screen,
-            width=width,
-            force_terminal=True,
-            color_system=None,
-            highlight=False,
-            legacy_windows=False,
+            file=screen, width=width, force_terminal=True, color_system=None, legacy_windows=False
         )
         it, _, _ = talk(Scripted("a"), Scripted("b"), out=console)
         it.take("\x1b[31mred\x07")
@@ -395,7 +384,6 @@ def test_thinking_is_dim_in_a_terminal_and_as_it_is_in_a_pipe() -> None:
             width=width,
             force_terminal=True,
             color_system="standard",
-            highlight=False,
             legacy_windows=False,
         )
         it, _, _ = talk(Thinker("a"), Thinker("b"), out=console)

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from posttrain.cli import data_inspect
 from posttrain.cli.main import main
+from posttrain.core.console import Console
 from posttrain.data.anatomy import LEGEND
 from posttrain.stages.inspect import data_inspect as inspect_stage
 from tests.making import END, model, write

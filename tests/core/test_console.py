@@ -12,10 +12,9 @@ import sys
 import time
 
 import pytest
-from rich.console import Console
 
 from posttrain.core import console
-from posttrain.core.console import JsonLines, open_reporter, print_error
+from posttrain.core.console import Console, JsonLines, open_reporter, print_error
 from posttrain.core.errors import DataError
 from posttrain.core.events import Alarm, Held, Reporter, Step
 
@@ -37,7 +36,7 @@ def screen(
     *, quiet: bool = False, terminal: bool = False, width: int = 100
 ) -> tuple[Reporter, io.StringIO]:
     out = io.StringIO()
-    to = Console(file=out, width=width, highlight=False, force_terminal=terminal)
+    to = Console(file=out, width=width, force_terminal=terminal)
     return open_reporter(to, quiet=quiet), out
 
 

@@ -520,7 +520,7 @@ def test_a_bad_row_stops_with_its_place_and_leaves_no_file(tmp_path: Path) -> No
 
 
 def test_text_that_would_command_a_terminal_does_nothing() -> None:
-    assert visible("a\nb\tc\x1b[2J\r\x07\x7f") == "a⏎\nb⇥\tc␛[2J␍␇␡"
+    assert visible("a\nb\tc\x1b[2J\r\x07\x7f") == "a⏎\nb⇥\tc␛[2J␍␇\\u007f"
     assert visible("\u202eabc\x9b\u2028\ufeff") == "\\u202eabc\\u009b\\u2028\\ufeff"
     assert visible("héllo 日本 🙂 👩‍👩‍👧") == "héllo 日本 🙂 👩‍👩‍👧"
 

@@ -15,18 +15,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.live import Live
-from rich.markup import escape
-from rich.table import Table
 from rich.text import Text
 
 from posttrain.cli.options import flat, parser
-from posttrain.core.console import console, open_reporter, print_error
+from posttrain.core.console import Console, Table, console, open_reporter, print_error
 from posttrain.core.errors import ConfigError, PosttrainError, nearest
 from posttrain.core.events import Reporter
 from posttrain.core.seeds import derive
 from posttrain.core.settings import assemble
+from posttrain.core.terminal import emit, escape
 from posttrain.serve.conversation import Answer, Conversation, Turn
 from posttrain.serve.settings import ChatSettings
 
@@ -35,11 +33,6 @@ if TYPE_CHECKING:
     from posttrain.serve.voice import Voice
 
 WIDE = 100  # characters of a terminal that has room for two columns
-# what a terminal would obey, as signs that stand for it: a model's answer must not move the cursor
-HARMLESS = {i: 0x2400 + i for i in range(32) if chr(i) not in "\n\t"} | {
-    127: 0x2421,
-    **dict.fromkeys(range(128, 160), 0xFFFD),
-}
 
 
 def main(argv: list[str]) -> int:
@@ -104,20 +97,20 @@ def read_messages(talk: Talk) -> None:
     while not talk.over:
         try:
             if not sys.stdout.isatty():
-                print("> ", end="", file=sys.stderr, flush=True)
+                emit("> ", stderr=True, end="")
             line = input("> " if sys.stdout.isatty() else "")
         except EOFError:
-            print(file=sys.stderr)
+            emit("", stderr=True)
             return
         except KeyboardInterrupt:
-            print("\nCtrl-D or /quit ends the conversation", file=sys.stderr)
+            emit("\nCtrl-D or /quit ends the conversation", stderr=True)
             continue
         try:
             talk.take(line)
         except PosttrainError as error:
             print_error(error)
         except KeyboardInterrupt:
-            print(file=sys.stderr)
+            emit("", stderr=True)
 
 
 @dataclass
@@ -191,7 +184,7 @@ class Talk:
         """One answer after the other, as they are written."""
         for k, voice in enumerate(self.voices):
             if len(self.voices) > 1:
-                self._say(f"[bold]{escape(voice.name)}[/bold]")
+                self._say(voice.name, style="bold")
             answer = self.draw(k, self._write)
             if not answer.text.endswith("\n"):
                 self._write("\n")
@@ -199,25 +192,20 @@ class Talk:
 
     def _write(self, piece: str, thinking: bool = False) -> None:
         """Write a piece of an answer; in a terminal thinking is dim."""
-        if self.out.is_terminal:
-            piece = piece.translate(HARMLESS)
-            if thinking and self.out.color_system is not None:
-                piece = f"\x1b[2m{piece}\x1b[22m"
-        self.out.file.write(piece)
-        self.out.file.flush()
+        self.out.write(piece, dim=thinking)
 
     def _side_by_side(self) -> None:
         """Two columns that fill one after the other."""
         texts = [Text() for _ in self.voices]
         grid = Table(box=None, expand=True, padding=(0, 2, 0, 0))
         for voice in self.voices:
-            grid.add_column(escape(voice.name), ratio=1, overflow="fold")
+            grid.add_column(voice.name, ratio=1, overflow="fold")
         grid.add_row(*texts)
         with Live(grid, console=self.out, auto_refresh=False) as live:
 
             def on_text(piece: str, thinking: bool) -> None:
                 text = texts[len(self.conversation.turns[-1].answers)]
-                text.append(piece.translate(HARMLESS), style="dim" if thinking else "")
+                text.append(escape(piece), style="dim" if thinking else "")
                 live.refresh()
 
             answers = [self.draw(k, on_text) for k in range(len(self.voices))]
@@ -227,11 +215,12 @@ class Talk:
     def _account(self, k: int, answer: Answer) -> None:
         """How an answer came about."""
         voice, ends = self.voices[k], "" if answer.finished else ", cut off at the limit"
-        name = f"{escape(voice.name)}: " if len(self.voices) > 1 else ""
+        name = f"{voice.name}: " if len(self.voices) > 1 else ""
         self._say(
-            f"[dim]{name}{answer.tokens:,} tokens, "
+            f"{name}{answer.tokens:,} tokens, "
             f"{answer.tokens / max(answer.seconds, 1e-9):,.0f} "
-            f"tokens/s{', stopped' if answer.interrupted else ends}[/dim]"
+            f"tokens/s{', stopped' if answer.interrupted else ends}",
+            style="dim",
         )
         if answer.forgotten:
             self.reporter.message(
@@ -239,15 +228,15 @@ class Talk:
                 f"{len(self.conversation.turns)} turns were not shown to it"
             )
 
-    def _say(self, text: str) -> None:
+    def _say(self, text: str, style: str = "") -> None:
         if not self.quiet:
-            self.aside.print(text, soft_wrap=True)
+            self.aside.print_line(text, style=style)
 
     # ------------------------------------------------------------------ commands
 
     def help(self, _text: str) -> None:
         for name, (_, argument, what) in COMMANDS.items():
-            self.aside.print(f"{f'/{name} {argument}':<15} {what}", markup=False, soft_wrap=True)
+            self.aside.print_line(f"{f'/{name} {argument}':<15} {what}")
 
     def set_system(self, text: str) -> None:
         self.conversation.system = text
@@ -260,7 +249,7 @@ class Talk:
     def undo(self, _text: str) -> None:
         turn = self._last()
         self.conversation.turns.pop()
-        self._say(f"taken back: {escape(turn.question)}")
+        self._say(f"taken back: {turn.question}")
 
     def retry(self, _text: str) -> None:
         turn = self._last()
@@ -282,7 +271,7 @@ class Talk:
                 "/save needs the name of a file", cure="for example /save chats.jsonl"
             )
         rows = self.conversation.save(Path(text).expanduser())
-        self._say(f"{rows} row{'s' * (rows > 1)} added to {escape(text)}")
+        self._say(f"{rows} row{'s' * (rows > 1)} added to {text}")
 
     def quit(self, _text: str) -> None:
         self.over = True

@@ -5,12 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE
-from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from posttrain.cli.summaries import WIDTH, where
-from posttrain.core.console import console
+from posttrain.core.console import Console, Table, console
 from posttrain.stages.stage import Outcome
 
 if TYPE_CHECKING:
@@ -49,7 +47,7 @@ def show(outcome: Outcome) -> None:
     html = inspection.html if inspection is not None else None
     for path in (html, outcome.outputs.get("page")):
         if path is not None:
-            out.print(f"page      {path}", soft_wrap=True, markup=False)
+            out.print_line(f"page      {path}")
     where(outcome)
     if inspection is not None:
         inspection.report.check()
@@ -73,9 +71,9 @@ def show_report(report: Report, out: Console) -> None:
     if len(report.parts) > 1:
         out.print(by_source(report))
     for line in (*histogram(report), *packing(report.packing)):
-        out.print(line, markup=False, soft_wrap=True)
+        out.print_line(line)
     if report.rejects:
-        out.print(f"rejected  {report.rejects}", soft_wrap=True, markup=False)
+        out.print_line(f"rejected  {report.rejects}")
 
 
 # ------------------------------------------------------------------------------------------- tokens
@@ -86,11 +84,11 @@ def show_example(example: Anatomy, out: Console, coloured: bool) -> None:
     from posttrain.data.anatomy import elided
 
     title = example.where + (f", dropped: {example.dropped}" if example.dropped else "")
-    out.print(Text(f"── {title} ──", style="bold"), soft_wrap=True)
+    out.print_line(f"── {title} ──", style="bold")
     for message in example.messages:
-        out.print(f"{message.name}: {message.what}", markup=False, soft_wrap=True)
+        out.print_line(f"{message.name}: {message.what}")
     for passage in example.passages:
-        out.print(Text(passage.heading, style="italic"), soft_wrap=True)
+        out.print_line(passage.heading, style="italic")
         pieces = elided(passage.pieces, STRETCH)
         out.print(in_colour(pieces) if coloured else Text(in_marks(pieces)), soft_wrap=True)
     out.print()
@@ -150,17 +148,17 @@ def counts(report: Report) -> Table:
     """What became of the rows of all training sources."""
     from posttrain.data.inspect import table
 
-    out = Table(title="training rows", title_justify="left", show_header=False, box=SIMPLE)
+    out = Table(title="training rows", show_header=False, box=SIMPLE)
     out.add_column()
     out.add_column(justify="right")
     for name, value in table(report):
-        out.add_row(Text(name), Text(value))
+        out.add_row(name, value)
     return out
 
 
 def by_source(report: Report) -> Table:
     """The main counts of each source."""
-    out = Table(title="by source", title_justify="left", box=SIMPLE)
+    out = Table(title="by source", box=SIMPLE)
     out.add_column("source", overflow="fold")
     out.add_column("format")
     for name in ("rows", "used", "tokens", "trained", "dropped", "rejected"):
@@ -175,7 +173,7 @@ def by_source(report: Report) -> Table:
             sum(account.dropped.values()),
             account.rejected,
         )
-        out.add_row(Text(part.name), account.format, *(f"{n:,}" for n in numbers))
+        out.add_row(part.name, account.format, *(f"{n:,}" for n in numbers))
     return out
 
 

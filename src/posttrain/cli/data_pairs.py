@@ -4,12 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from rich.markup import escape
-from rich.table import Table
-from rich.text import Text
-
 from posttrain.cli.summaries import WIDTH
-from posttrain.core.console import console, estimate
+from posttrain.core.console import Table, console, estimate
 from posttrain.stages.stage import Outcome
 
 NOUNS = {"pairs": "pairs", "labels": "labelled answers"}
@@ -29,13 +25,11 @@ def show(outcome: Outcome) -> None:
         if n and summary["removed"].get(name) != n
     }
     for name, count in stays.items():
-        out.print(f"found     {name}: {count:,}, not removed", soft_wrap=True, markup=False)
+        out.print_line(f"found     {name}: {count:,}, not removed")
     for cycle in summary["cycles"]["first"][:3]:
-        out.print(
+        out.print_line(
             f"cycle {cycle['cycle']:<3} {cycle['answers']} answers, {cycle['rows']} rows: "
-            f"{', '.join(cycle['first'][:4])}",
-            soft_wrap=True,
-            markup=False,
+            f"{', '.join(cycle['first'][:4])}"
         )
     if summary["cycles"]["components"] > 3:
         out.print(
@@ -43,30 +37,24 @@ def show(outcome: Outcome) -> None:
             f"{summary['cycles']['rows']:,} rows"
         )
     if found := summary.get("margin"):
-        out.print(
-            f"margin    mean {number(found['mean'])}, {found['least']:g} to {found['most']:g}",
-            soft_wrap=True,
-            markup=False,
+        out.print_line(
+            f"margin    mean {number(found['mean'])}, {found['least']:g} to {found['most']:g}"
         )
     if found := summary.get("votes"):
-        out.print(
-            f"votes     agree {number(found['agreement'])}; unanimous {number(found['unanimous'])}",
-            soft_wrap=True,
-            markup=False,
+        out.print_line(
+            f"votes     agree {number(found['agreement'])}; unanimous {number(found['unanimous'])}"
         )
     for warning in summary["warnings"]:
-        out.print(f"[yellow]{escape(warning)}[/yellow]", soft_wrap=True)
-    out.print(
-        f"written   {summary['written']:,} {NOUNS[summary['to']]}, {outcome.outputs['rows']}",
-        soft_wrap=True,
-        markup=False,
+        out.print_line(warning, style="yellow")
+    out.print_line(
+        f"written   {summary['written']:,} {NOUNS[summary['to']]}, {outcome.outputs['rows']}"
     )
-    out.print(f"summary   {outcome.summary_file}", soft_wrap=True, markup=False)
+    out.print_line(f"summary   {outcome.summary_file}")
 
 
 def _rows(summary: dict[str, Any]) -> Table:
     """All rows, by what became of them; where pairs became labels, all their answers as well."""
-    table = Table(title=NOUNS[summary["kind"]], title_justify="left", show_footer=True)
+    table = Table(title=NOUNS[summary["kind"]], show_footer=True)
     table.add_column("", footer="read")
     table.add_column("n", justify="right", footer=f"{summary['rows']:,}")
     same = summary["kind"] == summary["to"]
@@ -75,12 +63,12 @@ def _rows(summary: dict[str, Any]) -> Table:
         *summary["removed"].items(),
         ("rejected", summary["rejected"]),
     ):
-        table.add_row(Text(name), f"{count:,}")
+        table.add_row(name, f"{count:,}")
     if summary["kind"] == "pairs" and not same:
         table.add_section()
-        table.add_row(Text(f"answers of the {summary['used']:,} pairs"), f"{2 * summary['used']:,}")
+        table.add_row(f"answers of the {summary['used']:,} pairs", f"{2 * summary['used']:,}")
         for name, count in (("written", summary["written"]), *summary["answers_left_out"].items()):
-            table.add_row(Text(f"  {name}"), f"{count:,}")
+            table.add_row(f"  {name}", f"{count:,}")
     elif not same:
         table.add_section()
         table.add_row("pairs there could be", f"{summary['possible_pairs']:,}")
@@ -92,7 +80,7 @@ def _bias(after: dict[str, Any], before: dict[str, Any] | None) -> Table:
     """How the chosen sides look, beside the rejected ones; where pairs were taken out for balance,
     before it, after it, and the difference.
     """
-    table = Table(title="the chosen side, of pairs that differ", title_justify="left")
+    table = Table(title="the chosen side, of pairs that differ")
     for column in ("", *(("",) if before else ()), "95 % interval"):
         table.add_column(column, overflow="fold")
     table.add_column("n", justify="right")

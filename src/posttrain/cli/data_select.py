@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from rich.table import Table
-
-from posttrain.core.console import console
+from posttrain.core.console import Table, console
 from posttrain.stages.stage import Outcome
 
 
 def show(outcome: Outcome) -> None:
     """What became of the rows, and where everything is."""
     out, summary = console(), outcome.summary
-    table = Table(title="rows", title_justify="left", show_footer=True)
+    table = Table(title="rows", show_footer=True)
     table.add_column("", footer="read")
     table.add_column("n", justify="right", footer=f"{summary['rows']:,}")
     for name, count in (
@@ -26,9 +24,9 @@ def show(outcome: Outcome) -> None:
         f"relevance  first {cosines['first']:.3f}, last {cosines['last']:.3f}, mean of all "
         f"{cosines['mean_of_all']:.3f} ({summary['target_rows']:,} target rows)"
     )
-    out.print(f"rows       {outcome.outputs['rows']}", soft_wrap=True, markup=False)
-    out.print(f"summary    {outcome.summary_file}", soft_wrap=True, markup=False)
+    out.print_line(f"rows       {outcome.outputs['rows']}")
+    out.print_line(f"summary    {outcome.summary_file}")
     if summary["chosen"] < (wanted := summary["keep"]):
-        out.print(
-            f"[yellow]only {summary['chosen']:,} of {wanted:,} rows: no others are left[/yellow]"
+        out.print_line(
+            f"only {summary['chosen']:,} of {wanted:,} rows: no others are left", style="yellow"
         )

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from rich.table import Table
-
-from posttrain.core.console import console
+from posttrain.core.console import Table, console
 from posttrain.stages.stage import Outcome
 
 
 def show(outcome: Outcome) -> None:
     """What became of the rows, how they hang together, and where everything is."""
     out, summary = console(), outcome.summary
-    table = Table(title="rows", title_justify="left", show_footer=True)
+    table = Table(title="rows", show_footer=True)
     table.add_column("", footer="read")
     table.add_column("n", justify="right", footer=f"{summary['rows']:,}")
     table.add_column("share", justify="right")
@@ -23,10 +21,8 @@ def show(outcome: Outcome) -> None:
         table.add_row(name, f"{count:,}")
     out.print(table)
     largest = summary["largest_cluster"]
-    out.print(
+    out.print_line(
         f"clusters  {summary['clusters']:,}; the largest has {largest['rows']:,} rows, in "
-        f"{largest['part']}: {', '.join(one['where'] for one in largest['first'])}",
-        soft_wrap=True,
-        markup=False,
+        f"{largest['part']}: {', '.join(one['where'] for one in largest['first'])}"
     )
-    out.print(f"summary   {outcome.summary_file}", soft_wrap=True, markup=False)
+    out.print_line(f"summary   {outcome.summary_file}")

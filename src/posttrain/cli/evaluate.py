@@ -4,22 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from rich.table import Table
-
-from posttrain.core.console import console, estimate
+from posttrain.core.console import Table, console, estimate
 from posttrain.stages.stage import Outcome
 
 
 def show(outcome: Outcome) -> None:
     """The result, and where it is."""
     results(outcome.summary)
-    console().print(f"summary  {outcome.summary_file}", soft_wrap=True, markup=False)
+    console().print_line(f"summary  {outcome.summary_file}")
 
 
 def results(summary: dict[str, Any]) -> None:
     """Every metric with its interval, and paired differences."""
     compared = summary["against"] is not None
-    table = Table(title="95 % intervals", title_justify="left")
+    table = Table(title="95 % intervals")
     columns = (
         "task",
         "metric",

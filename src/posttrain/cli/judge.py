@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from rich.table import Table
-
 from posttrain.cli.reward_model import calibrated, sides
-from posttrain.core.console import console, estimate
+from posttrain.core.console import Table, console, estimate
 from posttrain.stages.stage import Outcome
 
 
 def show(outcome: Outcome) -> None:
     """The result, and where it is."""
     results(outcome.summary)
-    console().print(f"summary  {outcome.summary_file}", soft_wrap=True, markup=False)
+    console().print_line(f"summary  {outcome.summary_file}")
 
 
 def results(summary: dict[str, Any]) -> None:
@@ -22,7 +20,7 @@ def results(summary: dict[str, Any]) -> None:
     out = console()
     for name, one in summary["results"].items():
         title = f"{name}: accuracy (95 % interval; chance {one.get('chance', 0.5):g})"
-        table = Table(title=title, title_justify="left")
+        table = Table(title=title)
         for column in ("", "n", "accuracy", "the scorer's less this, paired"):
             table.add_column(column, justify="left" if not column else "right", overflow="fold")
         table.add_row(summary["scorer"], f"{one['judged']:,}", estimate(one["accuracy"]), "")
@@ -36,7 +34,7 @@ def results(summary: dict[str, Any]) -> None:
             )
         out.print(table)
         if "categories" in one:
-            table = Table(title=f"{name}: accuracy by category", title_justify="left")
+            table = Table(title=f"{name}: accuracy by category")
             for column in ("category", "n", "accuracy"):
                 table.add_column(
                     column, justify="left" if column == "category" else "right", overflow="fold"
@@ -51,11 +49,10 @@ def results(summary: dict[str, Any]) -> None:
             out.print(table)
         sides(one)
         if unjudged := one["pairs"] - one["judged"]:
-            out.print(
-                f"without a score: {unjudged:,} of {one['pairs']:,} pairs; they are not counted",
-                soft_wrap=True,
+            out.print_line(
+                f"without a score: {unjudged:,} of {one['pairs']:,} pairs; they are not counted"
             )
         if "calibration" in one:
-            out.print(calibrated(one["calibration"]), soft_wrap=True)
+            out.print_line(calibrated(one["calibration"]))
         if one["warning"]:
-            out.print(f"[yellow]{one['warning']}[/yellow]", soft_wrap=True)
+            out.print_line(one["warning"], style="yellow")

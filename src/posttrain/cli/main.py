@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from functools import cache
 from importlib import import_module
 
+from posttrain.core.terminal import emit
+
 # commands that are more than one stage: (module:function, one line of help)
 OTHERS = {
     "quickstart": (
@@ -94,7 +96,7 @@ def main(argv: list[str] | None = None) -> int:
         print_error(error)
         return error.exit_code
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        emit("interrupted", stderr=True)
         return 130
 
 
@@ -104,12 +106,12 @@ def _run(argv: list[str]) -> int:
 
     first = argv[0] if argv else "help"
     if first in ("-h", "--help", "help"):
-        print(usage(commands()))
+        emit(usage(commands()))
         return 0
     if first in ("-V", "--version", "version"):
         from posttrain import __version__
 
-        print(f"posttrain {__version__}")
+        emit(f"posttrain {__version__}")
         return 0
     if first in OTHERS:
         module, _, function = OTHERS[first][0].partition(":")
@@ -125,7 +127,7 @@ def _run(argv: list[str]) -> int:
         return _run_stage(stages[command], command, argv[words:])
     group = {name: help for name, help in commands().items() if name.startswith(f"{first} ")}
     if group and (not argv[1:] or argv[1] in ("-h", "--help")):
-        print(usage(group))
+        emit(usage(group))
         return 0
     name = " ".join(argv[:2]) if group else first
     raise PosttrainError(f"there is no command {name!r}", cure=nearest(name, commands()))

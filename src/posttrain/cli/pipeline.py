@@ -7,15 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
-from rich.markup import escape
-from rich.table import Column, Table
 
 from posttrain.cli.options import Parser, add_verify
 from posttrain.core import manifest
-from posttrain.core.console import JsonLines, console, open_reporter
+from posttrain.core.console import JsonLines, Table, console, open_reporter
 from posttrain.core.errors import CheckpointError, ConfigError
 from posttrain.core.events import Reporter
 from posttrain.core.manifest import MANIFEST
+from posttrain.core.terminal import emit
 from posttrain.pipeline.plan import ARTIFACT, NOT_MADE, Planned, plan
 from posttrain.pipeline.recipe import Recipe, load
 from posttrain.pipeline.schema import schema
@@ -73,7 +72,7 @@ def run(argv: list[str]) -> int:
         reporter.done(folder, result.summary)
     else:
         results(result.summary)
-        console().print(f"summary  {folder / 'summary.json'}", soft_wrap=True, markup=False)
+        console().print_line(f"summary  {folder / 'summary.json'}")
     return result.exit_code
 
 
@@ -86,19 +85,19 @@ def results(summary: dict[str, Any]) -> None:
     shows = {"eval": show_evaluation, "judge": show_trial, "reward_model": accuracy_table}
     for name, stage in summary["stages"].items():
         if stage["kind"] in shows:
-            console().print(f"[bold]{name}[/bold]")
+            console().print_line(name, style="bold")
             shows[stage["kind"]](stage["result"])
     for name, stage in summary["stages"].items():
         if stage["result"] and (verdict := stage["result"].get("verdict")):
             why = f": {verdict['why']}" if verdict["why"] else ""
-            console().print(f"{name}: {verdict['answer']}{why}", soft_wrap=True, markup=False)
-    table = Table(title="artifacts", title_justify="left", box=None)
+            console().print_line(f"{name}: {verdict['answer']}{why}")
+    table = Table(title="artifacts", box=None)
     for column in ("stage", "seconds", "folder"):
         table.add_column(
             column, justify="right" if column == "seconds" else "left", overflow="fold"
         )
     for name, stage in summary["stages"].items():
-        table.add_row(name, f"{stage['seconds']:.0f}", escape(stage["folder"]))
+        table.add_row(name, f"{stage['seconds']:.0f}", stage["folder"])
     console().print(table)
 
 
@@ -117,7 +116,7 @@ def show_plan(argv: list[str]) -> int:
 
     about = estimates(stages)
     if arguments.json:
-        print(
+        emit(
             json.dumps(
                 [
                     {
@@ -143,7 +142,7 @@ def show_plan(argv: list[str]) -> int:
             why = f"{planned.stage.name}: {planned.why}"
             if planned.state == "damaged":
                 why = f"{planned.stage.name}: damaged: {planned.why}; will be made again"
-            console().print(why, soft_wrap=True, markup=False)
+            console().print_line(why)
     if about:
         console().print("estimates, within a factor of two", style="dim")
     return 0
@@ -151,7 +150,7 @@ def show_plan(argv: list[str]) -> int:
 
 def _plan_table(title: str, stages: list[Planned], about: dict[str, Estimate]) -> Table:
     """A row a stage, readable at 80 columns."""
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("stage", overflow="fold")
     table.add_column("kind", overflow="fold")
     table.add_column("from", overflow="fold")
@@ -162,8 +161,8 @@ def _plan_table(title: str, stages: list[Planned], about: dict[str, Estimate]) -
         estimate = about.get(planned.stage.name)
         costs = ("", "", "") if estimate is None else _costs(estimate)
         state = {"interrupted": "goes on", "new": "will run"}.get(planned.state, planned.state)
-        kind = escape(planned.stage.spec)
-        table.add_row(planned.stage.name, kind, escape(_from(planned)), state, *costs)
+        stage = planned.stage
+        table.add_row(stage.name, stage.spec, _from(planned), state, *costs)
     return table
 
 
@@ -226,7 +225,7 @@ def runs(argv: list[str]) -> int:
             summary, damaged = {}, [""]
         stages = ", ".join(summary.get("stages", {})) or "–"
         state = "damaged" if damaged else "finished" if summary else "not finished"
-        table.add_row(escape(str(path)), escape(stages), state)
+        table.add_row(str(path), stages, state)
     console().print(table)
     return 0
 
@@ -239,7 +238,7 @@ def show(argv: list[str]) -> int:
     folder = arguments.folder
     _check_shown(folder)
     for line in _damage(folder, verify=arguments.verify):
-        console().print(f"damaged  {line}", soft_wrap=True, markup=False)
+        console().print_line(line, label="damaged")
     if (folder / ARTIFACT).is_file():
         _show_artifact(folder)
     elif summary := _summary(folder):
@@ -253,7 +252,9 @@ def show(argv: list[str]) -> int:
 
 def _show_artifact(folder: Path) -> None:
     about = json.loads((folder / ARTIFACT).read_text())
-    table = Table("", Column(overflow="fold"), box=None, show_header=False)
+    table = Table(box=None, show_header=False)
+    table.add_column()
+    table.add_column(overflow="fold")
     for name in ("stage", "digest", "made", "seconds", "posttrain"):
         table.add_row(name, str(about[name]))
     for group in ("models", "data", "rows"):
@@ -322,5 +323,5 @@ def _summary(folder: Path) -> dict[str, Any]:
 
 def print_schema(argv: list[str]) -> int:
     _parser("schema", "Print the JSON schema of recipes, for editors.").parse(argv)
-    print(json.dumps(schema(), indent=1))
+    emit(json.dumps(schema(), indent=1))
     return 0

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from rich.table import Table
-
 from posttrain.cli.sft import where
-from posttrain.core.console import console, estimate, loss
+from posttrain.core.console import Table, console, estimate, loss
 from posttrain.stages.stage import Outcome
 
 
@@ -19,7 +17,7 @@ def show(outcome: Outcome) -> None:
     if before and after:
         chance = f"; chance {after['chance']:g}" if "chance" in after else ""
         title = f"held-out rows (95 % interval{chance})"
-        table = Table(title=title, title_justify="left")
+        table = Table(title=title)
         for column in ("", "loss", "accuracy", "margin", "n"):
             table.add_column(column, justify="left" if not column else "right", overflow="fold")
         for name, held in (("before", before), (f"step {after['step']}", after)):
@@ -40,7 +38,7 @@ def show(outcome: Outcome) -> None:
             table.add_row("difference, paired", "", estimate(change["accuracy"], "+.3f"), margin)
         out.print(table)
     last_steps = ", ".join(f"{name} {value:.3f}" for name, value in summary["last_steps"].items())
-    out.print(f"last steps: {last_steps}", soft_wrap=True)
+    out.print_line(f"last steps: {last_steps}")
     for alarm in summary["alarms"]:
-        out.print(f"[yellow]{alarm}[/yellow]", soft_wrap=True)
+        out.print_line(alarm, style="yellow")
     where(outcome)

@@ -6,12 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
 from rich.text import Text
 
 from posttrain.cli.options import Parser
 from posttrain.cli.pipeline import results
-from posttrain.core.console import console, open_reporter
+from posttrain.core.console import Table, console, open_reporter
 from posttrain.evals.records import read_records
 
 SAMPLES = 6
@@ -57,9 +56,9 @@ def main(argv: list[str]) -> int:
         ("summary", result.folder / "summary.json"),
         ("data", data),
     ):
-        out.print(f"{label:<8} {path}", soft_wrap=True, markup=False)
+        out.print_line(f"{label:<8} {path}")
     after, before = result.folder / "preference", result.folder / "sft"
-    out.print(f"[bold]next[/bold]     posttrain chat --model {after} --vs {before}", soft_wrap=True)
+    out.print_line(f"posttrain chat --model {after} --vs {before}", label="next")
     return 0
 
 
@@ -73,7 +72,7 @@ def samples(folder: Path, questions: Path, task: str, before: str, after: str) -
     asked = _lines(questions)
     old = read_records(folder / f"{task}.against.jsonl")
     new = read_records(folder / f"{task}.jsonl")
-    table = Table(title="held-out questions", title_justify="left")
+    table = Table(title="held-out questions")
     for column, width in (("question", 36), ("wanted", 14), (before, 24), (after, 24)):
         table.add_column(column, overflow="fold", max_width=width)
     seen: set[str] = set()

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from rich.table import Table
-
 from posttrain.cli.sft import where
-from posttrain.core.console import console, estimate
+from posttrain.core.console import Table, console, estimate
 from posttrain.stages.stage import Outcome
 
 
@@ -19,9 +17,9 @@ def show(outcome: Outcome) -> None:
     summary = outcome.summary
     accuracy_table(summary)
     last_steps = ", ".join(f"{name} {value:.3f}" for name, value in summary["last_steps"].items())
-    out.print(f"last steps: {last_steps}", soft_wrap=True)
+    out.print_line(f"last steps: {last_steps}")
     for alarm in summary["alarms"]:
-        out.print(f"[yellow]{alarm}[/yellow]", soft_wrap=True)
+        out.print_line(alarm, style="yellow")
     where(outcome)
 
 
@@ -29,9 +27,8 @@ def sides(held: dict[str, Any]) -> None:
     """Accuracy where the chosen answer is the longer, and where it is the shorter."""
     for side in ("longer", "shorter"):
         if value := held.get(f"where_{side}_chosen"):
-            console().print(
-                f"where the chosen answer is the {side}: {estimate(value)}, n = {value['n']:,}",
-                soft_wrap=True,
+            console().print_line(
+                f"where the chosen answer is the {side}: {estimate(value)}, n = {value['n']:,}"
             )
 
 
@@ -44,7 +41,7 @@ def accuracy_table(summary: dict[str, Any]) -> None:
     if before and after:
         chance = f"; chance {after['chance']:g}" if "chance" in after else ""
         title = f"held-out rows (95 % interval{chance})"
-        table = Table(title=title, title_justify="left")
+        table = Table(title=title)
         for column in ("", "loss", "accuracy", "n", "the model's less this, paired"):
             table.add_column(column, justify="left" if not column else "right", overflow="fold")
         for name, held in (("before", before), (f"step {after['step']}", after)):
@@ -73,9 +70,9 @@ def accuracy_table(summary: dict[str, Any]) -> None:
         if "margin" in after:
             change = after.get("difference", {}).get("margin")
             since = f", {estimate(change, '+.3f')} since before, paired" if change else ""
-            out.print(f"mean margin: {estimate(after['margin'], '+.3f')}{since}", soft_wrap=True)
+            out.print_line(f"mean margin: {estimate(after['margin'], '+.3f')}{since}")
         sides(after)
-        out.print(calibrated(after["calibration"]), soft_wrap=True)
+        out.print_line(calibrated(after["calibration"]))
 
 
 def calibrated(calibration: dict[str, Any]) -> str:

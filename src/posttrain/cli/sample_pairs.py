@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from rich.markup import escape
-from rich.table import Table
-from rich.text import Text
-
 from posttrain.cli.data_pairs import number
 from posttrain.cli.summaries import WIDTH
-from posttrain.core.console import console
+from posttrain.core.console import Table, console
 from posttrain.stages.stage import Outcome
 
 
@@ -22,26 +18,19 @@ def show(outcome: Outcome) -> None:
     out.print(_account(summary))
     out.print(_numbers(summary))
     for warning in summary["warnings"]:
-        out.print(f"[yellow]{escape(warning)}[/yellow]", soft_wrap=True)
-    out.print(
-        f"pairs     {summary['pairs']:,}, {outcome.outputs['pairs']}", soft_wrap=True, markup=False
-    )
+        out.print_line(warning, style="yellow")
+    out.print_line(f"pairs     {summary['pairs']:,}, {outcome.outputs['pairs']}")
     if best := summary["best"]:
-        out.print(
+        out.print_line(
             f"best      {best['rows']:,} answers of {best['at_least']:g} or more, "
-            f"{outcome.outputs['best']}",
-            soft_wrap=True,
-            markup=False,
+            f"{outcome.outputs['best']}"
         )
-    out.print(f"summary   {outcome.summary_file}", soft_wrap=True, markup=False)
+    out.print_line(f"summary   {outcome.summary_file}")
 
 
 def _account(summary: dict[str, Any]) -> Table:
     """Prompts, answers, and all twos of a prompt's answers, by what became of them."""
-    table = Table(
-        title=f"{summary['n']} answers a prompt, scored by {summary['scorer']}",
-        title_justify="left",
-    )
+    table = Table(title=f"{summary['n']} answers a prompt, scored by {summary['scorer']}")
     table.add_column("")
     table.add_column("n", justify="right")
     parts = (
@@ -62,14 +51,14 @@ def _account(summary: dict[str, Any]) -> Table:
         table.add_row(f"  {good}", f"{many:,}")
         for why, n in others.items():
             if n:
-                table.add_row(Text(f"  {why}"), f"{n:,}")
+                table.add_row(f"  {why}", f"{n:,}")
         table.add_section()
     return table
 
 
 def _numbers(summary: dict[str, Any]) -> Table:
     """Every number with its interval."""
-    table = Table(title="95 % intervals, the prompt being the unit", title_justify="left")
+    table = Table(title="95 % intervals, the prompt being the unit")
     table.add_column("")
     table.add_column("", no_wrap=True)
     table.add_column("n", justify="right")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from rich.table import Table
-
-from posttrain.core.console import console, estimate, loss
+from posttrain.core.console import Table, console, estimate, loss
 from posttrain.stages.stage import Outcome
 
 
@@ -14,7 +12,7 @@ def show(outcome: Outcome) -> None:
     summary = outcome.summary
     before, after = summary["held_out_before"], summary["held_out"]
     if before and after:
-        table = Table(title="held-out loss, nats a token (95 % interval)", title_justify="left")
+        table = Table(title="held-out loss, nats a token (95 % interval)")
         for column in ("", "loss", "accuracy", "entropy", "n"):
             table.add_column(column, justify="left" if not column else "right")
         for name, held in (("before", before), (f"step {after['step']}", after)):
@@ -38,5 +36,5 @@ def where(outcome: Outcome) -> None:
         f"{summary['steps']:,} steps, {summary['tokens']:,} tokens in {summary['seconds']:.0f} s "
         f"({summary['tokens_per_second']:,.0f} tokens/s)"
     )
-    out.print(f"model    {outcome.model}", soft_wrap=True, markup=False)
-    out.print(f"summary  {outcome.summary_file}", soft_wrap=True, markup=False)
+    out.print_line(f"model    {outcome.model}")
+    out.print_line(f"summary  {outcome.summary_file}")

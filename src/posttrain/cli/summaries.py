@@ -13,16 +13,16 @@ def show(outcome: Outcome) -> None:
     out = console()
     for name, value in outcome.summary.items():
         if name != "posttrain" and isinstance(value, (bool, int, float, str)):
-            out.print(f"{name:<9} {value}", soft_wrap=True, markup=False)
+            out.print_line(f"{name:<9} {value}")
     if outcome.verdict is not None:
         why = f": {outcome.verdict.why}" if outcome.verdict.why else ""
-        out.print(f"verdict   {outcome.verdict.answer}{why}", soft_wrap=True, markup=False)
+        out.print_line(f"verdict   {outcome.verdict.answer}{why}")
     for name, path in outcome.outputs.items():
-        out.print(f"{name:<9} {path}", soft_wrap=True, markup=False)
+        out.print_line(f"{name:<9} {path}")
     where(outcome)
 
 
 def where(outcome: Outcome) -> None:
     """Where the summary is."""
     if outcome.summary_file.is_file():
-        console().print(f"summary   {outcome.summary_file}", soft_wrap=True, markup=False)
+        console().print_line(f"summary   {outcome.summary_file}")

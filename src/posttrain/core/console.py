@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from typing import Any, TextIO
 
-from rich.console import Console
-from rich.markup import escape
+import rich.console
+import rich.table
+from rich.console import ConsoleOptions, RenderableType
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -24,9 +25,12 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.progress import Progress as Bar
-from rich.table import Table
+from rich.protocol import rich_cast
+from rich.segment import Segment
+from rich.text import Span, Text
 
 from posttrain.core.curve import draw
+from posttrain.core.errors import PosttrainError
 from posttrain.core.events import (
     TRAIN,
     Alarm,
@@ -39,6 +43,7 @@ from posttrain.core.events import (
     Sink,
     Step,
 )
+from posttrain.core.terminal import escape, one_line
 
 LINE_SECONDS = 10.0  # between plain lines about one piece of work
 JSON_SECONDS = 1.0  # between two progress events of one piece of work
@@ -70,12 +75,78 @@ class _Lasting:
                 self._gone = True
 
 
-def console(*, stderr: bool = False) -> Console:
-    """Where everything is printed: no emoji in the place of `:100:`, no end of the run at the end
-    of a pipe.
+class Console(rich.console.Console):
+    """rich's console, to which text is text: no `[markup]`, no emoji in the place of `:100:`, and
+    nothing that a terminal would obey (`core.terminal.escape`).
     """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, highlight=False, emoji=False, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(escape(text), **options)
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        renderable = rich_cast(renderable)
+        if isinstance(renderable, Text):
+            renderable = _escaped(renderable)
+        return super().render(renderable, options)
+
+    def print_line(self, text: str, *, label: str = "", style: str = "") -> None:
+        """Print a field as one line, however long, behind a label of nine characters or more."""
+        head = (f"{label:<9} ", "bold") if label else ""
+        self.print(Text.assemble(head, (one_line(text), style)), soft_wrap=True)
+
+    def write(self, text: str, *, dim: bool = False) -> None:
+        """Write a piece of text where the last one ended. What is no terminal gets it as it is."""
+        if self.is_terminal:
+            text = escape(text)
+            if dim and self.color_system is not None:
+                text = f"\x1b[2m{text}\x1b[22m"
+        self.file.write(text)
+        self.file.flush()
+
+
+def _escaped(text: Text) -> Text:
+    """Text with styles, harmless; what stands for a character has its styles."""
+    if escape(text.plain) == text.plain:
+        return text
+    parts = []
+    for character in text.divide(range(1, len(text))):
+        shown = escape(character.plain)
+        spans = [Span(0, len(shown), span.style) for span in character.spans]
+        parts.append(Text(shown, character.style, spans=spans))
+    out = text.blank_copy()
+    for part in parts:
+        out.append_text(part)
+    return out
+
+
+class Table(rich.table.Table):
+    """rich's table with its title at the left; every text in it is a field of one line."""
+
+    def __init__(self, *, title: str | None = None, **options: Any) -> None:
+        title = None if title is None else one_line(title)
+        super().__init__(title=title, title_justify="left", **options)
+
+    def add_column(self, header: Any = "", footer: Any = "", **options: Any) -> None:
+        super().add_column(_field(header), _field(footer), **options)
+
+    def add_row(self, *cells: Any, **options: Any) -> None:
+        super().add_row(*map(_field, cells), **options)
+
+
+def _field(cell: Any) -> Any:
+    """A cell; texts as one line."""
+    return one_line(cell) if isinstance(cell, str) else cell
+
+
+def console(*, stderr: bool = False) -> Console:
+    """Where everything is printed; the end of a pipe is not the end of a run."""
     stream: Any = _Lasting(sys.stderr if stderr else sys.stdout)
-    return Console(file=stream, highlight=False, emoji=False)
+    return Console(file=stream)
 
 
 def open_reporter(
@@ -125,13 +196,13 @@ class Lines:
         self._trouble(event)
         match event:
             case Note(label, text, always=False):
-                self.console.print(f"[bold]{label:<9}[/bold] {escape(text)}", soft_wrap=True)
+                self.console.print_line(text, label=label)
             case Progress():
                 self._progress(event)
             case Step():
                 self._step(event)
             case Held():
-                self.console.print(f"[bold]held out [/bold] {_held(event)}", soft_wrap=True)
+                self.console.print_line(_held(event), label="held out")
             case Done(log=log):
                 _curve(self.console, log)
 
@@ -145,10 +216,7 @@ class Lines:
         if late and label != TRAIN and event.done and event.total:
             self._shown[label] = now
             left = self._left(label, event.done, event.total)
-            self.console.print(
-                f"[bold]{escape(label):<9}[/bold] {event.done / event.total:.0%}  ETA {left}",
-                soft_wrap=True,
-            )
+            self.console.print_line(f"{event.done / event.total:.0%}  ETA {left}", label=label)
         if event.over:
             for known in (self._work, self._begun, self._shown):
                 known.pop(label)
@@ -159,10 +227,9 @@ class Lines:
         last = self._shown.get(TRAIN, -math.inf)
         if now - last > LINE_SECONDS or event.step == total:
             self._shown[TRAIN] = now
-            self.console.print(
+            self.console.print_line(
                 f"step {event.step}/{total}  loss {_figures(event)}  {rate:,.0f} tokens/s  "
-                f"{event.values['memory_gib']:.2f} GiB  ETA {self._left(TRAIN, event.step, total)}",
-                soft_wrap=True,
+                f"{event.values['memory_gib']:.2f} GiB  ETA {self._left(TRAIN, event.step, total)}"
             )
 
     def _left(self, label: str, done: int, total: int) -> str:
@@ -186,7 +253,7 @@ class Terminal:
         self._trouble(event)
         match event:
             case Note(label, text, always=False):
-                self._line(label, escape(text))
+                self._line(label, text)
             case Progress(label=label):
                 self._train(event) if label == TRAIN else self._progress(event)
             case Step():
@@ -198,9 +265,9 @@ class Terminal:
 
     def _line(self, label: str, text: str) -> None:
         """A label, and text wrapped beside it."""
-        grid = Table.grid(padding=(0, 1))
-        grid.add_column(min_width=9, no_wrap=True)
-        grid.add_row(f"[bold]{label}[/bold]", text)
+        grid = rich.table.Table.grid(padding=(0, 1))
+        grid.add_column(min_width=9, no_wrap=True, style="bold")
+        grid.add_row(one_line(label), one_line(text))
         self.console.print(grid)
 
     def _progress(self, event: Progress) -> None:
@@ -213,7 +280,7 @@ class Terminal:
                 DownloadColumn() if event.unit == "bytes" else TaskProgressColumn()
             )
             self._bar = self._live(
-                TextColumn("[bold]{task.description:<9}[/bold]"),
+                TextColumn("{task.description:<9}", style="bold", markup=False),
                 BarColumn(bar_width=None),
                 amount,
                 TextColumn("ETA"),
@@ -221,7 +288,7 @@ class Terminal:
                 transient=True,
             )
             self._label = event.label
-            self._bar.add_task(escape(event.label), total=event.total or None)
+            self._bar.add_task(one_line(event.label), total=event.total or None)
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=event.done)
             if event.over:
@@ -237,10 +304,11 @@ class Terminal:
             return
         if self._steps is None:
             self._steps = self._live(
-                TextColumn("[bold]train    [/bold]"),
+                TextColumn("train    ", style="bold"),
                 BarColumn(bar_width=None),
                 MofNCompleteColumn(),
-                TextColumn("loss [cyan]{task.fields[loss]}[/cyan]"),
+                TextColumn("loss"),
+                TextColumn("{task.fields[loss]}", style="cyan"),
                 TextColumn("{task.fields[rate]} tokens/s"),
                 TextColumn("{task.fields[memory]} GiB"),
                 TextColumn("ETA"),
@@ -295,7 +363,7 @@ class JsonLines:
                 fields = asdict(event)
         self._time = max(self._time, round(time.time(), 3))  # clocks are set back
         line = {"event": type(event).__name__.lower(), "time": self._time, **fields}
-        self._to.write(json.dumps(line, ensure_ascii=False, default=str) + "\n")
+        self._to.write(escape(json.dumps(line, ensure_ascii=False, default=str)) + "\n")
         self._to.flush()
 
 
@@ -312,7 +380,7 @@ class Rate:
 
 
 def _warn(to: Console, text: str) -> None:
-    to.print(f"[yellow]{escape(text)}[/yellow]", soft_wrap=not to.is_terminal)
+    to.print(one_line(text), style="yellow", soft_wrap=not to.is_terminal)
 
 
 def _curve(to: Console, log: Iterable[Step | Held]) -> None:
@@ -321,7 +389,7 @@ def _curve(to: Console, log: Iterable[Step | Held]) -> None:
     held = [(event.step, event.values["loss"]) for event in log if isinstance(event, Held)]
     if losses:
         lines = [("training loss", losses), *([("held-out loss", held)] if held else [])]
-        to.print(draw(lines, width=min(to.width, 90)), markup=False, soft_wrap=True)
+        to.print(draw(lines, width=min(to.width, 90)), soft_wrap=True)
 
 
 def _figures(event: Step) -> str:
@@ -379,11 +447,12 @@ def _clock(seconds: float) -> str:
 
 def print_error(error: Exception) -> None:
     """`error: where: what` and the cure, on standard error."""
-    text = str(error).split("\n  cure: ")
+    what, cure = str(error), ""
+    if isinstance(error, PosttrainError):
+        where = f"{one_line(error.where)}: " if error.where else ""
+        what, cure = where + error.what, error.cure
     out = console(stderr=True)
-    out.print("[bold red]error:[/bold red] ", end="", soft_wrap=True)
-    out.print(text[0], markup=False, soft_wrap=True)
-    if len(text) > 1:
-        out.print("[bold]cure:[/bold]  ", end="", soft_wrap=True)
-        out.print(text[1], markup=False, soft_wrap=True)
+    out.print(Text.assemble(("error: ", "bold red"), escape(what)), soft_wrap=True)
+    if cure:
+        out.print(Text.assemble(("cure:  ", "bold"), escape(cure)), soft_wrap=True)
     sys.stderr.flush()

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from posttrain.core.terminal import escape
 from posttrain.data.chat import Turn
 from posttrain.data.formats import Example
 from posttrain.data.labels import Kind, Labelled, label
@@ -325,10 +326,8 @@ def _messages(
 
 
 def visible(text: str) -> str:
-    """Text whose line breaks, tabs and control characters are seen and do nothing: a row must not
-    command a terminal.
-    """
-    return "".join(map(_visible_character, text))
+    """Text whose line breaks, tabs, control and format characters are seen and do nothing."""
+    return "".join(map(_visible_character, escape(text)))
 
 
 def _visible_character(character: str) -> str:
@@ -336,11 +335,7 @@ def _visible_character(character: str) -> str:
         return "⏎\n"
     if character == "\t":
         return "⇥\t"
-    if character < " ":
-        return chr(0x2400 + ord(character))  # Unicode's control pictures
-    if character == "\x7f":
-        return "␡"
     joiner = character in "\u200c\u200d"  # letters need these
-    if not joiner and unicodedata.category(character) in ("Cc", "Cf", "Zl", "Zp"):
+    if not joiner and unicodedata.category(character) == "Cf":
         return f"\\u{ord(character):04x}"
     return character
