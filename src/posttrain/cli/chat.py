@@ -75,14 +75,16 @@ def begin(settings: ChatSettings, reporter: Reporter) -> Talk:
     from posttrain.serve.voice import Voice
 
     voices = [
-        Voice.load(path, device=settings.device, kwargs=settings.template_kwargs)
+        Voice.load(path, device=settings.device, prompting=settings.prompting)
         for path in (settings.model, settings.vs)
         if path
     ]
     for note in dict.fromkeys(note for voice in voices for note in voice.notes):
         reporter.message(note)
     params = Sampling(settings.max_tokens, settings.temperature, settings.top_k, settings.top_p)
-    return Talk(voices, Conversation(settings.system), params, settings.seed, reporter, console())
+    systems = {voice.chat.system for voice in voices}
+    conversation = Conversation(systems.pop() if len(systems) == 1 else "")
+    return Talk(voices, conversation, params, settings.seed, reporter, console())
 
 
 def lines() -> Iterator[str]:
@@ -251,6 +253,8 @@ class Talk:
 
     def set_system(self, text: str) -> None:
         self.conversation.system = text
+        for voice in self.voices:  # what it was trained with is not wanted any more
+            voice.chat.system = ""
         self._say("the system prompt is set" if text else "there is no system prompt now")
 
     def reset(self, _text: str) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence as Many
 from dataclasses import dataclass, field
 from typing import Any
 
-from posttrain.data.messages import Text
+from posttrain.data.messages import Message, Text
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,16 +17,20 @@ class Response:
 
     Attributes:
         prompt: what was asked: text, or messages.
-        completion: what was answered.
+        completion: what is judged: the answer, without the thinking before it unless that is asked
+            for.
         columns: what else the row holds; verifiers read the wanted answer from `completion` or
             `answer`.
         where: the row, for errors.
+        message: the answer as it was written, its thinking in it or apart; a reward model reads it
+            as its template renders it. None: the completion is all there is.
     """
 
     prompt: Text
     completion: str
     columns: Mapping[str, Any] = field(default_factory=dict)
     where: str = ""
+    message: Message | None = None
 
 
 @dataclass(frozen=True, slots=True)

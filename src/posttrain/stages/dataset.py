@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # these import torch, which is not needed to find a mistake i
     from posttrain.data.account import Account
     from posttrain.data.chat import Chat
     from posttrain.data.prepare import Learned
+    from posttrain.data.prompting import Prompting
     from posttrain.data.store import Numbers, Trees
     from posttrain.stages.stage import Context
 
@@ -144,17 +145,23 @@ def chat_template(settings: DataSettings) -> str | None:
     return template
 
 
-def chat_of(settings: DataSettings, tokenizer: Any) -> Chat:
+def chat_of(settings: DataSettings, tokenizer: Any, prompting: Prompting) -> Chat:
     """The renderer that the settings ask for."""
     from posttrain.data.chat import Chat
 
-    return Chat(
-        tokenizer,
-        template=chat_template(settings),
-        kwargs=settings.template_kwargs,
-        train_on=settings.train_on,
-        prompt_template=settings.prompt_template,
-    )
+    template = chat_template(settings)
+    return Chat.of(tokenizer, prompting, template=template, train_on=settings.train_on)
+
+
+def prompting_of(settings: DataSettings, base: Path, reporter: Reporter) -> Prompting:
+    """How prompts are written: as the model in a folder remembers, and as the settings say."""
+    from posttrain.data.prompting import Prompting
+
+    remembered = Prompting.read(base)
+    prompting = remembered.overridden(settings.prompting)
+    if described := prompting.described(remembered):
+        reporter.note("prompts", described)
+    return prompting
 
 
 @dataclass(frozen=True)
@@ -162,11 +169,12 @@ class Prepared:
     """The data of a run, as tokens.
 
     Attributes:
-        chat: how they were rendered. sets: "data", and "held out" where there is any.
-        folder: the run's.
+        chat: how they were rendered. prompting: how the model was prompted then. sets: "data", and
+            "held out" where there is any. folder: the run's.
     """
 
     chat: Chat
+    prompting: Prompting
     sets: dict[str, Dataset]
     folder: Path
 
@@ -200,7 +208,8 @@ def prepare(
     """
     from posttrain.engine.load import load_tokenizer, longest_position
 
-    chat = chat_of(settings, load_tokenizer(base))
+    prompting = prompting_of(settings, base, context.reporter)
+    chat = chat_of(settings, load_tokenizer(base), prompting)
     chat.separator = separator
     longest = max_length(settings, longest_position(base))
     key = sha256_json([context.inputs.identity(), longest])
@@ -208,15 +217,20 @@ def prepare(
     if not (done / "key.json").is_file() or _read_key(done)["key"] != key:
         shutil.rmtree(partial, ignore_errors=True)
         try:
-            _tokenize(settings, chat, partial, longest, context.reporter, learned)
-            write_json(partial / "key.json", {"key": key, "chat": chat.used})
+            shared = _tokenize(settings, chat, partial, longest, context.reporter, learned)
+            write_json(
+                partial / "key.json", {"key": key, "chat": chat.used, "shared": sorted(shared)}
+            )
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
         done = partial
-    chat.used = _read_key(done)["chat"]  # tokens that are found say it of the run that made them
+    known = _read_key(done)  # tokens that are found say it of the run that made them
+    chat.used = known["chat"]
+    if len(shared := known.get("shared", [])) == 1:
+        prompting = prompting.learned(*json.loads(shared[0]))
     sets = {label: _open(done, label, group, learned) for label, group in sources(settings).items()}
-    return Prepared(chat, sets, context.folder)
+    return Prepared(chat, prompting, sets, context.folder)
 
 
 def _read_key(folder: Path) -> dict[str, Any]:
@@ -242,9 +256,11 @@ def _tokenize(
     longest: int,
     reporter: Reporter,
     learned: Learned,
-) -> None:
+) -> set[str]:
+    """Returns what the training rows' conversations shared; see `Chat.shared`."""
     from posttrain.data.prepare import Preparation, prepare
 
+    shared: set[str] = set()
     preparation = Preparation(chat, longest, settings.truncate, settings.format, learned)
     folder.mkdir(parents=True)
     rejects = Rejects(folder / REJECTS if settings.on_bad_row == "reject" else None)
@@ -255,6 +271,8 @@ def _tokenize(
                 account = prepare(source, preparation, part, rejects=rejects, progress=progress)
             write_json(part / "account.json", account.json())
             report(account, label, source, reporter, first=i == 0)
+        if label == "data":  # held-out rows teach nothing
+            shared = set(chat.shared)
     rejects.close()
     for note in chat.notes:
         reporter.message(note)
@@ -264,6 +282,7 @@ def _tokenize(
             f"the model has no chat template: a default, whose answers end with {chat.stop}, is "
             "used and saved with it; --chat-template FILE uses another",
         )
+    return shared
 
 
 def report(
