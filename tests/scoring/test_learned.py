@@ -14,6 +14,7 @@ from transformers import (
 )
 
 from posttrain.core.errors import ModelError
+from posttrain.data.prompting import Prompting
 from posttrain.engine.reward import RewardModel
 from posttrain.scoring.score import Response
 from posttrain.scoring.scorers import open_scorer
@@ -32,7 +33,14 @@ RESPONSES = [
 ]
 
 
-def made(folder: Path, *, process: bool = False, heads: int = 2, **notes: Any) -> Path:
+def made(
+    folder: Path,
+    *,
+    process: bool = False,
+    heads: int = 2,
+    prompting: Prompting | None = None,
+    **notes: Any,
+) -> Path:
     """An untrained reward model that knows how it is talked to."""
     model = RewardModel.load(
         making.model(folder / "base", positions=64), device="cpu", process=process, heads=heads
@@ -42,6 +50,7 @@ def made(folder: Path, *, process: bool = False, heads: int = 2, **notes: Any) -
     chat = Chat(model.tokenizer)
     model.set_chat(chat.template.source, chat.stop)
     model.set_written(notes)
+    model.prompting = prompting or Prompting()
     model.save(folder / "rm")
     return folder / "rm"
 
@@ -94,7 +103,7 @@ def test_a_reward_model_scores_as_transformers_does(tmp_path: Path) -> None:
 
 
 def test_a_prompt_template_is_remembered(tmp_path: Path) -> None:
-    folder = made(tmp_path, prompt_template="Q: {prompt}\nA: ")
+    folder = made(tmp_path, prompting=Prompting("Q: {prompt}\nA: "))
     (found,) = values(folder, [Response("1+1?", "2")])
     assert found == pytest.approx(reward(folder, f"Q: 1+1?\nA: 2{making.END}"), abs=1e-5)
 

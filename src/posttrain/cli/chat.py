@@ -82,8 +82,11 @@ def begin(settings: ChatSettings, reporter: Reporter) -> Talk:
     for note in dict.fromkeys(note for voice in voices for note in voice.notes):
         reporter.message(note)
     params = Sampling(settings.max_tokens, settings.temperature, settings.top_k, settings.top_p)
-    systems = {voice.chat.system for voice in voices}
-    conversation = Conversation(systems.pop() if len(systems) == 1 else "")
+    conversation = Conversation()
+    if len({voice.chat.system for voice in voices}) == 1:  # so that /system and /save know it
+        conversation.system = voices[0].chat.system
+        for voice in voices:
+            voice.chat.system = ""
     return Talk(voices, conversation, params, settings.seed, reporter, console())
 
 
@@ -253,8 +256,6 @@ class Talk:
 
     def set_system(self, text: str) -> None:
         self.conversation.system = text
-        for voice in self.voices:  # what it was trained with is not wanted any more
-            voice.chat.system = ""
         self._say("the system prompt is set" if text else "there is no system prompt now")
 
     def reset(self, _text: str) -> None:

@@ -20,7 +20,7 @@ from posttrain.core.errors import DataError
 from posttrain.data.formats import Example, Text
 from posttrain.data.messages import Message, trained
 from posttrain.data.prompting import Prompting, before_stop
-from posttrain.data.templates.jinja import Transcript
+from posttrain.data.templates.jinja import STAND_IN, Transcript
 from posttrain.data.templates.template import Template
 from posttrain.data.templates.turns import Turn
 
@@ -122,6 +122,18 @@ class Chat:
     def notes(self) -> tuple[str, ...]:
         """What the user should know of the chat template, once it was used."""
         return self.template.notes if self.used else ()
+
+    @property
+    def lead(self) -> str:
+        """What the chat template begins an answer without thinking with, after the prompt."""
+        question = {"role": "user", "content": "Hello?"}
+        answer = {"role": "assistant", "content": STAND_IN}
+        messages = (*self.template.jinja.dialect.preface, question, answer)
+        try:
+            turn = self.template.turn(Transcript(messages), len(messages) - 1)
+        except DataError:  # it takes no answer without thinking
+            return ""
+        return turn.after.partition(STAND_IN)[0].strip()
 
     @property
     def stop(self) -> str:

@@ -103,8 +103,8 @@ class Prompting:
         if template is not None and given.system:
             raise ConfigError(
                 "a system prompt, where prompts are plain text",
-                cure="write it into --prompt-template, or give --prompt-template '' to use the chat "
-                "template",
+                cure="write it into --prompt-template; or give --prompt-template '' to use the "
+                "chat template",
                 option="system",
             )
         return Prompting(template, kwargs, "" if template is not None else system, stop)
@@ -141,7 +141,7 @@ class Prompting:
             return str(self)
         if self == remembered:
             return f"as trained: {self}"
-        return f"{self or 'the chat template'} (trained with {remembered})"
+        return f"{str(self) or 'the chat template'} (trained with {remembered})"
 
 
 def before_stop(text: str, stops: tuple[str, ...]) -> str:

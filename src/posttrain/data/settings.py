@@ -144,20 +144,22 @@ def unescaped(text: str) -> str:
     return re.sub(r"\\([nt\\])", lambda match: _ESCAPES[match[1]], text)
 
 
-def _template(text: str) -> str:
+def optional_unescaped(text: str | None) -> str | None:
+    """The same of text that may be absent."""
+    return None if text is None else unescaped(text)
+
+
+def _template(text: str | None) -> str | None:
+    text = optional_unescaped(text)
     if text and "{prompt}" not in text:
         raise ValueError(f"{text!r} does not contain {{prompt}}; write it where the prompt goes")
     return text
 
 
-Unescaped = Annotated[str, AfterValidator(unescaped)]
-PromptTemplate = Annotated[str, AfterValidator(unescaped), AfterValidator(_template)]
-
-
 class PromptingSettings(Settings):
     """How the model is prompted, where not as it was trained; see `posttrain.data.prompting`."""
 
-    prompt_template: PromptTemplate | None = Field(
+    prompt_template: Annotated[str | None, AfterValidator(_template)] = Field(
         None,
         description=(
             "plain text in place of the chat template, the prompt written like this; {prompt} "
@@ -179,7 +181,7 @@ class PromptingSettings(Settings):
             "none; '' is none"
         ),
     )
-    stop: tuple[Unescaped, ...] = Field(
+    stop: tuple[Annotated[str, AfterValidator(unescaped)], ...] = Field(
         (),
         description=(
             "texts that end a written answer and are no part of it, \\n for a line break. Unset: "

@@ -61,11 +61,11 @@ class Learner:
         digest: str = "",
         adapter: Any = None,
         read: Read = Read(),
-        prompting: Prompting = Prompting(),
+        prompting: Prompting | None = None,
     ) -> None:
         self.network, self.tokenizer, self.adapter = network, tokenizer, adapter
         self.source, self.digest, self.read = source, digest, read
-        self.prompting = prompting
+        self.prompting = prompting or Prompting()
         self.optimiser: Optimiser | None = None
 
     # ------------------------------------------------------------------------------------- facts

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, TypeAdapter
+from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter
 
 from posttrain.core.errors import ConfigError
 from posttrain.core.settings import ReadsRows, Settings
-from posttrain.data.settings import Rows, Source, Sourced, Unescaped
+from posttrain.data.settings import Rows, Source, Sourced, optional_unescaped
 
 OWN = ("perplexity", "exact", "choice", "prefer", "win")  # each is a field of `TaskSettings`
 
@@ -66,7 +66,7 @@ class TaskSettings(Settings):
     judge_thinking: bool = Field(
         False, description="judge all that was written, not the answer without its thinking"
     )
-    choice_delimiter: Unescaped | None = Field(
+    choice_delimiter: Annotated[str | None, AfterValidator(optional_unescaped)] = Field(
         None,
         description=(
             "text between a question and its choices. Unset: a space in plain text, nothing after "

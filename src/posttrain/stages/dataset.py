@@ -159,8 +159,8 @@ def prompting_of(settings: DataSettings, base: Path, reporter: Reporter) -> Prom
 
     remembered = Prompting.read(base)
     prompting = remembered.overridden(settings.prompting)
-    if described := prompting.described(remembered):
-        reporter.note("prompts", described)
+    if str(remembered):
+        reporter.note("prompts", prompting.described(remembered))
     return prompting
 
 

@@ -144,7 +144,7 @@ def evaluate(settings: EvaluateSettings, context: Context) -> dict[str, Any]:
     """
     evaluations = _evaluations(settings)
     if not context.began:
-        _check_rows(settings, evaluations)
+        _check_rows(settings, evaluations, context.reporter)
     promptings = _promptings(settings, context.reporter)
     records = {role: _records_of(settings, role, evaluations, context) for role in settings.models}
     return {
@@ -173,7 +173,9 @@ def _evaluations(settings: EvaluateSettings) -> list[Evaluation]:
     return list(evaluations.values())
 
 
-def _check_rows(settings: EvaluateSettings, evaluations: list[Evaluation]) -> None:
+def _check_rows(
+    settings: EvaluateSettings, evaluations: list[Evaluation], reporter: Reporter
+) -> None:
     """Refuse rows that one of the models cannot take, before anything runs.
 
     Raises:
@@ -187,6 +189,12 @@ def _check_rows(settings: EvaluateSettings, evaluations: list[Evaluation]) -> No
     for path in settings.models.values() if checked else ():
         tokenizer = load_tokenizer(resolve(path))
         chat = _chat(settings, tokenizer, _prompting(settings, path))
+        if settings.tasks.choice and chat.prompt_template is None and chat.lead:
+            reporter.message(
+                f"{path}: the chat template begins answers with {chat.lead!r}, and choices are "
+                "scored right after the prompt, as lm-eval does; --template-kwargs "
+                "enable_thinking=false puts it into the prompt, where the template knows that"
+            )
         for check_rows, rows in checked:
             check_rows(chat, Encoder(tokenizer), _max_length(settings, path), rows)
 
