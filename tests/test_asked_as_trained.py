@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import posttrain
 from posttrain.cli.main import main
+from posttrain.data.formats import Format
 from posttrain.data.prompting import FILE, Prompting
+from posttrain.data.prompts import Prompt
+from posttrain.data.rows import Row
 from posttrain.engine.load import digest
 from posttrain.engine.sampler import Sampling
-from posttrain.evals.records import read_records
+from posttrain.evals.pair_rows import Group
+from posttrain.evals.records import Record, read_records
+from posttrain.scoring.ranking import Rules
 from posttrain.serve.voice import Voice
 from tests import making
 
@@ -189,8 +195,9 @@ def test_plain_text_is_remembered_and_answers_end_at_a_blank_line(
     assert right(plain, data, tmp_path / "b", prompt_template="") == 0  # the chat template
     # a stop text is honoured wherever the model writes, and is no part of the answer
     run = posttrain.evaluate(model=plain, exact=data, stop="i", out=tmp_path / "c", **EITHER)
-    outputs = [record.output for record in read_records(run.folder / "exact-capitals.jsonl")]
-    assert outputs == ["L", "Tokyo", "Na", "Oslo"]
+    records = read_records(run.folder / "exact-capitals.jsonl")
+    outputs = [record.output for record in records]
+    assert outputs == ["L", "Tokyo", "Na", "Oslo"] and records[0].value("tokens") == 2
     samples = posttrain.sample_pairs(
         model=plain, data=data, scorer="longest", n=2, temperature=0.01, stop="i", at_least=0,
         out=tmp_path / "d", **EITHER,
@@ -207,3 +214,53 @@ def test_plain_text_is_remembered_and_answers_end_at_a_blank_line(
         question, Sampling(40, temperature=0), lambda piece, _: pieces.append(piece)
     )
     assert answer.text == "".join(pieces) == "Nai" and answer.finished
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_given_answers_are_judged_without_their_thinking(tmp_path: Path, apart: bool) -> None:
+    """Inline or in a field of its own; the option judges all of it."""
+
+    def told(thinking: str, answer: str) -> Any:
+        if not apart:
+            return f"<think>\n{thinking}\n</think>\n\n{answer}"
+        return [{"role": "assistant", "content": answer, "reasoning_content": thinking}]
+
+    row = {"prompt": "Capital of Peru?", "answer": "Lima"}
+    row |= {"chosen": told("Rome?", "Lima"), "rejected": told("Lima? No, no, no.", "Rome")}
+    rows = making.write(tmp_path / "rows.jsonl", [row])
+    accuracy = {}
+    for scorer, whole in (("exact", False), ("exact", True), ("longest", False), ("longest", True)):
+        run = posttrain.judge(
+            data=rows,
+            scorer=scorer,
+            judge_thinking=whole,
+            out=tmp_path / f"{scorer}{whole}",
+            **EITHER,
+        )
+        accuracy[scorer, whole] = run.summary["results"]["rows"]["accuracy"]["mean"]
+    assert accuracy == {
+        ("exact", False): 1,
+        ("exact", True): 0.5,  # neither is just “Lima”
+        ("longest", False): 0.5,
+        ("longest", True): 0,
+    }
+
+
+def test_pairs_keep_thinking_apart() -> None:
+    """Where one of two answers has thinking both are messages: a row has its sides in one form."""
+    prompt = Prompt("a:1", "Q", [1], {}, {})
+    values = [{"score": score, "tokens": 1} for score in (1.0, 0.0)]
+    bare = [
+        Record(text, values=v, output=text, meta={"finished": True})
+        for text, v in zip("ab", values, strict=True)
+    ]
+    assert Group.ranked(prompt, bare, Rules()).pairs()[0]["chosen"] == "a"
+    thought = replace(bare[1], meta={"finished": True, "thinking": "Hm."})
+    group = Group.ranked(prompt, [bare[0], thought], Rules())
+    (pair,) = group.pairs()
+    assert pair["chosen"] == [{"role": "assistant", "content": "a"}]
+    assert pair["rejected"] == [{"role": "assistant", "content": "b", "reasoning_content": "Hm."}]
+    example = Format().read(Row(pair, "a:1"))
+    assert example.prompt == ({"role": "user", "content": "Q"},) and len(example.answers) == 2
+    row = group.demonstration(1)
+    assert row is not None and row["completion"] == "a"

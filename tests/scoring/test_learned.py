@@ -108,6 +108,31 @@ def test_a_prompt_template_is_remembered(tmp_path: Path) -> None:
     assert found == pytest.approx(reward(folder, f"Q: 1+1?\nA: 2{making.END}"), abs=1e-5)
 
 
+THOUGHT = {"role": "assistant", "content": "2", "reasoning_content": "1 and 1."}
+
+
+def test_thinking_is_read_where_the_template_has_a_place_for_it(tmp_path: Path) -> None:
+    """The default template has one; one without reads the answer alone, and so does plain text. Of
+    thinking without an answer nothing is read.
+    """
+    folder = made(tmp_path)
+    question, thought = "### User:\n1+1?\n\n### Assistant:\n", "<think>\n1 and 1.\n</think>\n\n"
+    for prompt in ("1+1?", ({"role": "user", "content": "1+1?"},)):
+        (score,) = values(folder, [Response(prompt, "2", message=THOUGHT)])
+        assert score == pytest.approx(reward(folder, f"{question}{thought}2{making.END}"), abs=1e-5)
+    alone = {**THOUGHT, "content": ""}
+    (score,) = values(folder, [Response("1+1?", "", message=alone)])
+    assert score == pytest.approx(reward(folder, f"{question}{making.END}"), abs=1e-5)
+    (folder / "chat_template.jinja").write_text(
+        "{% for m in messages %}{{ m.content }}<|end|>{% endfor %}"
+    )
+    (score,) = values(folder, [Response("1+1?", "2", message=THOUGHT)])
+    assert score == pytest.approx(reward(folder, f"1+1?{making.END}2{making.END}"), abs=1e-5)
+    Prompting("Q: {prompt}\nA:").write(folder)
+    (score,) = values(folder, [Response("1+1?", "2", message=THOUGHT)])
+    assert score == pytest.approx(reward(folder, f"Q: 1+1?\nA:2{making.END}"), abs=1e-5)
+
+
 def test_what_does_not_fit_has_no_score(tmp_path: Path) -> None:
     """64 positions: an answer of 100 bytes is beyond them, and that is no 0."""
     short, long = open_scorer(f"reward:{made(tmp_path)}", "cpu")(

@@ -55,8 +55,11 @@ MATCHES: dict[str, Callable[[str, str], bool]] = {
 
 
 def is_wanted(match: Callable[[str, str], bool], completion: str, wanted: str) -> bool:
-    """Whether a completion is the wanted one, whose thinking, where it has any, need not be met."""
-    return match(completion, wanted) or match(completion, without_thinking(wanted))
+    """Whether a completion is the wanted one. Thinking in the wanted answer need not be met, unless
+    the completion has some itself.
+    """
+    thinks = without_thinking(completion) != completion
+    return match(completion, without_thinking(wanted)) or (thinks and match(completion, wanted))
 
 
 # ------------------------------------------------------------------------------------------ scorers
