@@ -12,6 +12,17 @@ from pathlib import Path
 from typing import Any
 
 END = "<|end|>"
+# like Qwen3's: the last answer begins with its thinking, an empty one where it has none; the prompt
+# has that already where no thinking is wanted
+THINKING = (
+    "{% for m in messages %}<|start|>{{ m.role }}\n"
+    "{% if m.role == 'assistant' and loop.last %}"
+    "<think>\n{{ m.reasoning_content or '' }}\n</think>\n\n{% endif %}"
+    "{{ m.content }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|start|>assistant\n"
+    "{% if enable_thinking is defined and enable_thinking is false %}"
+    "<think>\n\n</think>\n\n{% endif %}{% endif %}"
+)
 
 
 def tokenizer(

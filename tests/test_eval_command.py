@@ -123,14 +123,14 @@ def test_files_and_summary(bench: Bench, tmp_path: Path) -> None:
         sum(r["nats"] for r in texts) / sum(r["tokens"] for r in texts)
     )
     assert 4.5 < metric["mean"] < 6.5  # a random model knows nothing of 258 tokens: ln 258 = 5.55
-    hits = sum(int(r["correct"]) for r in records(run / "choice-quiz.jsonl"))
+    hits = sum(int(r["acc"]) for r in records(run / "choice-quiz.jsonl"))
     wilson = scipy.binomtest(hits, len(QUIZ)).proportion_ci(0.95, "wilson")
-    correct = found["tasks"]["choice-quiz"]["metrics"]["correct"]
+    correct = found["tasks"]["choice-quiz"]["metrics"]["acc"]
     assert (correct["low"], correct["high"]) == pytest.approx((wilson.low, wilson.high))
     assert (correct["mean"], correct["n"]) == (hits / len(QUIZ), len(QUIZ))
     guessing = sum(1 / len(row["choices"]) for row in QUIZ) / len(QUIZ)
     chances = found["tasks"]["choice-quiz"]["chance"]
-    assert chances == pytest.approx({"correct": guessing, "correct_per_byte": guessing})
+    assert chances == pytest.approx(dict.fromkeys(("acc", "acc_norm", "acc_bytes"), guessing))
     assert f"(chance {guessing:.2f})" in " ".join(out.replace("│", " ").split())
     assert f", chance {guessing:.3f}" in err
     assert f"{metric['mean']:.3f}" in out and f"summary  {run / 'summary.json'}\n" in out
@@ -153,10 +153,9 @@ def test_against_another_model_the_difference_is_paired(bench: Bench, tmp_path: 
         == summary(tmp_path / "b")["tasks"]["choice-quiz"]["metrics"]
     )
     quiz = [
-        [float(r["correct"]) for r in records(tmp_path / name / "choice-quiz.jsonl")]
-        for name in "ab"
+        [float(r["acc"]) for r in records(tmp_path / name / "choice-quiz.jsonl")] for name in "ab"
     ]
-    gap = found["choice-quiz"]["difference"]["correct"]
+    gap = found["choice-quiz"]["difference"]["acc"]
     assert gap["mean"] == pytest.approx(sum(a - b for a, b in zip(*quiz, strict=True)) / len(QUIZ))
     assert gap == stats.share_difference(*quiz).json()
     mine, theirs = (records(tmp_path / name / "perplexity-texts.jsonl") for name in "ab")
@@ -264,16 +263,16 @@ def test_a_choice_that_a_model_cannot_take_is_told_before_anything_runs(
     plain = ["--choice", quiz, "--prompt-template", "{prompt}"]
     with monkeypatch.context() as patch:
         patch.setattr("posttrain.engine.policy.Policy.load", None)  # it is not called
-        for more, n in ((["--against", small], 40), (["--max-length", "41"], 41)):
+        for more, n in ((["--against", small], 40), (["--max-length", "42"], 42)):
             code, out, err = bench.eval(run, *plain, *more)
             assert (code, out) == (2, "")
             assert (
-                f"error: {quiz}:2: the question and a choice are 42 tokens, and {n} fit\ncure: "
+                f"error: {quiz}:2: the question and a choice are 43 tokens, and {n} fit\ncure: "
                 in err
             )
             assert not run.exists()
-    assert bench.eval(run, *plain, "--max-length", "42", all_tasks=False)[0] == 0
-    assert summary(run)["tasks"]["choice-quiz"]["metrics"]["correct"]["n"] == 2
+    assert bench.eval(run, *plain, "--max-length", "43", all_tasks=False)[0] == 0
+    assert summary(run)["tasks"]["choice-quiz"]["metrics"]["acc"]["n"] == 2
 
 
 @pytest.mark.parametrize(

@@ -62,10 +62,13 @@ def test_text_is_a_conversation_of_two_unless_a_prompt_template_says_otherwise()
         "Q: Q\nA:",
         True,
     )
-    with pytest.raises(
-        DataError, match="a conversation, where --prompt-template asks for plain text"
+    for asked in (
+        lambda: plain.turns(example([user("Q"), answer("A")]), (user("Q"), answer("A"))),
+        lambda: plain.prompt(Example("a:1", (user("Q"),))),
     ):
-        plain.turns(example([user("Q"), answer("A")]), (user("Q"), answer("A")))
+        with pytest.raises(DataError, match="a conversation, where the prompt template") as caught:
+            asked()
+        assert "--prompt-template ''" in caught.value.cure
 
 
 def test_special_tokens_in_a_row_are_noticed() -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,16 @@ from posttrain.core.errors import ConfigError, ModelError
 from posttrain.core.types import Read
 from posttrain.data.forest import Tree, collate
 from posttrain.engine.policy import Policy
-from posttrain.engine.sampler import ROWS, Completion, Sampling, draw, sample
+from posttrain.engine.sampler import (
+    ROWS,
+    Completion,
+    Sampling,
+    _sample_group,
+    draw,
+    sample,
+    stopping_at_texts,
+)
+from tests import making
 from tests.tiny import V, folder, network, policy, seq, tree_of
 
 PROMPTS = [[5, 6, 7, 8, 9, 10, 11], [12, 13, 14], [20, 21, 22], [30], [5, 6, 7, 8, 9, 10, 12]]
@@ -454,3 +464,55 @@ def test_what_hears_the_tokens_can_end_the_sampling() -> None:
         sample(one.network, PROMPTS[:1], Sampling(max_tokens=10, seed=1), hear)
     assert told == one.sample(PROMPTS[:1], Sampling(max_tokens=10, seed=1))[0].tokens[:3]
     assert one.network.training and one.network.config._attn_implementation == "posttrain_forest"
+
+
+# -------------------------------------------------------------------------------------- stop texts
+
+
+def completions(words: Any, told: str, stops: tuple[str, ...]) -> list[Completion]:
+    """What is drawn where the network writes one text and goes on with its last token."""
+    ids = words(told, add_special_tokens=False)["input_ids"]
+
+    class Writer(torch.nn.Module):
+        """Tells the next token of the text, by how many were read."""
+
+        config, training = None, False
+
+        def forward(self, input_ids: Tensor, past_key_values: Any, **_more: Any) -> Any:
+            past_key_values.append(input_ids.shape[1])
+            at = min(sum(past_key_values) - 2, len(ids) - 1)
+            logits = torch.nn.functional.one_hot(torch.tensor([[ids[at]]]), len(words)).float()
+            return SimpleNamespace(logits=logits * 50)
+
+    params = Sampling(40, temperature=0, stop=(words.eos_token_id,), stop_texts=stops)
+    params = stopping_at_texts(params, words)
+    stream = lambda i, j: np.random.default_rng(0)  # noqa: E731
+    one = SimpleNamespace(inner=Writer(), config=None, device=torch.device("cpu"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("posttrain.engine.sampler.DynamicCache", lambda config: [])
+        found = _sample_group(one, [[0, 0]], [0], params, stream, None)  # type: ignore[arg-type]
+    return list(found.values())
+
+
+@pytest.mark.parametrize(
+    ("stops", "upto"),
+    [
+        (("\n\n",), "Li\n\n"),  # each line break is a token of its own
+        (("\n\nQ:", "."), "Li\n\nQ:"),
+        (("i\n",), "Li\n"),  # it begins within a token
+        (("é",), "Li\n\nQ: é"),  # two bytes, two tokens
+        (("<|start|>",), "Li\n\nQ: é<|start|>"),  # a token, which text does not show
+        (("nowhere",), None),
+        (("",), None),
+    ],
+)
+def test_a_completion_ends_where_a_stop_text_is_complete(
+    stops: tuple[str, ...], upto: str | None
+) -> None:
+    words = making.tokenizer([("L", "i")])
+    told = "Li\n\nQ: é<|start|>x"
+    (found,) = completions(words, told, stops)
+    assert found.finished is (upto is not None)
+    expected = words(upto if upto is not None else told, add_special_tokens=False)["input_ids"]
+    assert found.tokens[: len(expected)] == expected
+    assert len(found.tokens) == (len(expected) if upto is not None else 40)

@@ -13,15 +13,17 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from posttrain.core.errors import ConfigError, DataError
 from posttrain.core.files import sha256_file
 from posttrain.data.chat import Chat
+from posttrain.data.formats import Example
 from posttrain.data.rows import Row
 from posttrain.data.settings import Source
+from posttrain.data.tokens import Encoder
 from posttrain.engine.policy import Policy
 from posttrain.evals import task as registry
 from posttrain.evals.records import Record
 from posttrain.evals.settings import OWN
 from posttrain.evals.subject import Options, Subject
 from posttrain.evals.task import Task, read_rows
-from posttrain.evals.tasks import find_task, task_digest
+from posttrain.evals.tasks import choice, find_task, perplexity, task_digest
 from tests import making
 
 TEXTS = [
@@ -79,32 +81,56 @@ def nll(network: Any, ids: list[int]) -> float:
 
 
 def test_perplexity_is_transformers_loss(folder: Path, policy: Policy) -> None:
+    """The tokenizer has no begin token: the first byte is predicted after the end token."""
     network, words = plain(folder)
     found = asked("perplexity", subject(policy, longest=1024), items(*({"text": t} for t in TEXTS)))
     ids = [words(text)["input_ids"] for text in TEXTS]
+    expected = [nll(network, [words.eos_token_id, *one]) for one in ids]
     assert [r.item for r in found] == [f"a.jsonl:{i}" for i in (1, 2, 3, 4)]
-    assert value(found, "tokens") == [len(one) - 1 for one in ids]
+    assert value(found, "tokens") == value(found, "bytes") == [len(one) for one in ids]
     assert value(found, "bytes") == [len(text.encode()) for text in TEXTS]
-    assert value(found, "nats") == pytest.approx([nll(network, one) for one in ids], rel=1e-4)
+    assert value(found, "words") == [3, 2, 1, 37]  # a text that ends in a space ends in a word
+    assert value(found, "nats") == pytest.approx(expected, rel=1e-4)
     said = find_task("perplexity").estimates(found)
-    total = sum(nll(network, one) for one in ids)
-    assert said["nats_per_token"].mean == pytest.approx(
-        total / sum(len(one) - 1 for one in ids), rel=1e-4
-    )
-    assert said["bits_per_byte"].mean == pytest.approx(
-        total / math.log(2) / sum(len(t.encode()) for t in TEXTS), rel=1e-4
-    )
+    a_byte = sum(expected) / sum(len(t.encode()) for t in TEXTS)
+    assert said["nats_per_token"].mean == pytest.approx(a_byte, rel=1e-4)
+    assert said["bits_per_byte"].mean == pytest.approx(a_byte / math.log(2), rel=1e-4)
+    assert said["byte_perplexity"].mean == pytest.approx(math.exp(a_byte), rel=1e-3)
+    assert said["word_perplexity"].mean == pytest.approx(math.exp(sum(expected) / 43), rel=1e-3)
+
+
+@pytest.mark.parametrize("starts", [False, True])
+def test_a_begin_token_is_what_comes_first_and_is_not_scored(starts: bool) -> None:
+    """Whether the tokenizer puts it there or only knows it; its own end token is no text."""
+    words = making.tokenizer(start=starts, ends=True)
+    words.bos_token = "<|start|>"
+    assert perplexity._encoded(Encoder(words), ["ab"]) == [
+        ([1], words("ab", add_special_tokens=False)["input_ids"])
+    ]
+
+
+def test_windows_predict_every_token_once_with_all_that_fits_before_it() -> None:
+    """lm-eval's own example: ten tokens after a prefix, four at a time."""
+    assert list(perplexity.windows([-1], range(10), 4)) == [
+        ([-1, 0, 1, 2, 3], 4),
+        ([3, 4, 5, 6, 7], 4),
+        ([5, 6, 7, 8, 9], 2),
+    ]
+    assert list(perplexity.windows([-1], [7], 4)) == [([-1, 7], 1)]
+    assert list(perplexity.windows([-1], range(4), 4)) == [([-1, 0, 1, 2, 3], 4)]
 
 
 def test_long_text_is_scored_in_windows_and_every_token_once(folder: Path, policy: Policy) -> None:
     network, words = plain(folder)
-    text = TEXTS[3]
-    ids = words(text)["input_ids"]
-    (found,) = asked("perplexity", subject(policy, longest=50), items({"text": text}))
-    # windows overlap by the token that predicts the next one's first
-    windows = [ids[a : a + 50] for a in range(0, len(ids) - 1, 49)]
-    assert sum(len(one) - 1 for one in windows) == len(ids) - 1 == found.value("tokens") == 175
-    assert found.value("nats") == pytest.approx(sum(nll(network, one) for one in windows), rel=1e-4)
+    ids = words(TEXTS[3])["input_ids"]
+    (found,) = asked("perplexity", subject(policy, longest=50), items({"text": TEXTS[3]}))
+    expected = 0.0
+    for window, scored in perplexity.windows([words.eos_token_id], ids, 50):
+        assert len(window) == 51
+        before = window[: len(window) - scored]
+        expected += nll(network, window) - (nll(network, before) if len(before) > 1 else 0)
+    assert found.value("tokens") == len(ids) == 176
+    assert found.value("nats") == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_small_budget_changes_nothing(policy: Policy) -> None:
@@ -115,51 +141,55 @@ def test_a_small_budget_changes_nothing(policy: Policy) -> None:
     assert value(small, "nats") == pytest.approx(value(large, "nats"), rel=1e-5)
 
 
-@torch.no_grad()
-@pytest.mark.parametrize("template", [None, "Q: {prompt}\nA: "])
+@pytest.mark.parametrize("template", [None, "Q: {prompt}\nA:", "Q: {prompt}\nA: "])
 def test_choices_are_scored_without_the_token_that_ends_them(
     folder: Path, policy: Policy, template: str | None
 ) -> None:
+    """The tokenizer is of bytes: prompt and choice have the tokens they have alone."""
     network, words = plain(folder)
     about = subject(policy, prompt_template=template)
-    found = asked(
-        "choice",
-        about,
-        items(*({"question": q, "choices": c, "answer_index": i} for q, c, i in QUIZ)),
-    )
+    rows = items(*({"question": q, "choices": c, "answer_index": i} for q, c, i in QUIZ))
+    found = asked("choice", about, rows)
     for record, (question, choices, right) in zip(found, QUIZ, strict=True):
-        if template is None:
-            before = words.apply_chat_template(
-                [{"role": "user", "content": question}],
-                chat_template=about.chat.template.source,
-                add_generation_prompt=True,
-                tokenize=False,
-            )
-        else:
-            before = template.replace("{prompt}", question)
-        start = len(words(before)["input_ids"])
+        context = about.chat.prompt(Example("", question))[0].rstrip()
+        after = "\n" if template is None else " "  # the template's line break goes with the choice
+        start = words(context)["input_ids"]
         expected = []
         for one in choices:
-            ids = torch.tensor([words(before + one)["input_ids"]])
-            scored = (
-                network(input_ids=ids)
-                .logits[0, :-1]
-                .log_softmax(-1)
-                .gather(1, ids[0, 1:, None])[:, 0]
-            )
-            # the tokenizer is of bytes: no end token among them
-            assert len(scored[start - 1 :]) == len(one.encode())
-            expected.append(float(scored[start - 1 :].sum()))
+            whole = words(context + after + one)["input_ids"]
+            expected.append(nll(network, start) - nll(network, whole))
         assert record.output["logprobs"] == pytest.approx(expected, abs=1e-3)
-        assert record.value("correct") == (
-            max(range(len(choices)), key=expected.__getitem__) == right
-        )
-        each = [p / len(c.encode()) for p, c in zip(expected, choices, strict=True)]
-        assert record.value("correct_per_byte") == (
-            max(range(len(choices)), key=each.__getitem__) == right
-        )
+        assert record.meta["bytes"] == [len(c.encode()) for c in choices]
+        best = max(range(len(choices)), key=expected.__getitem__)
+        each = [p / len(c) for p, c in zip(expected, choices, strict=True)]
+        assert record.value("acc") == (best == right)
+        assert record.value("acc_norm") == (each.index(max(each)) == right)
     # summed, the short choice wins with a random model
-    assert value(found, "correct") == [True, False, True]
+    assert value(found, "acc") == [True, False, True]
+
+
+@pytest.mark.parametrize(
+    ("template", "choices", "scored"),
+    [
+        ("{prompt}", ["a", "b"], " a"),
+        ("{prompt}", [" a", "\nb"], " a"),  # the data's own space is the delimiter
+        ("{prompt} ", ["a", " b"], " a"),  # and so is the prompt's
+        ("{prompt}\n", ["a", "b"], "\na"),
+        ("{prompt}", [" ", "b"], "  "),  # white space is the choice
+    ],
+)
+def test_one_delimiter_stands_before_a_choice_and_no_length_counts_it(
+    policy: Policy, template: str, choices: list[str], scored: str
+) -> None:
+    question = choice.Question("", "q", tuple(choices), 0)
+    chat = Chat(policy.tokenizer, prompt_template=template)
+    known, pairs = choice._pairs(chat, question)
+    assert (pairs[0].prompt, pairs[0].continuation, pairs[0].plain) == ("q", scored, True)
+    assert known.choices[0] == (choices[0].strip() or " ")
+    chat.delimiter = "__"
+    known, pairs = choice._pairs(chat, question)
+    assert (pairs[0].prompt + pairs[0].continuation) == f"q{template[8:]}__{choices[0]}"
+    assert known.choices == tuple(choices)
 
 
 @torch.no_grad()
@@ -268,12 +298,12 @@ def test_what_is_no_item_is_named_with_its_line(
 
 
 def test_a_choice_that_does_not_fit_is_refused_not_cut(policy: Policy) -> None:
-    """With this plain template, and a tokenizer of bytes, a question of 20 signs and a choice of 10
-    are 30 tokens.
+    """With this plain template, and a tokenizer of bytes, a question of 20 signs, a space and a
+    choice of 9 are 30 tokens.
     """
     rows = items(
         {"question": "q", "choices": ["a", "b"], "answer_index": 0},
-        {"question": "q" * 20, "choices": ["a", "b" * 10], "answer_index": 0},
+        {"question": "q" * 20, "choices": ["a", "b" * 9], "answer_index": 0},
     )
     assert len(asked("choice", subject(policy, longest=30, prompt_template="{prompt}"), rows)) == 2
     with pytest.raises(DataError) as caught:

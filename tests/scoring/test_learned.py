@@ -14,6 +14,7 @@ from transformers import (
 )
 
 from posttrain.core.errors import ModelError
+from posttrain.data.prompting import Prompting
 from posttrain.engine.reward import RewardModel
 from posttrain.scoring.score import Response
 from posttrain.scoring.scorers import open_scorer
@@ -32,7 +33,14 @@ RESPONSES = [
 ]
 
 
-def made(folder: Path, *, process: bool = False, heads: int = 2, **notes: Any) -> Path:
+def made(
+    folder: Path,
+    *,
+    process: bool = False,
+    heads: int = 2,
+    prompting: Prompting | None = None,
+    **notes: Any,
+) -> Path:
     """An untrained reward model that knows how it is talked to."""
     model = RewardModel.load(
         making.model(folder / "base", positions=64), device="cpu", process=process, heads=heads
@@ -42,6 +50,7 @@ def made(folder: Path, *, process: bool = False, heads: int = 2, **notes: Any) -
     chat = Chat(model.tokenizer)
     model.set_chat(chat.template.source, chat.stop)
     model.set_written(notes)
+    model.prompting = prompting or Prompting()
     model.save(folder / "rm")
     return folder / "rm"
 
@@ -94,9 +103,34 @@ def test_a_reward_model_scores_as_transformers_does(tmp_path: Path) -> None:
 
 
 def test_a_prompt_template_is_remembered(tmp_path: Path) -> None:
-    folder = made(tmp_path, prompt_template="Q: {prompt}\nA: ")
+    folder = made(tmp_path, prompting=Prompting("Q: {prompt}\nA: "))
     (found,) = values(folder, [Response("1+1?", "2")])
     assert found == pytest.approx(reward(folder, f"Q: 1+1?\nA: 2{making.END}"), abs=1e-5)
+
+
+THOUGHT = {"role": "assistant", "content": "2", "reasoning_content": "1 and 1."}
+
+
+def test_thinking_is_read_where_the_template_has_a_place_for_it(tmp_path: Path) -> None:
+    """The default template has one; one without reads the answer alone, and so does plain text. Of
+    thinking without an answer nothing is read.
+    """
+    folder = made(tmp_path)
+    question, thought = "### User:\n1+1?\n\n### Assistant:\n", "<think>\n1 and 1.\n</think>\n\n"
+    for prompt in ("1+1?", ({"role": "user", "content": "1+1?"},)):
+        (score,) = values(folder, [Response(prompt, "2", message=THOUGHT)])
+        assert score == pytest.approx(reward(folder, f"{question}{thought}2{making.END}"), abs=1e-5)
+    alone = {**THOUGHT, "content": ""}
+    (score,) = values(folder, [Response("1+1?", "", message=alone)])
+    assert score == pytest.approx(reward(folder, f"{question}{making.END}"), abs=1e-5)
+    (folder / "chat_template.jinja").write_text(
+        "{% for m in messages %}{{ m.content }}<|end|>{% endfor %}"
+    )
+    (score,) = values(folder, [Response("1+1?", "2", message=THOUGHT)])
+    assert score == pytest.approx(reward(folder, f"1+1?{making.END}2{making.END}"), abs=1e-5)
+    Prompting("Q: {prompt}\nA:").write(folder)
+    (score,) = values(folder, [Response("1+1?", "2", message=THOUGHT)])
+    assert score == pytest.approx(reward(folder, f"Q: 1+1?\nA:2{making.END}"), abs=1e-5)
 
 
 def test_what_does_not_fit_has_no_score(tmp_path: Path) -> None:

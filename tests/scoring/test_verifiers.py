@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from posttrain.scoring.score import Response, Score
-from posttrain.scoring.verifiers import MATCHES, VERIFIERS, longest, shortest
+from posttrain.scoring.verifiers import MATCHES, VERIFIERS, is_wanted, longest, shortest
 
 
 @pytest.mark.parametrize(
@@ -38,6 +38,24 @@ from posttrain.scoring.verifiers import MATCHES, VERIFIERS, longest, shortest
 )
 def test_matches(match: str, answer: str, wanted: str, right: bool) -> None:
     assert MATCHES[match](answer, wanted) is right
+
+
+@pytest.mark.parametrize(
+    ("answer", "wanted", "right"),
+    [
+        ("Lima", "<think>\nHm.\n</think>\n\nLima", True),
+        ("<think>\nHm.\n</think>\n\nLima", "<think>\nHm.\n</think>\n\nLima", True),
+        ("<think>\nHm.\n</think>\n\nLima", "Lima", False),  # where all of it is judged
+        ("", "<think>\nHm.\n</think>\n\nLima", False),
+        ("Hm.", "<think>\nHm.\n</think>\n\nLima", False),
+    ],
+)
+def test_thinking_in_the_wanted_answer_need_not_be_met(
+    answer: str, wanted: str, right: bool
+) -> None:
+    (score,) = VERIFIERS["exact"]([Response("q", answer, {"answer": wanted})])
+    assert score.value == right
+    assert not is_wanted(MATCHES["number"], "7", "<think>7</think>none")
 
 
 def test_the_wanted_answer_is_the_first_column_that_holds_one() -> None:

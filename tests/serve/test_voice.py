@@ -12,6 +12,7 @@ import pytest
 from posttrain.core.errors import DataError, ModelError
 from posttrain.data.chat import Chat
 from posttrain.data.formats import Example
+from posttrain.data.prompting import Prompting
 from posttrain.data.tokens import Encoder
 from posttrain.engine.policy import Policy
 from posttrain.engine.sampler import Sampling
@@ -170,13 +171,15 @@ def test_thinking_that_the_prompt_begins_is_part_of_the_answer(base: Path) -> No
     def keep(piece: str, is_thinking: bool) -> None:
         pieces.append((piece, is_thinking))
 
-    thinking = Voice("it", policy, {}).answer(HELLO, Sampling(5, seed=1), keep)
+    thinking = Voice("it", policy).answer(HELLO, Sampling(5, seed=1), keep)
     assert pieces[0] == ("<think>\n", True) and thinking.text.startswith("<think>\n")
     assert all(is_thinking for _, is_thinking in pieces)
-    direct = Voice("it", policy, {"think": False})
+    direct = Voice("it", policy, Prompting(template_kwargs={"think": False}))
     pieces.clear()
     assert not direct.answer(HELLO, Sampling(5, seed=1), keep).text.startswith("<think>")
-    assert direct.notes == [] and not any(is_thinking for _, is_thinking in pieces)
+    assert direct.notes == ["it is prompted think=false"] and not any(
+        is_thinking for _, is_thinking in pieces
+    )
 
 
 def scripted(monkeypatch: pytest.MonkeyPatch, voice: Voice, text: str) -> None:

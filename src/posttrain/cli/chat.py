@@ -68,14 +68,19 @@ def begin(settings: ChatSettings, reporter: Reporter) -> Talk:
     from posttrain.serve.voice import Voice
 
     voices = [
-        Voice.load(path, device=settings.device, kwargs=settings.template_kwargs)
+        Voice.load(path, device=settings.device, prompting=settings.prompting)
         for path in (settings.model, settings.vs)
         if path
     ]
     for note in dict.fromkeys(note for voice in voices for note in voice.notes):
         reporter.message(note)
     params = Sampling(settings.max_tokens, settings.temperature, settings.top_k, settings.top_p)
-    return Talk(voices, Conversation(settings.system), params, settings.seed, reporter, console())
+    conversation = Conversation()
+    if len({voice.chat.system for voice in voices}) == 1:  # so that /system and /save know it
+        conversation.system = voices[0].chat.system
+        for voice in voices:
+            voice.chat.system = ""
+    return Talk(voices, conversation, params, settings.seed, reporter, console())
 
 
 def lines() -> Iterator[str]:

@@ -198,6 +198,23 @@ class TokenForest:
         lengths = torch.repeat_interleave(self.lengths, self.lengths)
         return torch.zeros_like(self.tokens).scatter_reduce_(0, self.path, lengths, "amax")
 
+    def followed_by(self, tokens: Many[int]) -> TokenForest:
+        """The same forest with one more target a sequence: the token that follows it, which is not
+        computed itself. The facts of targets are left out.
+
+        Args:
+            tokens: [L] what follows each sequence.
+        """
+        last = self.path[self.lengths.cumsum(0) - 1]
+        leaf = torch.cat([self.leaf, torch.arange(self.L)])
+        order = leaf.argsort(stable=True)
+        return replace(
+            self,
+            predictor=torch.cat([self.predictor, last])[order],
+            target=torch.cat([self.target, torch.tensor(tokens, dtype=torch.int64)])[order],
+            facts=replace(self.facts, leaf=leaf[order], targets=Named({})),
+        )
+
     def to(self, device: torch.device | str) -> TokenForest:
         """The same forest on another device."""
         moved: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}

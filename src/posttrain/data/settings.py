@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from posttrain.core.errors import ConfigError, nearest
 from posttrain.core.settings import ReadsFile, ReadsRows, Settings, assemble
@@ -135,6 +136,60 @@ def json_values(value: Any) -> Any:
     return parsed
 
 
+_ESCAPES = {"n": "\n", "t": "\t", "\\": "\\"}
+
+
+def unescaped(text: str) -> str:
+    """Text from a command line or a file, with `\\n` and `\\t` as what they stand for."""
+    return re.sub(r"\\([nt\\])", lambda match: _ESCAPES[match[1]], text)
+
+
+def optional_unescaped(text: str | None) -> str | None:
+    """The same of text that may be absent."""
+    return None if text is None else unescaped(text)
+
+
+def _template(text: str | None) -> str | None:
+    text = optional_unescaped(text)
+    if text and "{prompt}" not in text:
+        raise ValueError(f"{text!r} does not contain {{prompt}}; write it where the prompt goes")
+    return text
+
+
+class PromptingSettings(Settings):
+    """How the model is prompted, where not as it was trained; see `posttrain.data.prompting`."""
+
+    prompt_template: Annotated[str | None, AfterValidator(_template)] = Field(
+        None,
+        description=(
+            "plain text in place of the chat template, the prompt written like this; {prompt} "
+            "stands for it, \\n for a line break. Unset: as the model was trained, else the chat "
+            "template; '' is the chat template"
+        ),
+    )
+    template_kwargs: Annotated[dict[str, Any], BeforeValidator(json_values)] = Field(
+        default_factory=dict,
+        description=(
+            "KEY=VALUE handed to the chat template, for example enable_thinking=false; what is not "
+            "given is as the model was trained"
+        ),
+    )
+    system: str | None = Field(
+        None,
+        description=(
+            "system prompt of conversations that have none. Unset: as the model was trained, else "
+            "none; '' is none"
+        ),
+    )
+    stop: tuple[Annotated[str, AfterValidator(unescaped)], ...] = Field(
+        (),
+        description=(
+            "texts that end a written answer and are no part of it, \\n for a line break. Unset: "
+            "as the model was trained, else a blank line after a plain-text prompt; '' is none"
+        ),
+    )
+
+
 FormatName = Literal[
     "",
     "messages",
@@ -172,13 +227,6 @@ class DataSettings(Settings):
     format: FormatName = Field(
         "", description="shape of the rows; unset: found from the first row's columns"
     )
-    prompt_template: str | None = Field(
-        None,
-        description=(
-            "train prompt and completion as plain text, the prompt written like this; {prompt} "
-            "stands for it. Unset: they are a question and an answer in the chat template"
-        ),
-    )
     chat_template: Annotated[Path | None, ReadsFile()] = Field(
         None,
         description=(
@@ -186,10 +234,7 @@ class DataSettings(Settings):
             " or a default"
         ),
     )
-    template_kwargs: Annotated[dict[str, Any], BeforeValidator(json_values)] = Field(
-        default_factory=dict,
-        description="KEY=VALUE handed to the chat template, for example enable_thinking=false",
-    )
+    prompting: PromptingSettings = PromptingSettings()  # type: ignore[call-arg]
     train_on: Literal["all", "last"] = Field(
         "all", description="which of a conversation's answers are trained"
     )

@@ -28,6 +28,7 @@ from posttrain.core.errors import ConfigError, DataError
 from posttrain.core.seeds import derive
 from posttrain.core.types import Columns, Counts, Facts, Loss, Measured, Named, Read
 from posttrain.data.forest import TokenForest, Tree, forests
+from posttrain.data.prompting import Prompting
 from posttrain.engine import distributed
 from posttrain.engine import lora as adapters
 from posttrain.engine.checkpoint import system_errors
@@ -45,6 +46,7 @@ class Learner:
         network: trunk and heads, one module.
         tokenizer: the Hugging Face tokenizer.
         read: what `score` reads by default: log-probabilities, or rewards.
+        prompting: how the model was prompted in training; saved with it.
         adapter: the PeftModel around the network's weights, or None.
         source: where the model came from; digest: SHA-256 of its files.
         optimiser: set by `train_with`.
@@ -59,9 +61,11 @@ class Learner:
         digest: str = "",
         adapter: Any = None,
         read: Read = Read(),
+        prompting: Prompting | None = None,
     ) -> None:
         self.network, self.tokenizer, self.adapter = network, tokenizer, adapter
         self.source, self.digest, self.read = source, digest, read
+        self.prompting = prompting or Prompting()
         self.optimiser: Optimiser | None = None
 
     # ------------------------------------------------------------------------------------- facts
@@ -253,7 +257,7 @@ class Learner:
 
     def save(self, folder: str | Path) -> None:
         """Write a Hugging Face folder: exactly the parameters that are computed with, adapters
-        merged; a value head beside them.
+        merged; a value head, and how the model is prompted, beside them.
         """
         folder, inner = Path(folder), self.network.inner
         state = adapters.merged(inner) if self.adapter is not None else None
@@ -266,6 +270,7 @@ class Learner:
                     {name: tensor.cpu() for name, tensor in head.items()}, folder / VALUE_HEAD
                 )
         self.tokenizer.save_pretrained(folder)
+        self.prompting.write(folder)
 
     def save_adapter(self, folder: Path) -> None:
         """Write the adapter in peft's format with the digest of the model it belongs to."""

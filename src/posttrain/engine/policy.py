@@ -24,6 +24,7 @@ from torch import Tensor
 
 from posttrain.core.errors import ConfigError, ModelError
 from posttrain.data.forest import TokenForest
+from posttrain.data.prompting import Prompting
 from posttrain.engine import lora as adapters
 from posttrain.engine import sampler
 from posttrain.engine.admission import admitted
@@ -84,7 +85,14 @@ class Policy(Learner):
             assert network.value_head is not None
             network.value_head.load_state_dict(load_file(folder / VALUE_HEAD))
         adapter = adapters.attach(inner, lora, seed) if lora else None
-        return cls(network, tokenizer, source=str(path), digest=digest(folder), adapter=adapter)
+        return cls(
+            network,
+            tokenizer,
+            source=str(path),
+            digest=digest(folder),
+            adapter=adapter,
+            prompting=Prompting.read(folder),
+        )
 
     def add_value_head(self, seed: int = 0) -> None:
         """A head for `Read(value=True)`, where there is none yet; see `Network.add_value_head`.
@@ -138,4 +146,6 @@ class Policy(Learner):
         """
         if params.stop is None and (stops := self.stops):
             params = replace(params, stop=stops)
+        if params.stop_texts:
+            params = sampler.stopping_at_texts(params, self.tokenizer)
         return sampler.sample(self.network, prompts, params, progress, seeds)

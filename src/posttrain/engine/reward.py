@@ -34,6 +34,7 @@ from posttrain.core.errors import ConfigError, ModelError
 from posttrain.core.seeds import derive
 from posttrain.core.types import Read
 from posttrain.data.forest import Sequence, Tree, collate
+from posttrain.data.prompting import Prompting
 from posttrain.engine import lora as adapters
 from posttrain.engine.admission import LOW_MEAN, TOLERANCE, admitted
 from posttrain.engine.learner import Learner
@@ -51,7 +52,7 @@ from posttrain.engine.settings import LoraSettings
 
 KINDS = {False: AutoModelForSequenceClassification, True: AutoModelForTokenClassification}
 PAD = "<|pad|>"  # added to a tokenizer that has nothing to pad with
-NOTE = "posttrain"  # key of config.json: how the sequences were written it was trained on
+NOTE = "posttrain"  # key of config.json: what else is known of the sequences it was trained on
 
 
 class RewardModel(Learner):
@@ -107,7 +108,14 @@ class RewardModel(Learner):
             _draw(network.reward_head, seed)
         check_tokenizer(path, tokenizer, network.vocabulary)
         read = Read(logprob=False, reward="targets" if steps else "sequences")
-        out = cls(network, tokenizer, source=str(path), digest=digest(folder), read=read)
+        out = cls(
+            network,
+            tokenizer,
+            source=str(path),
+            digest=digest(folder),
+            read=read,
+            prompting=Prompting.read(folder),
+        )
         if given is None:
             out.pad_unlike(())
         out._check()
@@ -163,7 +171,7 @@ class RewardModel(Learner):
 
     @property
     def written(self) -> dict[str, Any]:
-        """How the sequences were written that the model was trained on; kept in its config.json."""
+        """What parts the steps of answers, and how many heads there are; kept in config.json."""
         return dict(getattr(self.network.inner.config, NOTE, None) or {})
 
     def set_written(self, written: Mapping[str, Any]) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from collections.abc import Sequence as Many
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -43,6 +43,9 @@ class Sampling:
         seed: of the draws.
         stop: token ids that end a completion, and are part of it; None takes the tokenizer's end
             token.
+        stop_texts: texts that end a completion; its tokens go up to the one that completes the
+            text. They need a tokenizer: `Policy.sample` has one.
+        ended: called with the tokens of a completion so far: whether it has come to such a text.
     """
 
     max_tokens: int = 256
@@ -52,6 +55,8 @@ class Sampling:
     n: int = 1
     seed: int = 0
     stop: tuple[int, ...] | None = None
+    stop_texts: tuple[str, ...] = ()
+    ended: Callable[[list[int]], bool] | None = None
 
     def __post_init__(self) -> None:
         for name, good in (
@@ -81,13 +86,34 @@ class Completion:
         logprobs: log-probability of each token under the distribution it was drawn from
             (temperature, top-k and top-p applied), nats; under temperature 0, under the model's
             own.
-        finished: ended with a stop token, not at max_tokens.
+        finished: ended with a stop token or text, not at max_tokens.
     """
 
     prompt: int
     tokens: list[int]
     logprobs: list[float]
     finished: bool
+
+
+def stopping_at_texts(params: Sampling, tokenizer: Any) -> Sampling:
+    """The same, which can tell where a stop text is complete.
+
+    A text may arise across tokens, so it is looked for in the text of the last ones: as many as it
+    has bytes, and some more, since the first of a text may lose its space. The text of a special
+    token is a stop token.
+    """
+    special = {
+        token.content: i for i, token in tokenizer.added_tokens_decoder.items() if token.special
+    }
+    texts = [text for text in params.stop_texts if text and text not in special]
+    ids = tuple(special[text] for text in params.stop_texts if text in special)
+    window = 8 + max((len(text.encode()) for text in texts), default=0)
+
+    def ended(tokens: list[int]) -> bool:
+        tail = tokenizer.decode(tokens[-window:], skip_special_tokens=True)
+        return any(text in tail for text in texts)
+
+    return replace(params, stop=(*(params.stop or ()), *ids), ended=ended if texts else None)
 
 
 @torch.no_grad()
@@ -177,6 +203,7 @@ def _sample_group(
             if progress:
                 progress(*key, token)
             finished = token in (params.stop or ())
+            finished = finished or (params.ended is not None and params.ended(tokens[key]))
             if finished or at + 1 == params.max_tokens:
                 out[key] = Completion(key[0], tokens[key], logprobs[key], finished)
             else:

@@ -1,9 +1,10 @@
 """Metrics: what records come to, for one model and for one compared with another on the same items.
 
-    Mean("score")             mean of a value; the difference is paired
-    Share("correct")          mean of a value that is 1, ½ or 0, with the interval of a share
-    Ratio("nats", "tokens")   Σ of one value over Σ of another
-    Wins("score")             how often the value is above the other model's; only in a comparison
+    Mean("score")                mean of a value; the difference is paired
+    Share("correct")             mean of a value that is 1, ½ or 0, with the interval of a share
+    Ratio("nats", "tokens")      Σ of one value over Σ of another
+    Perplexity("nats", "words")  exp of such a ratio
+    Wins("score")                how often the value is above another model's, in a comparison
 
 Records that lack a value are left out of the metrics that read it; n says how many were counted.
 """
@@ -11,6 +12,7 @@ Records that lack a value are left out of the metrics that read it; n says how m
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
 from typing import Protocol
@@ -123,6 +125,28 @@ class Ratio:
 
 
 @dataclass(frozen=True)
+class Perplexity:
+    """exp(Σ of one value over Σ of another), the values being nats; its interval is that of the
+    ratio. Two models are compared by the ratio.
+    """
+
+    top: str
+    bottom: str
+    label: str = ""
+
+    def estimate(self, records: Many[Record], level: float = LEVEL) -> Estimate | None:
+        ratio = Ratio(self.top, self.bottom).estimate(records, level)
+        if ratio is None:
+            return None
+        mean, low, high = (_exp(value) for value in (ratio.mean, ratio.low, ratio.high))
+        assert mean is not None
+        return Estimate(mean, low, high, ratio.n)
+
+    def difference(self, pairs: Pairs, level: float = LEVEL) -> Estimate | None:
+        return None
+
+
+@dataclass(frozen=True)
 class Wins:
     """How often a value is above that of the other model; a tie counts one half."""
 
@@ -172,6 +196,11 @@ def _paired_difference(
 def _binary(values: Many[float]) -> bool:
     """Whether values are 0 or 1, and both occur: then they are shares, whatever they stand for."""
     return set(values) == {0.0, 1.0}
+
+
+def _exp(value: float | None) -> float | None:
+    """The largest number there is in place of one that is larger."""
+    return None if value is None else math.exp(min(value, math.log(sys.float_info.max)))
 
 
 def _has(record: Record, name: str) -> bool:

@@ -40,7 +40,8 @@ class Group:
         top = self.records[self.ranking.best]
         if top.value("score") < at_least:
             return None
-        row = {"completion": top.output, "score": top.value("score")}
+        (completion,) = _answers(top)
+        row = {"completion": completion, "score": top.value("score")}
         return {"prompt": self._shown, **row, **self.prompt.around}
 
     @property
@@ -50,13 +51,29 @@ class Group:
 
     def _pair(self, i: int, j: int) -> dict[str, Any]:
         chosen, rejected = self.records[i], self.records[j]
+        better, worse = _answers(chosen, rejected)
         return {
             "prompt": self._shown,
-            "chosen": chosen.output,
-            "rejected": rejected.output,
+            "chosen": better,
+            "rejected": worse,
             "margin": chosen.value("score") - rejected.value("score"),
             "chosen_score": chosen.value("score"),
             "rejected_score": rejected.value("score"),
             **self.prompt.around,
             "where": self.prompt.where,
         }
+
+
+def _answers(*records: Record) -> list[Any]:
+    """Answers as rows have them: texts, or where one has thinking all as messages, which keep it
+    apart.
+    """
+    if not any("thinking" in record.meta for record in records):
+        return [record.output for record in records]
+    answers = []
+    for record in records:
+        message = {"role": "assistant", "content": record.output}
+        if thinking := record.meta.get("thinking"):
+            message["reasoning_content"] = thinking
+        answers.append([message])
+    return answers

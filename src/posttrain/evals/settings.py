@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, TypeAdapter
+from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter
 
 from posttrain.core.errors import ConfigError
 from posttrain.core.settings import ReadsRows, Settings
-from posttrain.data.settings import Rows, Source, Sourced
+from posttrain.data.settings import Rows, Source, Sourced, optional_unescaped
 
 OWN = ("perplexity", "exact", "choice", "prefer", "win")  # each is a field of `TaskSettings`
 
@@ -61,6 +61,16 @@ class TaskSettings(Settings):
         "exact",
         description=(
             "when a written answer is right: the same text, the text in it, or the same last number"
+        ),
+    )
+    judge_thinking: bool = Field(
+        False, description="judge all that was written, not the answer without its thinking"
+    )
+    choice_delimiter: Annotated[str | None, AfterValidator(optional_unescaped)] = Field(
+        None,
+        description=(
+            "text between a question and its choices. Unset: a space in plain text, nothing after "
+            "the chat template, and never one more where there is white space"
         ),
     )
     max_tokens: int = Field(64, ge=1, description="tokens of a written answer at most")

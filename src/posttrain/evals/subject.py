@@ -6,12 +6,13 @@ from collections.abc import Callable
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from posttrain.data.chat import Chat
 from posttrain.data.forest import Tree
 from posttrain.data.formats import Example
-from posttrain.data.messages import Text
+from posttrain.data.messages import Message, Text
+from posttrain.data.templates.thinking import reasoning
 from posttrain.data.tokens import Encoder
 from posttrain.engine.sampler import Sampling
 from posttrain.scoring.score import Scorer
@@ -34,12 +35,14 @@ class Options:
         match: name of the function that checks a written answer; see
             `posttrain.scoring.verifiers.MATCHES`.
         scorer_spec: name of the scorer of written answers; see `posttrain.scoring.scorers`.
+        judge_thinking: what is judged of a written answer is all of it, and not the answer alone.
         device: of a reward model.
     """
 
     max_tokens: int = 64
     match: str = "exact"
     scorer_spec: str = ""
+    judge_thinking: bool = False
     device: str = ""
 
     @property
@@ -58,14 +61,24 @@ class Generation:
     """What the model wrote.
 
     Attributes:
-        text: without special tokens.
-        tokens: how many there are, the end token included.
+        text: what is judged: the answer without its thinking, or with `judge_thinking` all of it;
+            without special tokens and without the text that ended it.
+        tokens: how many were drawn, thinking and the end token included.
         finished: whether the model ended it, and not the limit.
+        message: the answer with its thinking apart; None after a plain-text prompt.
     """
 
     text: str
     tokens: int
     finished: bool
+    message: Message | None = None
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """What a record keeps of it besides the text."""
+        thinking = reasoning(self.message or {})
+        apart = {"thinking": thinking} if thinking not in self.text else {}
+        return {"finished": self.finished, **apart}
 
 
 @dataclass(frozen=True)
@@ -112,12 +125,17 @@ class Subject:
 
     def generate(self, prompts: Many[Many[int]]) -> list[Generation]:
         """The model's answers to prompts of token ids, always the most likely token."""
-        params = Sampling(max_tokens=self.options.max_tokens, temperature=0)
+        params = Sampling(
+            max_tokens=self.options.max_tokens, temperature=0, stop_texts=self.chat.stops
+        )
         answers: list[Generation] = []
         for a in range(0, len(prompts), BATCH):
-            for completion in self._writer.sample(prompts[a : a + BATCH], params):
-                text = self.policy.tokenizer.decode(completion.tokens, skip_special_tokens=True)
-                answers.append(Generation(text, len(completion.tokens), completion.finished))
+            batch = prompts[a : a + BATCH]
+            for completion in self._writer.sample(batch, params):
+                reply = self.chat.read(completion.tokens, batch[completion.prompt])
+                text = reply.judged(self.options.judge_thinking)
+                drawn = len(completion.tokens)
+                answers.append(Generation(text, drawn, completion.finished, reply.message))
             self.progress(len(answers), len(prompts))
         return answers
 
@@ -128,11 +146,17 @@ class Subject:
             self.policy.set_chat(self.chat.template.source, self.chat.stop)
         return self.policy
 
-    def score(self, trees: Many[Tree]) -> list[float]:
-        """Summed log-probability of the targets of every sequence, nats, in order."""
+    def score(self, trees: Many[Tree], after: Many[int] | None = None) -> list[float]:
+        """Summed log-probability of the targets of every sequence, nats, in order.
+
+        Args:
+            after: of every sequence the token that follows it, one more target.
+        """
         sums = [0.0] * sum(len(tree) for tree in trees)
         done = 0
         for forest in self.policy.pack(trees, self.budget):
+            if after is not None:
+                forest = forest.followed_by([after[i] for i in forest.sequence.tolist()])
             (columns,) = self.policy.score([forest])
             of_forest = forest.facts.sums(columns.logprob.double().cpu()).tolist()
             for number, value in zip(forest.sequence.tolist(), of_forest, strict=True):

@@ -2,9 +2,10 @@
 
     def shout(prompts, completions, **columns) -> list[float | None]
 
-`prompts` and `completions` are lists, text for text and messages for messages; every column of the
-rows is a list beside them, None where a row lacks it. A function without `**columns` gets what it
-names. It may be `async`. In place of a number it may return a `Score`.
+`prompts` and `completions` are lists, text for text and messages for messages; a message has its
+thinking apart, as `reasoning_content`. Every column of the rows is a list beside them, None where a
+row lacks it. A function without `**columns` gets what it names. It may be `async`. In place of a
+number it may return a `Score`.
 
 A function that raises, or that has not returned by its deadline, gives failed scores with the
 reason; it never ends a run by itself. `shout.deadline = 30` sets its deadline in seconds a call.
@@ -21,6 +22,7 @@ from collections.abc import Sequence as Many
 from typing import Any
 
 from posttrain.core.errors import DataError, PosttrainError
+from posttrain.data.templates.thinking import reasoning
 from posttrain.scoring.score import Response, Score, Scorer
 
 DEADLINE = 300.0  # seconds a call, unless the function says otherwise
@@ -95,7 +97,9 @@ def _completion(response: Response) -> Any:
     """As TRL hands it over: text after a text, a list of one message after messages."""
     if isinstance(response.prompt, str):
         return response.completion
-    return [{"role": "assistant", "content": response.completion}]
+    thinking = reasoning(response.message or {})
+    apart = {"reasoning_content": thinking} if thinking not in response.completion else {}
+    return [{"role": "assistant", "content": response.completion, **apart}]
 
 
 def _within(seconds: float, call: Callable[[], Any]) -> Any:

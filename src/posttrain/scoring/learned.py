@@ -1,10 +1,11 @@
 """Learned rewards: a reward model as a scorer.
 
 A reward model reads a completion as it read the ones it was trained on: prompt and completion
-through its chat template, or through the prompt template that its config.json names. The score is
-the mean over its heads, of a process model also the least over the completion's steps (Lightman et
-al. 2023, arXiv 2305.20050, compare it with the product). A completion that is longer than what the
-model can address has no score. Left out: tool calls in the completion.
+through its chat template, or through the prompt template that it remembers (see
+`posttrain.data.prompting`). Thinking that stands apart is shown where its template has a place for
+it. The score is the mean over its heads, of a process model also the least over the completion's
+steps (Lightman et al. 2023, arXiv 2305.20050, compare it with the product). A completion that is
+longer than what the model can address has no score. Left out: tool calls in the completion.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from posttrain.core.errors import DataError
 from posttrain.data.chat import Chat
 from posttrain.data.forest import Sequence, TokenForest, Tree
 from posttrain.data.formats import Example
+from posttrain.data.messages import Message
 from posttrain.data.prepare import fit
+from posttrain.data.templates.thinking import reasoning
 from posttrain.data.tokens import Encoded, Encoder
 from posttrain.engine.load import longest_position, resolve
 from posttrain.engine.reward import RewardModel
@@ -54,13 +57,8 @@ class RewardScorer:
     def __init__(self, model: RewardModel, limit: int | None = None, budget: int = 0) -> None:
         self.model, self.limit = model, limit
         self.budget = model.budget(budget)
-        written = model.written
-        self.chat = Chat(
-            model.tokenizer,
-            kwargs=written.get("template_kwargs"),
-            prompt_template=written.get("prompt_template"),
-        )
-        self.chat.separator = written.get("separator", "\n")
+        self.chat = Chat.of(model.tokenizer, model.prompting)
+        self.chat.separator = model.written.get("separator", "\n")
         self._encoder = Encoder(model.tokenizer)
 
     def __call__(self, responses: Many[Response]) -> list[Score]:
@@ -112,7 +110,7 @@ class RewardScorer:
         return [Score(one) for one in value.tolist()]
 
     def _encoded(self, responses: Many[Response]) -> list[list[Encoded] | DataError]:
-        examples = [_example(response) for response in responses]
+        examples = [self._example(response) for response in responses]
         if not self.model.process:
             return self._encoder.encode([self.chat.turns(one, one.answers[0]) for one in examples])
         turns = []
@@ -123,6 +121,27 @@ class RewardScorer:
             labelled = tuple((step, 0.0) for step in steps or [""])
             turns.append(self.chat.step_turns(replace(example, steps=labelled)))
         return self._encoder.steps(turns)
+
+    def _example(self, response: Response) -> Example:
+        """A response as rows have it."""
+        prompt, message = response.prompt, self._message(response)
+        plain = self.chat.prompt_template is not None
+        if isinstance(prompt, str) and (plain or not reasoning(message)):
+            return Example(response.where, prompt, (message["content"],))
+        if isinstance(prompt, str):
+            prompt = ({"role": "user", "content": prompt},)
+        return Example(response.where, tuple(prompt), ((message,),))
+
+    def _message(self, response: Response) -> Message:
+        """The answer as it was written; without thinking apart that the template cannot show, and
+        of thinking alone nothing.
+        """
+        message = response.message or {"content": response.completion}
+        shown = {"role": "assistant", "content": message["content"]}
+        thinking = reasoning(message) if message["content"].strip() else ""
+        if thinking and self.chat.template.reader.thinking is not None:
+            shown["reasoning_content"] = thinking
+        return shown
 
     def _sequence(self, encoded: list[Encoded] | DataError, response: Response) -> Sequence | None:
         """A response's tokens; None where they are too many."""
@@ -137,10 +156,3 @@ class RewardScorer:
         kept = np.flatnonzero(sequence.tokens != pad)
         end = int(kept[-1]) + 1 if len(kept) else len(sequence.tokens)
         return Sequence(sequence.tokens[:end], sequence.trained[:end])
-
-
-def _example(response: Response) -> Example:
-    if isinstance(response.prompt, str):
-        return Example(response.where, response.prompt, (response.completion,))
-    answer = ({"role": "assistant", "content": response.completion},)
-    return Example(response.where, tuple(response.prompt), (answer,))

@@ -8,7 +8,7 @@ from collections.abc import Sequence as Many
 from dataclasses import dataclass, field
 from typing import Any
 
-from posttrain.data.messages import Text, answer_length
+from posttrain.data.messages import Message, Text, answer_length
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,11 +17,14 @@ class Response:
 
     Attributes:
         prompt: what was asked: text, or messages.
-        completion: what was answered.
+        completion: what is judged: the answer, without the thinking before it unless that is asked
+            for.
         columns: what else the row holds; verifiers read the wanted answer from `completion` or
             `answer`.
         where: the row, for errors.
         answer: the whole answer, where `completion` is only the last of its messages.
+        message: the answer as it was written, its thinking in it or apart; a reward model reads it
+            as its template renders it. None: the completion is all there is.
     """
 
     prompt: Text
@@ -29,6 +32,7 @@ class Response:
     columns: Mapping[str, Any] = field(default_factory=dict)
     where: str = ""
     answer: Text | None = None
+    message: Message | None = None
 
     @property
     def length(self) -> int:

@@ -10,6 +10,7 @@ from collections.abc import Sequence as Many
 from decimal import Decimal
 from functools import partial
 
+from posttrain.data.templates.thinking import without_thinking
 from posttrain.scoring.score import Response, Score, Scorer
 
 WANTED = ("completion", "answer")  # columns with the wanted answer, the first that there is
@@ -53,6 +54,14 @@ MATCHES: dict[str, Callable[[str, str], bool]] = {
 }
 
 
+def is_wanted(match: Callable[[str, str], bool], completion: str, wanted: str) -> bool:
+    """Whether a completion is the wanted one. Thinking in the wanted answer need not be met, unless
+    the completion has some itself.
+    """
+    thinks = without_thinking(completion) != completion
+    return match(completion, without_thinking(wanted)) or (thinks and match(completion, wanted))
+
+
 # ------------------------------------------------------------------------------------------ scorers
 
 
@@ -67,7 +76,7 @@ def _verified(match: Callable[[str, str], bool], response: Response) -> Score:
     for name in WANTED:
         wanted = response.columns.get(name)
         if isinstance(wanted, str):
-            return Score(float(match(response.completion, wanted)))
+            return Score(float(is_wanted(match, response.completion, wanted)))
     return Score(None, why=f"the row has no wanted answer, a column {' or '.join(WANTED)}")
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
 from posttrain.core.settings import Settings
-from posttrain.data.settings import json_values
+from posttrain.data.settings import PromptingSettings
 
 
 class ChatSettings(Settings):
@@ -18,7 +18,6 @@ class ChatSettings(Settings):
         None, description="another model, which answers the same questions beside it"
     )
     prompt: str | None = Field(None, min_length=1, description="ask this one question and end")
-    system: str = Field("", description="system prompt")
     temperature: float = Field(
         0.7, ge=0, description="the logits are divided by it; 0 takes the most likely token"
     )
@@ -32,7 +31,4 @@ class ChatSettings(Settings):
     max_tokens: int = Field(512, ge=1, description="tokens of an answer at most")
     seed: int = Field(0, ge=0, description="of the draws")
     device: Literal["", "cpu", "cuda"] = Field("", description="unset: the GPU where there is one")
-    template_kwargs: Annotated[dict[str, Any], BeforeValidator(json_values)] = Field(
-        default_factory=dict,
-        description="KEY=VALUE handed to the chat template, for example enable_thinking=false",
-    )
+    prompting: PromptingSettings = PromptingSettings()  # type: ignore[call-arg]

@@ -10,7 +10,7 @@ template decides whether earlier reasoning is shown again, as it does in trainin
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from posttrain.core.errors import DataError, ModelError
 from posttrain.data.chat import Chat
 from posttrain.data.formats import Example
 from posttrain.data.messages import Message
+from posttrain.data.prompting import Prompting, before_stop
+from posttrain.data.settings import PromptingSettings
 from posttrain.data.templates.thinking import OPENING, PROMPTED, TAGS
 from posttrain.data.tokens import Encoder
 from posttrain.engine.policy import Policy
@@ -32,17 +34,22 @@ class Stream:
     """The text of tokens as they come.
 
     A character may need several tokens, so text is given out when it is complete; what never
-    becomes complete is left out.
+    becomes complete is left out. What may be the beginning of a text that ends the answer is held
+    back until it is known.
 
     Args:
         silent: tokens without a text.
         text: what the answer begins with.
+        stops: texts that end the answer and are no part of it.
     """
 
-    def __init__(self, tokenizer: Any, silent: frozenset[int], text: str = "") -> None:
+    def __init__(
+        self, tokenizer: Any, silent: frozenset[int], text: str = "", stops: tuple[str, ...] = ()
+    ) -> None:
         self._tokenizer, self._silent, self._lead = tokenizer, silent, text
+        self._stops = stops
         self._tokens: list[int] = []
-        self.text = text
+        self._whole = self.text = text
 
     @property
     def thinking(self) -> bool:
@@ -55,12 +62,32 @@ class Stream:
         if token in self._silent:
             return ""
         self._tokens.append(token)
-        before = len(self.text)
         found = self._tokenizer.decode(
             self._tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False
         )
-        self.text = self._lead + found.rstrip("\N{REPLACEMENT CHARACTER}")
+        found = found.rstrip("\N{REPLACEMENT CHARACTER}")
+        self._whole = self._lead + before_stop(found, self._stops)
+        held = 0
+        if len(self._whole) == len(self._lead) + len(found):  # no such text stands there yet
+            held = max((_begun(found, stop) for stop in self._stops), default=0)
+        return self._given_out(len(self._whole) - held)
+
+    def rest(self) -> str:
+        """What was held back, once the answer has ended."""
+        return self._given_out(len(self._whole))
+
+    def _given_out(self, end: int) -> str:
+        before = len(self.text)
+        self.text = self._whole[: max(before, end)]
         return self.text[before:]
+
+
+def _begun(text: str, stop: str) -> int:
+    """How many characters at the end of a text may be the beginning of another."""
+    for n in range(min(len(stop) - 1, len(text)), 0, -1):
+        if text.endswith(stop[:n]):
+            return n
+    return 0
 
 
 class Voice:
@@ -68,22 +95,32 @@ class Voice:
 
     Args:
         name: what the user calls it.
-        kwargs: handed to the chat template.
+        prompting: how it is prompted; None: as it remembers. Plain text shows it the last question
+            alone.
     Attributes:
         positions: tokens that prompt and answer may have together; None where the model does not
             say.
         notes: what the user should know.
     """
 
-    def __init__(self, name: str, policy: Policy, kwargs: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, name: str, policy: Policy, prompting: Prompting | None = None) -> None:
         self.name, self.policy = name, policy
-        self.chat, self.encoder = Chat(policy.tokenizer, kwargs=kwargs), Encoder(policy.tokenizer)
+        prompting = policy.prompting if prompting is None else prompting
+        self.chat = Chat.of(policy.tokenizer, prompting)
+        self.encoder = Encoder(policy.tokenizer)
         self.notes = list(policy.notes)
-        if self.chat.template.origin == "default":
-            self.notes.append(f"{name} has no chat template; it is talked to in the default one")
-        # as training does: the template's end of an answer is a stop, too
-        policy.set_chat(self.chat.template.source, self.chat.stop)
-        self.notes += self.chat.notes
+        if described := prompting.described(policy.prompting):
+            self.notes.append(f"{name} is prompted {described}")
+        if self.plain:
+            self.notes.append(f"{name} is shown every question alone, as plain text")
+        else:
+            if self.chat.template.origin == "default":
+                self.notes.append(
+                    f"{name} has no chat template; it is talked to in the default one"
+                )
+            # as training does: the template's end of an answer is a stop, too
+            policy.set_chat(self.chat.template.source, self.chat.stop)
+            self.notes += self.chat.notes
         self.positions = policy.longest
         special = {
             i
@@ -93,13 +130,24 @@ class Voice:
         self._silent = frozenset(special | {*policy.stops})
 
     @classmethod
-    def load(cls, path: str, *, device: str = "", kwargs: Mapping[str, Any] | None = None) -> Voice:
+    def load(
+        cls, path: str, *, device: str = "", prompting: PromptingSettings | None = None
+    ) -> Voice:
         """A model by its folder, the folder of the run that made it, or its hub id.
 
+        Args:
+            prompting: how it is prompted, where not as it remembers.
         Raises:
             ModelError: there is none, or it cannot be used.
         """
-        return cls(path, Policy.load(model_folder(path), device=device), kwargs)
+        policy = Policy.load(model_folder(path), device=device)
+        given = policy.prompting.overridden(prompting) if prompting else policy.prompting
+        return cls(path, policy, given)
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is prompted in plain text."""
+        return self.chat.prompt_template is not None
 
     def prompt(self, messages: tuple[Message, ...], max_tokens: int) -> tuple[list[int], str, int]:
         """What the model is shown of a conversation: all of it, or without its oldest turns, so
@@ -116,7 +164,10 @@ class Voice:
         starts = [i for i, message in enumerate(messages) if message["role"] == "user"]
         ids: list[int] = []
         for forgotten, start in enumerate(starts):
-            text, plain = self.chat.prompt(Example("", (*system, *messages[start:])))
+            shown = (*system, *messages[start:])
+            if self.plain:
+                shown = self._question(system, messages)
+            text, plain = self.chat.prompt(Example("", shown))
             (ids,) = self.encoder.prompts([text], [plain])
             if (
                 self.positions is None
@@ -128,6 +179,20 @@ class Voice:
             f" {self.positions:,} positions",
             cure="shorten it, or the system prompt",
         )
+
+    def _question(self, system: tuple[Message, ...], messages: tuple[Message, ...]) -> str:
+        """The last question alone.
+
+        Raises:
+            DataError: there is a system prompt, which plain text has no place for.
+        """
+        if system:
+            raise DataError(
+                f"a system prompt, and {self.name} is prompted in plain text",
+                cure="remove it with /system; or give --prompt-template '' to use the chat "
+                "template",
+            )
+        return messages[-1]["content"]
 
     def answer(self, messages: tuple[Message, ...], params: Sampling, on_text: OnText) -> Answer:
         """Write the next answer of a conversation.
@@ -143,7 +208,7 @@ class Voice:
         opened = ""  # thinking that the prompt begins is part of the answer
         if thinking and thinking[1] and not thinking[2]:
             opened = thinking[0]
-        stream = Stream(self.policy.tokenizer, self._silent, opened)
+        stream = Stream(self.policy.tokenizer, self._silent, opened, self.chat.stops)
         room = params.max_tokens
         if self.positions is not None:
             room = min(room, self.positions - len(ids))
@@ -159,16 +224,21 @@ class Voice:
         try:
             if opened:
                 on_text(opened, True)
-            params = replace(params, max_tokens=room, stop=self.policy.stops)
+            stops = {"stop": self.policy.stops, "stop_texts": self.chat.stops}
+            params = replace(params, max_tokens=room, **stops)
             finished = self.policy.sample([ids], params, progress=on_token)[0].finished
         except KeyboardInterrupt:
             interrupted = True
+        if rest := stream.rest():
+            on_text(rest, stream.thinking)
         seconds = time.perf_counter() - began
         message = self._message(tokens, ids)
         return Answer(stream.text, len(tokens), seconds, finished, interrupted, forgotten, message)
 
     def _message(self, tokens: list[int], prompt: list[int]) -> Message | None:
         """An answer with its reasoning apart; None where it has none, or no end of it."""
+        if self.plain:
+            return None
         parsed = self.chat.template.parse(tokens, prompt=prompt)
         message = parsed.message
         if not message.get("reasoning_content") or not message["content"].strip():

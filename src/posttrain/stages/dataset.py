@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # these import torch, which is not needed to find a mistake i
     from posttrain.data.account import Account
     from posttrain.data.chat import Chat
     from posttrain.data.prepare import Learned
+    from posttrain.data.prompting import Prompting
     from posttrain.data.store import Numbers, Trees
     from posttrain.stages.stage import Context
 
@@ -149,17 +150,23 @@ def chat_template(settings: DataSettings) -> str | None:
     return template
 
 
-def chat_of(settings: DataSettings, tokenizer: Any) -> Chat:
+def chat_of(settings: DataSettings, tokenizer: Any, prompting: Prompting) -> Chat:
     """The renderer that the settings ask for."""
     from posttrain.data.chat import Chat
 
-    return Chat(
-        tokenizer,
-        template=chat_template(settings),
-        kwargs=settings.template_kwargs,
-        train_on=settings.train_on,
-        prompt_template=settings.prompt_template,
-    )
+    template = chat_template(settings)
+    return Chat.of(tokenizer, prompting, template=template, train_on=settings.train_on)
+
+
+def prompting_of(settings: DataSettings, base: Path, reporter: Reporter) -> Prompting:
+    """How prompts are written: as the model in a folder remembers, and as the settings say."""
+    from posttrain.data.prompting import Prompting
+
+    remembered = Prompting.read(base)
+    prompting = remembered.overridden(settings.prompting)
+    if str(remembered):
+        reporter.note("prompts", prompting.described(remembered))
+    return prompting
 
 
 @dataclass(frozen=True)
@@ -167,12 +174,13 @@ class Prepared:
     """The data of a run, as tokens.
 
     Attributes:
-        chat: how they were rendered. sets: "data", and "held out" where there is any.
-        folder: the run's.
+        chat: how they were rendered. prompting: how the model was prompted then. sets: "data", and
+            "held out" where there is any. folder: the run's.
         soundness: `overlap` and `contradictions`, for the summary.
     """
 
     chat: Chat
+    prompting: Prompting
     sets: dict[str, Dataset]
     folder: Path
     soundness: dict[str, Any]
@@ -208,7 +216,8 @@ def prepare(
     """
     from posttrain.engine.load import load_tokenizer, longest_position
 
-    chat = chat_of(settings, load_tokenizer(base))
+    prompting = prompting_of(settings, base, context.reporter)
+    chat = chat_of(settings, load_tokenizer(base), prompting)
     chat.separator = separator
     longest = max_length(settings, longest_position(base))
     key = sha256_json([context.inputs.identity(), longest, LAYOUT])
@@ -216,18 +225,21 @@ def prepare(
     if not _is_prepared(done, key, context.reporter):
         shutil.rmtree(partial, ignore_errors=True)
         try:
-            found = _tokenize(settings, chat, partial, longest, context.reporter, learned)
-            write_json(partial / "key.json", {"key": key, "chat": chat.used, "soundness": found})
+            shared, found = _tokenize(settings, chat, partial, longest, context.reporter, learned)
+            key_file = {"key": key, "chat": chat.used, "shared": sorted(shared), "soundness": found}
+            write_json(partial / "key.json", key_file)
             names = sorted(path.name for path in partial.iterdir())
             manifest.write(partial / MANIFEST, manifest.entries(partial, names))
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
         done = partial
-    known = _read_key(done)
-    chat.used = known["chat"]  # tokens that are found say it of the run that made them
+    known = _read_key(done)  # tokens that are found say it of the run that made them
+    chat.used = known["chat"]
+    if len(shared := known["shared"]) == 1:
+        prompting = prompting.learned(*json.loads(shared[0]))
     sets = {label: _open(done, label, group, learned) for label, group in sources(settings).items()}
-    return Prepared(chat, sets, context.folder, known["soundness"])
+    return Prepared(chat, prompting, sets, context.folder, known["soundness"])
 
 
 def _is_prepared(folder: Path, key: str, reporter: Reporter) -> bool:
@@ -263,11 +275,16 @@ def _tokenize(
     longest: int,
     reporter: Reporter,
     learned: Learned,
-) -> dict[str, Any]:
-    """Prepare all sources; returns what was found of their soundness."""
+) -> tuple[set[str], dict[str, Any]]:
+    """Prepare all sources.
+
+    Returns: what the training rows' conversations shared, see `Chat.shared`; and what was found of
+        the soundness of the rows.
+    """
     from posttrain.data.prepare import Preparation, prepare
 
     samples = Samples(sources(settings))
+    shared: set[str] = set()
     parts: dict[str, list[Path]] = {}
     preparation = Preparation(chat, longest, settings.truncate, settings.format, learned)
     folder.mkdir(parents=True)
@@ -287,6 +304,8 @@ def _tokenize(
                 )
             write_json(part / "account.json", account.json())
             report(account, label, source, reporter, first=i == 0)
+        if label == "data":  # held-out rows teach nothing
+            shared = set(chat.shared)
     rejects.close()
     for note in chat.notes:
         reporter.message(note)
@@ -299,7 +318,7 @@ def _tokenize(
     overlap = samples.overlap({label: map(read_keys, folders) for label, folders in parts.items()})
     soundness.tell_overlap(overlap, reporter)
     contradictions = soundness.tell_contradictions(parts["data"], reporter)
-    return {"overlap": overlap and overlap.json(), "contradictions": contradictions}
+    return shared, {"overlap": overlap and overlap.json(), "contradictions": contradictions}
 
 
 def report(

@@ -24,7 +24,7 @@ from posttrain.core.errors import ConfigError, DataError
 from posttrain.core.events import Reporter
 from posttrain.core.journal import RECORDS, Journal
 from posttrain.core.settings import Destination, ExecutionOnly, ReadsModel, ReadsScorer, Settings
-from posttrain.data.settings import Source
+from posttrain.data.settings import PromptingSettings, Source
 from posttrain.evals.records import Record, read_records, write_records
 from posttrain.evals.settings import OWN, TaskSettings
 from posttrain.evals.stats import LEVEL
@@ -34,6 +34,8 @@ from posttrain.stages.folders import Files
 from posttrain.stages.stage import Context, stage
 
 if TYPE_CHECKING:
+    from posttrain.data.chat import Chat
+    from posttrain.data.prompting import Prompting
     from posttrain.data.rows import Row
     from posttrain.evals.subject import Options, Subject
 
@@ -69,13 +71,7 @@ class EvaluateSettings(Settings):
         ge=2,
         description="tokens of a scored sequence at most; longer text is scored in windows",
     )
-    prompt_template: str | None = Field(
-        None,
-        description=(
-            "ask in plain text, the question written like this; {prompt} stands for it. Unset: the "
-            "chat template"
-        ),
-    )
+    prompting: PromptingSettings = PromptingSettings()  # type: ignore[call-arg]
     budget: Annotated[int | None, ExecutionOnly(rounding=True)] = Field(
         None, ge=2, description=f"tokens a forward pass. {UNSET_BUDGET}"
     )
@@ -150,11 +146,13 @@ def evaluate(settings: EvaluateSettings, context: Context) -> dict[str, Any]:
     """
     evaluations = _evaluations(settings)
     if not context.began:
-        _check_rows(settings, evaluations)
+        _check_rows(settings, evaluations, context.reporter)
+    promptings = _promptings(settings, context.reporter)
     records = {role: _records_of(settings, role, evaluations, context) for role in settings.models}
     return {
         "model": settings.model,
         "against": settings.against,
+        "prompting": {role: vars(prompting) for role, prompting in promptings.items()},
         "level": LEVEL,
         "tasks": {one.name: _results(one, records) for one in evaluations},
     }
@@ -177,13 +175,14 @@ def _evaluations(settings: EvaluateSettings) -> list[Evaluation]:
     return list(evaluations.values())
 
 
-def _check_rows(settings: EvaluateSettings, evaluations: list[Evaluation]) -> None:
+def _check_rows(
+    settings: EvaluateSettings, evaluations: list[Evaluation], reporter: Reporter
+) -> None:
     """Refuse rows that one of the models cannot take, before anything runs.
 
     Raises:
         DataError: a task's check refuses a row.
     """
-    from posttrain.data.chat import Chat
     from posttrain.data.tokens import Encoder
     from posttrain.engine.load import load_tokenizer, resolve
 
@@ -191,9 +190,44 @@ def _check_rows(settings: EvaluateSettings, evaluations: list[Evaluation]) -> No
     checked = [(check, rows) for check, rows in read if check]
     for path in settings.models.values() if checked else ():
         tokenizer = load_tokenizer(resolve(path))
-        chat = Chat(tokenizer, prompt_template=settings.prompt_template)
+        chat = _chat(settings, tokenizer, _prompting(settings, path))
+        if settings.tasks.choice and chat.prompt_template is None and chat.lead:
+            reporter.message(
+                f"{path}: the chat template begins answers with {chat.lead!r}, and choices are "
+                "scored right after the prompt, as lm-eval does; --template-kwargs "
+                "enable_thinking=false puts it into the prompt, where the template knows that"
+            )
         for check_rows, rows in checked:
             check_rows(chat, Encoder(tokenizer), _max_length(settings, path), rows)
+
+
+def _prompting(settings: EvaluateSettings, path: str) -> Prompting:
+    """How a model is asked: as it remembers, and as the settings say."""
+    from posttrain.data.prompting import Prompting
+    from posttrain.engine.load import resolve
+
+    return Prompting.read(resolve(path)).overridden(settings.prompting)
+
+
+def _promptings(settings: EvaluateSettings, reporter: Reporter) -> dict[str, Prompting]:
+    """How each model is asked, by role; says so where it is out of the ordinary."""
+    from posttrain.data.prompting import Prompting
+    from posttrain.engine.load import resolve
+
+    promptings: dict[str, Prompting] = {}
+    for role, path in settings.models.items():
+        promptings[role] = _prompting(settings, path)
+        if described := promptings[role].described(Prompting.read(resolve(path))):
+            reporter.note("prompts", f"{role}: {described}")
+    return promptings
+
+
+def _chat(settings: EvaluateSettings, tokenizer: Any, prompting: Prompting) -> Chat:
+    from posttrain.data.chat import Chat
+
+    chat = Chat.of(tokenizer, prompting)
+    chat.delimiter = settings.tasks.choice_delimiter
+    return chat
 
 
 def _max_length(settings: EvaluateSettings, path: str) -> int:
@@ -321,7 +355,6 @@ def _subject(
     settings: EvaluateSettings, path: str, reporter: Reporter, progress: Callable[[int, int], None]
 ) -> Subject:
     """A model, loaded, with how it is talked to."""
-    from posttrain.data.chat import Chat
     from posttrain.engine.policy import Policy
     from posttrain.evals.subject import Subject
 
@@ -330,7 +363,7 @@ def _subject(
         reporter.message(note)
     return Subject(
         policy,
-        Chat(policy.tokenizer, prompt_template=settings.prompt_template),
+        _chat(settings, policy.tokenizer, policy.prompting.overridden(settings.prompting)),
         policy.budget(settings.budget, settings.max_length),
         _max_length(settings, path),
         progress,
@@ -342,7 +375,9 @@ def _options(settings: EvaluateSettings) -> Options:
     from posttrain.evals.subject import Options
 
     tasks = settings.tasks
-    return Options(tasks.max_tokens, tasks.match, settings.scorer_spec, settings.device)
+    return Options(
+        tasks.max_tokens, tasks.match, settings.scorer_spec, tasks.judge_thinking, settings.device
+    )
 
 
 # ------------------------------------------------------------------------------------------ results

@@ -107,7 +107,8 @@ def data_inspect(settings: InspectSettings, context: Context) -> Made:
     from posttrain.report.inspect_page import page
 
     base = resolve(settings.model)
-    chat = dataset.chat_of(settings.data, load_tokenizer(base))
+    prompting = dataset.prompting_of(settings.data, base, context.reporter)
+    chat = dataset.chat_of(settings.data, load_tokenizer(base), prompting)
     longest = dataset.max_length(settings.data, longest_position(base))
     rejects = settings.out
     if settings.folder is not None:

@@ -25,10 +25,11 @@ from posttrain.core.events import Reporter
 from posttrain.core.settings import Destination, ExecutionOnly, ReadsModel, ReadsScorer, Settings
 from posttrain.core.ties import wins
 from posttrain.data.formats import Example, Format
-from posttrain.data.messages import Text
+from posttrain.data.messages import Message, Text
 from posttrain.data.rows import Rejects, Row
 from posttrain.data.settings import Rows, Source
 from posttrain.data.sources import read
+from posttrain.data.templates.thinking import reasoning, without_thinking
 from posttrain.evals import judging, stats
 from posttrain.evals.records import Record, cluster_of, write_records
 from posttrain.scoring.score import Response, Score
@@ -71,6 +72,9 @@ class JudgeSettings(Settings):
     against_model: Annotated[str | None, ReadsModel()] = Field(
         None, description="reward model to compare with, pair by pair"
     )
+    judge_thinking: bool = Field(
+        False, description="judge whole answers, not answers without their thinking"
+    )
     out: Annotated[Path, Destination()] = Field(
         description="folder for the results; the same command shows what is there"
     )
@@ -94,7 +98,8 @@ def judge(settings: JudgeSettings, context: Context) -> dict[str, Any]:
     pair by pair compared with another.
     """
     reporter, specs, named = context.reporter, _specs(settings), _named(settings.data)
-    pairs = {name: _pairs(source, reporter) for name, source in named.items()}
+    whole = settings.judge_thinking
+    pairs = {name: _pairs(source, reporter, whole) for name, source in named.items()}
     scores = {role: _scores(spec, settings.device, pairs, reporter) for role, spec in specs.items()}
     records: dict[str, list[Record]] = {}
     for name in named:
@@ -172,7 +177,7 @@ class Pair:
 Scores = list[tuple[Score, Score]]  # of each pair, of the chosen and of the rejected response
 
 
-def _pairs(source: Source, reporter: Reporter) -> list[Pair]:
+def _pairs(source: Source, reporter: Reporter, whole: bool) -> list[Pair]:
     """The pairs of a source. Pairs of equal answers are left out, with a message."""
     form, pairs, same = Format("preference"), list[Pair](), 0
     for row in read(source, Rejects()):
@@ -181,7 +186,9 @@ def _pairs(source: Source, reporter: Reporter) -> list[Pair]:
             same += 1
             continue
         given = [row.fields[name] for name in CATEGORIES if row.fields.get(name) is not None]
-        chosen, rejected = (_response(row, example, answer) for answer in example.answers[:2])
+        chosen, rejected = (
+            _response(row, example, answer, whole) for answer in example.answers[:2]
+        )
         pairs.append(Pair(chosen, rejected, str(given[0]) if given else ""))
     if same:
         reporter.message(
@@ -192,10 +199,14 @@ def _pairs(source: Source, reporter: Reporter) -> list[Pair]:
     return pairs
 
 
-def _response(row: Row, example: Example, answer: Text) -> Response:
-    """An answer as scorers take it: what comes before its last message is part of the prompt."""
+def _response(row: Row, example: Example, answer: Text, whole: bool) -> Response:
+    """An answer as scorers take it, all of it or without its thinking; what comes before its last
+    message is part of the prompt.
+    """
     if isinstance(answer, str):
-        return Response(example.prompt, answer, row.fields, row.where)
+        message: Message = {"role": "assistant", "content": answer}
+        text = answer if whole else without_thinking(answer)
+        return Response(example.prompt, text, row.fields, row.where, message=message)
     last = answer[-1]
     if last["role"] != "assistant" or last.get("tool_calls"):
         raise DataError(
@@ -204,9 +215,13 @@ def _response(row: Row, example: Example, answer: Text) -> Response:
             where=row.where,
             cure="remove the row, or what follows the assistant's last message",
         )
+    text = without_thinking(last["content"])
+    if whole:
+        text = "\n\n".join(filter(None, (reasoning(last), last["content"])))
     before = () if isinstance(example.prompt, str) else example.prompt
-    prompt, whole = (*before, *answer[:-1]), answer if len(answer) > 1 else None
-    return Response(prompt, last["content"], row.fields, row.where, whole)
+    turns = answer if len(answer) > 1 else None
+    prompt = (*before, *answer[:-1])
+    return Response(prompt, text, row.fields, row.where, answer=turns, message=last)
 
 
 def _scores(

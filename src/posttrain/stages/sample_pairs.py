@@ -32,7 +32,7 @@ from collections.abc import Sequence as Many
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
 from posttrain.core.errors import ConfigError, DataError
 from posttrain.core.events import Reporter
@@ -42,7 +42,7 @@ from posttrain.core.seeds import derive
 from posttrain.core.settings import Destination, ExecutionOnly, ReadsModel, ReadsScorer, Settings
 from posttrain.data.prompts import Prompt, read_prompts
 from posttrain.data.rows import Rejects
-from posttrain.data.settings import FormatName, Rows, json_values
+from posttrain.data.settings import FormatName, PromptingSettings, Rows
 from posttrain.evals.pair_rows import Group
 from posttrain.evals.records import Record, cluster_of
 from posttrain.scoring.ranking import How, Rules, Unfinished
@@ -59,6 +59,7 @@ from posttrain.stages.folders import Files
 from posttrain.stages.stage import Context, stage
 
 if TYPE_CHECKING:
+    from posttrain.data.chat import Chat
     from posttrain.engine.policy import Policy
 
 CHUNKS = "chunks"
@@ -139,16 +140,9 @@ class SamplePairsSettings(Settings):
     format: FormatName = Field(
         "", description="format of the rows of --data; unset: found from the first row's columns"
     )
-    prompt_template: str | None = Field(
-        None,
-        description=(
-            "ask in plain text, the prompt written like this; {prompt} stands for it. Unset: the "
-            "chat template"
-        ),
-    )
-    template_kwargs: Annotated[dict[str, Any], BeforeValidator(json_values)] = Field(
-        default_factory=dict,
-        description="KEY=VALUE handed to the chat template, for example enable_thinking=false",
+    prompting: PromptingSettings = PromptingSettings()  # type: ignore[call-arg]
+    judge_thinking: bool = Field(
+        False, description="score all that was written, not the answer without its thinking"
     )
     on_bad_row: Literal["stop", "reject"] = Field(
         "stop",
@@ -236,14 +230,13 @@ def _begin(settings: SamplePairsSettings, rejects: Rejects, reporter: Reporter) 
     What is wrong with them or the scorer shows here, before anything is sampled.
     """
     from posttrain.data.chat import Chat
+    from posttrain.data.prompting import Prompting
     from posttrain.engine.load import load_tokenizer, longest_position, resolve
 
     base = resolve(settings.model)
-    chat = Chat(
-        load_tokenizer(base),
-        kwargs=settings.template_kwargs,
-        prompt_template=settings.prompt_template,
-    )
+    remembered = Prompting.read(base)
+    prompting = remembered.overridden(settings.prompting)
+    chat = Chat.of(load_tokenizer(base), prompting)
     longest = longest_position(base)
     prompts = read_prompts(
         settings.data,
@@ -263,9 +256,11 @@ def _begin(settings: SamplePairsSettings, rejects: Rejects, reporter: Reporter) 
         scores = SCORERS[settings.scorer](responses)
         missing = [score for score in scores if score.value is None]
         _refuse_unscored(settings, missing, len(scores), "prompts")
+    described = prompting.described(remembered)
     reporter.note(
         "prompts",
-        f"{len(prompts):,}, {settings.n} answers each, in {settings.batch_size} at a time",
+        f"{len(prompts):,}, {settings.n} answers each, in {settings.batch_size} at a time"
+        + (f"; {described}" if described else ""),
     )
     return prompts
 
@@ -307,22 +302,21 @@ def _sample(
     starts = range(len(chunks) * settings.batch_size, len(prompts), settings.batch_size)
     if not starts:
         return
+    from posttrain.data.chat import Chat
     from posttrain.engine.policy import Policy
 
     policy = Policy.load(settings.model, device=settings.device)
     for reason in policy.notes:
         context.reporter.message(reason)
-    if settings.prompt_template is None:
-        from posttrain.data.chat import Chat
-
-        chat = Chat(policy.tokenizer, kwargs=settings.template_kwargs)
+    chat = Chat.of(policy.tokenizer, policy.prompting.overridden(settings.prompting))
+    if chat.prompt_template is None:
         # so that answers end where the template ends them
         policy.set_chat(chat.template.source, chat.stop)
     scorer = open_scorer(settings.scorer_spec, settings.device)
     with context.reporter.working("sampling", len(prompts) - starts[0]) as progress:
         for start in starts:
             batch = prompts[start : start + settings.batch_size]
-            records = _answers(settings, policy, scorer, start, batch)
+            records = _answers(settings, policy, chat, scorer, start, batch)
             context.check_inputs()
             chunks.append([vars(record) for record in records])
             chunks.flush()
@@ -330,7 +324,12 @@ def _sample(
 
 
 def _answers(
-    settings: SamplePairsSettings, policy: Policy, scorer: Scorer, start: int, batch: Many[Prompt]
+    settings: SamplePairsSettings,
+    policy: Policy,
+    chat: Chat,
+    scorer: Scorer,
+    start: int,
+    batch: Many[Prompt],
 ) -> list[Record]:
     """Answers to prompts number start, start + 1, …, scored.
 
@@ -344,37 +343,38 @@ def _answers(
         temperature=settings.temperature,
         top_p=settings.top_p,
         n=settings.n,
+        stop_texts=chat.stops,
     )
     seeds = [derive(settings.seed, "sample-pairs", start + i) for i in range(len(batch))]
     completions = policy.sample([prompt.ids for prompt in batch], params, seeds)
+    replies = [chat.read(done.tokens, batch[done.prompt].ids) for done in completions]
     responses = []
-    for completion in completions:
-        prompt = batch[completion.prompt]
-        text = policy.tokenizer.decode(completion.tokens, skip_special_tokens=True)
-        responses.append(Response(prompt.prompt, text, prompt.known, prompt.where))
+    for completion, reply in zip(completions, replies, strict=True):
+        prompt, text = batch[completion.prompt], reply.judged(settings.judge_thinking)
+        response = Response(prompt.prompt, text, prompt.known, prompt.where, message=reply.message)
+        responses.append(response)
     scores = scorer(responses)
     refuse_failures(settings.scorer_spec, scores)
     records = []
-    for i, (completion, response, score) in enumerate(
-        zip(completions, responses, scores, strict=True)
-    ):
-        sample = i % settings.n
+    for i, (completion, reply, score) in enumerate(zip(completions, replies, scores, strict=True)):
+        prompt, sample = batch[completion.prompt], i % settings.n
         records.append(
             Record(
-                f"{response.where}#{sample}",
-                cluster_of(response.prompt),
+                f"{prompt.where}#{sample}",
+                cluster_of(prompt.prompt),
                 {
                     "score": score.value,
                     "tokens": len(completion.tokens),
                     "logprob": sum(completion.logprobs),
                     **score.parts,
                 },
-                output=response.completion,
+                output=reply.answer,
                 meta={
                     "prompt": start + completion.prompt,
                     "sample": sample,
-                    "where": response.where,
+                    "where": prompt.where,
                     "finished": completion.finished,
+                    **({"thinking": reply.thinking} if reply.thinking else {}),
                     **({"why": score.why} if score.why else {}),
                 },
             )

@@ -121,6 +121,7 @@ def train(settings: Any, context: Context, objective: Objective) -> dict[str, An
     reporter.note("model", _describe(learner, settings))
     if tokens.chat.used:  # leave in the exported model how it was talked to
         learner.set_chat(tokens.chat.template.source, tokens.chat.stop)
+    learner.prompting = tokens.prompting
     training, setup = _prepare(settings, learner, tokens.sets, reporter, objective)
     context.claim()
     tokens.keep()

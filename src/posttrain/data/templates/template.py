@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from collections.abc import Sequence as Many
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from inspect import signature
 from typing import Any
@@ -206,7 +206,8 @@ class Template:
         Args:
             ids: tokens of the answer, as sampled; with or without the token that ended it.
             prompt: tokens before it, which may open its thinking; None: the template's usual ones.
-            tools: the tools that might be called, which say of what type bare arguments are.
+            tools: the tools that might be called, which say of what type bare arguments are; none
+                of them: calls stay in the content.
         """
         end = len(ids)
         finished = bool(end) and ids[-1] in self.stop_ids
@@ -218,7 +219,8 @@ class Template:
         if prompt is not None:
             thinking = PROMPTED.search(self.decode(prompt[-64:]))
             opened = bool(thinking and thinking[1] and not thinking[2])
-        return self.reader.read(text, finished=finished, opened=opened, tools=tools)
+        reader = self.reader if tools is None or tools else replace(self.reader, calls=None)
+        return reader.read(text, finished=finished, opened=opened, tools=tools)
 
     def extend(
         self, ids: Many[int], messages: Many[Message], *, tools: Tools | None = None
@@ -274,5 +276,7 @@ class Template:
         if reasoning:
             message["reasoning_content"] = reasoning
         if calls := found.get("tool_calls"):
+            if tools is not None and not tools:
+                return None
             message["tool_calls"] = calls
         return Parsed(message, finished)

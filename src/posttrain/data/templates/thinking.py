@@ -44,6 +44,11 @@ def thought(message: dict[str, Any]) -> tuple[str | None, str, str]:
     return None, "", message["content"]
 
 
+def without_thinking(text: str) -> str:
+    """An answer without the thinking that it begins with."""
+    return thought({"content": text})[2]
+
+
 def closing(opening: str) -> str:
     """The tag that closes another."""
     if opening.startswith("<|channel>"):

@@ -1,11 +1,22 @@
 """Choice: which of several given answers a model finds the most likely, as lm-eval's multiple
-choice: summed over the choice's tokens, and that per byte.
+choice.
+
+    acc        the choice with the greatest log-likelihood: summed over its tokens
+    acc_norm   the same divided by the choice's characters
+    acc_bytes  the same divided by its bytes in UTF-8
+
+What is scored is the delimiter and the choice, after the prompt. The delimiter is a space after
+plain text and nothing after a chat template. Where prompt or choices bring white space there, that
+is the delimiter; no length counts it. A delimiter that is given stands between them as they are.
+
+Prompt and choice are tokenised together and cut where the prompt's own tokens end; white space at
+the end of the prompt goes with the choice.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence as Many
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -13,9 +24,8 @@ from posttrain.core.errors import DataError
 from posttrain.data.chat import Chat
 from posttrain.data.forest import Sequence, Tree
 from posttrain.data.formats import Example
-from posttrain.data.prepare import fit
 from posttrain.data.rows import Row, kind
-from posttrain.data.tokens import Encoded, Encoder, Span
+from posttrain.data.tokens import Encoder
 from posttrain.evals.metrics import Share
 from posttrain.evals.records import Record, cluster_of
 from posttrain.evals.subject import Subject
@@ -62,30 +72,37 @@ def question_of(row: Row) -> Question:
     return Question(row.where, text, tuple(choices), right)
 
 
+@dataclass(frozen=True)
+class _Pair:
+    """A prompt and one of its choices, as texts: all of `continuation` is scored."""
+
+    prompt: str
+    continuation: str
+    plain: bool
+
+
 def trees_of(
     chat: Chat, encoder: Encoder, max_length: int, rows: Many[Row]
 ) -> tuple[list[Question], list[Tree]]:
-    """Every row's question, and its choices as a tree.
+    """Every row's question, its choices as they are counted, and both as a tree.
 
     Raises:
         DataError: a row that is no question with choices, or of more tokens than fit; it names it.
     """
-    questions = [question_of(row) for row in rows]
-    turns = []
+    questions, pairs = [], list[_Pair]()
+    for row in rows:
+        question, of_question = _pairs(chat, question_of(row))
+        questions.append(question)
+        pairs += of_question
+    plain = [pair.plain for pair in pairs]
+    prompts = encoder.prompts([pair.prompt for pair in pairs], plain)
+    wholes = encoder.prompts([pair.prompt + pair.continuation for pair in pairs], plain)
+    encoded = iter(zip(prompts, wholes, strict=True))
+    trees = []
     for question in questions:
-        for choice in question.choices:
-            example = Example(question.where, question.text, (choice,))
-            turns.append(chat.turns(example, choice))
-    encoded = iter(encoder.encode(turns))
-    trees: list[Tree] = []
-    for question in questions:
-        sequences = []
-        for _ in question.choices:
-            answer = next(encoded)
-            if isinstance(answer, DataError):
-                answer.where = question.where
-                raise answer
-            sequences.append(_without_end(answer[0], max_length, question.where))
+        sequences = [
+            _sequence(*next(encoded), encoder, max_length, question.where) for _ in question.choices
+        ]
         trees.append(Tree(tuple(sequences)))
     return questions, trees
 
@@ -93,8 +110,9 @@ def trees_of(
 @task(
     "choice",
     check=trees_of,
-    correct=Share("correct", "correct", chance="chance"),
-    correct_per_byte=Share("correct_per_byte", "correct, per byte", chance="chance"),
+    acc=Share("acc", "acc, summed", chance="chance"),
+    acc_norm=Share("acc_norm", "acc_norm, per character", chance="chance"),
+    acc_bytes=Share("acc_bytes", "acc_bytes, per byte", chance="chance"),
 )
 def choice(subject: Subject, rows: list[Row]) -> list[Record]:
     """Which choice is the most likely answer to every question."""
@@ -102,42 +120,77 @@ def choice(subject: Subject, rows: list[Row]) -> list[Record]:
     scores = iter(subject.score(trees))
     records = []
     for question in questions:
-        logprobs = [next(scores) for _ in question.choices]
-        sizes = [len(choice.encode()) for choice in question.choices]
-        per_byte = [logprob / size for logprob, size in zip(logprobs, sizes, strict=True)]
+        logprobs = np.array([next(scores) for _ in question.choices])
+        characters = [len(text) for text in question.choices]
+        sizes = [len(text.encode()) for text in question.choices]
+
+        def right(values: np.ndarray, question: Question = question) -> float:
+            return float(np.argmax(values) == question.right)
+
         records.append(
             Record(
                 question.where,
                 cluster_of(question.text),
                 {
-                    "correct": float(np.argmax(logprobs) == question.right),
-                    "correct_per_byte": float(np.argmax(per_byte) == question.right),
+                    "acc": right(logprobs),
+                    "acc_norm": right(logprobs / characters),
+                    "acc_bytes": right(logprobs / sizes),
                     "chance": 1 / len(question.choices),
                 },
-                output={"logprobs": logprobs},
-                meta={"right": question.right, "bytes": sizes},
+                output={"logprobs": logprobs.tolist()},
+                meta={"right": question.right, "characters": characters, "bytes": sizes},
             )
         )
     return records
 
 
-def _without_end(one: Encoded, max_length: int, where: str) -> Sequence:
-    """A choice after its question, without the token that ends it."""
-    span = one.spans[-1]
-    if (n := span.end - 1) > max_length:
+def _pairs(chat: Chat, question: Question) -> tuple[Question, list[_Pair]]:
+    """A question with its choices as they are counted, and each with its prompt."""
+    text, plain = chat.prompt(Example(question.where, question.text))
+    choices, delimiters = question.choices, [chat.delimiter or ""] * len(question.choices)
+    if chat.delimiter is None:
+        choices, delimiters = _parted(choices, " " if plain else "")
+        if plain and (not text or text[-1].isspace()):
+            delimiters = [""] * len(choices)
+    prompt = text.rstrip()
+    space = text[len(prompt) :]
+    pairs = []
+    for delimiter, choice in zip(delimiters, choices, strict=True):
+        pairs.append(_Pair(prompt, space + delimiter + choice, plain))
+    return replace(question, choices=choices), pairs
+
+
+def _parted(choices: tuple[str, ...], unset: str) -> tuple[tuple[str, ...], list[str]]:
+    """Choices without the white space they begin with, and that, or else `unset`."""
+    bare = tuple(choice.lstrip() for choice in choices)
+    if not all(bare):  # white space is a choice
+        return choices, [unset] * len(choices)
+    spaces = [choice[: len(choice) - len(b)] for choice, b in zip(choices, bare, strict=True)]
+    return bare, [space or unset for space in spaces]
+
+
+def _sequence(
+    prompt: list[int], whole: list[int], encoder: Encoder, max_length: int, where: str
+) -> Sequence:
+    """A choice after its question."""
+    if not prompt:  # nothing would predict the first token
+        begin = encoder.tokenizer.bos_token_id
+        prompt = [encoder.tokenizer.eos_token_id if begin is None else begin]
+        whole = [*prompt, *whole]
+    ids = [*prompt, *whole[len(prompt) :]]
+    if len(ids) > max_length:
         raise DataError(
-            f"the question and a choice are {n:,} tokens, and {max_length:,} fit",
+            f"the question and a choice are {len(ids):,} tokens, and {max_length:,} fit",
             where=where,
             cure=(
-                f"shorten or remove the row; or give --max-length {n}, if the model can address as "
-                "many"
+                f"shorten or remove the row; or give --max-length {len(ids)}, if the model can "
+                "address as many"
             ),
         )
-    kept = fit(Encoded(one.ids[:n], (Span(span.start, n, 0),)), max_length, "drop")
-    if not kept:
+    if len(ids) == len(prompt):
         raise DataError(
-            "a choice is a single token that ends the answer",
+            "a choice has no token of its own after the question",
             where=where,
-            cure="give every choice a text",
+            cure="give every choice a text, or another --choice-delimiter",
         )
-    return kept[0]
+    return Sequence(np.array(ids, np.int64), np.arange(len(ids)) >= len(prompt))

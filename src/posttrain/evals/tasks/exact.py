@@ -9,7 +9,7 @@ from posttrain.evals.metrics import Share
 from posttrain.evals.records import Record, cluster_of
 from posttrain.evals.subject import Subject
 from posttrain.evals.task import task
-from posttrain.scoring.verifiers import MATCHES
+from posttrain.scoring.verifiers import MATCHES, is_wanted
 
 KEPT = ("skill", "level", "category")  # columns that stay in a record
 
@@ -26,11 +26,11 @@ def exact(subject: Subject, rows: list[Row]) -> list[Record]:
         Record(
             row.where,
             cluster_of(question.prompt),
-            {"correct": float(match(answer.text, wanted)), "tokens": answer.tokens},
+            {"correct": float(is_wanted(match, answer.text, wanted)), "tokens": answer.tokens},
             output=answer.text,
             meta={
                 "wanted": wanted,
-                "finished": answer.finished,
+                **answer.meta,
                 **{key: row.fields[key] for key in KEPT if key in row.fields},
             },
         )

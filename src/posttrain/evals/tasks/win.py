@@ -43,7 +43,9 @@ def win(subject: Subject, rows: list[Row]) -> list[Record]:
     responses = []
     for i, answer in zip(kept, answers, strict=True):
         example, columns = prompts[i]
-        responses.append(Response(example.prompt, answer.text, columns, rows[i].where))
+        responses.append(
+            Response(example.prompt, answer.text, columns, rows[i].where, answer.message)
+        )
     scores = _scores(subject, responses)
     return [
         _record(response, answer, score)
@@ -85,5 +87,5 @@ def _record(response: Response, answer: Generation, score: Score) -> Record:
         cluster_of(response.prompt),
         {"score": score.value, "tokens": answer.tokens, **score.parts},
         output=answer.text,
-        meta={"finished": answer.finished, **meta},
+        meta={**answer.meta, **meta},
     )

@@ -87,13 +87,7 @@ class Rewards:
         learner.without_dropout()
         if not self.steps:
             learner.pad_unlike({end for part in data.values() for end in part.trees.ends()})
-        written: dict[str, Any] = {
-            "prompt_template": settings.data.prompt_template,
-            "template_kwargs": settings.data.template_kwargs,
-        }
-        if self.steps:
-            written["separator"] = self.separator
-        learner.set_written(written)
+        learner.set_written({"separator": self.separator} if self.steps else {})
         train = self._examples(data["data"], settings)
         held_out = None
         if "held out" in data:
