@@ -44,7 +44,7 @@ def win(subject: Subject, rows: list[Row]) -> list[Record]:
     for i, answer in zip(kept, answers, strict=True):
         example, columns = prompts[i]
         responses.append(
-            Response(example.prompt, answer.text, columns, rows[i].where, answer.message)
+            Response(example.prompt, answer.text, columns, rows[i].where, message=answer.message)
         )
     scores = _scores(subject, responses)
     return [
