@@ -26,7 +26,7 @@ def perplexity(subject: Subject, rows: list[Row]) -> list[Record]:
     Long texts are cut into windows; no token is scored twice. A text of a single token, which
     nothing predicts, gives no record.
     """
-    form = Format("text")
+    form = Format("text", all_read=True)
     texts = [str(form.read(row).answers[0]) for row in rows]
     trees: list[Tree] = []
     owners: list[int] = []
