@@ -62,11 +62,18 @@ class Chat:
         self.tokenizer, self.train_on, self.prompt_template = tokenizer, train_on, prompt_template
         self.separator = "\n"
         self.used = False
+        self._moved = False  # reasoning in tags that the template does not know
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What the user should know of the chat template, once it was used."""
-        return self.template.notes if self.used else ()
+        notes = self.template.notes if self.used else ()
+        if self._moved:
+            notes += (
+                "reasoning in tags of another template is given to this one as reasoning, which "
+                f"it opens with {self.template.thinking_tag or 'words of its own'}",
+            )
+        return notes
 
     @property
     def stop(self) -> str:
@@ -136,7 +143,9 @@ class Chat:
 
     def _transcript(self, example: Example, messages: tuple[Message, ...]) -> Transcript:
         self.used = True
-        return Transcript(messages, example.tools, example.kwargs, example.where)
+        own = self.template.with_own_reasoning(messages)
+        self._moved = self._moved or own is not messages
+        return Transcript(own, example.tools, example.kwargs, example.where)
 
     def _plain(self, prompt: str) -> str:
         assert self.prompt_template is not None
