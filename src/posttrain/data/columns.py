@@ -316,7 +316,8 @@ def _is_text(text: str, column: str, format: str, has_prompt: bool, told: bool) 
     while len(words) > 1 and (words[-1] in _SIDES or words[-1].isdigit()):
         words.pop()
     normal, last = _normal(column), words[-1] if words else ""
-    if last in _DATA_WORDS or normal in _ABOUT or words[:1] == ["original"]:
+    about_data = last in ("at", "name", "names") and words[-2:-1] and words[-2] in _DATA_WORDS
+    if last in _DATA_WORDS or about_data or normal in _ABOUT or words[:1] == ["original"]:
         return False
     judging = last in _ABOUT_PAIRS or (len(words) > 1 and words[0] in _ABOUT_PAIRS_BEGIN)
     if judging and format == "preference" and has_prompt:

@@ -21,7 +21,7 @@ messages with images or audio.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from math import inf, isfinite
 from types import NoneType
@@ -443,19 +443,16 @@ def _split_conversations(
     Raises:
         DataError: they begin with another question than the prompt.
     """
-    whole = all(answer[0]["role"] != "assistant" for answer in answers[:2])
     if not prompt or all(_begins_with(answer, prompt) for answer in answers[:2]):
         return _split_shared(*answers)
-    if prompt[-1]["role"] == "assistant":
-        if whole or not _alike(prompt[-1], answers[0][-1]):
-            return prompt, answers
-        return prompt[:-1], answers  # a whole conversation that ends with the chosen answer
-    if not whole:
-        return prompt, answers
+    whole = all(answer[0]["role"] != "assistant" for answer in answers[:2])
+    if not whole:  # the prompt may be a whole conversation that ends with the chosen answer
+        return prompt[:-1] if _alike(prompt[-1], answers[0][-1]) else prompt, answers
     shared, rest = _split_shared(*answers)
-    given, inside = (_squeezed(part) for part in (prompt, shared))
-    if shared and (given in inside or all(_squeezed([m]) in given for m in shared)):
+    if shared and _says(prompt, shared):
         return shared, rest
+    if prompt[-1]["role"] == "assistant":
+        return prompt, answers
     raise DataError(
         "chosen and rejected are whole conversations that begin otherwise than the prompt",
         where=row.where,
@@ -463,9 +460,17 @@ def _split_conversations(
     )
 
 
-def _squeezed(part: Iterable[Message]) -> str:
-    """The texts of messages without what differs between two writings of the same."""
-    return " ".join(" ".join(message["content"] for message in part).split())
+def _says(prompt: tuple[Message, ...], shared: tuple[Message, ...]) -> bool:
+    """Whether a prompt says what conversations share: as messages, or as one text."""
+    if all(any(_alike(message, other) for other in prompt) for message in shared):
+        return True
+    given, inside = (" ".join(_joined(part).split()) for part in (prompt, shared))
+    each = all(" ".join(message["content"].split()) in given for message in shared)
+    return given in inside or (len(prompt) == 1 and each)
+
+
+def _joined(part: tuple[Message, ...]) -> str:
+    return " ".join(message["content"] for message in part)
 
 
 def _begins_with(answer: tuple[Message, ...], prompt: tuple[Message, ...]) -> bool:

@@ -101,8 +101,8 @@ class Ending:
             return ending
         if stop not in _released_stops(jinja.tokenizer) and not _is_glm(jinja.source):
             return replace(ending, next_turn=next_turn)
-        call = {"type": "function", "id": "abcdefghi"}
-        call["function"] = {"name": "look", "arguments": {"at": STAND_IN}}
+        function = {"name": "look", "arguments": {"at": STAND_IN}}
+        call = {"type": "function", "id": "abcdefghi", "function": function}
         called = {"role": "assistant", "content": "", "tool_calls": [call]}
         after_call = _after(jinja, ending, called) or next_turn
         return replace(ending, stop=stop, end=next_turn, next_turn=next_turn, after_call=after_call)
