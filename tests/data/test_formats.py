@@ -179,12 +179,12 @@ def test_every_format_by_hand(fields: dict[str, Any], expected: Example) -> None
         ({"prompt": "p", "chosen": "c", "rejected": "r"}, "p", "c", "r"),
         ({"chosen": "c", "rejected": "r"}, "", "c", "r"),
         ({"prompt": None, "chosen": "c", "rejected": "r"}, "", "c", "r"),
-        # a prompt inside text stays there: nothing says where it ends
+        # a prompt inside text ends at the mark of the answer
         (
             {"chosen": "\n\nHuman: p\n\nAssistant: c", "rejected": "\n\nHuman: p\n\nAssistant: r"},
-            "",
-            "\n\nHuman: p\n\nAssistant: c",
-            "\n\nHuman: p\n\nAssistant: r",
+            "\n\nHuman: p\n\nAssistant:",
+            " c",
+            " r",
         ),
         (
             {"prompt": [user("p")], "chosen": "c", "rejected": "r"},
@@ -369,8 +369,8 @@ def test_the_columns_say_which_format(columns: str, name: str) -> None:
 
 def test_columns_of_no_format() -> None:
     assert (
-        refusal({"question": "a", "answer": "b"}).what
-        == "no known format has these columns: question, answer"
+        refusal({"question": "a", "answers": ["b"]}).what
+        == "no known format has these columns: question, answers"
     )
     assert refusal({}).what == "no known format has these columns: none"
     assert "prompt=question,completion=answer" in refusal({"question": "a"}).cure
@@ -865,7 +865,7 @@ COUNTS = {  # file: (format, rows, rejected)
     "noncommercial/alpaca_eval_805": ("prompt", 803, 0),
     "unclear_licence/rm_bench": ("", 649, 649),
     "text/children_stories": ("text", 704, 0),
-    "math/gsm8k_test": ("", 1319, 1319),
+    "math/gsm8k_test": ("prompt-completion", 1319, 0),
 }
 
 

@@ -449,6 +449,51 @@ def test_packing_by_hand() -> None:
 # ------------------------------------------------------------------------------ rows that are shown
 
 
+def test_pairs_are_shown_answer_by_answer_with_their_columns(tmp_path: Path) -> None:
+    pairs = [{"question": "ab", "chosen": "cd", "rejected": "efg", "id": 7, "note": "Not in use."}]
+    report = look(
+        tmp_path,
+        pairs,
+        chat={"prompt_template": "{prompt}:"},
+        data={"data": (f"{tmp_path}/a.jsonl,ignore=note",)},
+    )
+    (account,) = report.training
+    assert (account.format, account.used, account.targets) == ("preference", 1, 3 + 4)
+    assert [one.where.rpartition(":")[2] for one in report.examples] == ["1, chosen", "1, rejected"]
+    assert [stretches(one)[-2:] for one in report.examples] == [
+        [("trained", answer, 0), ("end", END, 0)] for answer in ("cd", "efg")
+    ]
+    shown = dict(table(report))
+    assert shown["format"] == "preference"
+    assert shown["columns read"] == "prompt from question, chosen, rejected"
+    assert shown["columns not read"] == "id, note"
+    assert account.shape() == "preference; prompt from 'question'; not read: id"
+
+
+@pytest.mark.parametrize(
+    ("truncate", "kept"), [("", ["abcdef", "abcxef"]), ("left", ["efghi", "efg"])]
+)
+def test_pairs_over_the_limit_are_cut_as_in_training(
+    tmp_path: Path, truncate: str, kept: list[str]
+) -> None:
+    pair = {"chosen": "abcdefghi", "rejected": "abcxefg"}
+    report = look(tmp_path, [pair], max_length=6, data={"truncate": truncate})
+    trained = 0
+    for one, text in zip(report.examples, kept, strict=True):
+        pieces = one.passages[0].pieces
+        inside = [piece for piece in pieces if piece.kind not in ("cut", "gap", "end")]
+        assert "".join(piece.text for piece in inside) == text
+        trained += sum(piece.kind in ("trained", "end") for piece in pieces)
+    assert trained == report.total("targets") > 0
+
+
+def test_labelled_answers_are_shown(tmp_path: Path) -> None:
+    rows = [{**pair("ab", "c"), "label": "up"}, {**pair("ab", "d"), "label": "down"}]
+    report = look(tmp_path, rows)
+    assert [one.where.rpartition(", ")[2] for one in report.examples] == ["good", "bad"]
+    assert report.training[0].used == 2
+
+
 def test_which_rows_are_shown(tmp_path: Path) -> None:
     rows = [pair(f"{i}", "b") for i in range(1, 101)]
 

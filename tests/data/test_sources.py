@@ -860,6 +860,17 @@ def test_a_column_that_no_row_has_is_named(tmp_path: Path) -> None:
         rows(path, columns={"system": "persono"})
 
 
+def test_columns_are_ignored(tmp_path: Path) -> None:
+    path = put(tmp_path / "a.jsonl", b'{"text": "one", "note": "A, b.", "odd name": 1, "id": 2}')
+    given = TypeAdapter(Sourced).validate_python(f"{path},ignore=note,ignore=odd name,limit=1")
+    assert given.ignore == ("note", "odd name")
+    (row,) = read(given, Rejects())
+    assert row.fields == {"text": "one", "id": 2} and row.raw == path.read_bytes()
+    assert rows(path, ignore=["note"])[0][0] == {"text": "one", "odd name": 1, "id": 2}
+    with pytest.raises(DataError, match=r"has the column 'nota', .*did you mean 'note'"):
+        rows(path, ignore=["nota"])
+
+
 def test_columns_can_change_places(tmp_path: Path) -> None:
     path = put(tmp_path / "a.jsonl", b'{"prompt": "a", "completion": "b"}')
     assert rows(path, columns={"prompt": "completion", "completion": "prompt"}) == [

@@ -22,7 +22,8 @@ class Account:
     """What became of a source's rows: read = used + dropped + rejected.
 
     Attributes:
-        format: how the rows were read.
+        format: how the rows were read. columns: our column → the file's, of what was read. unread:
+            columns that nothing read. notes: what else is to be known of that.
         read, used, rejected: rows. reasons: why rows were rejected → how many.
         dropped: rows without anything trainable left, by reason.
         truncated: rows that lost tokens to the length limit.
@@ -36,6 +37,9 @@ class Account:
     """
 
     format: str = ""
+    columns: dict[str, str] = field(default_factory=dict)
+    unread: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     read: int = 0
     used: int = 0
     rejected: int = 0
@@ -68,6 +72,15 @@ class Account:
         parts += [f"{count:,} {name}" for name, count in counts.items() if count]
         parts += [f"{count:,} dropped: {reason}" for reason, count in self.dropped.items()]
         return ", ".join(parts)
+
+    def shape(self) -> str:
+        """The format, and which columns it was read from and which it was not."""
+        parts = [self.format]
+        renamed = {ours: theirs for ours, theirs in self.columns.items() if ours != theirs}
+        parts += [f"{ours} from {theirs!r}" for ours, theirs in renamed.items()]
+        if self.unread:
+            parts.append(f"not read: {', '.join(self.unread)}")
+        return "; ".join(parts)
 
     def json(self) -> dict[str, Any]:
         return asdict(self)

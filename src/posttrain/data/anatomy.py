@@ -10,7 +10,7 @@ from __future__ import annotations
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -135,8 +135,32 @@ class _Window:
         return later[self.labelled.mask[later]]
 
 
+def anatomies(prepared: Prepared, dropped: str, preparation: Preparation) -> list[Anatomy]:
+    """Take a row apart: a demonstration, or each of the answers that are compared.
+
+    Args: see `anatomy`.
+    """
+    example, learned = prepared.example, preparation.learned
+    if learned == "demonstrations":
+        return [anatomy(prepared, dropped, preparation)]
+    names = ("chosen", "rejected", "reference")
+    if learned == "labels":
+        names = ("good", "bad") if example.label is not False else ("bad",)
+    policy = "left" if preparation.policy(example) == "left" else "right"
+    lost = max(0, prepared.longest - preparation.max_length) if policy == "left" else 0
+    shown = []
+    for name, answer, encoded in zip(names, example.answers, prepared.encoded, strict=False):
+        side = replace(
+            prepared, example=replace(example, answers=(answer,)), encoded=[encoded], numbers=()
+        )
+        limit = len(encoded.ids) - lost if lost else preparation.max_length
+        apart = anatomy(side, dropped, replace(preparation, truncate=policy, max_length=limit))
+        shown.append(replace(apart, where=f"{apart.where}, {name}"))
+    return shown
+
+
 def anatomy(prepared: Prepared, dropped: str, preparation: Preparation) -> Anatomy:
-    """Take a row apart.
+    """Take one answer of a row apart.
 
     Args:
         prepared: the row as it was tokenised.

@@ -101,6 +101,7 @@ class Chat:
         self.delimiter: str | None = None
         self.used = False
         self.shared: set[str] = set()
+        self._moved = False  # reasoning in tags that the template does not know
 
     @classmethod
     def of(cls, tokenizer: Any, prompting: Prompting, **more: Any) -> Chat:
@@ -121,7 +122,13 @@ class Chat:
     @property
     def notes(self) -> tuple[str, ...]:
         """What the user should know of the chat template, once it was used."""
-        return self.template.notes if self.used else ()
+        notes = self.template.notes if self.used else ()
+        if self._moved:
+            notes += (
+                "reasoning in tags of another template is given to this one as reasoning, which "
+                f"it opens with {self.template.thinking_tag or 'words of its own'}",
+            )
+        return notes
 
     @property
     def lead(self) -> str:
@@ -234,11 +241,13 @@ class Chat:
 
     def _transcript(self, example: Example, messages: tuple[Message, ...]) -> Transcript:
         self.used = True
+        own = self.template.with_own_reasoning(messages)
+        self._moved = self._moved or own is not messages
         if len(self.shared) < 2:
             first = messages[0] if messages else {}
             system = first["content"] if first.get("role") in ("system", "developer") else ""
             self.shared.add(json.dumps([system, example.kwargs]))
-        return Transcript(messages, example.tools, example.kwargs, example.where)
+        return Transcript(own, example.tools, example.kwargs, example.where)
 
     def _plain(self, prompt: str) -> str:
         assert self.prompt_template is not None

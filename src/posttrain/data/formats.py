@@ -13,8 +13,10 @@
     text                text
     prompt              prompt alone: text or messages
 
-The first row of a source decides its format; a later row of another shape is an error that names
-both lines. Left out: messages with images or audio.
+The names that other published data sets have for these columns are known; see
+`posttrain.data.columns`. The first row of a source decides its format; a later row of another shape
+is an error that names both lines, and so is a column with text that nothing reads. Left out:
+messages with images or audio.
 """
 
 from __future__ import annotations
@@ -26,7 +28,10 @@ from types import NoneType
 from typing import Any
 
 from posttrain.core.errors import DataError, nearest
+from posttrain.data import transcripts
+from posttrain.data.columns import Layout, Names, layout, layout_as, unread_text
 from posttrain.data.messages import (
+    ROLES,
     Message,
     Text,
     checked,
@@ -71,55 +76,132 @@ class Format:
 
     Args:
         name: of the format; empty: the first row decides.
+        all_read: whether every column is read by someone, as a scorer reads those of a prompt. Then
+            text beside what the format reads is no error.
+    Attributes:
+        first: the first usable row.
+        columns: our column → the file's, of all that is read.
+        unread: columns that nothing reads, in order; no text is among them.
+        notes: what else the user should know of how the rows are read.
     """
 
-    def __init__(self, name: str = "") -> None:
-        self.name, self._given = name, bool(name)
-        self.first: Row | None = None  # the first usable row
+    def __init__(self, name: str = "", *, all_read: bool = False) -> None:
+        self.name, self._given, self._all_read = name, bool(name), all_read
+        self.first: Row | None = None
+        self.columns: dict[str, str] = {}
+        self.unread: dict[str, None] = {}
+        self.notes: dict[str, None] = {}
+        self._prompted = False
+        self._layouts: dict[tuple[tuple[str, bool], ...], Layout | None] = {}
 
     def read(self, row: Row) -> Example:
         """The row as an example.
 
         Raises:
-            DataError: it has another shape than the rows before it, or a value that does not fit.
+            DataError: it has another shape than the rows before it, a value that does not fit, or
+                text that nothing reads.
         """
-        name = self.name or detect(row)
-        columns, parse = FORMATS[name]
-        self._check_shape(row, name, columns)
+        found = self._layout(row)
         try:
-            example = parse(row)
+            example = FORMATS[found.format][1](Row(found.fields(row.fields), row.where))
         except RecursionError:
             raise DataError(
                 "its values are nested too deep", where=row.where, cure="correct or remove the row"
             ) from None
+        self._check_all_is_read(row, found, example)
         # only now: a row that cannot be used decides nothing
-        self.name, self.first = name, self.first or row
+        self.name, self.first = found.format, self.first or row
+        self.columns.update(found.columns)
+        self._prompted = self._prompted or bool(example.prompt)
+        self._observe(row, found, example)
         return example
 
-    def _check_shape(self, row: Row, name: str, columns: tuple[str, ...]) -> None:
-        missing = [column for column in columns if row.fields.get(column) is None]
-        if self.first is None:
-            if missing:
-                raise DataError(
-                    f"format {name} needs the column {missing[0]!r}; "
-                    f"{nearest(missing[0], row.fields)}",
-                    where=row.where,
-                    cure=_CURE,
-                )
-            return
-        if not missing and (self._given or detect(row) == name):
-            return
-        try:
-            shape = f"this row is {detect(row)}"
-        except DataError:
-            shape = f"this row has no {' and '.join(map(repr, missing))}"
-        raise DataError(
-            f"{shape}; the source began as {name} ({self.first.where})",
+    def _layout(self, row: Row) -> Layout:
+        """How the row is read: like the first one."""
+        key = tuple((name, value == "") for name, value in row.fields.items() if value is not None)
+        if key not in self._layouts and len(self._layouts) < _MOST_LAYOUTS:
+            self._layouts[key] = self._find_layout(row)
+        found = self._layouts[key] if key in self._layouts else self._find_layout(row)
+        if found is None and self.first is None:
+            raise self._missing(row)
+        if found is None or (self.name and found.format != self.name):
+            raise self._another_shape(row, found or _detected(row))
+        moved = [self.columns[ours] for ours in found.columns if ours in self.columns]
+        if missing := [column for column in moved if column not in found.columns.values()]:
+            raise self._another_shape(row, None, missing)
+        return found
+
+    def _find_layout(self, row: Row) -> Layout | None:
+        return layout_as(self.name, row.fields) if self._given else _detected(row)
+
+    def _missing(self, row: Row) -> DataError:
+        """Why the first row cannot be read."""
+        if not self._given:
+            return _unknown(row)
+        names = Names(row.fields)
+        missing = next(column for column in FORMATS[self.name][0] if not names.first(column))
+        return DataError(
+            f"format {self.name} needs the column {missing!r}; {nearest(missing, row.fields)}",
+            where=row.where,
+            cure=_CURE,
+        )
+
+    def _another_shape(
+        self, row: Row, found: Layout | None, missing: list[str] | None = None
+    ) -> DataError:
+        """Why a later row cannot be read like the first."""
+        assert self.first is not None
+        needed = [self.columns[column] for column in FORMATS[self.name][0]]
+        missing = missing or [column for column in needed if row.fields.get(column) is None]
+        shape = f"this row has no {' and '.join(map(repr, missing))}"
+        if found is not None:
+            shape = f"this row is {found.format}"
+        return DataError(
+            f"{shape}; the source began as {self.name} ({self.first.where})",
             where=row.where,
             cure="give the two kinds as two --data sources, each in its own file",
         )
 
+    def _check_all_is_read(self, row: Row, found: Layout, example: Example) -> None:
+        """Refuse a row with text that nothing reads: most often it is the question."""
+        has_prompt = found.format != "preference" or bool(example.prompt)
+        if self._prompted and not has_prompt:
+            raise DataError(
+                "this row has no prompt, and the rows before it have one",
+                where=row.where,
+                cure="fill it in, or remove the row",
+            )
+        if found.format == "prompt" or (self._all_read and has_prompt):
+            return
+        if found.format == "text" and row.fields.get("role") in ROLES and "text" in row.fields:
+            raise DataError(
+                "the row is one message of a conversation, whose others stand in other rows",
+                where=row.where,
+                cure=(
+                    "write each conversation as one row with messages; to train the messages as "
+                    "raw text, FILE,ignore=role"
+                ),
+            )
+        fields = {name: value for name, value in row.fields.items() if value is not None}
+        if len(fields) == len(found.columns):
+            return
+        columns = unread_text(
+            fields, found, _all_text(example), has_prompt=has_prompt, told=self._given
+        )
+        if columns:
+            raise _unread(row, found, columns, has_prompt)
 
+    def _observe(self, row: Row, found: Layout, example: Example) -> None:
+        """Note what the user should know."""
+        read = found.columns.values()
+        for name, value in row.fields.items():
+            if name not in read and value is not None and len(self.unread) < _MOST_NAMED:
+                self.unread[name] = None
+        if len(self.notes) < _MOST_NAMED and (note := _note(row, found, example)):
+            self.notes[note] = None
+
+
+_MOST_LAYOUTS, _MOST_NAMED = 1000, 20
 _CURE = (
     "say which of the file's columns are meant, for example "
     "FILE,prompt=question,completion=answer; or the format, with --format"
@@ -127,17 +209,81 @@ _CURE = (
 
 
 def detect(row: Row) -> str:
-    """The format of a row: the first of `FORMATS` whose columns are all there.
+    """The format of a row: the first whose columns are all there; see `posttrain.data.columns`.
 
     Raises:
         DataError: there is none.
     """
-    present = {column for column, value in row.fields.items() if value is not None}
-    for name, (needs, _) in FORMATS.items():
-        if present.issuperset(needs):
-            return name
+    found = _detected(row)
+    if found is None:
+        raise _unknown(row)
+    return found.format
+
+
+def _detected(row: Row) -> Layout | None:
+    return layout(row.fields)
+
+
+def _unknown(row: Row) -> DataError:
     columns = ", ".join(map(str, list(row.fields)[:20])) or "none"
-    raise DataError(f"no known format has these columns: {columns}", where=row.where, cure=_CURE)
+    return DataError(f"no known format has these columns: {columns}", where=row.where, cure=_CURE)
+
+
+def _unread(row: Row, found: Layout, columns: list[str], has_prompt: bool) -> DataError:
+    """The error for columns with text that nothing reads."""
+    named = " and ".join(map(repr, columns[:5]))
+    one = len(columns) == 1
+    what = f"the column{'' if one else 's'} {named} hold{'s' if one else ''} text that is not read"
+    taken = [
+        f"{ours} is taken from {theirs!r}"
+        for ours, theirs in found.columns.items()
+        if ours in ("prompt", "instruction", "completion", "output") and ours != theirs
+    ]
+    what = "; ".join([what, *taken])
+    ignore = "".join(f",ignore={column}" for column in columns)
+    if not has_prompt:
+        return DataError(
+            f"chosen and rejected have no prompt, and {what}",
+            where=row.where,
+            cure=f"if it is the prompt: FILE,prompt={columns[0]}; if it is not: FILE{ignore}",
+        )
+    return DataError(
+        what,
+        where=row.where,
+        cure=(
+            f"if it is not needed: FILE{ignore}; if the model should see it, say what it is, as in "
+            "FILE,prompt=question,completion=answer or FILE,instruction=question,input=context,"
+            "output=answer, or write it into the prompt"
+        ),
+    )
+
+
+def _note(row: Row, found: Layout, example: Example) -> str:
+    """What the user should know of how a row is read; the same for rows of one kind."""
+    if found.format == "preference" and "prompt" not in found.columns and example.prompt:
+        if isinstance(example.prompt, str) and "instruction" not in found.columns:
+            mark = transcripts.marks(example.prompt)[-1].text
+            return (
+                f"the prompt is inside chosen and rejected: what both share, up to {mark!r}; "
+                "--prompt-template '{prompt}' shows it as it stands, without a chat template"
+            )
+        if not isinstance(example.prompt, str) and "instruction" not in found.columns:
+            return "the prompt is inside chosen and rejected: the messages that both share"
+    if found.format == "text" and (marks := transcripts.marks(str(example.answers[0])[:2000])):
+        user = next(mark.text for mark in marks if not mark.assistant)
+        return (
+            f"the texts hold turns, as {user!r} says, and all of them are trained, the user's too; "
+            "give conversations as messages to train the answers alone"
+        )
+    return ""
+
+
+def _all_text(example: Example) -> str:
+    """All texts of an example, in order."""
+    texts: list[str] = []
+    for part in (example.prompt, *example.answers):
+        texts += [part] if isinstance(part, str) else [message["content"] for message in part]
+    return "\n".join(texts)
 
 
 # ------------------------------------------------------------------------------------------ parsing
@@ -145,15 +291,20 @@ def detect(row: Row) -> str:
 
 def _messages_row(row: Row) -> Example:
     turns = _with_system(row, messages(row.fields["messages"], "messages", row.where))
-    label = row.fields.get("label")
-    if isinstance(label, bool):
-        return replace(_example(row, turns[:-1], turns[-1:]), label=label)
-    return _example(row, (), turns)
+    return _labelled(row, turns)
 
 
 def _sharegpt(row: Row) -> Example:
     turns = messages(row.fields["conversations"], "conversations", row.where)
-    return _example(row, (), _with_system(row, turns))
+    return _labelled(row, _with_system(row, turns))
+
+
+def _labelled(row: Row, turns: tuple[Message, ...]) -> Example:
+    """A conversation, whose last answer may be labelled good or bad."""
+    label = _good(row.fields.get("label"))
+    if label is None:
+        return _example(row, (), turns)
+    return replace(_example(row, turns[:-1], turns[-1:]), label=label)
 
 
 def _system(row: Row) -> tuple[Message, ...]:
@@ -166,7 +317,9 @@ def _system(row: Row) -> tuple[Message, ...]:
 def _with_system(row: Row, turns: tuple[Message, ...]) -> tuple[Message, ...]:
     """A conversation that begins with the system prompt of a column of its own."""
     system = _system(row)
-    if system and turns[0]["role"] in ("system", "developer"):
+    if system and turns and turns[0]["role"] in ("system", "developer"):
+        if turns[0]["content"].strip() == system[0]["content"].strip():
+            return turns
         raise DataError(
             "there is a system prompt in its own column and in the messages",
             where=row.where,
@@ -190,11 +343,17 @@ def _given(row: Row, column: str) -> Any:
 
 
 def _alpaca(row: Row) -> Example:
-    question = row.text("instruction")
+    prompt = (*_system(row), *_history(row), *_user(_instruction(row)))
+    example = _example(row, prompt, _assistant(row.text("output")))
+    return replace(example, label=_good(row.fields.get("label")))
+
+
+def _instruction(row: Row) -> str:
+    """An instruction with its input, or context, on the next line."""
+    instruction = row.text("instruction")
     if _given(row, "input") is not None:
-        question += "\n" + row.text("input")
-    prompt = (*_system(row), *_history(row), *_user(question))
-    return _example(row, prompt, _assistant(row.text("output")))
+        instruction += "\n" + row.text("input")
+    return instruction
 
 
 def _history(row: Row) -> list[Message]:
@@ -216,11 +375,11 @@ def _history(row: Row) -> list[Message]:
 
 
 def _preference(row: Row) -> Example:
-    prompt = _text_or_messages(row, "prompt") if row.fields.get("prompt") is not None else ""
     columns = ["chosen", "rejected"]
     if _given(row, "reference") is not None:
         columns.append("reference")
     answers = [_text_or_messages(row, column) for column in columns]
+    prompt = _prompt_of_pair(row)
     if len({isinstance(answer, str) for answer in answers}) > 1:
         raise DataError(
             "of chosen and rejected one is text and one is messages",
@@ -228,18 +387,103 @@ def _preference(row: Row) -> Example:
             cure="write both the same way",
         )
     if isinstance(prompt, str) and all(isinstance(answer, str) for answer in answers):
-        return replace(_example(row, prompt, *answers), margin=_margin(row))
+        prompt, answers = _split_transcripts(row, prompt, [str(answer) for answer in answers])
+        if not _system(row):
+            return replace(_example(row, prompt, *answers), margin=_margin(row))
     if isinstance(prompt, str):
         prompt = _user(prompt) if prompt else ()
     as_messages = [_assistant(a) if isinstance(a, str) else a for a in answers]
-    if not prompt or all(_begins_with(answer, prompt) for answer in as_messages[:2]):
-        prompt, as_messages = _split_shared(*as_messages)
-    return replace(_example(row, prompt, *as_messages), margin=_margin(row))
+    prompt, as_messages = _split_conversations(row, prompt, as_messages)
+    return replace(_example(row, _with_system(row, prompt), *as_messages), margin=_margin(row))
+
+
+def _prompt_of_pair(row: Row) -> Text:
+    """The prompt in a column, or in an instruction and what belongs to it; empty without either."""
+    if row.fields.get("prompt") is not None:
+        return _text_or_messages(row, "prompt")
+    if row.fields.get("instruction") is None:
+        return ""
+    history, instruction = _history(row), _instruction(row)
+    return (*history, *_user(instruction)) if history else instruction
+
+
+def _split_transcripts(row: Row, prompt: str, answers: list[str]) -> tuple[str, list[Text]]:
+    """The prompt and the answers of texts in which the prompt may stand before both answers, with a
+    mark before every turn; others as they are.
+
+    Raises:
+        DataError: what follows the prompt has turns of the user, who would be trained, too.
+    """
+    shared = transcripts.shared_prompt(*answers[:2])
+    if not shared and not prompt.strip() and all(map(transcripts.marks, answers[:2])):
+        raise DataError(
+            "chosen and rejected are whole conversations that do not begin with the same question",
+            where=row.where,
+            cure="give the turns as messages, or remove the row",
+        )
+    if not shared or prompt.strip() not in shared:
+        return prompt, [*answers]
+    rest = [answer.removeprefix(shared) for answer in answers]
+    for name, answer in zip(("chosen", "rejected"), rest, strict=False):
+        if mark := transcripts.asks_again(shared, answer):
+            raise DataError(
+                f"{name} goes on with {mark!r} after what both share, so that the user's turns "
+                "would be trained, too",
+                where=row.where,
+                cure="give the turns as messages, or remove the row",
+            )
+    return shared, [*rest]
+
+
+def _split_conversations(
+    row: Row, prompt: tuple[Message, ...], answers: list[tuple[Message, ...]]
+) -> tuple[tuple[Message, ...], list[tuple[Message, ...]]]:
+    """The prompt and the answers of conversations in which the prompt may stand, too.
+
+    Raises:
+        DataError: they begin with another question than the prompt.
+    """
+    if not prompt or all(_begins_with(answer, prompt) for answer in answers[:2]):
+        return _split_shared(*answers)
+    whole = all(answer[0]["role"] != "assistant" for answer in answers[:2])
+    if not whole:  # the prompt may be a whole conversation that ends with the chosen answer
+        return prompt[:-1] if _alike(prompt[-1], answers[0][-1]) else prompt, answers
+    shared, rest = _split_shared(*answers)
+    if shared and _says(prompt, shared):
+        return shared, rest
+    if prompt[-1]["role"] == "assistant":
+        return prompt, answers
+    raise DataError(
+        "chosen and rejected are whole conversations that begin otherwise than the prompt",
+        where=row.where,
+        cure="leave one of them out: FILE,ignore=COLUMN does that with the column of the prompt",
+    )
+
+
+def _says(prompt: tuple[Message, ...], shared: tuple[Message, ...]) -> bool:
+    """Whether a prompt says what conversations share: as messages, or as one text."""
+    if all(any(_alike(message, other) for other in prompt) for message in shared):
+        return True
+    given, inside = (" ".join(_joined(part).split()) for part in (prompt, shared))
+    each = all(" ".join(message["content"].split()) in given for message in shared)
+    return given in inside or (len(prompt) == 1 and each)
+
+
+def _joined(part: tuple[Message, ...]) -> str:
+    return " ".join(message["content"] for message in part)
 
 
 def _begins_with(answer: tuple[Message, ...], prompt: tuple[Message, ...]) -> bool:
     """Whether an answer is a whole conversation that repeats the prompt."""
-    return answer[0]["role"] != "assistant" and all(message in answer for message in prompt)
+    repeated = (any(_alike(message, other) for other in answer) for message in prompt)
+    return answer[0]["role"] != "assistant" and all(repeated)
+
+
+def _alike(message: Message, other: Message) -> bool:
+    """Whether two messages say the same, but for white space around it."""
+    if message["role"] != other["role"]:
+        return False
+    return message == other or message["content"].strip() == other["content"].strip() != ""
 
 
 def _split_shared(
@@ -279,23 +523,33 @@ def _margin(row: Row) -> float | None:
     return margin
 
 
-_LABEL_TEXTS = {"true": True, "false": False, "1": True, "0": False}
+# tables without a boolean type write it as text; others have thumbs
+_GOOD = ("true", "1", "up", "thumbs_up", "thumbs up", "good", "desirable", "👍")
+_BAD = ("false", "0", "down", "thumbs_down", "thumbs down", "bad", "undesirable", "👎")
+
+
+def _good(label: Any) -> bool | None:
+    """Whether a label says good, or bad; None where it says neither."""
+    if isinstance(label, str):
+        word = label.strip().lower()
+        return True if word in _GOOD else False if word in _BAD else None
+    if isinstance(label, (bool, int, float)) and label in (0, 1):
+        return bool(label)
+    return None
 
 
 def _label(row: Row) -> Example:
-    label = row.fields["label"]
-    if isinstance(label, str):  # tables without a boolean type write it as text
-        label = _LABEL_TEXTS.get(label.lower(), label)
-    if isinstance(label, (str, list, dict)) or label not in (0, 1):
+    label = _good(row.fields["label"])
+    if label is None:
         raise DataError(
-            f"the label is {kind(label)}, not true or false",
+            f"the label is {kind(row.fields['label'])}, not true or false",
             where=row.where,
             cure=(
                 "write true for a good answer; if the column means something else, give --format "
                 "prompt-completion"
             ),
         )
-    return replace(_prompt_completion(row), label=bool(label))
+    return replace(_prompt_completion(row), label=label)
 
 
 def _steps(row: Row) -> Example:
@@ -355,10 +609,13 @@ def _text_row(row: Row) -> Example:
 
 
 def _prompt(row: Row) -> Example:
-    return _example(row, _text_or_messages(row, "prompt"))
+    prompt = _text_or_messages(row, "prompt")
+    if _system(row):
+        prompt = _with_system(row, _user(prompt) if isinstance(prompt, str) else prompt)
+    return _example(row, prompt)
 
 
-# name → (the columns it needs, its parser); `detect` takes the first that fits
+# name → (the columns it needs, its parser)
 FORMATS: Mapping[str, tuple[tuple[str, ...], Callable[[Row], Example]]] = {
     "preference": (("chosen", "rejected"), _preference),
     "label": (("prompt", "completion", "label"), _label),

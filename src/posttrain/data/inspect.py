@@ -17,28 +17,32 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 
 from posttrain.core.defaults import token_budget
-from posttrain.core.errors import ConfigError
+from posttrain.core.errors import ConfigError, DataError
 from posttrain.core.events import Reporter
 from posttrain.core.files import PARTIAL
 from posttrain.core.seeds import derive
 from posttrain.data.account import Account, check
-from posttrain.data.anatomy import Anatomy, anatomy
+from posttrain.data.anatomy import Anatomy, anatomies
 from posttrain.data.chat import Chat
 from posttrain.data.curate.overlap import Overlap, Samples, read_keys
 from posttrain.data.forest import Tree, pack, size
+from posttrain.data.formats import Format
 from posttrain.data.plan import Plan
-from posttrain.data.prepare import Preparation, Prepared, accounted
+from posttrain.data.prepare import Learned, Preparation, Prepared, accounted
 from posttrain.data.rows import Rejects
-from posttrain.data.settings import DataSettings, Source
+from posttrain.data.settings import DataSettings, FormatName, Source
+from posttrain.data.sources import read
 from posttrain.data.sources import size as bytes_of
 
 SAMPLE = 100_000  # rows from which packing is measured
+LOOKED_AT = 100  # rows of which the first usable one says what a source is for
 BINS = 14  # bars of the histogram at most, besides the one that --max-length adds
 
 T = TypeVar("T")
@@ -294,7 +298,6 @@ def inspect(
         ConfigError: a budget below the longest sequence.
     """
     reporter = reporter or Reporter()
-    preparation = Preparation(chat, max_length, settings.truncate, settings.format)
     measured = _Measured()
     parts, shown, shown_numbers = [], [], set[int]()
     sources = [(source, False) for source in settings.data]
@@ -304,6 +307,8 @@ def inspect(
     keys: dict[str, list[np.ndarray]] = {}
     with tempfile.TemporaryDirectory() as scratch, _rejects(settings, rejects, scratch) as rejected:
         for source, held_out in sources:
+            learned = _learned(source, settings.format)
+            preparation = Preparation(chat, max_length, settings.truncate, settings.format, learned)
             account, selection = Account(), _Selection(rows, examples, source.path)
             label, total = f"read {Path(source.path).name}", max(1, bytes_of(source))
             with reporter.working(label, total) as progress:
@@ -318,7 +323,7 @@ def inspect(
             keys.setdefault(sets[held_out], []).append(read_keys(Path(scratch)))
             parts.append(Part(source, account, held_out))
             for prepared, dropped in selection.rows:
-                shown.append(anatomy(prepared, dropped, preparation))
+                shown += anatomies(prepared, dropped, preparation)
                 shown_numbers.add(_number(prepared.row.where))
     return Report(
         tuple(parts),
@@ -331,6 +336,25 @@ def inspect(
         rejects if rejected.count else None,
         samples.overlap(keys),
     )
+
+
+def _learned(source: Source, format: FormatName) -> Learned:
+    """What a source's rows are for, by the first that can be used: pairs are compared, labelled
+    answers are judged, all else are demonstrations.
+    """
+    form = Format(format)
+    try:
+        for row in islice(read(source, Rejects()), LOOKED_AT):
+            try:
+                example = form.read(row)
+            except DataError:
+                continue
+            if example.label is not None:
+                return "labels"
+            return "pairs" if len(example.answers) > 1 else "demonstrations"
+    except DataError:  # reading it in earnest says it
+        pass
+    return "demonstrations"
 
 
 @contextmanager
@@ -415,7 +439,8 @@ def table(report: Report) -> list[tuple[str, str]]:
         return [(f"{name}: {reason}", share(count, read)) for reason, count in counts]
 
     formats = ", ".join(dict.fromkeys(account.format for account in report.training))
-    rows = [("rows", f"{read:,}"), ("format", formats), ("used", share(total("used"), read))]
+    rows = [("rows", f"{read:,}"), ("format", formats), *_columns(report)]
+    rows.append(("used", share(total("used"), read)))
     rows += by_reason("dropped", report.reasons("dropped"))
     rows += by_reason("rejected", report.reasons("reasons"))
     rows += [
@@ -437,4 +462,23 @@ def table(report: Report) -> list[tuple[str, str]]:
         ]
     if report.template:
         rows.append(("chat template", report.template))
+    return rows
+
+
+def _columns(report: Report) -> list[tuple[str, str]]:
+    """Which columns of each source were read, and which were not."""
+    rows: list[tuple[str, str]] = []
+    for part in report.parts:
+        account = part.account
+        of = f" of {part.name}" if len(report.parts) > 1 else ""
+        taken = [
+            ours if ours == theirs else f"{ours} from {theirs}"
+            for ours, theirs in account.columns.items()
+        ]
+        unread = [*account.unread, *part.source.ignore]
+        if taken:
+            rows.append((f"columns read{of}", ", ".join(taken)))
+        if unread:
+            rows.append((f"columns not read{of}", ", ".join(unread)))
+        rows += [(f"note{of}", note) for note in account.notes]
     return rows

@@ -1,10 +1,12 @@
 """Messages: conversations as files have them, and the one shape in which they go on. Left out:
-images and audio.
+images and audio; a part of a message that is not learned.
 """
 
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterator
 from math import inf
 from types import NoneType
 from typing import Any
@@ -24,8 +26,12 @@ ROLES = {
     "developer": "developer",
     "user": "user",
     "human": "user",
+    "prompter": "user",
     "assistant": "assistant",
     "gpt": "assistant",
+    "ai": "assistant",
+    "bot": "assistant",
+    "chatbot": "assistant",
     "chatgpt": "assistant",
     "bing": "assistant",
     "bard": "assistant",
@@ -62,12 +68,28 @@ def messages(value: Any, name: str, where: str) -> tuple[Message, ...]:
             cure='write [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]',
         )
     return tuple(
-        _message(each, f"message {i + 1} of {name}", where) for i, each in enumerate(value)
+        _message(each, f"message {i} of {name}", where) for i, each in enumerate(_turns(value), 1)
     )
+
+
+def _turns(value: list[Any] | tuple[Any, ...]) -> Iterator[Any]:
+    """Messages one by one; {input, output} is a question and its answer."""
+    for each in value:
+        if isinstance(each, dict) and {"input", "output"} <= each.keys() and not _said_role(each):
+            yield {"role": "user", "content": each["input"]}
+            yield {"role": "assistant", "content": each["output"]}
+        else:
+            yield each
 
 
 # fields of a message that are read here; all else goes on as it is
 _READ = ("role", "from", "content", "value", "tool_calls", "function_call")
+# fields that say whether a message is learned: 1 or true, 0 or false
+WEIGHTS = ("weight", "train", "training", "trainable", "train_on_turn", "loss", "loss_mask")
+# a field that seems to say so, and is none of these
+_SAYS_WEIGHT = re.compile(
+    r"(?:^|_)(?:train|trained|training|trainable|loss|mask|masked|learn|learned|weight)(?:_|$)"
+)
 
 
 def _message(value: Any, name: str, where: str) -> Message:
@@ -87,10 +109,7 @@ def _message(value: Any, name: str, where: str) -> Message:
     for key, held in out.items():
         if isinstance(held, str):
             text(held, f"{key} of {name}", where)
-    if "weight" in out and out["weight"] not in (0, 1):
-        raise DataError(
-            f"{name} has a weight that is not 0 or 1", where=where, cure="1 is learned, 0 is not"
-        )
+    _set_weight(out, name, where)
     if calls not in (None, []):
         out["tool_calls"] = _calls(calls, name, where)
     if trained(out) and empty(out):
@@ -102,13 +121,71 @@ def _message(value: Any, name: str, where: str) -> Message:
     return out
 
 
+def _set_weight(message: Message, name: str, where: str) -> None:
+    """Put what a message says of whether it is learned into its weight, 0 or 1.
+
+    Raises:
+        DataError: it says anything else, in a field that is not known, two things at once, or that
+            another's message is learned.
+    """
+    weights: dict[str, int] = {}
+    for key in [key for key in message if isinstance(key, str)]:
+        if key in WEIGHTS:
+            weights[key] = _weight(message.pop(key), key, name, where)
+        elif _SAYS_WEIGHT.search(key.lower()):
+            raise DataError(
+                f"{name} has the field {key[:40]!r}, and which tokens it means to be learned is "
+                "not known",
+                where=where,
+                cure='write "weight": 1 for a message that is learned, 0 for one that is not',
+            )
+    if not weights:
+        return
+    if len(set(weights.values())) > 1:
+        raise DataError(
+            f"{name} is learned by one of {' and '.join(weights)}, and not by another",
+            where=where,
+            cure="keep one of them",
+        )
+    (weight,) = set(weights.values())
+    if message["role"] == "assistant":
+        message["weight"] = weight
+    elif weight:
+        raise DataError(
+            f"{name} ({message['role']}) is to be learned, and only the assistant's are",
+            where=where,
+            cure=f"leave {' and '.join(weights)} out there, or write 0",
+        )
+
+
+def _weight(value: Any, key: str, name: str, where: str) -> int:
+    if isinstance(value, str) and key != "weight":
+        value = {"true": 1, "false": 0}.get(value.strip().lower(), value)
+    if not isinstance(value, (bool, int, float)) or value not in (0, 1):
+        article = "an" if key[0] in "aeiou" else "a"
+        raise DataError(
+            f"{name} has {article} {key} that is not 0 or 1",
+            where=where,
+            cure="1 is learned, 0 is not",
+        )
+    return int(value)
+
+
+def _said_role(value: dict[str, Any]) -> Any:
+    """The role of a message as it is written; LangChain writes it as the type."""
+    said = _first(value, "role", "from")
+    if said is None and isinstance(type_ := value.get("type"), str):
+        return type_ if type_.strip().lower() in ROLES else None
+    return said
+
+
 def _role(value: Any, name: str, where: str) -> str:
     """The role of a message by our name, or "call" for one that is a tool call itself."""
     if not isinstance(value, dict):
         raise DataError(
             f"{name} is {kind(value)}, not an object", where=where, cure="give role and content"
         )
-    given = _first(value, "role", "from")
+    given = _said_role(value)
     if given is None:
         raise DataError(
             f"{name} has no role", where=where, cure="one of system, user, assistant, tool"

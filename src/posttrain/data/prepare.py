@@ -460,6 +460,7 @@ def accounted(
                 _add_trees(account, trees)
             yield prepared, trees, reason
     account.format, account.dropped = form.name, dict(dropped)
+    account.columns, account.unread, account.notes = form.columns, [*form.unread], [*form.notes]
     account.read, account.rejected = rejects.read - read_before, rejects.count - rejected_before
     account.reasons = dict(rejects.reasons - reasons_before)
     account.duplicates = count_repeats(scratch / "hashes")

@@ -67,6 +67,7 @@ class Source(Settings):
     epochs: float = Field(1.0, gt=0, description="passes over this source in one epoch of the run")
     limit: int | None = Field(None, ge=1, description="rows at most: the first ones")
     columns: dict[str, str] = Field(default_factory=dict, description="our column → the file's")
+    ignore: tuple[str, ...] = Field((), description="columns of the file that are not read")
 
     @model_validator(mode="after")
     def _one_way(self) -> Source:
@@ -107,7 +108,9 @@ def _parse(value: Any) -> Any:
 def _fields(text: str) -> dict[str, Any]:
     """The fields of `PATH,key=value`. A path may have commas of its own."""
     options = [name for name in Source.model_fields if name not in ("path", "columns")]
-    path, fields, columns = text, {}, {}
+    path = text
+    fields: dict[str, Any] = {}
+    columns: dict[str, str] = {}
     while not os.path.exists(path) and "," in path:
         path, _, option = path.rpartition(",")
         key, equals, value = option.partition("=")
@@ -116,6 +119,9 @@ def _fields(text: str) -> dict[str, Any]:
                 f"{text!r}: {option!r} is not KEY=VALUE with a known key",
                 cure=nearest(key, (*options, *COLUMNS)),
             )
+        if key == "ignore":  # may come several times
+            fields[key] = (value, *fields.get(key, ()))
+            continue
         target = fields if key in options else columns
         if key in target:
             raise ConfigError(f"{text!r} gives {key} twice", cure="give it once")
@@ -213,7 +219,8 @@ class DataSettings(Settings):
         min_length=1,
         description=(
             "JSONL, JSON, Parquet, CSV or text files, folders, or hub ids; each may be followed by "
-            ",weight= ,share= ,epochs= ,limit= ,split= ,subset= or a column of ours=the file's"
+            ",weight= ,share= ,epochs= ,limit= ,split= ,subset= ,ignore=COLUMN or a column of "
+            "ours=the file's"
         ),
     )
     validation: Rows = Field((), description="held-out rows, given like --data")

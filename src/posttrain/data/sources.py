@@ -34,8 +34,8 @@ HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 def read(
     source: Source, rejects: Rejects, progress: ProgressCallback = lambda bytes_read: None
 ) -> Iterator[Row]:
-    """The rows of a source in the order of its files, renamed to our columns; at most
-    `source.limit` of them.
+    """The rows of a source in the order of its files, renamed to our columns and without those that
+    it ignores; at most `source.limit` of them.
 
     Args:
         source: where from.
@@ -47,7 +47,7 @@ def read(
     """
     paths = files(source)
     items = _from_datasets(source) if paths is None else _from_files(paths, progress)
-    missing, row = set(source.columns.values()), None
+    missing, row = {*source.columns.values(), *source.ignore}, None
     for item in islice(items, source.limit):
         rejects.read += 1
         if not isinstance(item, Row):
@@ -55,7 +55,7 @@ def read(
             continue
         row = item
         missing -= row.fields.keys()
-        yield _renamed(row, source.columns) if source.columns else row
+        yield _renamed(row, source) if source.columns or source.ignore else row
     if missing and row is not None:
         name = min(missing)
         raise DataError(
@@ -65,13 +65,14 @@ def read(
         )
 
 
-def _renamed(row: Row, columns: dict[str, str]) -> Row:
-    """A row under our column names.
+def _renamed(row: Row, source: Source) -> Row:
+    """A row under our column names, without what is ignored.
 
     A column that the mapping does not name keeps its name, unless a mapped one takes that name.
     """
+    columns = source.columns
     mapped = {ours: row.fields[theirs] for ours, theirs in columns.items() if theirs in row.fields}
-    taken = {*columns, *columns.values()}
+    taken = {*columns, *columns.values(), *source.ignore}
     others = {name: value for name, value in row.fields.items() if name not in taken}
     return Row({**others, **mapped}, row.where, row.raw)
 

@@ -326,7 +326,12 @@ def report(
 ) -> None:
     """Report what became of a source's rows; what was lost is shown even with --quiet."""
     name = Path(source.path).name
-    reporter.note(label, f"{name} ({account.format}): {account.summary()}")
+    reporter.note(label, f"{name} ({account.shape()}): {account.summary()}")
+    for note in account.notes:
+        if account.format == "text":  # more is trained than is meant to be
+            reporter.message(f"{name}: {note}")
+        else:
+            reporter.note("", note)
     if first:
         before, after = account.example
         reporter.note("", f"first: {_short(before, tail=True)} ⟶ {_short(after)}")

@@ -179,7 +179,7 @@ Scores = list[tuple[Score, Score]]  # of each pair, of the chosen and of the rej
 
 def _pairs(source: Source, reporter: Reporter, whole: bool) -> list[Pair]:
     """The pairs of a source. Pairs of equal answers are left out, with a message."""
-    form, pairs, same = Format("preference"), list[Pair](), 0
+    form, pairs, same = Format("preference", all_read=True), list[Pair](), 0
     for row in read(source, Rejects()):
         example = form.read(row)
         if example.answers[0] == example.answers[1]:

@@ -139,6 +139,7 @@ def data_pairs(settings: PairsSettings, context: Context) -> dict[str, Any]:
         rejects="rejects.jsonl" if settings.on_bad_row == "reject" else "",
         format=settings.format,
         check=check,
+        all_read=not settings.to,
     )
     table, fates = _read(corpus, settings.rules, folder)
     plan = _plan(settings, check.kind, table, fates)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
 from posttrain.core.errors import DataError, ModelError
 from posttrain.data.chat import Chat
+from posttrain.data.templates.template import Template
 from tests.data.chats import (
     CHATML,
     TOOL,
@@ -524,3 +526,101 @@ def test_a_conversation_that_begins_with_an_answer() -> None:
             "B<|im_end|>",
         )
     ]
+
+
+# ------------------------------------------------ reasoning in foreign tags, answers without an end
+
+
+@pytest.mark.parametrize(
+    "inline",
+    [
+        "<reasoning>R{0}</reasoning>\nA{0}",
+        "\n<thinking>\nR{0}\n</thinking>\n\nA{0}",
+        "[THINK]R{0}[/THINK]A{0}",
+        "<thought>R{0}</thought> A{0}",
+    ],
+)
+def test_reasoning_in_foreign_tags_is_the_templates_own(inline: str) -> None:
+    """Otherwise the model would learn to write its blank lines and foreign tags where neither
+    generation nor history shows them.
+    """
+    inside = [user("Q1"), answer(inline.format(1)), user("Q2"), answer(inline.format(2))]
+    for name in ("llamacpp/Qwen-Qwen3-0.6B", "trl/gptoss", "trl/glm4moe"):
+        template, tokenizer = shared_template(name)
+        chat = Chat(tokenizer, template=template)
+        found = chat.turns(example(inside), tuple(inside))
+        assert pairs(found) == pairs(turns(tokenizer, template, THOUGHT))
+        assert any("reasoning in tags of another template" in note for note in chat.notes)
+    template, tokenizer = shared_template("llamacpp/Qwen-Qwen3-0.6B")
+    with pytest.raises(DataError, match="without reasoning, and this one has some"):
+        turns(tokenizer, template, inside, kwargs={"enable_thinking": False})
+    # a template without reasoning has no place for it: it is content
+    template, tokenizer = shared_template("llamacpp/Qwen-Qwen2.5-7B-Instruct")
+    assert turns(tokenizer, template, inside)[0].after == inline.format(1) + "<|im_end|>"
+
+
+def test_a_foreign_tag_that_is_not_closed_is_content() -> None:
+    template, tokenizer = shared_template("llamacpp/Qwen-Qwen3-0.6B")
+    text, empty = "<reasoning>R1\nA1", "<think>\n\n</think>\n\n"
+    (turn,) = turns(tokenizer, template, [user("Q1"), answer(text)])
+    assert turn.after == f"{empty}{text}<|im_end|>"
+    off = {"enable_thinking": False}
+    (turn,) = turns(tokenizer, template, [user("Q1"), answer(text)], kwargs=off)
+    assert turn.before.endswith(empty) and turn.after == f"{text}<|im_end|>"
+
+
+@pytest.mark.parametrize(
+    "name", ["trl/glm4moe", "llamacpp/GLM-4.6", "llamacpp/GLM-4.7-Flash", "llamacpp/GLM-5.2"]
+)
+def test_glm_ends_answers_with_the_token_of_the_next_turn(name: str) -> None:
+    """As TRL's template for training does, and as the released models stop."""
+    template, tokenizer = shared_template(name)
+    messages = [
+        user("Q1"),
+        answer("", tool_calls=[call(at="Oslo")]),
+        {"role": "tool", "content": "7"},
+        answer("A1"),
+        user("Q2"),
+        answer("A2"),
+    ]
+    chat = Chat(tokenizer, template=template, kwargs={"enable_thinking": False})
+    found = chat.turns(example(messages, (TOOL,)), tuple(messages))
+    ends = [turn.after[turn.after.rindex("<|") :] for turn in found]
+    assert ends == ["<|observation|>", "<|user|>", "<|user|>"]
+    assert len(encode(tokenizer, found)) == 1  # the end of each is the start of the next
+    assert chat.stop == "<|user|>" and chat.notes == ()
+    ids = tokenizer.convert_tokens_to_ids(["<|user|>", "<|observation|>", tokenizer.eos_token])
+    assert chat.template.stop_ids == frozenset(ids)
+
+
+def test_glm_goes_on_after_a_sampled_end() -> None:
+    template, tokenizer = shared_template("llamacpp/GLM-5.2")
+    facts = Template.of(tokenizer, template, {"enable_thinking": False})
+    (asked,) = facts.render([user("Q1"), answer("A1")])
+    for later in ([user("Q2")], [user("Q2"), answer("A2"), user("Q3")]):
+        messages = [user("Q1"), answer("A1"), *later]
+        if len(later) > 1:
+            (asked,) = facts.render(messages[:4])
+        extended = facts.extend(asked.ids, messages)
+        assert extended.exact and extended.ids == facts.prompt(messages)
+
+
+BARE = (
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def test_an_end_that_the_template_does_not_write_is_the_models_or_said(tmp_path: Any) -> None:
+    special = ["<|user|>", "<|assistant|>"]
+    chat = Chat(words(special=special), template=BARE)
+    messages = [user("Q1"), answer("A1")]
+    assert chat.turns(example(messages), tuple(messages))[0].after == "A1<|end|>"
+    assert "'<|user|>'" in chat.notes[0] and "writes nothing after" in chat.notes[0]
+    released = words(special=special)
+    released.name_or_path = str(tmp_path)
+    stops = released.convert_tokens_to_ids(["<|end|>", "<|user|>"])
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": stops}))
+    chat = Chat(released, template=BARE)
+    assert chat.turns(example(messages), tuple(messages))[0].after == "A1<|user|>"
+    assert chat.notes == ()

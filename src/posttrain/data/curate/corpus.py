@@ -26,6 +26,7 @@ class Corpus:
         rejects: name of that file; empty: the first unusable row is an error.
         format: of the rows; empty: found from each source's first.
         check: raises a DataError for a row that is well formed and still cannot be used.
+        all_read: whether rows stay as they are, so that nothing beside what is read is lost.
 
     Attributes:
         read: rows of the first pass, usable or not.
@@ -41,9 +42,10 @@ class Corpus:
         rejects: str = "",
         format: FormatName = "",
         check: Callable[[Row, Example], None] = lambda row, example: None,
+        all_read: bool = True,
     ) -> None:
         self.sources, self.folder, self.reporter = sources, folder, reporter
-        self.format, self.check = format, check
+        self.format, self.check, self.all_read = format, check, all_read
         self.read = self.rejected = self.passes = 0
         self.reasons: dict[str, int] = {}
         self._rejects = rejects
@@ -94,7 +96,7 @@ class Corpus:
         bytes_before, total = 0, sum(map(size, self.sources))
         with self.reporter.working(purpose, total, "bytes") as progress:
             for source in self.sources:
-                form = Format(self.format)
+                form = Format(self.format, all_read=self.all_read)
 
                 def progress_within(inside: int, before: int = bytes_before) -> None:
                     progress(before + inside)

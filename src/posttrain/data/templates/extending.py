@@ -65,6 +65,9 @@ def bridge(jinja: Jinja, ending: Ending, transcript: Transcript) -> tuple[str, s
             continue
         end = _end_of_answer(history, ending)
         if after.startswith(history[:end]):
+            for borrowed in filter(None, (ending.after_call, ending.next_turn)):
+                if ending.stop and after.startswith(borrowed, end):
+                    return borrowed, after[end + len(borrowed) :]
             if not ending.stop and after.startswith(ending.eos, end):  # it ends all but the last
                 end += len(ending.eos)
             return ending.end or ending.eos, after[end:]

@@ -19,7 +19,7 @@ from posttrain.data.templates.endings import AddedTokens, Ending
 from posttrain.data.templates.extending import Extended, bridge
 from posttrain.data.templates.jinja import STAND_IN, Jinja, Tools, Transcript
 from posttrain.data.templates.reading import Parsed, Reader
-from posttrain.data.templates.thinking import PROMPTED
+from posttrain.data.templates.thinking import OPENING, PROMPTED, foreign_reasoning
 from posttrain.data.templates.turns import Turn
 from posttrain.data.tokens import Encoded, Encoder
 
@@ -95,7 +95,7 @@ class Template:
     @cached_property
     def ending(self) -> Ending:
         """How answers end."""
-        return Ending.of(self.jinja.dialect.closing, self.tokenizer)
+        return Ending.learn(self.jinja)
 
     @property
     def stop(self) -> str:
@@ -105,7 +105,14 @@ class Template:
     @property
     def notes(self) -> tuple[str, ...]:
         """What the user should know of the template."""
-        closing = self.ending.closing.strip()
+        closing, next_turn = self.ending.closing.strip(), self.ending.next_turn.strip()
+        if next_turn and not self.ending.stop:
+            return (
+                f"the chat template writes nothing after the last answer; "
+                f"{self.tokenizer.eos_token} is trained there. {next_turn!r} stands between an "
+                "answer and the next question: where the model stops by writing that, give a "
+                "--chat-template that ends answers with it",
+            )
         if self.ending.stop or not closing:
             return ()
         return (
@@ -122,6 +129,36 @@ class Template:
     def limits(self) -> tuple[str, ...]:
         """What `parse` cannot read back, in sentences."""
         return self.reader.limits
+
+    @cached_property
+    def thinking_tag(self) -> str | None:
+        """The tag with which the template opens the reasoning of an answer: empty where it has
+        another form, None where it writes none.
+        """
+        question = {"role": "user", "content": "Hello?"}
+        answer = {"role": "assistant", "content": STAND_IN, "reasoning_content": f"{STAND_IN}r"}
+        messages = (*self.jinja.dialect.preface, question, answer)
+        try:
+            turn = turns.turn(self.jinja, self.ending, Transcript(messages), len(messages) - 1)
+        except DataError:
+            return None
+        before, shown, _ = (turn.before[-100:] + turn.after).partition(f"{STAND_IN}r")
+        tags = OPENING.findall(before)
+        return (tags[-1] if tags else "") if shown else None
+
+    def with_own_reasoning(self, messages: tuple[Message, ...]) -> tuple[Message, ...]:
+        """Messages whose reasoning is a field of its own where they have it inside the content, in
+        tags that this template does not know. It writes the tags itself.
+
+        What stands between <think> and </think> stays: templates look for that themselves.
+        """
+        if not any(foreign_reasoning(message, "<think>") for message in messages):
+            return messages
+        tag = self.thinking_tag
+        if tag is None:
+            return messages
+        moved = (foreign_reasoning(message, "<think>", tag) for message in messages)
+        return tuple(new or message for new, message in zip(moved, messages, strict=True))
 
     @cached_property
     def rewrites_history(self) -> bool:
@@ -156,7 +193,7 @@ class Template:
         Raises:
             DataError: the template refuses the conversation or drops a part of it.
         """
-        return turns.turn(self.jinja, self.ending, transcript, i)
+        return turns.turn(self.jinja, self.ending, self._own(transcript), i)
 
     def prompt_text(self, transcript: Transcript) -> str:
         """The text that prompts for the answer to a conversation.
@@ -164,7 +201,10 @@ class Template:
         Raises:
             DataError: the template refuses the conversation or drops a part of it.
         """
-        return turns.prompt(self.jinja, transcript)
+        return turns.prompt(self.jinja, self._own(transcript))
+
+    def _own(self, transcript: Transcript) -> Transcript:
+        return transcript.with_messages(self.with_own_reasoning(transcript.messages))
 
     def with_eos(self, text: str) -> str:
         """Text that ends with the end-of-sequence token, once."""
@@ -236,7 +276,7 @@ class Template:
             DataError: the template refuses the conversation, drops a part of it, or does not show
                 where the answer ends.
         """
-        transcript = Transcript(tuple(messages), tools)
+        transcript = self._own(Transcript(tuple(messages), tools))
         closing, text = bridge(self.jinja, self.ending, transcript)
         closed = bool(len(ids)) and ids[-1] in self.stop_ids
         prefix = "" if closed else closing

@@ -22,6 +22,7 @@ PROMPTED = re.compile(rf"(?:({_OPEN})\s*)?((?:{_CLOSE})\s*)?\Z")
 EMPTY = re.compile(rf"\s*({_OPEN})?(\s*)({_CLOSE})")
 # thinking that is closed again, or begun again, after it was closed
 TWICE = re.compile(rf"\s*(?:{_OPEN})?\s*(?:{_CLOSE})\s*(?:{_OPEN}|{_CLOSE})")
+_BEGINS = re.compile(rf"\s*({_OPEN})")
 _INLINE = re.compile(rf"\s*(?:{_OPEN})(.*?)(?:{_CLOSE})(\s*)(.*)", re.DOTALL)
 
 
@@ -54,3 +55,18 @@ def closing(opening: str) -> str:
     if opening.startswith("<|channel>"):
         return "<channel|>"
     return opening.replace("START", "END") if "START" in opening else opening[0] + "/" + opening[1:]
+
+
+def foreign_reasoning(message: dict[str, Any], *known: str) -> dict[str, Any] | None:
+    """An answer with the reasoning at the start of its content as a field of its own, where it
+    stands in tags that are not among the known ones; None where it does not.
+    """
+    if message["role"] != "assistant" or reasoning(message):
+        return None
+    opening = _BEGINS.match(message["content"])
+    if opening is None or opening[1] in known:
+        return None
+    inside, closed, rest = message["content"][opening.end() :].partition(closing(opening[1]))
+    if not closed or not inside.strip():
+        return None
+    return {**message, "reasoning_content": inside.strip(), "content": rest.lstrip()}

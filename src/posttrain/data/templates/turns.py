@@ -23,6 +23,7 @@ from posttrain.data.templates.endings import Ending
 from posttrain.data.templates.jinja import STAND_IN, Jinja, Transcript, refused
 from posttrain.data.templates.thinking import (
     EMPTY,
+    OPENING,
     PROMPTED,
     TAGS,
     TWICE,
@@ -108,12 +109,18 @@ def turn(jinja: Jinja, ending: Ending, transcript: Transcript, i: int) -> Turn:
     if (
         not whole.startswith(before)
         or not _complete(messages[i], after)
-        or TWICE.match(thinking[0] + after)
+        or (TWICE.match(thinking[0] + after) and not _begins_unclosed(messages[i]))
     ):
         opened = "" if thinking[2] else thinking[1] or ""
         parts = _Prompt(before[: thinking.start()], opened, bool(thinking[2]))
         after = _as_written(jinja, ending, until, parts, whole)
-    return Turn(before, ending.cut(after), False, i + 1)
+    called = bool(messages[i].get("tool_calls"))
+    return Turn(before, ending.cut(after, called=called), False, i + 1)
+
+
+def _begins_unclosed(message: Message) -> bool:
+    """Whether an answer begins with a tag of thinking that it never closes: that is its text."""
+    return thought(message)[0] is None and bool(OPENING.match(message["content"].lstrip()))
 
 
 def _as_written(

@@ -36,7 +36,7 @@ from posttrain.evals.task import task
 )
 def perplexity(subject: Subject, rows: list[Row]) -> list[Record]:
     """Nats, tokens, bytes and words of every text; see `windows` for long ones."""
-    form = Format("text")
+    form = Format("text", all_read=True)
     texts = [str(form.read(row).answers[0]) for row in rows]
     encoded = _encoded(subject.encoder, texts)
     trees: list[Tree] = []
