@@ -197,13 +197,13 @@ def test_a_config_is_probed_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_small_copy_has_a_layer_of_each_kind_in_order() -> None:
     kinds = ["sliding_attention"] * 3 + ["full_attention", "sliding_attention"]
     net = network("gemma3", num_hidden_layers=5, layer_types=kinds, vocab_size=1000)
-    made = admission._small_copy(net, 5.0)
+    made = admission.small_copy(net, 5.0)
     assert made is not None
     assert made.config.layer_types == ["sliding_attention", "full_attention"]
     assert len(made.model.layers) == 2
     assert made.get_input_embeddings().weight.shape[0] == admission.SMALL_VOCABULARY
     assert net.config.layer_types == kinds and net.config.vocab_size == 1000  # left alone
-    made = admission._small_copy(network("llama", num_hidden_layers=6), 5.0)
+    made = admission.small_copy(network("llama", num_hidden_layers=6), 5.0)
     assert made is not None and made.config.num_hidden_layers == 2
 
 
@@ -211,7 +211,7 @@ def test_layers_that_differ_without_a_list_keep_the_whole_depth() -> None:
     """Two layers that are alike stand for six; one that is not could be the one that leaks."""
     net = network("llama", num_hidden_layers=6)
     net.model.layers[4].mlp.act_fn = nn.Tanh()
-    made = admission._small_copy(net, 5.0)
+    made = admission.small_copy(net, 5.0)
     assert made is not None and made.config.num_hidden_layers == 6
 
 

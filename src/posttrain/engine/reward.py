@@ -107,7 +107,9 @@ class RewardModel(Learner):
             _draw(network.reward_head, seed)
         check_tokenizer(path, tokenizer, network.vocabulary)
         read = Read(logprob=False, reward="targets" if steps else "sequences")
-        out = cls(network, tokenizer, source=str(path), digest=digest(folder), read=read)
+        out = cls(
+            network, tokenizer, source=str(path), digest=digest(folder), origin=folder, read=read
+        )
         if given is None:
             out.pad_unlike(())
         out._check()

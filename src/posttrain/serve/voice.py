@@ -78,7 +78,7 @@ class Voice:
     def __init__(self, name: str, policy: Policy, kwargs: Mapping[str, Any] | None = None) -> None:
         self.name, self.policy = name, policy
         self.chat, self.encoder = Chat(policy.tokenizer, kwargs=kwargs), Encoder(policy.tokenizer)
-        self.notes = list(policy.notes)
+        self.notes = [*policy.notes, *policy.admit_sampling()]
         if self.chat.template.origin == "default":
             self.notes.append(f"{name} has no chat template; it is talked to in the default one")
         # as training does: the template's end of an answer is a stop, too

@@ -309,6 +309,7 @@ def _sample(
     from posttrain.engine.policy import Policy
 
     policy = Policy.load(settings.model, device=settings.device)
+    policy.tell = reporter.message
     for reason in policy.notes:
         reporter.message(reason)
     if settings.prompt_template is None:
