@@ -120,14 +120,14 @@ def _conversion(folder: Path) -> str:
             "{'format': 'pt'})\""
         )
     return (
-        'python -c "import glob, json, torch; from safetensors.torch import save_file; '
-        f"d = {str(folder)!r} + '/'; r = lambda s: "
+        'python -c "import torch; from pathlib import Path; from safetensors.torch import '
+        f"save_file; d = Path({str(folder)!r}); r = lambda s: "
         "s.replace('pytorch_model', 'model').replace('.bin', '.safetensors'); "
         "[save_file({k: v.clone().contiguous() for k, v in torch.load(f, 'cpu', "
-        "weights_only=True).items()}, r(f), {'format': 'pt'}) "
-        "for f in glob.glob(d + 'pytorch_model-*.bin')]; "
-        "i = open(d + 'pytorch_model.bin.index.json').read(); "
-        "open(d + 'model.safetensors.index.json', 'w').write(r(i))\""
+        "weights_only=True).items()}, d / r(f.name), {'format': 'pt'}) "
+        "for f in d.glob('pytorch_model-*.bin')]; "
+        "i = (d / 'pytorch_model.bin.index.json').read_text(); "
+        "(d / 'model.safetensors.index.json').write_text(r(i))\""
     )
 
 

@@ -358,7 +358,7 @@ class Learner:
         """What of the model's own folder a result of another kind does not hold."""
         assert self.origin is not None
         rest = export.unread(self.network.inner, saved, self.origin)
-        rest = {name for name in rest if "lm_head" not in name.split(".")}
+        rest -= {f"{prefix}lm_head.weight" for prefix in export.PREFIXES}
         if not rest:
             return ""
         return (

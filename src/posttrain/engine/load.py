@@ -172,7 +172,7 @@ def _not_loaded(folder: Path, error: Exception) -> ModelError:
         )
     if not any(folder.glob("*.safetensors")):
         return ModelError(
-            f"{folder} has no weights: no *.safetensors",
+            f"cannot load {folder}: it has no weights, no *.safetensors",
             cure="get the complete model; weights in other files must be converted to safetensors",
         )
     return ModelError(

@@ -48,10 +48,10 @@ def _probe(network: Network) -> Decoding:
     where the copy's whole sequences, which run no cache, are off as well.
     """
     inner, name = network.inner, type(network.inner).__name__
-    reach, _ = admission.thresholds(inner.config)
     turn = admission.turning_point(inner.config)
+    reach = [length for length in admission.thresholds(inner.config)[0] if length != turn]
     rows = min(network.vocabulary, admission.SMALL_VOCABULARY)
-    prompts = _prompts(rows, max(reach) if reach else 0)
+    prompts = _prompts(rows, max(reach, default=0))
     found: dict[Way, float | Exception] = {}
     for scale in (admission.SCALE, 1.0):
         small = admission.small_copy(inner, scale)
