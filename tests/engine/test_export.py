@@ -91,6 +91,18 @@ def test_a_generation_config_that_goes_together_stays_and_nothing_is_said(tmp_pa
     assert asked.items() <= written.items()
 
 
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"num_return_sequences": 3}', '{"early_stopping": "x"}']
+)
+def test_a_generation_config_that_cannot_be_read_is_named(text: str, tmp_path: Path) -> None:
+    """transformers passes over the first, and blames the others on the model."""
+    base = folder(tmp_path)
+    (base / "generation_config.json").write_text(text)
+    with pytest.raises(ModelError, match="generation_config.json cannot be used") as caught:
+        Policy.load(base, device="cpu")
+    assert caught.value.cure == "correct that file, or delete it"
+
+
 # ----------------------------------------------------------------------------------- the rehearsal
 
 

@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from posttrain.core.defaults import token_budget
-from posttrain.core.errors import ConfigError, DataError
+from posttrain.core.errors import ConfigError, DataError, ModelError
 from posttrain.core.files import PARTIAL
 from posttrain.core.seeds import derive
 from posttrain.core.types import Columns, Counts, Facts, Loss, Measured, Named, Read
@@ -35,7 +35,8 @@ from posttrain.engine import distributed, export
 from posttrain.engine import lora as adapters
 from posttrain.engine.checkpoint import system_errors
 from posttrain.engine.export import VALUE_HEAD
-from posttrain.engine.network import Network, Noise, quiet, without_dropout
+from posttrain.engine.kinds import UNQUANTISED
+from posttrain.engine.network import Network, Noise, known_positions, quiet, without_dropout
 from posttrain.engine.optimiser import Optimiser
 from posttrain.engine.router import asked_router
 from posttrain.engine.settings import OptimiserSettings
@@ -86,7 +87,7 @@ class Learner:
     @property
     def longest(self) -> int | None:
         """Positions the model knows; None where its config does not say."""
-        return getattr(self.network.config.get_text_config(), "max_position_embeddings", None)
+        return known_positions(self.network.config)
 
     @property
     def shares_prefixes(self) -> bool:
@@ -322,6 +323,10 @@ class Learner:
             PosttrainError: it could not be written; the message says why and what to do.
         """
         inner = self.network.inner
+        if getattr(inner, "is_quantized", False):
+            raise ModelError(
+                f"{self.source} holds quantised weights, which cannot be trained", cure=UNQUANTISED
+            )
         with quiet(), system_errors(), export.explained(self.source):
             notes = [export.mend_generation(inner)]
             saved = export.as_saved(inner, self._named_tensors())

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from posttrain.core.errors import ConfigError, ModelError, nearest
 from posttrain.core.files import sha256_folder, sha256_input
 from posttrain.engine.kinds import UNQUANTISED, gguf, quantisation, refuse_unusable
-from posttrain.engine.network import quiet
+from posttrain.engine.network import known_positions, quiet
 
 EMBEDDED = Path(__file__).resolve().parents[1] / "assets" / "base"  # `--model embedded`
 
@@ -50,7 +50,7 @@ def _from_hub(name: str) -> Path:
     """
     from huggingface_hub import errors, snapshot_download
 
-    patterns = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
+    patterns = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt", "LICENSE*", "NOTICE*"]
     cure = "check the name and the connection, or download the model and give its folder"
     try:
         return Path(snapshot_download(name, allow_patterns=patterns))
@@ -96,7 +96,7 @@ def longest_position(folder: Path) -> int | None:
         raise ModelError(
             f"cannot read {folder}/config.json: {_first_line(error)}", cure="get the complete model"
         ) from error
-    return getattr(config.get_text_config(), "max_position_embeddings", None)
+    return known_positions(config)
 
 
 def architecture(folder: Path) -> str:
@@ -143,6 +143,7 @@ def load_network(
             "there is no GPU here that torch can use",
             cure="leave --device out, or install torch with CUDA",
         )
+    _check_generation(folder)
     try:
         with quiet():
             placement = _placement(folder, device)
@@ -159,6 +160,24 @@ def load_network(
     network, info = loaded
     notes = _checked(folder, info, fresh)
     return network if placement else network.to(device), notes
+
+
+def _check_generation(folder: Path) -> None:
+    """Refuse a generation config that transformers passes over, or blames on the model.
+
+    Raises:
+        ModelError: it cannot be read.
+    """
+    path = folder / "generation_config.json"
+    if not path.is_file():
+        return
+    try:
+        with quiet():
+            GenerationConfig(**json.loads(path.read_text(encoding="utf-8")))
+    except Exception as error:
+        raise ModelError(
+            f"{path} cannot be used: {_first_line(error)}", cure="correct that file, or delete it"
+        ) from error
 
 
 def _not_loaded(folder: Path, error: Exception) -> ModelError:

@@ -351,6 +351,13 @@ def _head_constants(inner: PreTrainedModel) -> tuple[float, float | None]:
     return scale, cap
 
 
+def known_positions(config: Any) -> int | None:
+    """Tokens that a sequence may have; None where a model's config does not say."""
+    text = config.get_text_config()
+    known = (getattr(text, name, None) for name in ("max_position_embeddings", "max_seq_len"))
+    return next((length for length in known if isinstance(length, int) and length > 0), None)
+
+
 def trunk_of(inner: PreTrainedModel) -> nn.Module:
     """The part of a transformers model that maps token ids to final hidden states."""
     trunk = inner.get_decoder()

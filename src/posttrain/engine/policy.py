@@ -154,9 +154,9 @@ class Policy(Learner):
         if self.network.decoding is None:
             for reason in self.admit_sampling():
                 self.tell(reason)
+        completions = sampler.sample(self.network, prompts, params, progress, seeds)
         limit = self.longest
-        completions = sampler.sample(self.network, prompts, params, progress, seeds, limit)
-        if limit is not None:
+        if limit is not None and any(len(p) + params.max_tokens > limit for p in prompts):
             self._tell_ends(prompts, completions, params.max_tokens, limit)
         return completions
 

@@ -24,7 +24,7 @@ from transformers import DynamicCache
 from posttrain.core.errors import ConfigError, ModelError
 from posttrain.core.seeds import generator
 from posttrain.engine.modes import Decoding, Way
-from posttrain.engine.network import Network
+from posttrain.engine.network import Network, known_positions
 
 ROWS = 64  # sequences that run together
 
@@ -107,7 +107,6 @@ def sample(
     params: Sampling,
     progress: TokenProgress | None = None,
     seeds: Many[int] | None = None,
-    positions: int | None = None,
 ) -> list[Completion]:
     """Draw `params.n` completions of every prompt.
 
@@ -116,16 +115,15 @@ def sample(
         progress: called with each token, the stop token included; what it raises ends the sampling.
         seeds: of each prompt's draws, so that they do not depend on its number; None: `params.seed`
             and the number.
-        positions: tokens that prompt and completion may have together. A completion that reaches
-            them ends there, unfinished; of a prompt that has as many it is empty.
-    Returns: completions ordered by prompt, n of each.
+    Returns: completions ordered by prompt, n of each. One that reaches the last position that the
+        model knows ends there, unfinished; that of a prompt which fills them all is empty.
     Raises:
         ModelError: the model takes no key-value cache; it would ignore one, and everything before
             the last token with it.
     """
     if "past_key_values" not in inspect.signature(network.inner.forward).parameters:
         raise own_cache(type(network.inner).__name__)
-    decoding = network.decoding or Decoding()
+    decoding, positions = network.decoding or Decoding(), known_positions(network.config)
     out: dict[tuple[int, int], Completion] = {}
     by_length: dict[int, list[int]] = {}
     for i, prompt in enumerate(prompts):
