@@ -98,7 +98,7 @@ def test_a_generation_config_that_cannot_be_read_is_named(text: str, tmp_path: P
     """transformers passes over the first, and blames the others on the model."""
     base = folder(tmp_path)
     (base / "generation_config.json").write_text(text)
-    with pytest.raises(ModelError, match="generation_config.json cannot be used") as caught:
+    with pytest.raises(ModelError, match=r"generation_config\.json cannot be used") as caught:
         Policy.load(base, device="cpu")
     assert caught.value.cure == "correct that file, or delete it"
 

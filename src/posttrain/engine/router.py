@@ -7,7 +7,7 @@ router gives it. Rows are the tokens of every sequence: a prefix that sequences 
 for each, as it would if they ran alone. f_e has no gradient, and it is that of the whole global
 batch; so the parts of a batch add up to the loss of the whole, however it is cut into forests.
 
-Source: Fedus et al. 2022, arXiv 2101.03961, eq. 4 to 6; transformers' `load_balancing_loss_func`.
+Source: Fedus et al. 2021, arXiv 2101.03961, eq. 4 to 6; transformers' `load_balancing_loss_func`.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from posttrain.core.files import sha256_json
 from posttrain.core.seeds import generator
 from posttrain.engine import admission
 from posttrain.engine.modes import WAYS, Admission, Decoding, Way
-from posttrain.engine.network import Network, quiet
+from posttrain.engine.network import Network, known_positions, quiet
 from posttrain.engine.sampler import Completion, Sampling, own_cache, sample
 
 LENGTHS = (5, 9, 5, 1)  # tokens of the probe's prompts
@@ -49,7 +49,9 @@ def _probe(network: Network) -> Decoding:
     """
     inner, name = network.inner, type(network.inner).__name__
     turn = admission.turning_point(inner.config)
+    last = known_positions(inner.config) or math.inf
     reach = [length for length in admission.thresholds(inner.config)[0] if length != turn]
+    reach = [length for length in reach if length + DRAWN.max_tokens <= last]
     rows = min(network.vocabulary, admission.SMALL_VOCABULARY)
     prompts = _prompts(rows, max(reach, default=0))
     found: dict[Way, float | Exception] = {}
@@ -108,6 +110,8 @@ def _deviation(network: Network, prompts: Many[Many[int]], completions: Many[Com
     most = 0.0
     with network.stock_attention():
         for completion in completions:
+            if not completion.tokens:  # its prompt fills the model's positions
+                continue
             prompt = prompts[completion.prompt]
             ids = torch.tensor([*prompt, *completion.tokens], device=network.device)
             logits = network.inner(input_ids=ids[None], use_cache=False).logits[0]
