@@ -269,6 +269,17 @@ def test_tensors_with_other_names_in_the_result_are_no_loss(tmp_path: Path) -> N
     Policy.load(tmp_path / "result", device="cpu")
 
 
+def test_the_same_weights_in_another_layout_are_left_out_and_that_is_said(tmp_path: Path) -> None:
+    """Copied, they would be the model from before training."""
+    base = folder(tmp_path / "base")
+    save_file({"layers.0.wq": torch.ones(3)}, base / "consolidated.safetensors")
+    one = Policy.load(base, device="cpu")
+    (note,) = one.rehearse(tmp_path)
+    assert note.startswith("consolidated.safetensors in") and "nor of the result" in note
+    one.save(tmp_path / "result")
+    assert "layers.0.wq" not in every(tmp_path / "result")
+
+
 def test_a_part_whose_tensors_have_other_names_is_refused(larger: Path, tmp_path: Path) -> None:
     one = Policy.load(larger, device="cpu")
     one.network.inner._weight_conversions = []

@@ -81,17 +81,24 @@ def kept(folder: Path, inner: PreTrainedModel, saved: Mapping[str, Tensor]) -> K
             cure="take the text model out first: transformers' AutoModelForCausalLM"
             f".from_pretrained({str(folder)!r}), then save_pretrained, and the tokenizer's",
         )
+    beside = {path.name for path in folder.glob("*.safetensors")} - {VALUE_HEAD}
+    beside -= {path.name for path in weight_files(folder)}
+    note = ""
+    if beside:
+        note = f"{', '.join(sorted(beside))} in {folder} is no part of the model, nor of the result"
     unknown = sum(saved[name].numel() for name, source in sources.items() if source is None)
     if unknown == sum(found[name].numbers for name in rest):
-        return Kept(folder, larger=larger)  # what has another name in the result is no loss
+        # what has another name in the result is no loss
+        return Kept(folder, larger=larger, note=note)
     tensors: dict[str, list[str]] = {}
     for name in sorted(rest):
         tensors.setdefault(found[name].file, []).append(name)
     size = sum(found[name].size for name in rest)
-    note = (
+    copied = (
         f"{folder} holds {len(rest):,} tensors that text does not touch ({named(rest)}); they are "
         "copied into the result as they are"
     )
+    note = f"{copied}; {note}" if note else copied
     return Kept(folder, tensors, size, larger, note)
 
 
@@ -107,15 +114,25 @@ class _Stored:
 def _tensors(folder: Path) -> dict[str, _Stored]:
     """The tensors of a folder by name."""
     found: dict[str, _Stored] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        if path.name == VALUE_HEAD:
-            continue
+    for path in weight_files(folder):
         with safe_open(path, "pt") as file:
             for name in file.keys():  # noqa: SIM118 - it is no dictionary
                 part = file.get_slice(name)
                 numbers = math.prod(part.get_shape())
                 found[name] = _Stored(path.name, numbers, numbers * WIDTHS.get(part.get_dtype(), 1))
     return found
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that a model is loaded from. Others may lie beside them: the same weights in
+    another layout, or an adapter.
+    """
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
+    if (folder / INDEX).is_file():
+        names = set(json.loads((folder / INDEX).read_text())["weight_map"].values())
+        return sorted(folder / name for name in names)
+    return sorted(path for path in folder.glob("*.safetensors") if path.name != VALUE_HEAD)
 
 
 def unread(
