@@ -23,8 +23,8 @@ from posttrain.engine.modes import WAYS, Admission, Decoding, Way
 from posttrain.engine.network import Network, known_positions, quiet
 from posttrain.engine.sampler import Completion, Sampling, own_cache, sample
 
-LENGTHS = (5, 9, 5, 1)  # tokens of the probe's prompts
-DRAWN = Sampling(max_tokens=8, n=2, stop=tuple(range(0, admission.SMALL_VOCABULARY, 11)))
+LENGTHS = (5, 9, 5)  # tokens of the probe's prompts
+DRAWN = Sampling(max_tokens=6, n=2, stop=tuple(range(0, admission.SMALL_VOCABULARY, 11)))
 
 _DECODINGS: dict[str, Decoding] = {}  # by class, config, attention and versions
 
@@ -38,7 +38,10 @@ def decoding(network: Network) -> Decoding:
     key = sha256_json([admission.config_key(network.inner), network.stock, DRAWN.max_tokens])
     if key not in _DECODINGS:
         with quiet():
-            _DECODINGS[key] = _probe(network)
+            try:
+                _DECODINGS[key] = _probe(network)
+            finally:
+                network.run_as(network.mode)  # a class without a small copy is probed itself
     return _DECODINGS[key]
 
 
@@ -78,8 +81,9 @@ def _probe(network: Network) -> Decoding:
                 return Decoding(way, turn)
         whole = found["whole"]
         if isinstance(whole, Exception):
+            what = (str(whole).splitlines() or [type(whole).__name__])[0]
             raise ModelError(
-                f"{name} cannot be sampled: {type(whole).__name__}: {str(whole).splitlines()[0]}",
+                f"{name} cannot be sampled: {what}",
                 cure="use another model, or sample from the saved one with transformers' generate",
             ) from whole
         if isinstance(found["cache"], Exception) and isinstance(found["positions"], Exception):
