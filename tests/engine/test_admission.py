@@ -44,6 +44,7 @@ PATHS = {
     "falcon": ("padded", "sdpa"),
     "bloom": ("padded", "eager"),
     "mamba": ("padded", "eager"),
+    "bamba": ("padded", "eager"),
     "longrope": ("equal", "eager"),
 }
 
@@ -197,13 +198,13 @@ def test_a_config_is_probed_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_small_copy_has_a_layer_of_each_kind_in_order() -> None:
     kinds = ["sliding_attention"] * 3 + ["full_attention", "sliding_attention"]
     net = network("gemma3", num_hidden_layers=5, layer_types=kinds, vocab_size=1000)
-    made = admission._small_copy(net, 5.0)
+    made = admission.small_copy(net, 5.0)
     assert made is not None
     assert made.config.layer_types == ["sliding_attention", "full_attention"]
     assert len(made.model.layers) == 2
     assert made.get_input_embeddings().weight.shape[0] == admission.SMALL_VOCABULARY
     assert net.config.layer_types == kinds and net.config.vocab_size == 1000  # left alone
-    made = admission._small_copy(network("llama", num_hidden_layers=6), 5.0)
+    made = admission.small_copy(network("llama", num_hidden_layers=6), 5.0)
     assert made is not None and made.config.num_hidden_layers == 2
 
 
@@ -211,7 +212,7 @@ def test_layers_that_differ_without_a_list_keep_the_whole_depth() -> None:
     """Two layers that are alike stand for six; one that is not could be the one that leaks."""
     net = network("llama", num_hidden_layers=6)
     net.model.layers[4].mlp.act_fn = nn.Tanh()
-    made = admission._small_copy(net, 5.0)
+    made = admission.small_copy(net, 5.0)
     assert made is not None and made.config.num_hidden_layers == 6
 
 
@@ -322,6 +323,58 @@ def test_a_scale_that_the_config_does_not_name_is_refused() -> None:
     refused.lm_head.register_forward_hook(lambda module, inputs, logits: logits / 2.5)
     with pytest.raises(ModelError, match="output head"):
         admitted(refused)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "final_logit_softcap",
+        "final_logit_softcapping",  # Gemma
+        "logit_softcap",
+        "logits_soft_cap",  # RecurrentGemma
+        "output_logit_soft_cap",  # xLSTM
+        "output_logits_softcap",
+    ],
+)
+def test_a_soft_cap_is_known_by_its_names(name: str) -> None:
+    net = network("llama")
+    setattr(net.config, name, 2.5)
+    assert unprobed(net).head.softcap == 2.5
+
+
+@pytest.mark.parametrize(
+    ("architecture", "settings", "scale"),
+    [
+        ("hyperclovax", {"logits_scaling": 2.5}, 2.5),
+        ("minicpm3", {"dim_model_base": 8}, 0.25),
+        ("falcon_h1", {"lm_head_multiplier": 0.3}, 0.3),
+    ],
+)
+def test_scales_of_the_logits_are_read_as_their_models_mean_them(
+    architecture: str, settings: dict[str, float], scale: float
+) -> None:
+    """What Granite divides by, HyperCLOVA X multiplies with."""
+    ours = admitted(network(architecture, **settings))
+    assert ours.head.scale == pytest.approx(scale) and ours.admission.deviation < 1e-5
+
+
+def test_a_soft_cap_that_no_config_names_is_refused() -> None:
+    """At first weights logits are small, and a cap of 300 changes them by less than the tolerance;
+    the model's own head shows it on large ones.
+    """
+
+    class Capped(LlamaForCausalLM):
+        def __init__(self, config: Any) -> None:
+            super().__init__(config)
+            self.lm_head.register_forward_hook(lambda m, inputs, z: 300 * torch.tanh(z / 300))
+
+    net = made_as(Capped)
+    with torch.no_grad():
+        forest = probe_forest(V)
+        off = (unprobed(net)(forest).logprob - admission._paths_alone(unprobed(net), forest)).abs()
+    assert 0 < float(off.max()) < 1e-3
+    with pytest.raises(ModelError, match="large logits are changed after the output head"):
+        admitted(net)
 
 
 def test_state_that_no_config_names_is_refused_as_what_it_is() -> None:

@@ -45,6 +45,7 @@ ARCHITECTURES = (
     "llama4",
     "falcon",
     "bloom",
+    "bamba",
     "longrope",
 )
 
@@ -113,8 +114,7 @@ def test_what_is_drawn_is_scored_alike(architecture: str) -> None:
     the other.
 
     Completions end at different times, so rows leave the batch and the cache must drop the right
-    ones. (longrope stays below its threshold: a cache keeps the keys' old frequencies beyond it, in
-    transformers' own generation too.)
+    ones. (longrope stays below its threshold here; beyond it, see `test_sampling_probe`.)
     """
     one = policy(architecture)
     params = Sampling(max_tokens=10, temperature=0.8, n=6, seed=3, stop=tuple(range(0, V, 7)))
@@ -137,6 +137,31 @@ def test_a_model_that_takes_no_cache_is_refused() -> None:
     assert one.network.mode == "padded"
     with pytest.raises(ModelError, match="MambaForCausalLM cannot be sampled"):
         one.sample(PROMPTS, Sampling(max_tokens=2))
+
+
+def test_completions_end_at_the_last_position() -> None:
+    """A learned position that is not there would be an IndexError, and one that was never trained
+    is no better: prompt and completion have 32 tokens together, and that is said once.
+    """
+    one, told = policy("gpt2", n_positions=32), list[str]()
+    one.tell = told.append
+    prompts = [list(range(3, 26)), list(range(3, 35)), [30]]
+    found = one.sample(prompts, Sampling(max_tokens=12, n=2, stop=()))
+    assert [len(c.tokens) for c in found] == [9, 9, 0, 0, 12, 12]
+    assert not any(c.finished for c in found)
+    one.sample(prompts, Sampling(max_tokens=12, stop=()))
+    (sentence,) = told
+    assert "knows 32 positions: 4 of 6 answers" in sentence and "2 of them before" in sentence
+    with pytest.warns(UserWarning, match="knows 32 positions"):
+        policy("gpt2", n_positions=32).sample(prompts, Sampling(max_tokens=12))
+
+
+def test_a_completion_that_ends_by_itself_at_the_last_position_is_finished() -> None:
+    one = policy("llama", max_position_embeddings=24)
+    one.tell = pytest.fail
+    params = Sampling(max_tokens=2, stop=tuple(range(V)))
+    (completion,) = one.sample([list(range(3, 26))], params)
+    assert completion.finished and len(completion.tokens) == 1
 
 
 def test_greedy_logprobs_are_the_models_own() -> None:

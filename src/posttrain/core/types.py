@@ -136,6 +136,7 @@ class Read:
         value: the value head, where each target is predicted.
         reward: the reward head, at the end of every sequence or at every target.
         hidden: hidden states `before` the targets, at the `targets`, or at the `ends` of sequences.
+        experts: how much the router of a mixture uses each of its experts.
     """
 
     logprob: bool = True
@@ -148,6 +149,7 @@ class Read:
     value: bool = False
     reward: Literal["", "sequences", "targets"] = ""
     hidden: Literal["", "before", "targets", "ends"] = ""
+    experts: bool = False
 
     def __post_init__(self) -> None:
         if not self.temperature > 0:
@@ -176,6 +178,8 @@ class Columns:
         value: [N] float32; with gradients.
         reward: [L, K] or [N, K] float32; with gradients.
         hidden: [N, d] or [L, d]; with gradients.
+        experts: [2, E] over all layers and the tokens of every sequence: how often each expert was
+            chosen, and the sum of its probabilities, with gradients.
         loss: scalar, of an additive loss that was taken in the same pass.
     """
 
@@ -187,6 +191,7 @@ class Columns:
     value: Any = None
     reward: Any = None
     hidden: Any = None
+    experts: Any = None
     loss: Any = None
 
 
@@ -230,13 +235,19 @@ class Measured:
     Attributes:
         loss: of the whole batch.
         values: of the method's `report`: by name, one number for each sequence, unit or target.
+        router: load-balancing loss of a mixture's router, before its coefficient; None where none
+            was added to the loss.
     """
 
     loss: float
     values: dict[str, Tensor]
+    router: float | None = None
 
     def means(self) -> dict[str, float]:
-        """Each value's mean over the batch; names without a value are left out."""
-        return {
+        """Each value's mean over the batch, and the router's loss; names without a value are left
+        out.
+        """
+        found = {
             name: float(value.double().mean()) for name, value in self.values.items() if len(value)
         }
+        return found if self.router is None else {**found, "router_loss": self.router}

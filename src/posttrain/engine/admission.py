@@ -37,11 +37,13 @@ from posttrain.core.types import Read
 from posttrain.data.forest import Sequence, TokenForest, Tree, collate
 from posttrain.engine.modes import MODES, TOLERANCE, Admission, Mode
 from posttrain.engine.network import Network, quiet, trunk_of
+from posttrain.engine.router import Router, agrees, asked_router
 
 NOISE = 1e-2  # nats by which a model's own calls may differ, at the scale its config draws
 LOW_MEAN, LOW_MOST = 0.05, 1.0  # nats, mean and largest, in half precision or less
 LONGEST_PROBE = 1024  # tokens; a threshold beyond this is not probed
 SMALL_VOCABULARY = 128
+LOUD = 100.0  # size of logits at which a soft cap shows
 SCALE = 5.0  # of the matrices of the small copy
 
 
@@ -104,7 +106,26 @@ def _verified(inner: PreTrainedModel, verdict: Admission) -> Network:
             cure="use another model of its family",
         )
     network.admission = replace(verdict, deviation=float(off.max()))
+    network.router = _router(network, forest)
     return network
+
+
+def _router(network: Network, forest: TokenForest) -> Router | None:
+    """The router whose load-balancing loss the config asks for, if we compute it as the model
+    does.
+    """
+    router, inner = asked_router(network.inner), network.inner
+    if router is None or inner.get_output_embeddings() is None:
+        return None
+    ids = forest.tokens[forest.path][: int(forest.lengths[0])]
+    alone = collate([Tree((Sequence(ids.cpu().numpy(), np.ones(len(ids), bool)),))])
+    network.router = router
+    try:
+        usage = network(alone, Read(logprob=False, experts=True)).experts
+    except Exception:  # its layers do not say what their routers do
+        return None
+    with network.stock_attention():
+        return router if agrees(inner, router, ids, usage) else None
 
 
 def _scores(network: Network, forest: TokenForest) -> Tensor:
@@ -160,17 +181,21 @@ _VERDICTS: dict[str, Admission] = {}  # by class, config and versions
 
 def _verdict(inner: PreTrainedModel) -> Admission:
     """What the small copy says; asked once for every config."""
+    key = sha256_json([config_key(inner), inner.config._attn_implementation])
+    if key not in _VERDICTS:
+        with quiet():
+            _VERDICTS[key] = _probe(inner)
+    return _VERDICTS[key]
+
+
+def config_key(inner: PreTrainedModel) -> str:
+    """Digest of all that a small copy is made from: class, config and versions."""
     config = inner.config.to_dict()
     for name in ("dtype", "_name_or_path"):  # say nothing of what the layers do
         config.pop(name, None)
     described = json.loads(json.dumps(config, default=str, sort_keys=True))
     versions = [torch.__version__, transformers.__version__]
-    kind = [type(inner).__module__, type(inner).__name__, inner.config._attn_implementation]
-    key = sha256_json([kind, described, versions])
-    if key not in _VERDICTS:
-        with quiet():
-            _VERDICTS[key] = _probe(inner)
-    return _VERDICTS[key]
+    return sha256_json([type(inner).__module__, type(inner).__name__, described, versions])
 
 
 def _probe(inner: PreTrainedModel) -> Admission:
@@ -180,7 +205,7 @@ def _probe(inner: PreTrainedModel) -> Admission:
     own = str(inner.config._attn_implementation)
     error: ModelError | None = None
     for scale in (SCALE, 1.0):
-        copied = _small_copy(inner, scale)
+        copied = small_copy(inner, scale)
         if copied is None:  # its class cannot be made from its config alone: the model itself
             return _compared(name, inner, own, NOISE)
         try:
@@ -208,7 +233,7 @@ def _refuse_dynamic(inner: PreTrainedModel) -> None:
         )
 
 
-def _small_copy(inner: PreTrainedModel, scale: float) -> PreTrainedModel | None:
+def small_copy(inner: PreTrainedModel, scale: float) -> PreTrainedModel | None:
     """A model of the same class with one layer of each kind, a small vocabulary and drawn weights,
     in float32; None where its class cannot be made from a config.
     """
@@ -330,7 +355,7 @@ def _compared(name: str, inner: PreTrainedModel, own: str, noise: float) -> Admi
         ModelError: none agrees.
     """
     inner.eval()
-    reach, beyond = _thresholds(inner.config)
+    reach, beyond = thresholds(inner.config)
     embeddings: Any = inner.get_input_embeddings()
     rows = int(embeddings.weight.shape[0])
     forest = probe_forest(rows, max(reach) + 8 if reach else 0).to(inner.device)
@@ -391,6 +416,7 @@ def _truth(
             cure="use a decoder-only language model with one output head",
         ) from error
     if off < noise:
+        _refuse_bent(name, network, forest)
         return network, truth, off
     changed = float((_paths_alone(network, forest, backwards=True) - truth).abs().max())
     if changed > TOLERANCE:  # at any scale: no way of running it is right
@@ -406,6 +432,47 @@ def _truth(
     )
 
 
+def _refuse_bent(name: str, network: Network, forest: TokenForest) -> None:
+    """Refuse logits that are bent after the head in a way that is not ours.
+
+    A soft cap changes small logits by less than any tolerance, and training makes them larger. So
+    the model's own head is given hidden states that are so large that it shows.
+
+    Raises:
+        ModelError: its large logits are not those of our head.
+    """
+    inner, taken = network.inner, list[Tensor]()
+    layer: Any = inner.get_output_embeddings()
+    if layer is None:
+        return
+
+    def enlarge(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        hidden = args[0]
+        size = (hidden.flatten(0, -2) @ layer.weight.T).abs().max().clamp_min(1e-6)
+        taken.append(hidden * (LOUD / size))
+        return (taken[-1], *args[1:])
+
+    hook = layer.register_forward_pre_hook(enlarge)
+    try:
+        ids = forest.tokens[forest.path][: int(forest.lengths[0])]
+        with network.stock_attention():
+            logits = inner(input_ids=ids[None], use_cache=False).logits[0].float()
+    finally:
+        hook.remove()
+    if not taken:  # it computes its logits in another way; the comparison of small ones must do
+        return
+    # MiniCPM scales the hidden states, and not the logits
+    heads = [network.head, replace(network.head, scale=1.0)]
+    expected = [head.logits(taken[-1].flatten(0, -2)).log_softmax(-1) for head in heads]
+    off = min(float((one - logits.log_softmax(-1)).abs().max()) for one in expected)
+    if not off < TOLERANCE:
+        raise ModelError(
+            f"{name} is refused: its large logits are changed after the output head in a way that "
+            f"its config does not name (log-probabilities off by {off:.2g} nats)",
+            cure="use another model of its family, or report this one",
+        )
+
+
 def _possible(beyond: list[str]) -> list[Mode]:
     """The modes that are worth a try, best first."""
     if any("frequencies" in reason for reason in beyond):
@@ -413,7 +480,7 @@ def _possible(beyond: list[str]) -> list[Mode]:
     return ["padded", "equal"] if beyond else ["forest", "padded", "equal"]
 
 
-def _thresholds(config: Any) -> tuple[list[int], list[str]]:
+def thresholds(config: Any) -> tuple[list[int], list[str]]:
     """Lengths beyond which a model behaves differently: those a probe can reach, and reasons for
     those it cannot.
     """
@@ -431,11 +498,7 @@ def _thresholds(config: Any) -> tuple[list[int], list[str]]:
         beyond.append(f"its attention is chunked ({chunk} tokens)")
     for rope in _ropes(config):
         if rope.get("rope_type") == "longrope":
-            limit = (
-                rope.get("original_max_position_embeddings")
-                or getattr(config, "original_max_position_embeddings", None)
-                or config.max_position_embeddings
-            )
+            limit = _longrope_limit(rope, config)
             if limit <= LONGEST_PROBE:
                 reach.append(limit)
             else:
@@ -443,6 +506,25 @@ def _thresholds(config: Any) -> tuple[list[int], list[str]]:
                     "its longrope position frequencies depend on the longest sequence beside it"
                 )
     return reach, beyond
+
+
+def turning_point(config: Any) -> int | None:
+    """The length beyond which a model encodes all positions in another way, or None."""
+    config = config.get_text_config()
+    limits = [
+        _longrope_limit(rope, config)
+        for rope in _ropes(config)
+        if rope.get("rope_type") == "longrope"
+    ]
+    return min(limits) if limits else None
+
+
+def _longrope_limit(rope: dict[str, Any], config: Any) -> int:
+    return (
+        rope.get("original_max_position_embeddings")
+        or getattr(config, "original_max_position_embeddings", None)
+        or config.max_position_embeddings
+    )
 
 
 def _ropes(config: Any) -> list[dict[str, Any]]:

@@ -13,7 +13,9 @@ master belongs to the optimiser.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Many
 from dataclasses import replace
 from pathlib import Path
@@ -24,19 +26,21 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from posttrain.core.defaults import token_budget
-from posttrain.core.errors import ConfigError, DataError
+from posttrain.core.errors import ConfigError, DataError, ModelError
+from posttrain.core.files import PARTIAL
 from posttrain.core.seeds import derive
 from posttrain.core.types import Columns, Counts, Facts, Loss, Measured, Named, Read
 from posttrain.data.forest import TokenForest, Tree, forests
 from posttrain.data.prompting import Prompting
-from posttrain.engine import distributed
+from posttrain.engine import distributed, export
 from posttrain.engine import lora as adapters
 from posttrain.engine.checkpoint import system_errors
-from posttrain.engine.network import Network, Noise, quiet, without_dropout
+from posttrain.engine.export import VALUE_HEAD
+from posttrain.engine.kinds import UNQUANTISED
+from posttrain.engine.network import Network, Noise, known_positions, quiet, without_dropout
 from posttrain.engine.optimiser import Optimiser
+from posttrain.engine.router import asked_router
 from posttrain.engine.settings import OptimiserSettings
-
-VALUE_HEAD = "value_head.safetensors"  # beside the model's own weights
 
 
 class Learner:
@@ -49,7 +53,9 @@ class Learner:
         prompting: how the model was prompted in training; saved with it.
         adapter: the PeftModel around the network's weights, or None.
         source: where the model came from; digest: SHA-256 of its files.
+        origin: the folder it was loaded from; None where it was made here.
         optimiser: set by `train_with`.
+        tell: called with a sentence that the user should know; a Python warning unless it is set.
     """
 
     def __init__(
@@ -59,6 +65,7 @@ class Learner:
         *,
         source: str = "",
         digest: str = "",
+        origin: Path | None = None,
         adapter: Any = None,
         read: Read = Read(),
         prompting: Prompting | None = None,
@@ -66,7 +73,9 @@ class Learner:
         self.network, self.tokenizer, self.adapter = network, tokenizer, adapter
         self.source, self.digest, self.read = source, digest, read
         self.prompting = prompting or Prompting()
+        self.origin = origin
         self.optimiser: Optimiser | None = None
+        self.tell: Callable[[str], None] = _warn
 
     # ------------------------------------------------------------------------------------- facts
 
@@ -82,7 +91,7 @@ class Learner:
     @property
     def longest(self) -> int | None:
         """Positions the model knows; None where its config does not say."""
-        return getattr(self.network.config.get_text_config(), "max_position_embeddings", None)
+        return known_positions(self.network.config)
 
     @property
     def shares_prefixes(self) -> bool:
@@ -129,7 +138,9 @@ class Learner:
             probes: forests that are scored for `loss.prepare` and not trained on.
             seed: of dropout and noise, which differ from forest to forest.
             noise: applied to the input embeddings.
-        Returns: the loss of the global batch, and what the method reports.
+        Returns: the loss of the global batch, and what the method reports. The loss of a mixture
+            whose config asks for it has its router's load-balancing loss inside; see
+            `posttrain.engine.router`.
         Raises:
             DataError: nothing in the batch is trained.
         """
@@ -139,7 +150,9 @@ class Learner:
     def measure(
         self, forests: Many[TokenForest], loss: Loss, *, probes: Many[TokenForest] | None = None
     ) -> Measured:
-        """What `forward_backward` would return, without gradients and without dropout."""
+        """What `forward_backward` would return, without gradients, dropout, and the router's loss
+        of a mixture, which says how to train and not how good a model is.
+        """
         return self._measured(forests, loss, probes, train=False)
 
     def _measured(
@@ -158,21 +171,29 @@ class Learner:
         def bound(columns: Columns, facts: Facts) -> Tensor:
             return loss.loss(columns, facts, counts, statistics)
 
+        router = self.network.router if train else None
+        read = loss.read if router is None else replace(loss.read, experts=True)
+        used = self._used(forests) if router else None
         self.network.train(train)
         # a chunk of the vocabulary's rows knows nothing of rewards and hidden states
         chunked = loss.read.vocabulary and not loss.read.reward and not loss.read.hidden
         inside = bound if train and loss.additive and chunked else None
-        total, values = 0.0, list[dict[str, Tensor]]()
+        total, balance, values = 0.0, 0.0, list[dict[str, Tensor]]()
         for i, forest in enumerate(_even(forests)):
             filler = i >= len(forests)  # it keeps the ranks together, and nothing is learned of it
             with self._seeded(derive(seed, "forward", i)):
-                columns = self.network(forest, loss.read, inside, noise=noise)
+                columns = self.network(forest, read, inside, noise=noise)
                 facts = forest.facts.to(self.device)
                 if filler:  # its zeros reach every parameter
                     if train:
                         _nothing(columns).backward()
                     continue
                 value = columns.loss if inside else bound(columns, facts)
+                if router is not None:
+                    counts_used = columns.experts[0].detach() if used is None else used
+                    part = router.loss(columns.experts, counts_used)
+                    balance += float(part.detach())
+                    value = value + router.coefficient * part
                 if train:
                     value.backward()
             total += float(value.detach())
@@ -180,8 +201,28 @@ class Learner:
                 with torch.no_grad():
                     values.append(loss.report(columns, facts, statistics))
         reported = {name: torch.cat([v[name].cpu() for v in values]) for name in _names(values)}
-        total = distributed.total({"loss": total})["loss"]
-        return Measured(total, distributed.gathered(reported))
+        sums = distributed.total({"loss": total, "balance": balance})
+        balanced = sums["balance"] if router else None
+        return Measured(sums["loss"], distributed.gathered(reported), balanced)
+
+    @torch.no_grad()
+    def _used(self, forests: Many[TokenForest]) -> Tensor | None:
+        """[E] how often each expert of a mixture is chosen in the global batch. None where the
+        batch is one forest, whose own pass will say.
+        """
+        if len(forests) == 1 and distributed.ranks() == 1:
+            return None
+        self.network.eval()
+        counts: dict[str, float] = {}
+        for i, forest in enumerate(_even(forests)):
+            chosen = self.network(forest, Read(logprob=False, experts=True)).experts[0]
+            for expert, count in enumerate(chosen.tolist() if i < len(forests) else ()):
+                counts[str(expert)] = counts.get(str(expert), 0.0) + count
+        assert self.network.router is not None
+        names = map(str, range(self.network.router.experts))
+        counts = distributed.total({name: counts.get(name, 0.0) for name in names})
+        values = [counts[str(i)] for i in range(len(counts))]
+        return torch.tensor(values, dtype=torch.float32, device=self.device)
 
     def _counts(self, forests: Many[TokenForest], loss: Loss) -> Counts:
         """The loss's denominators over the global batch."""
@@ -257,20 +298,99 @@ class Learner:
 
     def save(self, folder: str | Path) -> None:
         """Write a Hugging Face folder: exactly the parameters that are computed with, adapters
-        merged; a value head, and how the model is prompted, beside them.
+        merged; a value head, and how the model is prompted, beside them; and what else was in the
+        model's own folder.
+
+        Raises:
+            ModelError: transformers does not write it.
         """
         folder, inner = Path(folder), self.network.inner
-        state = adapters.merged(inner) if self.adapter is not None else None
-        with quiet(), system_errors():
-            inner.save_pretrained(folder, state_dict=state)
-            (folder / VALUE_HEAD).unlink(missing_ok=True)  # of another model that was here
+        with quiet(), system_errors(), export.explained(self.source):
+            if changed := export.mend_generation(inner):
+                self.tell(changed)
+            keep = self._kept(export.as_saved(inner, self._named_tensors()))
+            state = adapters.merged(inner) if self.adapter is not None else None
+            export.write(folder, inner, state, keep)
             if self.network.value_head is not None:
                 head = self.network.value_head.state_dict()
                 save_file(
                     {name: tensor.cpu() for name, tensor in head.items()}, folder / VALUE_HEAD
                 )
-        self.tokenizer.save_pretrained(folder)
+            self.tokenizer.save_pretrained(folder)
         self.prompting.write(folder)
+
+    def rehearse(self, folder: Path) -> list[str]:
+        """Try all that can fail when the result is written, before anything is trained.
+
+        Args:
+            folder: where the result will lie; nothing is left there.
+        Returns: what of the result the user should know, one sentence each.
+        Raises:
+            PosttrainError: it could not be written; the message says why and what to do.
+        """
+        inner = self.network.inner
+        if getattr(inner, "is_quantized", False):
+            raise ModelError(
+                f"{self.source} holds quantised weights, which cannot be trained", cure=UNQUANTISED
+            )
+        with quiet(), system_errors(), export.explained(self.source):
+            notes = [export.mend_generation(inner)]
+            saved = export.as_saved(inner, self._named_tensors())
+            keep = self._kept(saved)
+            size = sum(tensor.nbytes for tensor in saved.values())
+            if keep is not None:
+                notes.append(keep.note)
+                size += keep.size
+            elif self.origin is not None:
+                notes.append(self._left_out(saved))
+            export.check_room(folder, size)
+            with tempfile.TemporaryDirectory(prefix=PARTIAL, dir=folder) as scratch:
+                inner.save_pretrained(scratch, state_dict={})
+                self.tokenizer.save_pretrained(scratch)
+                if self.adapter is not None:
+                    self.save_adapter(Path(scratch) / "adapter")
+        return [note for note in (*notes, self._router_note()) if note]
+
+    def _named_tensors(self) -> dict[str, Tensor]:
+        """The tensors of the result by the network's names, adapters away."""
+        if self.adapter is None:
+            return self.network.inner.state_dict()
+        return adapters.plain(self.network.inner)
+
+    def _kept(self, saved: dict[str, Tensor]) -> export.Kept | None:
+        """What of the model's own folder the result holds as well; None where there is no folder,
+        or the result is of another kind.
+        """
+        if self.origin is None or self.network.inner.get_output_embeddings() is None:
+            return None
+        return export.kept(self.origin, self.network.inner, saved)
+
+    def _left_out(self, saved: dict[str, Tensor]) -> str:
+        """What of the model's own folder a result of another kind does not hold."""
+        assert self.origin is not None
+        rest = export.unread(self.network.inner, saved, self.origin)
+        rest -= {f"{prefix}lm_head.weight" for prefix in export.PREFIXES}
+        if not rest:
+            return ""
+        return (
+            f"{self.origin} holds {len(rest):,} tensors that text does not touch "
+            f"({export.named(rest)}); the result, a {type(self.network.inner).__name__}, is without"
+        )
+
+    def _router_note(self) -> str:
+        """What is to be said of the load-balancing loss that the config of a mixture asks for."""
+        inner, router = self.network.inner, self.network.router
+        if router is not None:
+            return (
+                "the router's load-balancing loss is added to the loss, times "
+                f"{router.coefficient:g}, and logged as router_loss"
+            )
+        if asked_router(inner) is None:
+            return ""
+        return (
+            "config.json has output_router_logits, and the router's load-balancing loss is NOT "
+            f"added: {type(inner).__name__} computes none, or another than the common one"
+        )
 
     def save_adapter(self, folder: Path) -> None:
         """Write the adapter in peft's format with the digest of the model it belongs to."""
@@ -309,6 +429,10 @@ class Learner:
         stop_id = self.tokenizer.convert_tokens_to_ids(stop)
         stops = list(dict.fromkeys([*self.stops, stop_id]))
         self._generation.eos_token_id = stops if len(stops) > 1 else stops[0]
+
+
+def _warn(sentence: str) -> None:
+    warnings.warn(sentence, stacklevel=3)
 
 
 def _even(forests: Many[TokenForest]) -> list[TokenForest]:

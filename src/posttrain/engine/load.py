@@ -11,11 +11,12 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from posttrain.core.errors import ConfigError, ModelError, nearest
 from posttrain.core.files import LOCK, sha256_input, sha256_json
-from posttrain.engine.network import quiet
+from posttrain.engine.kinds import UNQUANTISED, gguf, quantisation, refuse_unusable
+from posttrain.engine.network import known_positions, quiet
 
 EMBEDDED = Path(__file__).resolve().parents[1] / "assets" / "base"  # `--model embedded`
 
@@ -23,38 +24,60 @@ EMBEDDED = Path(__file__).resolve().parents[1] / "assets" / "base"  # `--model e
 def resolve(path: str) -> Path:
     """The local folder of a model: the folder itself, the snapshot of a hub id, or the base model
     that the package holds.
+
+    Raises:
+        ModelError: there is none, or it is of a kind that is not trained here; with the cure.
     """
     folder = EMBEDDED if path == "embedded" else Path(path)
     if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise ModelError(
-                f"{folder} has no config.json", cure="point --model at a Hugging Face model folder"
-            )
+        refuse_unusable(folder)
         return folder
+    if folder.suffix == ".gguf":
+        raise gguf(path)
     if folder.exists() or path.startswith(("/", ".", "~")):
         raise ModelError(
             f"{path} is not a model folder",
             cure="point --model at a Hugging Face model folder or a hub id",
         )
-    return _snapshot(path)
+    snapshot = _from_hub(path)
+    refuse_unusable(snapshot)
+    return snapshot
 
 
 @cache
-def _snapshot(path: str) -> Path:
-    """The local snapshot of a hub id; one process uses one, whatever becomes of the hub's."""
-    from huggingface_hub import snapshot_download
+def _from_hub(name: str) -> Path:
+    """The snapshot of a hub id; one process uses one, whatever becomes of the hub's.
 
+    Raises:
+        ModelError: the hub does not give it.
+    """
+    from huggingface_hub import errors, snapshot_download
+
+    patterns = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt", "LICENSE*", "NOTICE*"]
+    cure = "check the name and the connection, or download the model and give its folder"
     try:
-        return Path(
-            snapshot_download(
-                path, allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
-            )
-        )
+        return Path(snapshot_download(name, allow_patterns=patterns))
+    except errors.GatedRepoError as error:
+        why = "the hub gives it only to those who accepted its terms"
+        cure = f"accept them on https://huggingface.co/{name}, then `hf auth login`"
+        cause: Exception = error
+    except errors.RepositoryNotFoundError as error:
+        why, cause = "the hub knows no public model of that name", error
+        cure = "check the name; for a private model `hf auth login` first"
+    except errors.HFValidationError as error:
+        why, cause = "the hub has no such names", error
+        cure = "give the folder of a model, or a hub id such as owner/name"
+    except errors.LocalEntryNotFoundError as error:
+        why, cause = "the hub cannot be reached, and no copy of it was kept", error
     except Exception as error:
-        raise ModelError(
-            f"no folder {path!r} here, and the hub did not give it: {type(error).__name__}",
-            cure="check the name and the connection, or download the model and give its folder",
-        ) from error
+        why, cause = f"the hub did not give it ({_first_line(error)})", error
+    raise ModelError(f"there is no folder {name!r} here, and {why}", cure=cure) from cause
+
+
+def _first_line(error: Exception, longest: int = 200) -> str:
+    """What an error says, on one line."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0] if len(lines[0]) <= longest else lines[0][:longest] + "…"
 
 
 SUFFIXES = (".safetensors", ".json", ".model", ".jinja", ".txt")
@@ -123,9 +146,9 @@ def longest_position(folder: Path) -> int | None:
         config = AutoConfig.from_pretrained(folder)
     except Exception as error:
         raise ModelError(
-            f"cannot read {folder}/config.json: {error}", cure="get the complete model"
+            f"cannot read {folder}/config.json: {_first_line(error)}", cure="get the complete model"
         ) from error
-    return getattr(config.get_text_config(), "max_position_embeddings", None)
+    return known_positions(config)
 
 
 def architecture(folder: Path) -> str:
@@ -141,7 +164,7 @@ def load_tokenizer(folder: Path) -> Any:
         return AutoTokenizer.from_pretrained(folder)
     except Exception as error:
         raise ModelError(
-            f"cannot load the tokenizer of {folder}: {error}",
+            f"cannot load the tokenizer of {folder}: {_first_line(error)}",
             cure="the folder needs tokenizer.json and tokenizer_config.json",
         ) from error
 
@@ -173,6 +196,7 @@ def load_network(
             cure="leave --device out, or install torch with CUDA",
         )
     check_shards(folder)
+    _check_generation(folder)
     try:
         with quiet():
             placement = _placement(folder, device)
@@ -185,16 +209,48 @@ def load_network(
                 **changes,
             )
     except Exception as error:
-        raise ModelError(
-            f"cannot load {folder}: {type(error).__name__}: {error}",
-            cure=(
-                "check that the folder is complete and its config.json names a causal language "
-                "model"
-            ),
-        ) from error
+        raise _not_loaded(folder, error) from error
     network, info = loaded
     notes = _checked(folder, info, fresh)
     return network if placement else network.to(device), notes
+
+
+def _check_generation(folder: Path) -> None:
+    """Refuse a generation config that transformers passes over, or blames on the model.
+
+    Raises:
+        ModelError: it cannot be read.
+    """
+    path = folder / "generation_config.json"
+    if not path.is_file():
+        return
+    try:
+        with quiet():
+            GenerationConfig(**json.loads(path.read_text(encoding="utf-8")))
+    except Exception as error:
+        raise ModelError(
+            f"{path} cannot be used: {_first_line(error)}", cure="correct that file, or delete it"
+        ) from error
+
+
+def _not_loaded(folder: Path, error: Exception) -> ModelError:
+    """Why transformers did not load a model, and what to do."""
+    method = quantisation(folder)
+    if method:
+        return ModelError(
+            f"{folder} holds weights quantised with {method}, which cannot be read here: "
+            f"{_first_line(error)}",
+            cure=UNQUANTISED,
+        )
+    if not any(folder.glob("*.safetensors")):
+        return ModelError(
+            f"cannot load {folder}: it has no weights, no *.safetensors",
+            cure="get the complete model; weights in other files must be converted to safetensors",
+        )
+    return ModelError(
+        f"cannot load {folder}: {_first_line(error)}",
+        cure="check that the folder is complete and its config.json names a causal language model",
+    )
 
 
 def _checked(folder: Path, info: dict[str, Any], fresh: str) -> tuple[str, ...]:
@@ -211,10 +267,7 @@ def _checked(folder: Path, info: dict[str, Any], fresh: str) -> tuple[str, ...]:
     if not extra:
         return ()
     more = " and more" if len(extra) > 3 else ""
-    note = (
-        f"{folder} has weights that its config.json does not use, and that the result will lack: "
-        f"{extra[:3]}{more}"
-    )
+    note = f"{folder} has weights that its config.json does not use: {extra[:3]}{more}"
     return (note,)
 
 

@@ -17,6 +17,9 @@ from posttrain.core.files import write_json
 from posttrain.core.seeds import derive
 from posttrain.engine.settings import LoraSettings
 
+# types that an adapter can be added to
+REAL = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
 
 def attach(
     network: PreTrainedModel, settings: LoraSettings, seed: int, task: str = "CAUSAL_LM"
@@ -68,7 +71,13 @@ def attach(
                 "reach",
                 cure="leave it out; to train it, train all weights",
             )
-        if getattr(getattr(layer.get_base_layer(), "weight", None), "ndim", 0) != 2:
+        weight = getattr(layer.get_base_layer(), "weight", None)
+        if weight is not None and weight.dtype not in REAL:
+            raise ConfigError(
+                f"{name} holds quantised weights, which adapters cannot be merged into",
+                cure="give the model that it was made from, in 16 or 32 bits",
+            )
+        if getattr(weight, "ndim", 0) != 2:
             raise ConfigError(
                 f"{name} is not one matrix (experts of a mixture are many in one); its adapters "
                 "cannot be merged",
@@ -92,14 +101,19 @@ def merged(network: PreTrainedModel) -> dict[str, Tensor]:
 
     Leaves the network alone.
     """
-    layers = _layers(network)
+    layers, state = _layers(network), plain(network)
+    for owner, layer in layers.items():
+        weight = state[f"{owner}.weight"]
+        state[f"{owner}.weight"] = weight + layer.get_delta_weight("default").to(weight.dtype)
+    return state
+
+
+def plain(network: PreTrainedModel) -> dict[str, Tensor]:
+    """The state dict of the network without its adapters, by the names it had without them."""
     state: dict[str, Tensor] = {}
     for name, tensor in network.state_dict().items():
         if ".lora_" in name or ".original_module." in name:
             continue
-        owner, _, leaf = name.partition(".base_layer.")
-        if leaf == "weight" and owner in layers:
-            tensor = tensor + layers[owner].get_delta_weight("default").to(tensor.dtype)
         state[name.replace(".base_layer.", ".").replace(".modules_to_save.default.", ".")] = tensor
     return state
 

@@ -10,6 +10,7 @@ addition, one value for every token.
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -24,7 +25,8 @@ from posttrain.core.types import Columns, Facts, Read
 from posttrain.data.forest import TokenForest
 from posttrain.engine import attention
 from posttrain.engine.head import Head, additive, columns
-from posttrain.engine.modes import Admission, Mode
+from posttrain.engine.modes import Admission, Decoding, Mode
+from posttrain.engine.router import Router
 
 PADDED_TOKENS = 4096  # of a batch of paths run alone
 REWARD_HEADS = ("score", "classifier")  # what transformers calls the module
@@ -43,6 +45,9 @@ class Network(nn.Module):
     Attributes:
         inner: the one copy of the weights.
         stock: transformers' own attention, for sampling with a cache and for paths run alone.
+        decoding: how completions may be drawn; None until it is probed.
+        router: of a mixture whose config asks for the load-balancing loss, where admission found
+            that we compute it as the model does; else None.
         value_head: [1, d] in float32, or None; see `add_value_head`.
     """
 
@@ -52,6 +57,8 @@ class Network(nn.Module):
         self.value_head: nn.Linear | None = None
         self.admission = admission
         self.stock = admission.stock
+        self.decoding: Decoding | None = None
+        self.router: Router | None = None
         self.head_scale, self.head_softcap = _head_constants(inner)
         self.run_as(admission.mode)
         self.train(inner.training)
@@ -163,9 +170,12 @@ class Network(nn.Module):
         if self.mode == "forest":
             attend = attention.attend_to(forest, self.device, self.dtype)
         forest = forest.to(self.device)
-        states = self._hidden(forest, attend, noise, _places(read))
+        usage: list[Tensor] | None = [] if read.experts else None
+        states = self._hidden(forest, attend, noise, _places(read), usage)
         before = states.get("before")
         extra: dict[str, Any] = {}
+        if usage is not None:
+            extra["experts"] = torch.stack(usage).sum(0)
         if read.value:
             if self.value_head is None:
                 raise ConfigError(
@@ -195,8 +205,13 @@ class Network(nn.Module):
         attend: attention.Attend | None,
         noise: Noise | None,
         places: list[str],
+        usage: list[Tensor] | None,
     ) -> dict[str, Tensor]:
-        """Hidden states [N, d] `before` the targets and at the `targets`, [L, d] at the `ends`."""
+        """Hidden states [N, d] `before` the targets and at the `targets`, [L, d] at the `ends`.
+
+        Args:
+            usage: gets how the experts of a mixture were used; see `posttrain.engine.router`.
+        """
         starts = forest.lengths.cumsum(0) - forest.lengths
         before = forest.positions[forest.predictor]
         leaves = torch.arange(forest.L, device=forest.tokens.device)
@@ -206,9 +221,11 @@ class Network(nn.Module):
             "ends": (leaves, forest.lengths - 1),
         }
         if attend is None:
-            return self._paths(forest, noise, {place: steps[place] for place in places})
+            return self._paths(forest, noise, {place: steps[place] for place in places}, usage)
         with self._noise(noise, forest.token_lengths):
             out = self._trunk(
+                usage,
+                lambda: forest.path.bincount(minlength=forest.T),
                 input_ids=forest.tokens[None],
                 position_ids=forest.positions[None],
                 use_cache=False,
@@ -224,7 +241,11 @@ class Network(nn.Module):
         return states
 
     def _paths(
-        self, forest: TokenForest, noise: Noise | None, steps: dict[str, tuple[Tensor, Tensor]]
+        self,
+        forest: TokenForest,
+        noise: Noise | None,
+        steps: dict[str, tuple[Tensor, Tensor]],
+        usage: list[Tensor] | None,
     ) -> dict[str, Tensor]:
         """Every path alone, in batches: hidden states at steps of leaves, by place."""
         device = forest.tokens.device
@@ -237,9 +258,10 @@ class Network(nn.Module):
             index = (starts[group][:, None] + place).clamp_(max=len(forest.path) - 1)
             tokens = forest.tokens[forest.path[index]]
             # causal: padding on the right is never seen
-            ids = torch.where(place < lengths[:, None], tokens, 0)
+            real = place < lengths[:, None]
+            ids = torch.where(real, tokens, 0)
             with self._noise(noise, lengths[:, None].expand(-1, len(place))):
-                out = self._trunk(input_ids=ids, use_cache=False)
+                out = self._trunk(usage, real.flatten, input_ids=ids, use_cache=False)
             row = torch.full((forest.L,), -1, device=device)
             row[group] = torch.arange(len(group), device=device)
             for name, (leaf, step) in steps.items():
@@ -248,8 +270,16 @@ class Network(nn.Module):
                 order[name].append(inside)
         return {name: torch.cat(states[name])[torch.cat(order[name]).argsort()] for name in steps}
 
-    def _trunk(self, **inputs: Any) -> Tensor:
-        return trunk_of(self.inner)(**inputs).last_hidden_state
+    def _trunk(
+        self, usage: list[Tensor] | None, weights: Callable[[], Tensor], **inputs: Any
+    ) -> Tensor:
+        """Hidden states; adds to `usage` how the experts were used by rows of these weights."""
+        if usage is None:
+            return trunk_of(self.inner)(**inputs).last_hidden_state
+        assert self.router is not None, "only a mixture has experts"
+        out = trunk_of(self.inner)(output_router_logits=True, **inputs)
+        usage.append(self.router.usage(out.router_logits, weights()))
+        return out.last_hidden_state
 
     @contextlib.contextmanager
     def _noise(self, noise: Noise | None, lengths: Tensor) -> Iterator[None]:
@@ -300,14 +330,32 @@ def _length_groups(
         yield group
 
 
+# how configs name what is done to the logits; the probe proves it right or refuses the model
+SOFT_CAP = re.compile(r"(final_|output_)?logits?_soft_?cap(ping)?")
+MULTIPLIED = ("logit_scale", "output_multiplier", "lm_head_multiplier")
+DIVIDED = ("logits_scaling", "logits_mup_width_multiplier")
+
+
 def _head_constants(inner: PreTrainedModel) -> tuple[float, float | None]:
-    """Logit scale and soft cap, by the names configs give them; the probe proves them right or
-    refuses the model.
-    """
+    """Logit scale and soft cap, by the names configs give them."""
     config = inner.config.get_text_config()
-    multiplied = float(getattr(config, "logit_scale", None) or 1.0)
-    divided = float(getattr(config, "logits_scaling", None) or 1.0)
-    return multiplied / divided, getattr(config, "final_logit_softcapping", None)
+    scale = 1.0
+    for name in MULTIPLIED:
+        scale *= float(getattr(config, name, None) or 1.0)
+    for name in DIVIDED:
+        factor = float(getattr(config, name, None) or 1.0)
+        # HyperCLOVA X multiplies by what Granite and MiniCPM divide by
+        scale = scale * factor if "hyperclova" in config.model_type else scale / factor
+    caps = [value for name, value in sorted(vars(config).items()) if SOFT_CAP.fullmatch(name)]
+    cap = next((float(value) for value in caps if value), None)
+    return scale, cap
+
+
+def known_positions(config: Any) -> int | None:
+    """Tokens that a sequence may have; None where a model's config does not say."""
+    text = config.get_text_config()
+    known = (getattr(text, name, None) for name in ("max_position_embeddings", "max_seq_len"))
+    return next((length for length in known if isinstance(length, int) and length > 0), None)
 
 
 def trunk_of(inner: PreTrainedModel) -> nn.Module:

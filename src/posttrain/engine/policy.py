@@ -26,9 +26,10 @@ from posttrain.core.errors import ConfigError, ModelError
 from posttrain.data.forest import TokenForest
 from posttrain.data.prompting import Prompting
 from posttrain.engine import lora as adapters
-from posttrain.engine import sampler
+from posttrain.engine import sampler, sampling_probe
 from posttrain.engine.admission import admitted
-from posttrain.engine.learner import VALUE_HEAD, Learner
+from posttrain.engine.export import VALUE_HEAD
+from posttrain.engine.learner import Learner
 from posttrain.engine.load import (
     architecture,
     check_tokenizer,
@@ -46,6 +47,8 @@ LogProbs = Callable[[Many[TokenForest]], list[Tensor]]  # forests → log-probab
 
 class Policy(Learner):
     """A language model that can be scored, trained, sampled and saved; see `Learner`."""
+
+    _told_ends = False
 
     @classmethod
     def load(
@@ -90,6 +93,7 @@ class Policy(Learner):
             tokenizer,
             source=str(path),
             digest=digest(folder),
+            origin=folder,
             adapter=adapter,
             prompting=Prompting.read(folder),
         )
@@ -141,11 +145,50 @@ class Policy(Learner):
         seeds: Many[int] | None = None,
         progress: sampler.TokenProgress | None = None,
     ) -> list[sampler.Completion]:
-        """Draw completions, ended by the model's end tokens where `params` names none; see
-        `posttrain.engine.sampler.sample`.
+        """Draw completions, ended by the model's end tokens where `params` names none, and by its
+        last position; see `posttrain.engine.sampler.sample`.
+
+        Raises:
+            ModelError: the model cannot be sampled.
         """
         if params.stop is None and (stops := self.stops):
             params = replace(params, stop=stops)
         if params.stop_texts:
             params = sampler.stopping_at_texts(params, self.tokenizer)
-        return sampler.sample(self.network, prompts, params, progress, seeds)
+        if self.network.decoding is None:
+            for reason in self.admit_sampling():
+                self.tell(reason)
+        completions = sampler.sample(self.network, prompts, params, progress, seeds)
+        limit = self.longest
+        if limit is not None and any(len(p) + params.max_tokens > limit for p in prompts):
+            self._tell_ends(prompts, completions, params.max_tokens, limit)
+        return completions
+
+    def admit_sampling(self) -> tuple[str, ...]:
+        """Probe how completions may be drawn; `sample` does it where nobody did before.
+
+        Returns: what the user should know of it, one sentence each.
+        Raises:
+            ModelError: the model cannot be sampled.
+        """
+        self.network.decoding = sampling_probe.decoding(self.network)
+        return self.network.decoding.reasons
+
+    def _tell_ends(
+        self,
+        prompts: Many[Many[int]],
+        completions: Many[sampler.Completion],
+        max_tokens: int,
+        limit: int,
+    ) -> None:
+        """Say, once, that completions ended at the model's last position."""
+        short = [c for c in completions if not c.finished and len(c.tokens) < max_tokens]
+        if not short or self._told_ends:
+            return
+        self._told_ends = True
+        full = sum(len(prompts[c.prompt]) >= limit for c in short)
+        empty = f", {full:,} of them before the first token" if full else ""
+        self.tell(
+            f"the model knows {limit:,} positions: {len(short):,} of {len(completions):,} answers "
+            f"reach the last one and end there unfinished{empty}"
+        )

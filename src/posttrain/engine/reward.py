@@ -113,6 +113,7 @@ class RewardModel(Learner):
             tokenizer,
             source=str(path),
             digest=digest(folder),
+            origin=folder,
             read=read,
             prompting=Prompting.read(folder),
         )

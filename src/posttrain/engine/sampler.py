@@ -2,7 +2,8 @@
 the batch.
 
 Prompts of equal length run together, so there is no padding; and every sample draws from its own
-stream, so that its random numbers do not depend on what runs beside it.
+stream, so that its random numbers do not depend on what runs beside it. Whether a model's cache
+says what its whole sequences say is probed before it is used (`posttrain.engine.sampling_probe`).
 
 Left out: paged caches and continuous batching.
 """
@@ -22,7 +23,8 @@ from transformers import DynamicCache
 
 from posttrain.core.errors import ConfigError, ModelError
 from posttrain.core.seeds import generator
-from posttrain.engine.network import Network
+from posttrain.engine.modes import Decoding, Way
+from posttrain.engine.network import Network, known_positions
 
 ROWS = 64  # sequences that run together
 
@@ -86,13 +88,22 @@ class Completion:
         logprobs: log-probability of each token under the distribution it was drawn from
             (temperature, top-k and top-p applied), nats; under temperature 0, under the model's
             own.
-        finished: ended with a stop token or text, not at max_tokens.
+        finished: ended with a stop token or text, not at max_tokens or at the model's last
+            position.
     """
 
     prompt: int
     tokens: list[int]
     logprobs: list[float]
     finished: bool
+
+
+def own_cache(name: str) -> ModelError:
+    """The refusal of a class of models whose state no common key-value cache holds."""
+    return ModelError(
+        f"{name} cannot be sampled: it keeps its state in a cache of its own kind",
+        cure="use another model, or sample from the saved one with transformers' generate",
+    )
 
 
 def stopping_at_texts(params: Sampling, tokenizer: Any) -> Sampling:
@@ -131,17 +142,15 @@ def sample(
         progress: called with each token, the stop token included; what it raises ends the sampling.
         seeds: of each prompt's draws, so that they do not depend on its number; None: `params.seed`
             and the number.
-    Returns: completions ordered by prompt, n of each.
+    Returns: completions ordered by prompt, n of each. One that reaches the last position that the
+        model knows ends there, unfinished; that of a prompt which fills them all is empty.
     Raises:
         ModelError: the model takes no key-value cache; it would ignore one, and everything before
             the last token with it.
     """
     if "past_key_values" not in inspect.signature(network.inner.forward).parameters:
-        raise ModelError(
-            f"{type(network.inner).__name__} cannot be sampled: it keeps its state in a cache of "
-            "its own kind",
-            cure="use another model, or sample from the saved one with transformers' generate",
-        )
+        raise own_cache(type(network.inner).__name__)
+    decoding, positions = network.decoding or Decoding(), known_positions(network.config)
     out: dict[tuple[int, int], Completion] = {}
     by_length: dict[int, list[int]] = {}
     for i, prompt in enumerate(prompts):
@@ -153,18 +162,28 @@ def sample(
             return generator(params.seed, "sample", i, j)
         return generator(seeds[i], "sample", j)
 
+    samples = range(params.n)
     was_training = network.inner.training
     network.inner.eval()
     try:
         with network.stock_attention():
-            for group in by_length.values():
+            for length, group in by_length.items():
+                room = params.max_tokens
+                if positions is not None:
+                    room = min(room, positions - length)
+                if room <= 0:
+                    empty = {(i, j): Completion(i, [], [], False) for i in group for j in samples}
+                    out |= empty
+                    continue
+                fitting = replace(params, max_tokens=room)
+                way = decoding.over(length, room)
                 step = max(1, ROWS // params.n)
                 for i in range(0, len(group), step):
                     part = group[i : i + step]
-                    out |= _sample_group(network, prompts, part, params, stream, progress)
+                    out |= _sample_group(network, prompts, part, fitting, stream, progress, way)
     finally:
         network.inner.train(was_training)
-    return [out[i, j] for i in range(len(prompts)) for j in range(params.n)]
+    return [out[i, j] for i in range(len(prompts)) for j in samples]
 
 
 def _sample_group(
@@ -174,19 +193,17 @@ def _sample_group(
     params: Sampling,
     stream: Callable[[int, int], np.random.Generator],
     progress: TokenProgress | None,
+    way: Way,
 ) -> dict[tuple[int, int], Completion]:
     """Completions of prompts of equal length, by number of prompt and sample."""
     out: dict[tuple[int, int], Completion] = {}
-    cache: Any = DynamicCache(config=network.config)
+    sequences = _Whole(network) if way == "whole" else _Cached(network, way)
     ids = torch.tensor([list(prompts[i]) for i in group], device=network.device)
-    logits = network.inner(
-        input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1
-    ).logits[:, -1]
+    logits = sequences.read(ids)
     alive = [(i, j) for i in group for j in range(params.n)]
     if params.n > 1:
         forked = torch.arange(len(group), device=network.device).repeat_interleave(params.n)
-        # of a cache's ways to choose rows, the one that linear attention has too
-        cache.reorder_cache(forked)
+        sequences.select(forked)
         logits = logits[forked]
     streams = {key: stream(*key) for key in alive}
     tokens: dict[tuple[int, int], list[int]] = {key: [] for key in alive}
@@ -212,12 +229,58 @@ def _sample_group(
             break
         if len(stay) < len(alive):
             index = torch.tensor(stay, device=network.device)
-            cache.reorder_cache(index)
+            sequences.select(index)
             drawn, alive = drawn[index], [alive[row] for row in stay]
-        logits = network.inner(
-            input_ids=drawn[:, None], past_key_values=cache, use_cache=True
-        ).logits[:, -1]
+        logits = sequences.read(drawn[:, None])
     return out
+
+
+class _Cached:
+    """Sequences of equal length that are read on from a key-value cache."""
+
+    def __init__(self, network: Network, way: Way) -> None:
+        self._network, self._says_positions = network, way == "positions"
+        self._cache: Any = DynamicCache(config=network.config)
+        self._length = 0
+
+    def read(self, tokens: Tensor) -> Tensor:
+        """[B, T] the next tokens → [B, V] logits of the one after them."""
+        more: dict[str, Any] = {}
+        if tokens.shape[1] > 1:
+            more["logits_to_keep"] = 1
+        if self._says_positions:
+            places = torch.arange(self._length, self._length + tokens.shape[1])
+            more["position_ids"] = places.to(tokens.device).expand(len(tokens), -1)
+        self._length += tokens.shape[1]
+        out = self._network.inner(
+            input_ids=tokens, past_key_values=self._cache, use_cache=True, **more
+        )
+        return out.logits[:, -1]
+
+    def select(self, rows: Tensor) -> None:
+        """Go on with these rows."""
+        # of a cache's ways to choose rows, the one that linear attention has too
+        self._cache.reorder_cache(rows)
+
+
+class _Whole:
+    """Sequences of equal length that are read from their beginning every time."""
+
+    def __init__(self, network: Network) -> None:
+        self._network = network
+        self._tokens: Tensor | None = None
+
+    def read(self, tokens: Tensor) -> Tensor:
+        """[B, T] the next tokens → [B, V] logits of the one after them."""
+        before = [] if self._tokens is None else [self._tokens]
+        self._tokens = torch.cat([*before, tokens], 1)
+        out = self._network.inner(input_ids=self._tokens, use_cache=False, logits_to_keep=1)
+        return out.logits[:, -1]
+
+    def select(self, rows: Tensor) -> None:
+        """Go on with these rows."""
+        assert self._tokens is not None
+        self._tokens = self._tokens[rows]
 
 
 def draw(logits: Tensor, uniform: Tensor, params: Sampling) -> tuple[Tensor, Tensor]:

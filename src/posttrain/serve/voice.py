@@ -108,7 +108,7 @@ class Voice:
         prompting = policy.prompting if prompting is None else prompting
         self.chat = Chat.of(policy.tokenizer, prompting)
         self.encoder = Encoder(policy.tokenizer)
-        self.notes = list(policy.notes)
+        self.notes = [*policy.notes, *policy.admit_sampling()]
         if described := prompting.described(policy.prompting):
             self.notes.append(f"{name} is prompted {described}")
         if self.plain:

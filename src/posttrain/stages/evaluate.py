@@ -359,6 +359,7 @@ def _subject(
     from posttrain.evals.subject import Subject
 
     policy = Policy.load(path, device=settings.device)
+    policy.tell = reporter.message
     for note in policy.notes:
         reporter.message(note)
     return Subject(

@@ -306,6 +306,7 @@ def _sample(
     from posttrain.engine.policy import Policy
 
     policy = Policy.load(settings.model, device=settings.device)
+    policy.tell = context.reporter.message
     for reason in policy.notes:
         context.reporter.message(reason)
     chat = Chat.of(policy.tokenizer, policy.prompting.overridden(settings.prompting))

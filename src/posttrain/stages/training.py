@@ -116,6 +116,7 @@ def train(settings: Any, context: Context, objective: Objective) -> dict[str, An
         settings.data, resolve(settings.model), context, objective.learned, objective.separator
     )
     learner = objective.load(settings)
+    learner.tell = reporter.message
     for note in learner.notes:
         reporter.message(note)
     reporter.note("model", _describe(learner, settings))
@@ -123,6 +124,8 @@ def train(settings: Any, context: Context, objective: Objective) -> dict[str, An
         learner.set_chat(tokens.chat.template.source, tokens.chat.stop)
     learner.prompting = tokens.prompting
     training, setup = _prepare(settings, learner, tokens.sets, reporter, objective)
+    for note in learner.rehearse(folder):  # what fails in the end fails now
+        reporter.message(note)
     context.claim()
     tokens.keep()
     if setup.begin:
