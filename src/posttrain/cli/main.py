@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import re
@@ -11,6 +12,8 @@ import textwrap
 from collections.abc import Mapping
 from functools import cache
 from importlib import import_module
+
+from posttrain.core.errors import lost
 
 # commands that are more than one stage: (module:function, one line of help)
 OTHERS = {
@@ -75,27 +78,112 @@ def usage(table: Mapping[str, str]) -> str:
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     argv = sys.argv[1:] if argv is None else argv
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal that cannot show a sign shows another
+    _open_streams()
+    lost.clear()
+    try:
+        code = _explained(argv)
+    except SystemExit as done:  # help was shown
+        _flush()
+        if lost:
+            return _say_lost()
+        raise done from None
+    _flush()
+    return code or (_say_lost() if lost else 0)
+
+
+def _explained(argv: list[str]) -> int:
+    """Run one command; what a user or a disk can do ends with a sentence and the code 2."""
     from posttrain.core.errors import PosttrainError
 
     try:
-        code = _run(argv)
-        sys.stdout.flush()
-        return code
+        if odd := next((word for word in argv if "\0" in word), None):
+            raise PosttrainError(f"{odd!r} holds a NUL character", cure="remove it")
+        return _run(argv)
     except BrokenPipeError:  # `posttrain schema | head`: the reader has what it wanted
-        # so that flushing at exit has somewhere to go
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except PosttrainError as error:
-        from posttrain.core.console import print_error
-
-        print_error(error)
-        return error.exit_code
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        from posttrain.core.console import console
+
+        console(stderr=True).print("interrupted")
         return 130
+    except (PosttrainError, OSError, MemoryError) as error:
+        return _say(error)
+
+
+def _say(error: Exception) -> int:
+    """Print an error; returns the exit code."""
+    from posttrain.core.console import print_error
+    from posttrain.core.errors import PosttrainError
+    from posttrain.core.files import system_error
+
+    if isinstance(error, MemoryError):
+        error = PosttrainError(
+            "there is not enough memory",
+            cure="lower --budget, --max-length or --batch-size, or use a smaller model",
+        )
+    elif isinstance(error, OSError):
+        error = system_error(error)
+    assert isinstance(error, PosttrainError)
+    print_error(error)
+    return error.exit_code
+
+
+# ------------------------------------------------------------------ standard input and output
+
+
+def _open_streams() -> None:
+    """Give every standard stream that was closed (`>&-`) a place to go to, or the next file that is
+    opened would get its number, and what libraries print would be written into it.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free, which is this one
+        if getattr(sys, name) is None:
+            mode = "r" if name == "stdin" else "w"
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - as long as the process
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that cannot show a sign shows another
+
+
+def _flush() -> None:
+    """Write out what is left. What cannot be written goes nowhere, or the interpreter would try
+    again at its end and complain; of standard output it is remembered, unless its reader has gone.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError) as error:
+            is_reader_gone = isinstance(error, BrokenPipeError)
+            if stream is sys.stdout and isinstance(error, OSError) and not is_reader_gone:
+                lost.append(error)
+            with contextlib.suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _print(text: str) -> None:
+    """Print a text that is all a command has to say."""
+    try:
+        print(text)
+    except BrokenPipeError:
+        raise
+    except OSError as error:  # of a stream without a buffer
+        lost.append(error)
+
+
+def _say_lost() -> int:
+    """Say that results could not be shown."""
+    from posttrain.core.errors import PosttrainError
+
+    why = lost[0].strerror or str(lost[0])
+    return _say(
+        PosttrainError(
+            f"standard output cannot be written: {why}",
+            cure="free space where it goes to; the same command shows what was made",
+        )
+    )
 
 
 def _run(argv: list[str]) -> int:
@@ -104,12 +192,12 @@ def _run(argv: list[str]) -> int:
 
     first = argv[0] if argv else "help"
     if first in ("-h", "--help", "help"):
-        print(usage(commands()))
+        _print(usage(commands()))
         return 0
     if first in ("-V", "--version", "version"):
         from posttrain import __version__
 
-        print(f"posttrain {__version__}")
+        _print(f"posttrain {__version__}")
         return 0
     if first in OTHERS:
         module, _, function = OTHERS[first][0].partition(":")
@@ -125,7 +213,7 @@ def _run(argv: list[str]) -> int:
         return _run_stage(stages[command], command, argv[words:])
     group = {name: help for name, help in commands().items() if name.startswith(f"{first} ")}
     if group and (not argv[1:] or argv[1] in ("-h", "--help")):
-        print(usage(group))
+        _print(usage(group))
         return 0
     name = " ".join(argv[:2]) if group else first
     raise PosttrainError(f"there is no command {name!r}", cure=nearest(name, commands()))

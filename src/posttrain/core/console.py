@@ -27,6 +27,7 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 from posttrain.core.curve import draw
+from posttrain.core.errors import lost
 from posttrain.core.events import (
     TRAIN,
     Alarm,
@@ -45,10 +46,15 @@ JSON_SECONDS = 1.0  # between two progress events of one piece of work
 
 
 class _Lasting:
-    """A stream that survives its reader: what shows a run must not be able to end it."""
+    """A stream that survives its reader: what shows a run must not be able to end it.
 
-    def __init__(self, stream: Any) -> None:
-        self._stream, self._gone = stream, False
+    Args:
+        stream: None where it was closed before the process began.
+        lost: takes the error of a disk that is full.
+    """
+
+    def __init__(self, stream: Any, lost: list[OSError] | None = None) -> None:
+        self._stream, self._gone, self._lost = stream, stream is None, lost
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -66,15 +72,18 @@ class _Lasting:
                 act()
             except UnicodeEncodeError:
                 raise
-            except (OSError, ValueError):  # a closed pipe, a closed terminal
+            except (OSError, ValueError) as error:  # a closed pipe, a closed terminal
                 self._gone = True
+                is_reader_gone = isinstance(error, BrokenPipeError)
+                if self._lost is not None and isinstance(error, OSError) and not is_reader_gone:
+                    self._lost.append(error)
 
 
 def console(*, stderr: bool = False) -> Console:
     """Where everything is printed: no emoji in the place of `:100:`, no end of the run at the end
     of a pipe.
     """
-    stream: Any = _Lasting(sys.stderr if stderr else sys.stdout)
+    stream: Any = _Lasting(sys.stderr) if stderr else _Lasting(sys.stdout, lost)
     return Console(file=stream, highlight=False, emoji=False)
 
 
@@ -368,4 +377,4 @@ def print_error(error: Exception) -> None:
     if len(text) > 1:
         out.print("[bold]cure:[/bold]  ", end="", soft_wrap=True)
         out.print(text[1], markup=False, soft_wrap=True)
-    sys.stderr.flush()
+    out.file.flush()

@@ -24,13 +24,13 @@ def resolve(path: str) -> Path:
     that the package holds.
     """
     folder = EMBEDDED if path == "embedded" else Path(path)
-    if folder.is_dir():
+    if os.path.isdir(folder):  # unlike Path's method, it takes text of any length
         if not (folder / "config.json").is_file():
             raise ModelError(
                 f"{folder} has no config.json", cure="point --model at a Hugging Face model folder"
             )
         return folder
-    if folder.exists() or path.startswith(("/", ".", "~")):
+    if os.path.exists(folder) or path.startswith(("/", ".", "~")):
         raise ModelError(
             f"{path} is not a model folder",
             cure="point --model at a Hugging Face model folder or a hub id",
@@ -124,17 +124,21 @@ def longest_position(folder: Path) -> int | None:
 def architecture(folder: Path) -> str:
     """The class that wrote a folder, as its config.json has it; empty where it does not say."""
     try:
-        return (json.loads((folder / "config.json").read_text()).get("architectures") or [""])[0]
-    except (OSError, ValueError):
+        names = json.loads((folder / "config.json").read_bytes()).get("architectures") or [""]
+        return str(names[0])
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
         return ""  # loading it will say what is wrong
 
 
 def load_tokenizer(folder: Path) -> Any:
     try:
-        return AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        # what its files say that cannot be meant shows when it is used
+        tokenizer.decode(tokenizer("a", verbose=False)["input_ids"])
+        return tokenizer
     except Exception as error:
         raise ModelError(
-            f"cannot load the tokenizer of {folder}: {error}",
+            f"cannot load the tokenizer of {folder}: {type(error).__name__}: {error}",
             cure="the folder needs tokenizer.json and tokenizer_config.json",
         ) from error
 
@@ -186,8 +190,20 @@ def load_network(
             ),
         ) from error
     network, info = loaded
+    _check_dropout(folder, network.config.get_text_config().to_dict())
     notes = _checked(folder, info, fresh)
     return network if placement else network.to(device), notes
+
+
+def _check_dropout(folder: Path, config: dict[str, Any]) -> None:
+    """Refuse probabilities that are none, which show in the first training step alone."""
+    for name, value in config.items():
+        is_rate = name.endswith(("dropout", "_pdrop", "dropout_prob")) and value is not None
+        if is_rate and not (isinstance(value, int | float) and 0 <= value <= 1):
+            raise ModelError(
+                f"{folder}/config.json: {name} is {value!r}, which is no probability",
+                cure="give it a number from 0 to 1",
+            )
 
 
 def _checked(folder: Path, info: dict[str, Any], fresh: str) -> tuple[str, ...]:
