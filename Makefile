@@ -15,7 +15,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 TORCH := $(shell grep '^torch==' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint docs clean
+.PHONY: help quickstart test proof lint docs clean
 
 help:  ## show this
 	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -25,6 +25,9 @@ quickstart: $(BASE)  ## base model → adapted → fine-tuned → evaluated, off
 
 test: lint  ## lint, then the whole test suite
 	$(BIN)/python -m pytest
+
+proof: $(DEV)  ## what takes too long for every test run: 10,000 cases of bad luck
+	$(BIN)/python -m tests.fuzz --cases 10000 --result .build/fuzz.json
 
 lint: $(DEV)  ## ruff and pyright
 	$(BIN)/ruff check .

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -243,3 +246,59 @@ def test_a_reader_that_leaves_is_no_error() -> None:
         check=False,
     )
     assert done.stdout.startswith("{") and done.stderr == "" and done.returncode == 0
+
+
+STREAMS = """
+p="{python} -m posttrain"
+$p --version >&-                        ; echo closed $?
+$p --version 2>&-                       ; echo open $?
+$p --version > /dev/full 2> full        ; echo full $?
+$p sft --help > /dev/full 2> long       ; echo long $?
+$p nope > /dev/null 2> /dev/full        ; echo unheard $?
+{python} -u -m posttrain schema > /dev/full 2> raw ; echo raw $?
+$p nope 2>&1 >&- <&- | head -c 6        ; echo ${{PIPESTATUS[0]}}
+"""
+
+
+def test_streams_that_are_closed_or_full(tmp_path: Path) -> None:
+    script = STREAMS.format(python=sys.executable)
+    done = subprocess.run(
+        ["bash", "-c", script],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONUNBUFFERED": ""},
+    )
+    version = f"posttrain {posttrain.__version__}"
+    codes = ["closed 0", version, "open 0", "full 2", "long 2", "unheard 2", "raw 2", "error:2"]
+    assert done.stdout.splitlines() == codes and done.stderr == ""
+    for name in ("full", "long", "raw"):
+        said = (tmp_path / name).read_text().splitlines()
+        assert said[0] == "error: standard output cannot be written: No space left on device"
+        assert len(said) == 2 and said[1].startswith("cure:  ")
+
+
+@pytest.mark.parametrize(
+    ("error", "what", "cure"),
+    [
+        (OSError(errno.EIO, "Input/output error", "a.bin"), "a.bin: Input/output error", "reason"),
+        (OSError(errno.ENAMETOOLONG, "File name too long", "x"), "the name is too long", "shorter"),
+        (MemoryError(), "there is not enough memory", "lower --budget"),
+    ],
+)
+def test_what_the_system_says_is_an_error_with_a_cure(
+    error: Exception,
+    what: str,
+    cure: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    def fail(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(Stage, "run", fail)
+    code, found, how = said(NEEDED, capfd)
+    assert code == 2 and what in found and cure in how
+    code, found, how = said(["run", "a\0b"], capfd)
+    assert (code, found) == (2, "'a\\x00b' holds a NUL character")

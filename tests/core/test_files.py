@@ -5,12 +5,15 @@ processes out.
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import os
 import signal
+import stat
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -243,3 +246,115 @@ def test_explained_writes_passes_what_is_not_about_writing(tmp_path: Path) -> No
         raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "a"))
     with pytest.raises(FileNotFoundError), files.explained_writes(tmp_path):
         raise FileNotFoundError(errno.ENOENT, "No such file")
+
+
+# ------------------------------------------------------------------------ disks of the network
+
+
+def failing(number: int, *, folders: bool) -> Any:
+    """A call of the system that fails, of folders alone or of all."""
+
+    def fail(handle: Any, *rest: Any) -> None:
+        number_of = handle if isinstance(handle, int) else handle.fileno()
+        if not folders or stat.S_ISDIR(os.fstat(number_of).st_mode):
+            raise OSError(number, os.strerror(number))
+
+    return fail
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EIO])
+def test_a_disk_without_locks_is_refused_and_left_clean(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fcntl, "flock", failing(number, folders=False))
+    with pytest.raises(CheckpointError) as caught, files.lock(tmp_path / "run"):
+        pytest.fail("it is not locked")
+    assert f"cannot lock {tmp_path / 'run'}" in caught.value.what
+    assert caught.value.what.endswith(os.strerror(number)) and "--out" in caught.value.cure
+    assert names(tmp_path) == []
+
+
+def test_a_disk_that_cannot_flush_folders_is_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "fsync", failing(errno.EINVAL, folders=True))
+    files.write_atomic(tmp_path / "a.txt", "a")
+    with files.atomic_folder(tmp_path / "model") as folder:
+        (folder / "a").write_text("a")
+    assert names(tmp_path) == ["a.txt", "model"]
+
+
+@pytest.mark.parametrize(
+    ("number", "folders"), [(errno.EIO, True), (errno.EINVAL, False), (errno.ENOSPC, False)]
+)
+def test_a_flush_that_fails_is_an_error_with_its_place(
+    number: int, folders: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "fsync", failing(number, folders=folders))
+    with pytest.raises(CheckpointError) as caught, files.explained_writes(tmp_path):
+        files.write_atomic(tmp_path / "a.txt", "a")
+    assert str(tmp_path) in caught.value.what
+
+
+def test_a_lock_that_holds_anything_is_read(tmp_path: Path) -> None:
+    (tmp_path / ".lock").write_bytes(b"\xff" * 100)
+    with files.lock(tmp_path):
+        assert (tmp_path / ".lock").read_text() == str(os.getpid())
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("x" * 5000, "the name is too long"),
+        ("file/run", "a part of the path is a file"),
+        ("file", "a file stands where a folder is to be"),
+        ("loop/run", "a link that leads back to itself"),
+    ],
+)
+def test_a_place_that_cannot_be_is_explained(name: str, what: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(CheckpointError, match=what) as caught, files.lock(tmp_path / name):
+        pytest.fail("it is no folder")
+    assert caught.value.cure
+
+
+def test_what_disappears_from_a_runs_folder_is_explained(tmp_path: Path) -> None:
+    with (
+        pytest.raises(CheckpointError, match=r"a\.txt: No such file"),
+        files.explained_writes(tmp_path),
+    ):
+        (tmp_path / "a.txt").read_text()
+
+
+def test_names_that_are_no_text_are_written_so_that_json_reads_them(tmp_path: Path) -> None:
+    files.write_json(tmp_path / "a.json", {"caf\udce9": "ü"})
+    assert files.read_state(tmp_path / "a.json", "") == {"caf\udce9": "ü"}
+
+
+# ------------------------------------------------------------------------------- state of a run
+
+
+@pytest.mark.parametrize(
+    ("content", "where", "why"),
+    [
+        (b'{"a": {},\n "b"', ":2", "it is cut off or damaged (Expecting ':' delimiter)"),
+        (b"  \n", ":2", "it is empty"),
+        (b'{"b": 1}', "", "it has no 'a'"),
+        (b'{"a": 1}', "", "it is not what a run writes there (a is int, not dict)"),
+        (b"[]", "", "it is not what a run writes there (list, not an object)"),
+        (b"[" * 100_000, "", "it is damaged: thousands of nested brackets"),
+        (b'{"a": "\xff"}', "", "it is damaged: not UTF-8"),
+        (None, "", "No such file or directory"),
+    ],
+)
+def test_state_that_cannot_be_used_is_named(
+    content: bytes | None, where: str, why: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "run.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(CheckpointError) as caught:
+        files.read_state(path, "delete it", a=dict)
+    assert caught.value.what == f"this file of a run cannot be used: {why}"
+    assert (caught.value.where, caught.value.cure) == (f"{path}{where}", "delete it")

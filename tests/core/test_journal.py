@@ -305,3 +305,16 @@ def test_a_part_of_an_array_is_read_alone(tmp_path: Path, monkeypatch: pytest.Mo
     )
     assert journal.part(0, "x", 4, 6).tolist() == whole_array[4:6].tolist()
     assert read[-1] == 2 * 3 * 4 and len(read) == 2  # the line, and two rows
+
+
+@pytest.mark.parametrize(
+    "shape", ["[-8]", "[4611686018427387904]", "[" * 2000, "[1.5]", '"x"', "[1, 2, 3, 4000000000]"]
+)
+def test_a_shape_that_cannot_be_is_damage(tmp_path: Path, shape: str) -> None:
+    with Journal(tmp_path / "j", "key") as journal:
+        journal.append("a", x=np.zeros(8))
+    path = tmp_path / "j" / RECORDS
+    path.write_text(path.read_text().replace('["<f8", [8]]', f'["<f8", {shape}]'))
+    told: list[str] = []
+    with Journal(tmp_path / "j", "key", message=told.append) as journal:
+        assert len(journal) == 0 and len(told) == 1

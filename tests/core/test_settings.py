@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 from pydantic import Field, ValidationError
@@ -136,3 +136,38 @@ def test_settings_are_frozen_and_closed() -> None:
 
     with pytest.raises(ValidationError, match="greater than or equal"):
         Wrong()  # a default is checked like any value
+
+
+# --------------------------------------------------------------------------- values of any kind
+
+DEEP: list[object] = []
+for _ in range(200):
+    DEEP = [DEEP]
+
+
+@pytest.mark.parametrize(
+    ("given", "what"),
+    [
+        ({"name": "a\0b"}, "name = 'a\\x00b' holds a NUL character"),
+        ({"name": "caf\udce9"}, "name = 'caf\\udce9' is not UTF-8"),
+        ({"name": "a", "bags": ["x", "y\0"]}, "bags = 'y\\x00' holds a NUL character"),
+        ({"name": "a", "bags": [Path("y\0")]}, "bags = 'y\\x00' holds a NUL character"),
+        ({"name": "a", "load": {"left\0": 1}}, "load = 'left\\x00' holds a NUL character"),
+        ({"name": "a", "bags": DEEP}, "bags holds brackets in brackets, more than 100 deep"),
+        ({"name": b"a"}, "name holds bytes, which is no text, number, list or mapping"),
+        ({"name": "a", "size": 2**63}, "size is a whole number of 64 bits; the most is 63"),
+        ({"name": "a", "size": str(2**64)}, "size is a whole number of 65 bits; the most is 63"),
+        ({"name": "a", "size": 10**5000}, "size is a whole number of 16610 bits; the most is 63"),
+    ],
+)
+def test_what_no_file_could_hold_is_refused(given: dict[str, Any], what: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        assemble(Bike, given)
+    assert caught.value.what == what and caught.value.option == what.split()[0]
+
+
+def test_the_largest_number_and_the_deepest_list_pass() -> None:
+    assert assemble(Bike, {"name": "a", "size": str(2**63 - 1)}).wheels.size == 2**63 - 1
+    with pytest.raises(ConfigError) as caught:
+        assemble(Bike, {"name": "a", "size": "9" * 5000})
+    assert "Unable to parse input string" in caught.value.what and len(caught.value.what) < 600

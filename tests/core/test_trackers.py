@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from posttrain.core import trackers as module
-from posttrain.core.errors import ConfigError, PosttrainError
+from posttrain.core.errors import CheckpointError, ConfigError, PosttrainError
 from posttrain.core.events import Alarm, Event, Held, Note, Progress, Reporter, Step
 from posttrain.core.settings import assemble
 from posttrain.core.trackers import FILE, TRACKERS, TrackingSettings, check, numbers, trackers
@@ -266,3 +266,11 @@ def test_an_unknown_tracker_names_the_nearest() -> None:
 def test_numbers_are_the_finite_ones() -> None:
     values = {"a": 1, "b": {"c": 2.5, "d": "x"}, "e": True, "f": float("nan"), "g": None}
     assert numbers(values, "p/") == {"p/a": 1, "p/b/c": 2.5}
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"id": 5, "name": "a", "ids": {}, "last": 0}'])
+def test_a_damaged_id_is_named(library: Library, tmp_path: Path, content: str) -> None:
+    (tmp_path / FILE).write_text(content)
+    with pytest.raises(CheckpointError) as caught:
+        life(tmp_path, "wandb", [START], [])
+    assert str(tmp_path / FILE) in caught.value.where and "delete the file" in caught.value.cure

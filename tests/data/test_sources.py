@@ -1006,3 +1006,8 @@ def test_a_reader_that_is_left_closes_its_file(tmp_path: Path) -> None:
     assert isinstance(next(found), Row)
     del found
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_pattern_longer_than_any_path_is_refused_at_once(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="there is no file of 100,000 characters"):
+        files(Source(path="[" * 100_000))

@@ -8,6 +8,7 @@ call, or the parent sends it at a moment of its own.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -50,11 +51,16 @@ def live(
         if prepare:
             prepare()
         code = main(argv)
+    except SystemExit as done:  # help was shown
+        code = int(done.code or 0)
     except BaseException:
         traceback.print_exc()
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        with contextlib.suppress(
+            OSError, ValueError, AttributeError
+        ):  # a test may have closed them
+            sys.stdout.flush()
+            sys.stderr.flush()
         os._exit(code)
 
 

@@ -238,3 +238,22 @@ def test_damaged_checkpoints_cost_no_good_one(tmp_path: Path) -> None:
         "damaged-step-00000010",
         "damaged-step-00000020",
     ]
+
+
+def test_folders_that_are_no_checkpoints_of_ours_are_left_alone(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.save(saved(3))
+    for name in ("step-3", "step-٣", "step-00000x", "step-" + "9" * 30):
+        (tmp_path / name).mkdir()
+    assert store.steps() == [3]
+
+
+@pytest.mark.parametrize("content", ["null", "[]", '{"files": 5}', '{"files": {}}', "[" * 100_000])
+def test_a_manifest_of_another_shape_is_passed_over(tmp_path: Path, content: str) -> None:
+    told: list[str] = []
+    store = Store(tmp_path, report=told.append)
+    store.save(saved(1))
+    store.save(saved(2))
+    (store.path(2) / "manifest.json").write_text(content)
+    back = store.latest()
+    assert back is not None and back.step == 1 and "step-00000002" in told[0]

@@ -491,6 +491,20 @@ def test_what_hears_the_tokens_can_end_the_sampling() -> None:
     assert one.network.training and one.network.config._attn_implementation == "posttrain_forest"
 
 
+def test_a_tiny_temperature_takes_the_most_likely_token() -> None:
+    logits = torch.tensor([[1.0, 3.0, 2.0], [0.0, -5.0, -1.0]])
+    params = Sampling(temperature=5e-324)
+    token, logprob = draw(logits, torch.tensor([0.99, 0.0]), params)
+    assert (token.tolist(), logprob.tolist()) == ([1, 0], [0.0, 0.0])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_logits_that_are_not_finite_are_refused(value: float) -> None:
+    logits = torch.tensor([[1.0, value, 2.0]])
+    with pytest.raises(ModelError, match="not finite"):
+        draw(logits, torch.tensor([0.5]), Sampling())
+
+
 # -------------------------------------------------------------------------------------- stop texts
 
 

@@ -331,7 +331,7 @@ def test_a_run_that_says_no_more_which_it_is_is_refused(bench: Bench, tmp_path: 
     assert "choose another --out" in caught.value.cure
     (out / "run.json").write_text("{")
     (out / "manifest.json").unlink()
-    with pytest.raises(CheckpointError, match=r"run\.json is damaged: which run"):
+    with pytest.raises(CheckpointError, match=r"run\.json:1: this file of a run"):
         toy.count(data=bench.folder / "look.jsonl", out=out, longer=5, quiet=True)
     (out / "run.json").write_text(before)
     toy.count(data=bench.folder / "look.jsonl", out=out, longer=5, quiet=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import re
@@ -12,6 +13,7 @@ from collections.abc import Mapping
 from functools import cache
 from importlib import import_module
 
+from posttrain.core.errors import lost
 from posttrain.core.terminal import emit
 
 # commands that are more than one stage: (module:function, one line of help)
@@ -77,27 +79,100 @@ def usage(table: Mapping[str, str]) -> str:
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     argv = sys.argv[1:] if argv is None else argv
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal that cannot show a sign shows another
+    _open_streams()
+    lost.clear()
+    try:
+        code = _explained(argv)
+    except SystemExit as done:  # help was shown
+        _flush()
+        if lost:
+            return _say_lost()
+        raise done from None
+    _flush()
+    return code or (_say_lost() if lost else 0)
+
+
+def _explained(argv: list[str]) -> int:
+    """Run one command; what a user or a disk can do ends with a sentence and the code 2."""
     from posttrain.core.errors import PosttrainError
 
     try:
-        code = _run(argv)
-        sys.stdout.flush()
-        return code
+        if odd := next((word for word in argv if "\0" in word), None):
+            raise PosttrainError(f"{odd!r} holds a NUL character", cure="remove it")
+        return _run(argv)
     except BrokenPipeError:  # `posttrain schema | head`: the reader has what it wanted
-        # so that flushing at exit has somewhere to go
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except PosttrainError as error:
-        from posttrain.core.console import print_error
-
-        print_error(error)
-        return error.exit_code
     except KeyboardInterrupt:
         emit("interrupted", stderr=True)
         return 130
+    except (PosttrainError, OSError, MemoryError) as error:
+        return _say(error)
+
+
+def _say(error: Exception) -> int:
+    """Print an error; returns the exit code."""
+    from posttrain.core.console import print_error
+    from posttrain.core.errors import PosttrainError
+    from posttrain.core.files import system_error
+
+    if isinstance(error, MemoryError):
+        error = PosttrainError(
+            "there is not enough memory",
+            cure="lower --budget, --max-length or --batch-size, or use a smaller model",
+        )
+    elif isinstance(error, OSError):
+        error = system_error(error)
+    assert isinstance(error, PosttrainError)
+    print_error(error)
+    return error.exit_code
+
+
+# ------------------------------------------------------------------ standard input and output
+
+
+def _open_streams() -> None:
+    """Give every standard stream that was closed (`>&-`) a place to go to, or the next file that is
+    opened would get its number, and what libraries print would be written into it.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free, which is this one
+        if getattr(sys, name) is None:
+            mode = "r" if name == "stdin" else "w"
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - as long as the process
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that cannot show a sign shows another
+
+
+def _flush() -> None:
+    """Write out what is left. What cannot be written goes nowhere, or the interpreter would try
+    again at its end and complain; of standard output it is remembered, unless its reader has gone.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError) as error:
+            is_reader_gone = isinstance(error, BrokenPipeError)
+            if stream is sys.stdout and isinstance(error, OSError) and not is_reader_gone:
+                lost.append(error)
+            with contextlib.suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _say_lost() -> int:
+    """Say that results could not be shown."""
+    from posttrain.core.errors import PosttrainError
+
+    why = lost[0].strerror or str(lost[0])
+    return _say(
+        PosttrainError(
+            f"standard output cannot be written: {why}",
+            cure="free space where it goes to; the same command shows what was made",
+        )
+    )
 
 
 def _run(argv: list[str]) -> int:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import types
 import typing
 from pathlib import Path
 from typing import Any, NoReturn
 
-from posttrain.core.console import open_reporter
+from posttrain.core.console import console, open_reporter
 from posttrain.core.errors import ConfigError, nearest
 from posttrain.core.events import Reporter
 from posttrain.core.settings import Leaf, S, Settings, assemble, leaves
@@ -19,6 +20,10 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(message, cure=f"{self.prog} --help lists the options")
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        # argparse's own drops what a full disk does not take
+        console(stderr=file is sys.stderr).file.write(message)
 
     def parse(self, argv: list[str]) -> argparse.Namespace:
         known, unknown = self.parse_known_args(argv)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,13 +14,14 @@ from posttrain.core import manifest
 from posttrain.core.console import JsonLines, Table, console, open_reporter
 from posttrain.core.errors import CheckpointError, ConfigError
 from posttrain.core.events import Reporter
+from posttrain.core.files import read_state, state_of
 from posttrain.core.manifest import MANIFEST
 from posttrain.core.terminal import emit
-from posttrain.pipeline.plan import ARTIFACT, NOT_MADE, Planned, plan
+from posttrain.pipeline.plan import ARTIFACT, NOT_MADE, Planned, plan, read_artifact
 from posttrain.pipeline.recipe import Recipe, load
 from posttrain.pipeline.schema import schema
 from posttrain.stages import inputs
-from posttrain.stages.folders import SUMMARY
+from posttrain.stages.folders import DAMAGED, SUMMARY
 
 if TYPE_CHECKING:
     from posttrain.pipeline.estimate import Estimate
@@ -133,6 +135,7 @@ def show_plan(argv: list[str]) -> int:
                 ],
                 indent=1,
             )
+            + "\n"
         )
         return 0
     table = _plan_table(f"{recipe.name} → {folder}", stages, about)
@@ -239,10 +242,12 @@ def show(argv: list[str]) -> int:
     _check_shown(folder)
     for line in _damage(folder, verify=arguments.verify):
         console().print_line(line, label="damaged")
-    if (folder / ARTIFACT).is_file():
-        _show_artifact(folder)
+    if os.path.lexists(folder / ARTIFACT):
+        with state_of(folder / ARTIFACT, DAMAGED):
+            _show_artifact(folder)
     elif summary := _summary(folder):
-        results(summary) if "stages" in summary else console().print_json(json.dumps(summary))
+        with state_of(folder / SUMMARY, DAMAGED):
+            results(summary) if "stages" in summary else console().print_json(json.dumps(summary))
     else:
         raise ConfigError(
             f"{folder} is no finished run and no artifact", cure="posttrain runs lists them"
@@ -251,7 +256,7 @@ def show(argv: list[str]) -> int:
 
 
 def _show_artifact(folder: Path) -> None:
-    about = json.loads((folder / ARTIFACT).read_text())
+    about = read_artifact(folder)
     table = Table(box=None, show_header=False)
     table.add_column()
     table.add_column(overflow="fold")
@@ -260,7 +265,8 @@ def _show_artifact(folder: Path) -> None:
     for group in ("models", "data", "rows"):
         for name, value in about["inputs"].get(group, {}).items():
             parent = about["parents"].get(name)
-            table.add_row(f"{group} {name}", f"{value[:12]}{f'  ({parent})' if parent else ''}")
+            made_by = f"  ({parent})" if parent else ""
+            table.add_row(f"{group} {name}", f"{value[:12]}{made_by}")
     table.add_row("code", about["inputs"]["code"][:12])
     console().print(table)
     if summary := _summary(folder):
@@ -307,17 +313,12 @@ def _summary(folder: Path) -> dict[str, Any]:
         CheckpointError: the file cannot be read.
     """
     path = folder / SUMMARY
-    if not path.is_file():
+    if not os.path.lexists(path):
         return {}
-    try:
-        summary = dict(json.loads(path.read_text()))
+    with state_of(path, DAMAGED):
+        summary = read_state(path, DAMAGED)
         for stage in dict(summary.get("stages", {})).values():
             Path(stage["folder"])
-    except (ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(
-            f"{path} is damaged: {type(error).__name__}: {error}",
-            cure="run the command that made it again",
-        ) from None
     return summary
 
 

@@ -30,7 +30,7 @@ from rich.segment import Segment
 from rich.text import Span, Text
 
 from posttrain.core.curve import draw
-from posttrain.core.errors import PosttrainError
+from posttrain.core.errors import PosttrainError, lost
 from posttrain.core.events import (
     TRAIN,
     Alarm,
@@ -50,10 +50,15 @@ JSON_SECONDS = 1.0  # between two progress events of one piece of work
 
 
 class _Lasting:
-    """A stream that survives its reader: what shows a run must not be able to end it."""
+    """A stream that survives its reader: what shows a run must not be able to end it.
 
-    def __init__(self, stream: Any) -> None:
-        self._stream, self._gone = stream, False
+    Args:
+        stream: None where it was closed before the process began.
+        lost: takes the error of a disk that is full.
+    """
+
+    def __init__(self, stream: Any, lost: list[OSError] | None = None) -> None:
+        self._stream, self._gone, self._lost = stream, stream is None, lost
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -71,8 +76,11 @@ class _Lasting:
                 act()
             except UnicodeEncodeError:
                 raise
-            except (OSError, ValueError):  # a closed pipe, a closed terminal
+            except (OSError, ValueError) as error:  # a closed pipe, a closed terminal
                 self._gone = True
+                is_reader_gone = isinstance(error, BrokenPipeError)
+                if self._lost is not None and isinstance(error, OSError) and not is_reader_gone:
+                    self._lost.append(error)
 
 
 class Console(rich.console.Console):
@@ -145,7 +153,7 @@ def _field(cell: Any) -> Any:
 
 def console(*, stderr: bool = False) -> Console:
     """Where everything is printed; the end of a pipe is not the end of a run."""
-    stream: Any = _Lasting(sys.stderr if stderr else sys.stdout)
+    stream: Any = _Lasting(sys.stderr) if stderr else _Lasting(sys.stdout, lost)
     return Console(file=stream)
 
 
@@ -455,4 +463,4 @@ def print_error(error: Exception) -> None:
     out.print(Text.assemble(("error: ", "bold red"), escape(what)), soft_wrap=True)
     if cure:
         out.print(Text.assemble(("cure:  ", "bold"), escape(cure)), soft_wrap=True)
-    sys.stderr.flush()
+    out.file.flush()

@@ -52,10 +52,14 @@ class CheckpointError(PosttrainError):
     """State that cannot be written or read back."""
 
 
+# what standard output could not take, its reader apart; the command line says so at its end
+lost: list[OSError] = []
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """`did you mean 'x'?` for the known name closest to `name`, or the whole list where none is
     close.
     """
-    known = sorted(known)
+    known = sorted(map(str, known))  # a key of YAML may be a number
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"

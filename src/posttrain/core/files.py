@@ -1,4 +1,6 @@
-"""Files that are whole or absent: atomic writes, digests, and the lock on a run folder."""
+"""Files that are whole or absent: atomic writes, digests, the lock on a run folder, and the one
+reader of the JSON that runs leave.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from posttrain.core.errors import CheckpointError, PosttrainError
 
@@ -23,11 +25,21 @@ PARTIAL = (  # prefix of what is being written; anything that still has it was n
 LOCK = ".lock"  # in every folder that a run writes into, also when it is done
 
 
+# what file systems answer that cannot flush a folder: some of networks and in user space
+_NO_FOLDER_FLUSH = (errno.EINVAL, errno.EBADF, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
+
+
 def fsync(path: Path) -> None:
-    """Flush a file or a folder's entries to the disk."""
+    """Flush a file or a folder's entries to the disk; a file system that cannot flush folders keeps
+    their entries in its own way.
+    """
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if not (path.is_dir() and error.errno in _NO_FOLDER_FLUSH):
+            error.filename = str(path)
+            raise
     finally:
         os.close(handle)
 
@@ -36,8 +48,10 @@ def write_atomic(path: Path, data: bytes | str) -> None:
     """Write a file so that a reader, or a crash, sees the old content or the new, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(PARTIAL + path.name)
+    # half a character of a file's name is written as an escape, which JSON reads back
+    content = data.encode("utf-8", "backslashreplace") if isinstance(data, str) else data
     with open(partial, "wb") as file:
-        file.write(data.encode() if isinstance(data, str) else data)
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)
@@ -71,7 +85,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(aside, ignore_errors=True)
             os.rename(path, aside)
             os.rename(partial, path)
-            shutil.rmtree(aside)
+            shutil.rmtree(aside, ignore_errors=True)  # NFS keeps what is open; swept later
         else:
             os.rename(partial, path)
         fsync(path.parent)
@@ -163,31 +177,58 @@ def lock(folder: Path, *, wait: bool = False) -> Iterator[None]:
     path = folder / LOCK
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = open(path, "a+")  # noqa: SIM115 - held until the run ends
+        file = open(path, "a+", errors="replace")  # noqa: SIM115 - held until the run ends
     except OSError as error:
-        raise write_error(error, folder) from error
+        raise system_error(error, folder) from error
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             file.seek(0)
+            holder = file.read(20).strip()
             raise PosttrainError(
-                f"another run (process {file.read().strip() or 'unknown'}) is writing to {folder}",
+                f"another run (process {holder if holder.isdecimal() else 'unknown'}) is writing "
+                f"to {folder}",
                 cure="wait for it, stop it, or choose another --out",
             ) from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+        except OSError as error:
+            _remove_unused(folder)
+            raise CheckpointError(
+                f"cannot lock {folder}, and without a lock two processes could write there at "
+                f"once: {error.strerror or error}",
+                cure="choose another --out, or mount the file system with locks (NFS: with lockd, "
+                "Lustre: -o flock)",
+            ) from error
         try:
+            _sign(file, folder)
             yield
         except BaseException:
-            # nothing was written: leave nothing behind
-            if not wait and [p.name for p in folder.iterdir()] == [path.name]:
-                path.unlink()
-                folder.rmdir()
+            if not wait:
+                _remove_unused(folder)
             raise
 
 
+def _sign(file: IO[str], folder: Path) -> None:
+    """Leave this process's id in the lock."""
+    try:
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+    except OSError as error:
+        raise write_error(error, folder) from error
+
+
+def _remove_unused(folder: Path) -> None:
+    """Remove a locked folder that nothing was written into."""
+    with contextlib.suppress(OSError):  # which must not hide the error that brought us here
+        if [path.name for path in folder.iterdir()] == [".lock"]:
+            (folder / ".lock").unlink()
+            folder.rmdir()
+
+
+# -------------------------------------------------------------------------- errors of the system
+
+_AGAIN = "see the reason; then run the same command again"
 _REASONS = {
     errno.ENOSPC: ("the disk is full", "free some space and run the same command again"),
     errno.EDQUOT: ("the disk quota is used up", "free some space and run the same command again"),
@@ -200,24 +241,118 @@ _REASONS = {
         "no permission to write",
         "change the folder's permissions, or choose another --out",
     ),
+    errno.EISDIR: (
+        "a folder stands where a file is to be",
+        "move it away, or choose another --out",
+    ),
+    errno.EEXIST: (
+        "a file stands where a folder is to be",
+        "move it away, or choose another --out",
+    ),
+    errno.ENOTDIR: (
+        "a part of the path is a file, and no folder",
+        "move it away, or choose another path",
+    ),
+    errno.ENAMETOOLONG: ("the name is too long for the file system", "give a shorter name"),
+    errno.ELOOP: ("it is a link that leads back to itself", "remove the link"),
 }
 
 
 def write_error(error: OSError, path: Path, kept: str = "") -> CheckpointError:
     """The message for a write that failed; `kept` says what is still good."""
-    why, cure = _REASONS.get(
-        error.errno or 0,
-        (error.strerror or str(error), "see the reason; then run the same command again"),
-    )
+    why, cure = _REASONS.get(error.errno or 0, (error.strerror or str(error), _AGAIN))
     return CheckpointError(f"cannot write {path}: {why}{'. ' + kept if kept else ''}", cure=cure)
+
+
+def system_error(error: OSError, place: Path | None = None) -> PosttrainError:
+    """The message for what the system says of a file, whatever was done with it.
+
+    Args:
+        place: where it was, if the error does not name a file.
+    """
+    named = error.filename if isinstance(error.filename, str) else None
+    path = named if named is not None else place
+    if error.errno in _REASONS and path is not None:
+        return write_error(error, Path(path))
+    why = error.strerror or str(error) or type(error).__name__
+    return CheckpointError(f"{path}: {why}" if path is not None else why, cure=_AGAIN)
 
 
 @contextlib.contextmanager
 def explained_writes(folder: Path) -> Iterator[None]:
-    """Turn the system's errors about writing into ones with a cure; others pass."""
+    """Turn the system's errors about files into ones with a cure. Others pass: those of connections
+    and processes, and names that are not there outside `folder`.
+    """
     try:
         yield
     except OSError as error:
-        if error.errno not in _REASONS:
+        if not _is_of_disk(error, folder):
             raise
-        raise write_error(error, Path(error.filename) if error.filename else folder) from error
+        raise system_error(error, folder) from error
+
+
+def _is_of_disk(error: OSError, folder: Path) -> bool:
+    # subclasses of libraries have numbers of their own
+    is_systems = type(error).__module__ == "builtins" and error.errno in errno.errorcode
+    if isinstance(error, ConnectionError | BlockingIOError | ChildProcessError | InterruptedError):
+        return False
+    if isinstance(error, FileNotFoundError):  # of the run's own folder, somebody removed a part
+        named = error.filename if isinstance(error.filename, str) else None
+        return named is not None and Path(named).is_relative_to(folder)
+    return is_systems
+
+
+# ------------------------------------------------------------------------- JSON that a run left
+
+
+@contextlib.contextmanager
+def state_of(path: Path, cure: str, line: int | None = None) -> Iterator[None]:
+    """Read and use what a run wrote to a file: where it turns out to be cut, damaged or somebody
+    else's, there is one error that names the file.
+
+    Args:
+        cure: what to do then.
+        line: of the file, where one is read alone.
+    Raises:
+        CheckpointError: with the file, and the line where there is one.
+    """
+    try:
+        yield
+    except json.JSONDecodeError as error:
+        line, why = line or error.lineno, f"it is cut off or damaged ({error.msg})"
+        if not error.doc.strip():
+            why = "it is empty"
+    except UnicodeDecodeError:
+        why = "it is damaged: not UTF-8"
+    except RecursionError:
+        why = "it is damaged: thousands of nested brackets"
+    except OSError as error:
+        why = error.strerror or str(error)
+    except KeyError as error:
+        why = f"it has no {error}"
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        why = f"it is not what a run writes there ({said})"
+    else:
+        return
+    where = str(path) if line is None else f"{path}:{line}"
+    raise CheckpointError(f"this file of a run cannot be used: {why}", where=where, cure=cure)
+
+
+def read_state(path: Path, cure: str, **fields: type) -> dict[str, Any]:
+    """The JSON object that a run wrote to a file.
+
+    Args:
+        cure: what to do where it cannot be used.
+        fields: what it must have, and of which types.
+    Raises:
+        CheckpointError: it cannot be read, is cut off or damaged, or is not what a run writes.
+    """
+    with state_of(path, cure):
+        state = json.loads(path.read_bytes())
+        if not isinstance(state, dict):
+            raise TypeError(f"{type(state).__name__}, not an object")
+        for name, kind in fields.items():
+            if not isinstance(state[name], kind):
+                raise TypeError(f"{name} is {type(state[name]).__name__}, not {kind.__name__}")
+        return state

@@ -5,15 +5,19 @@ differs.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from posttrain.core.errors import ConfigError
-from posttrain.core.files import write_json
+from posttrain.core.files import read_state, state_of, write_json
 
 RUN = "run.json"
+DAMAGED = (
+    "restore it from a backup, or choose another --out; deleting the folder begins the run again"
+)
 
 
 def check(folder: Path, identity: dict[str, Any], writes: Iterable[str] = ()) -> None:
@@ -25,10 +29,13 @@ def check(folder: Path, identity: dict[str, Any], writes: Iterable[str] = ()) ->
     Raises:
         ConfigError: the folder holds another run, or files of somebody else; the message names
             them.
+        CheckpointError: `run.json` is damaged.
     """
     path = folder / RUN
-    if path.is_file():
-        compare(json.loads(path.read_text())["identity"], identity, f"{folder} holds another run")
+    if os.path.lexists(path):
+        with state_of(path, DAMAGED):
+            before = read_state(path, DAMAGED, identity=dict)
+            compare(before["identity"], identity, f"{folder} holds another run")
         return
     if foreign := [name for name in writes if (folder / name).exists()]:
         raise ConfigError(
@@ -66,7 +73,7 @@ def claim(
         record = {"identity": identity, "execution": execution or {}, "posttrain": version}
         write_json(path, record)
         return []
-    began = json.loads(path.read_text()).get("execution", {})
+    began = read_state(path, DAMAGED).get("execution", {})
     return sorted(differences(began, json.loads(json.dumps(execution or {}))))
 
 

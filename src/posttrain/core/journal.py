@@ -301,16 +301,21 @@ class Journal(Many[Entry]):
         if b'"arrays": ' in body and kind == "record":
             try:
                 shapes = json.loads(body).get("arrays", {}).values()
-                size = sum(_Place(dtype, shape, 0).size for dtype, shape in shapes)
-            except (ValueError, TypeError, AttributeError):
+                sizes = [_Place(dtype, shape, 0).size for dtype, shape in shapes]
+            except (ValueError, TypeError, AttributeError, RecursionError):
                 return None
-            if size and ARRAYS not in self._files:
+            # a damaged shape may be text, negative, or larger than anything that is there
+            if not all(isinstance(size, int) and size >= 0 for size in sizes):
+                return None
+            size = sum(sizes)
+            if self._ends[-1] + size > self._bytes_of_arrays():
                 return None
             data = os.pread(self._files[ARRAYS], size, self._ends[-1]) if size else b""
-            if len(data) != size:
-                return None
         digest = _digest(kind, body, data, self._chain)
         return (digest, len(data)) if line.startswith(_head(kind, digest)) else None
+
+    def _bytes_of_arrays(self) -> int:
+        return os.fstat(self._files[ARRAYS]).st_size if ARRAYS in self._files else 0
 
     def _same_key(self, before: Any) -> None:
         now = json.loads(json.dumps(self.key))  # a tuple equals the list it was written as

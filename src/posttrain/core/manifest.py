@@ -97,7 +97,7 @@ def read(path: Path) -> dict[str, Entry] | None:
         if content["sha256"] != sha256_json(content["files"]):
             return None
         return {name: Entry(**entry) for name, entry in content["files"].items()}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
 
 

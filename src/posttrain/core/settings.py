@@ -28,6 +28,9 @@ from pydantic.fields import FieldInfo
 from posttrain.core.errors import ConfigError, nearest
 
 S = TypeVar("S", bound="Settings")
+SHOWN = 400  # characters of a value in a message
+DEEPEST = 100  # lists and mappings in each other
+WIDEST = 63  # bits of a whole number, as arrays and files hold it
 
 # -------------------------------------------------------------------------------------------- roles
 
@@ -244,18 +247,84 @@ def assemble(model: type[S], flat: Mapping[str, Any]) -> S:
         if name not in known:
             raise ConfigError(f"unknown setting {name!r}", cure=nearest(name, known), option=name)
         leaf = known[name]
+        if too_deep(value):
+            raise ConfigError(
+                f"{name} holds brackets in brackets, more than {DEEPEST} deep",
+                cure="write it flat",
+                option=name,
+            )
+        _check_plain(leaf, value)
         if leaf.several and not isinstance(value, (list, tuple)):
             value = (value,)
         if leaf.has(ReadsModel) and isinstance(value, Path):
             value = str(value)
         given[name] = value
     try:
-        return model.model_validate(_nested(known, given))
+        settings = model.model_validate(_nested(known, given))
     except ValidationError as error:
         raise _explained(known, error) from None
     except ConfigError as error:
         error.option = _refused(known, given, error) or error.option
         raise
+    for leaf in known.values():
+        if isinstance(number := leaf.value(settings), int):
+            _check_whole(leaf, number)
+    return settings
+
+
+def too_deep(value: Any, left: int = DEEPEST) -> bool:
+    """Whether lists and mappings stand in each other more than `DEEPEST` deep, or in themselves."""
+    if not isinstance(value, list | tuple | Mapping):
+        return False
+    parts = value.values() if isinstance(value, Mapping) else value
+    return left == 0 or any(too_deep(part, left - 1) for part in parts)
+
+
+def _check_whole(leaf: Leaf, number: int) -> None:
+    if number.bit_length() > WIDEST:
+        raise ConfigError(
+            f"{leaf.name} is a whole number of {number.bit_length()} bits; the most is {WIDEST}",
+            cure="give a smaller one",
+            option=leaf.name,
+        )
+
+
+def _check_plain(leaf: Leaf, value: Any) -> None:
+    """Refuse what is no text or number that could be written down: a NUL, which no name of a file
+    can have, half a character, as the system hands on bytes that are not UTF-8, and numbers that no
+    file holds; at any depth.
+    """
+    if isinstance(value, int):
+        _check_whole(leaf, value)
+    elif isinstance(value, str | Path):
+        text = str(value)
+        if "\0" in text:
+            raise ConfigError(
+                f"{leaf.name} = {text[:80]!r} holds a NUL character",
+                cure="remove it",
+                option=leaf.name,
+            )
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise ConfigError(
+                f"{leaf.name} = {text[:80]!r} is not UTF-8",
+                cure="rename the file, or write the option in UTF-8",
+                option=leaf.name,
+            ) from None
+    elif isinstance(value, bytes | bytearray | set | frozenset):
+        raise ConfigError(
+            f"{leaf.name} holds {type(value).__name__}, which is no text, number, list or mapping",
+            cure="write text",
+            option=leaf.name,
+        )
+    elif isinstance(value, list | tuple):
+        for part in value:
+            _check_plain(leaf, part)
+    elif isinstance(value, Mapping):
+        for key, part in value.items():
+            _check_plain(leaf, key)
+            _check_plain(leaf, part)
 
 
 def _nested(known: dict[str, Leaf], flat: dict[str, Any]) -> dict[str, Any]:
@@ -317,9 +386,15 @@ def _explained(known: dict[str, Leaf], error: ValidationError) -> ConfigError:
     if first["type"] == "missing" and (leaf is None or where == leaf.path):
         option = leaf.option if leaf else f"--{name}"
         return ConfigError(f"{name} is missing", cure=f"give {option}", option=name)
-    what = f"{name} = {first['input']!r}: {first['msg'].removeprefix('Value error, ')}"
+    what = f"{name} = {_shown(first['input'])}: {first['msg'].removeprefix('Value error, ')}"
     if first["type"] == "literal_error" and leaf and isinstance(first["input"], str):
         cure = nearest(first["input"], choices(leaf.field.annotation))
         return ConfigError(what, cure=cure, option=name)
     cure = leaf.field.description if leaf and leaf.field.description else "see --help"
     return ConfigError(what, cure=cure, option=name)
+
+
+def _shown(value: Any) -> str:
+    """A value as code, its middle left out where it is long."""
+    text = repr(value)
+    return text if len(text) <= SHOWN else f"{text[: SHOWN // 2]}…{text[-SHOWN // 2 :]}"

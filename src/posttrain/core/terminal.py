@@ -10,6 +10,8 @@ from __future__ import annotations
 import re
 import sys
 
+from posttrain.core.errors import lost
+
 # C0 and C1 controls and DEL; separators of lines and paragraphs; marks that turn the direction of
 # reading (embeddings, overrides, isolates); halves of characters, which cannot be encoded
 _HARMFUL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -36,7 +38,18 @@ def _visible(match: re.Match[str]) -> str:
 
 
 def emit(text: str, *, stderr: bool = False, end: str = "\n") -> None:
-    """Write text as it is laid out."""
+    """Write text as it is laid out.
+
+    Raises:
+        BrokenPipeError: its reader has gone. Other errors of standard output are remembered in
+            `core.errors.lost`.
+    """
     stream = sys.stderr if stderr else sys.stdout
-    stream.write(escape(text) + end)
-    stream.flush()
+    try:
+        stream.write(escape(text) + end)
+        stream.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        if not stderr:
+            lost.append(error)

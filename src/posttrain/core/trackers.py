@@ -10,7 +10,6 @@ process handed over. A tracker opens with the first step; one that fails is drop
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import os
 import secrets
@@ -26,11 +25,12 @@ from pydantic import AfterValidator, Field
 from posttrain.core.errors import nearest
 from posttrain.core.events import TRAIN, Alarm, Done, Event, Held, Progress, Step
 from posttrain.core.extras import require
-from posttrain.core.files import write_json
+from posttrain.core.files import read_state, write_json
 from posttrain.core.settings import Settings
 
 FILE = "tracking.json"
 FOLDER = "tensorboard"
+DAMAGED = "delete the file; the trackers then show the rest as a run of its own"
 
 
 def _known(name: str) -> str:
@@ -291,14 +291,16 @@ def trackers(
     if not settings.track:
         return []
     path = folder / FILE
-    kept = json.loads(path.read_text()) if path.is_file() else {}
+    kept = {"id": secrets.token_hex(4), "name": folder.resolve().name, "ids": {}, "last": -1}
+    if os.path.lexists(path):
+        kept = read_state(path, DAMAGED, id=str, name=str, ids=dict, last=int)
     run = Tracked(
         folder,
-        kept.get("id") or secrets.token_hex(4),
-        settings.run_name or kept.get("name") or folder.resolve().name,
+        kept["id"],
+        settings.run_name or kept["name"],
         config,
-        kept.get("ids", {}),
-        max([kept.get("last", -1), *map(position, log)]),
+        kept["ids"],
+        max([kept["last"], *map(position, log)]),
         log,
     )
     run.save()

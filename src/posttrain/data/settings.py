@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from posttrain.core.errors import ConfigError, nearest
-from posttrain.core.settings import ReadsFile, ReadsRows, Settings, assemble
+from posttrain.core.settings import DEEPEST, ReadsFile, ReadsRows, Settings, assemble, too_deep
 
 COLUMNS = (
     "text",
@@ -137,8 +137,16 @@ def json_values(value: Any) -> Any:
     for key, text in value.items():
         try:
             parsed[key] = json.loads(text) if isinstance(text, str) else text
-        except json.JSONDecodeError:
+            deep = too_deep(parsed[key])
+        except RecursionError:
+            deep = True
+        except ValueError:  # no JSON, or a number of thousands of digits
             parsed[key] = text
+            continue
+        if deep:
+            raise ConfigError(
+                f"{key} holds brackets in brackets, more than {DEEPEST} deep", cure="write it flat"
+            )
     return parsed
 
 

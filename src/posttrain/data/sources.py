@@ -28,6 +28,7 @@ from posttrain.data.readers import (
 from posttrain.data.rows import Rejects, Row
 from posttrain.data.settings import Source
 
+LONGEST_PATH = 4096  # characters; no system opens a longer one
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
@@ -103,6 +104,11 @@ def files(source: Source) -> list[Path] | None:
             cure=(
                 "write it to a file first, with the ending that says what it holds: … > rows.jsonl"
             ),
+        )
+    if len(source.path) > LONGEST_PATH:  # matching a pattern takes the square of its length
+        raise DataError(
+            f"there is no file of {len(source.path):,} characters: {source.path[:80]}…",
+            cure="check the path",
         )
     matches = [Path(name) for name in glob.glob(source.path, recursive=True)]
     if paths := sorted(match for match in matches if match.is_file()):

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 import re
 import shutil
@@ -24,7 +23,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from posttrain.core.errors import CheckpointError
-from posttrain.core.files import atomic_folder, remove_partial, sha256_file, write_error, write_json
+from posttrain.core.files import (
+    atomic_folder,
+    read_state,
+    remove_partial,
+    sha256_file,
+    write_error,
+    write_json,
+)
 
 
 @contextlib.contextmanager
@@ -50,6 +56,9 @@ class Checkpoint:
     state: dict[str, Any]
 
 
+CURE = "delete that folder; the one before it will be used"
+
+
 class Store:
     """The checkpoints of one run.
 
@@ -67,8 +76,11 @@ class Store:
 
     def steps(self) -> list[int]:
         """Steps that have a checkpoint, oldest first."""
-        matches = (re.fullmatch(r"step-(\d+)", p.name) for p in self.folder.glob("step-*"))
-        return sorted(int(m[1]) for m in matches if m)
+        names = (path.name.removeprefix("step-") for path in self.folder.glob("step-*"))
+        return sorted(int(n) for n in names if n.isascii() and n.isdigit() and self._is_ours(n))
+
+    def _is_ours(self, number: str) -> bool:
+        return len(number) < 20 and self.path(int(number)).name == f"step-{number}"
 
     def save(self, checkpoint: Checkpoint, best: int | None = None) -> None:
         """Write a checkpoint, then drop what retention no longer keeps.
@@ -123,16 +135,21 @@ class Store:
         """
         folder = self.path(step)
         try:
-            manifest = json.loads((folder / "manifest.json").read_text())
-            for name, sha in manifest["files"].items():
+            files = read_state(folder / "manifest.json", CURE, files=dict)["files"]
+            if "state.json" not in files:
+                raise ValueError("its manifest does not name state.json")
+            for name, sha in files.items():
                 if sha256_file(folder / name) != sha:
                     raise ValueError(f"{name} is damaged")
-            tensors = {p.stem: load_file(p) for p in sorted(folder.glob("*.safetensors"))}
-            return Checkpoint(step, tensors, json.loads((folder / "state.json").read_text()))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+            tensors = {
+                Path(name).stem: load_file(folder / name)
+                for name in sorted(files)
+                if name.endswith(".safetensors")
+            }
+            return Checkpoint(step, tensors, read_state(folder / "state.json", CURE))
+        except (OSError, ValueError, TypeError, SafetensorError, CheckpointError) as error:
             raise CheckpointError(
-                f"the checkpoint {folder} cannot be used: {error}",
-                cure="delete that folder; the one before it will be used",
+                f"the checkpoint {folder} cannot be used: {_first_line(error)}", cure=CURE
             ) from error
 
     def latest(self) -> Checkpoint | None:
@@ -166,3 +183,7 @@ class Store:
                 cure="restore the folder from a backup, or delete it to start again from step 0",
             )
         return None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

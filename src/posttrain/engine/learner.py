@@ -415,7 +415,13 @@ class Learner:
         known = self._generation.eos_token_id
         own = self.tokenizer.eos_token_id if self.tokenizer is not None else None
         every = (own, *(known if isinstance(known, list) else [known]))
-        return tuple(dict.fromkeys(i for i in every if i is not None))
+        ends = [i for i in every if i is not None]
+        if odd := [i for i in ends if not isinstance(i, int)]:
+            raise ModelError(
+                f"{self.source}: an end token is {odd[0]!r}, which is no token's number",
+                cure="correct eos_token_id in generation_config.json or config.json",
+            )
+        return tuple(dict.fromkeys(ends))
 
     def set_chat(self, template: str | dict[str, str], stop: str) -> None:
         """Say how the model is talked to, so that it is saved with it.

@@ -29,12 +29,12 @@ def resolve(path: str) -> Path:
         ModelError: there is none, or it is of a kind that is not trained here; with the cure.
     """
     folder = EMBEDDED if path == "embedded" else Path(path)
-    if folder.is_dir():
+    if os.path.isdir(folder):  # unlike Path's method, it takes text of any length
         refuse_unusable(folder)
         return folder
     if folder.suffix == ".gguf":
         raise gguf(path)
-    if folder.exists() or path.startswith(("/", ".", "~")):
+    if os.path.exists(folder) or path.startswith(("/", ".", "~")):
         raise ModelError(
             f"{path} is not a model folder",
             cure="point --model at a Hugging Face model folder or a hub id",
@@ -154,14 +154,18 @@ def longest_position(folder: Path) -> int | None:
 def architecture(folder: Path) -> str:
     """The class that wrote a folder, as its config.json has it; empty where it does not say."""
     try:
-        return (json.loads((folder / "config.json").read_text()).get("architectures") or [""])[0]
-    except (OSError, ValueError):
+        names = json.loads((folder / "config.json").read_bytes()).get("architectures") or [""]
+        return str(names[0])
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
         return ""  # loading it will say what is wrong
 
 
 def load_tokenizer(folder: Path) -> Any:
     try:
-        return AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        # what its files say that cannot be meant shows when it is used
+        tokenizer.decode(tokenizer("a", verbose=False)["input_ids"])
+        return tokenizer
     except Exception as error:
         raise ModelError(
             f"cannot load the tokenizer of {folder}: {_first_line(error)}",
@@ -211,6 +215,7 @@ def load_network(
     except Exception as error:
         raise _not_loaded(folder, error) from error
     network, info = loaded
+    _check_dropout(folder, network.config.get_text_config().to_dict())
     notes = _checked(folder, info, fresh)
     return network if placement else network.to(device), notes
 
@@ -251,6 +256,17 @@ def _not_loaded(folder: Path, error: Exception) -> ModelError:
         f"cannot load {folder}: {_first_line(error)}",
         cure="check that the folder is complete and its config.json names a causal language model",
     )
+
+
+def _check_dropout(folder: Path, config: dict[str, Any]) -> None:
+    """Refuse probabilities that are none, which show in the first training step alone."""
+    for name, value in config.items():
+        is_rate = name.endswith(("dropout", "_pdrop", "dropout_prob")) and value is not None
+        if is_rate and not (isinstance(value, int | float) and 0 <= value <= 1):
+            raise ModelError(
+                f"{folder}/config.json: {name} is {value!r}, which is no probability",
+                cure="give it a number from 0 to 1",
+            )
 
 
 def _checked(folder: Path, info: dict[str, Any], fresh: str) -> tuple[str, ...]:

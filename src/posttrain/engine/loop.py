@@ -22,9 +22,10 @@ import numpy as np
 
 from posttrain.core.errors import CheckpointError, PosttrainError
 from posttrain.core.events import TRAIN, Alarm, Held, Reporter, Step
+from posttrain.core.files import state_of
 from posttrain.core.seeds import derive, generator
 from posttrain.core.types import Loss, Measured
-from posttrain.engine.checkpoint import Checkpoint, Store
+from posttrain.engine.checkpoint import CURE, Checkpoint, Store
 from posttrain.engine.learner import Learner
 from posttrain.engine.metrics import MetricsLog
 from posttrain.engine.network import Noise
@@ -154,6 +155,11 @@ def checkpoint(run: Run) -> Checkpoint:
 
 def restore(run: Run, saved: Checkpoint) -> None:
     """Put a run where a checkpoint left it, and warn where bit-identity cannot be promised."""
+    with state_of(run.store.path(saved.step), CURE):
+        _restore(run, saved)
+
+
+def _restore(run: Run, saved: Checkpoint) -> None:
     now = environment(run.policy.device)
     changed = [
         f"{k} {v} → {now.get(k)}" for k, v in saved.state["environment"].items() if now.get(k) != v

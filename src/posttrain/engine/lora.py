@@ -55,10 +55,16 @@ def attach(
         torch.manual_seed(derive(seed, "lora"))
         try:
             adapter = peft.get_peft_model(network, config)
+        except (RuntimeError, OverflowError) as error:  # there is no memory for it, or no such size
+            raise ConfigError(
+                f"--lora-rank {settings.rank}: {str(error).splitlines()[0]}",
+                cure="give a smaller rank",
+            ) from error
         except (ValueError, AttributeError, TypeError) as error:
             what = f"--lora-targets {' '.join(settings.targets)}" if settings.targets else "--lora"
             raise ConfigError(
-                f"{what}: {error}", cure="name modules as the model does, for example q_proj v_proj"
+                f"{what}: {str(error).splitlines()[0]}",
+                cure="name modules as the model does, for example q_proj v_proj",
             ) from error
     for name, layer in _layers(network).items():
         tied = (

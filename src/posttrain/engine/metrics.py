@@ -66,7 +66,7 @@ class MetricsLog:
         for line in self.text().splitlines():
             try:
                 record = json.loads(line)
-            except json.JSONDecodeError:
+            except (ValueError, RecursionError):
                 continue
             if isinstance(record, dict) and "step" in record:
                 records.append(record)

@@ -19,6 +19,7 @@ from collections.abc import Sequence as Many
 from dataclasses import replace
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -86,7 +87,13 @@ class Policy(Learner):
         if (folder / VALUE_HEAD).is_file():
             network.add_value_head()
             assert network.value_head is not None
-            network.value_head.load_state_dict(load_file(folder / VALUE_HEAD))
+            try:
+                network.value_head.load_state_dict(load_file(folder / VALUE_HEAD))
+            except (OSError, SafetensorError, RuntimeError) as error:
+                raise ModelError(
+                    f"cannot load {folder / VALUE_HEAD}: {str(error).splitlines()[0]}",
+                    cure="get the complete model, or delete the file: a new head is made",
+                ) from error
         adapter = adapters.attach(inner, lora, seed) if lora else None
         return cls(
             network,

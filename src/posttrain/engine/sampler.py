@@ -295,7 +295,14 @@ def draw(logits: Tensor, uniform: Tensor, params: Sampling) -> tuple[Tensor, Ten
     if params.temperature == 0:
         token = logits.argmax(-1)
         return token, logits.log_softmax(-1).gather(1, token[:, None])[:, 0]
-    ordered, index = (logits / params.temperature).sort(-1, descending=True)
+    most = logits.amax(-1, keepdim=True)
+    if not bool(most.isfinite().all()):
+        raise ModelError(
+            "the model's logits are not finite",
+            cure="get the complete model, or give Policy.load another dtype",
+        )
+    # the largest is 0, so that no temperature, however small, makes an infinity of it
+    ordered, index = ((logits - most) / params.temperature).sort(-1, descending=True)
     if params.top_k:
         ordered[:, params.top_k :] = -torch.inf
     p = ordered.softmax(-1)

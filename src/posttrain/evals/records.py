@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from posttrain.core.files import sha256_json, write_atomic
+from posttrain.core.files import sha256_json, state_of, write_atomic
 from posttrain.data.messages import Text
 
+DAMAGED = "delete the file and run the same command again: its items are measured anew"
 # columns of a pair that its record keeps
 PAIR_COLUMNS = ("category", "subset", "rule", "skill", "level")
 
@@ -62,10 +63,19 @@ def cluster_of(prompt: Text) -> str:
 
 
 def read_records(path: Path) -> list[Record]:
-    """The records of a file, in order."""
-    # not splitlines, which ends lines at signs that JSON may hold
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [Record(**json.loads(line)) for line in lines if line]
+    """The records of a file, in order.
+
+    Raises:
+        CheckpointError: it is damaged; with the line.
+    """
+    records: list[Record] = []
+    with state_of(path, DAMAGED):
+        lines = path.read_bytes().split(b"\n")  # text has other signs that end lines
+    for number, line in enumerate(lines, 1):
+        if line:
+            with state_of(path, DAMAGED, number):
+                records.append(Record(**json.loads(line)))
+    return records
 
 
 def write_records(path: Path, records: Iterable[Record]) -> None:

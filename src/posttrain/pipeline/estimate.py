@@ -11,13 +11,14 @@ Left out: validation, and the answers that an evaluation writes.
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 import time
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
+
+from safetensors import SafetensorError, safe_open
 
 from posttrain.core.errors import DataError
 from posttrain.data.formats import detect
@@ -183,15 +184,12 @@ def _parameters(model: str) -> int | None:
     from posttrain.engine.load import resolve
 
     total = 0
-    for path in resolve(model).glob("*.safetensors"):
-        with open(path, "rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        for name, tensor in header.items():
-            if name != "__metadata__":
-                count = 1
-                for n in tensor["shape"]:
-                    count *= n
-                total += count
+    try:
+        for path in resolve(model).glob("*.safetensors"):
+            with safe_open(path, framework="numpy") as file:
+                total += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118 - no mapping
+    except (OSError, SafetensorError):  # loading it will say what is wrong
+        return None
     return total or None
 
 

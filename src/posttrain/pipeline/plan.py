@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.core import manifest
-from posttrain.core.errors import ConfigError, ModelError
-from posttrain.core.files import sha256_json
+from posttrain.core.errors import CheckpointError, ConfigError, ModelError
+from posttrain.core.files import read_state, sha256_json
 from posttrain.core.identity import RUN, differences
 from posttrain.core.manifest import MANIFEST
 from posttrain.core.settings import Settings
@@ -26,6 +26,7 @@ from posttrain.pipeline.recipe import Recipe, Reference, Stage
 from posttrain.stages import inputs
 
 ARTIFACT = "artifact.json"
+DAMAGED = "delete the file and run the recipe again, which writes it anew"
 NOT_MADE = "not made yet"
 
 
@@ -114,6 +115,16 @@ def _state(place: Path, verify: bool) -> tuple[str, str]:
     return ("interrupted" if (place / RUN).is_file() else "new"), ""
 
 
+def read_artifact(place: Path) -> dict[str, Any]:
+    """What an artifact was made of.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    fields = {"inputs": dict, "parents": dict, "outputs": list, "seconds": float, "made": str}
+    return read_state(place / ARTIFACT, DAMAGED, **fields)
+
+
 def _placed(stage: Stage, place: Path, before: dict[str, Planned]) -> Settings:
     """A stage's settings with the folders and files of the stages before it."""
 
@@ -160,8 +171,8 @@ def _why(read: dict[str, Any], folder: Path, stage: Stage) -> str:
     if not made:
         return NOT_MADE
     try:
-        last = json.loads(max(made, key=lambda path: path.stat().st_mtime).read_text())["inputs"]
-    except (ValueError, KeyError, TypeError):  # it is damaged, and there is nothing to compare with
+        last = read_artifact(max(made, key=lambda path: path.stat().st_mtime).parent)["inputs"]
+    except CheckpointError:  # it is damaged, and there is nothing to compare with
         return NOT_MADE
     reasons: list[str] = []
     code_changed = False

@@ -107,7 +107,13 @@ class Recipe:
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML; a key that stands twice is an error, and every mapping remembers its lines."""
+    """Safe YAML; a key that stands twice is an error, and every mapping remembers its lines.
+
+    Attributes:
+        at: the last key whose value was read.
+    """
+
+    at: Any = None
 
 
 class _Mapping(dict[Any, Any]):
@@ -127,6 +133,7 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> _Mapping:
             raise yaml.constructor.ConstructorError(
                 None, None, f"the key {key!r} stands twice", key_node.start_mark
             )
+        loader.at = key_node.start_mark
         out[key] = loader.construct_object(value_node, deep=True)
         out.lines[key] = key_node.start_mark.line + 1
     return out
@@ -150,6 +157,27 @@ _Loader.add_implicit_resolver(
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:bool", re.compile(r"^(true|false|True|False)$"), list("tTfF")
 )
+
+
+def _parsed(text: str) -> Any:
+    """The value that YAML says.
+
+    Raises:
+        yaml.YAMLError: it is no YAML, or holds what cannot be read; with the line.
+    """
+    loader = None
+    try:
+        loader = _Loader(text)  # which reads the first characters
+        return loader.get_single_data()
+    except RecursionError:
+        raise yaml.constructor.ConstructorError(
+            None, None, "thousands of nested brackets", loader and loader.get_mark()
+        ) from None
+    except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:
+        # what PyYAML's own constructors say of `!!int x`, 2024-99-99 or 5,000 digits
+        raise yaml.constructor.ConstructorError(
+            None, None, f"a value cannot be read: {error}", loader and loader.at
+        ) from None
 
 
 def load(recipe: Path | Mapping[str, Any], changes: Iterable[str] = ()) -> Recipe:
@@ -208,7 +236,7 @@ class _Copy(dict[Any, Any]):
 
 def _read(path: Path) -> Any:
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        return _parsed(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(
             f"cannot read the recipe {path}: {error.strerror}", cure="check the path"
@@ -239,10 +267,12 @@ def _change(stages: dict[str, Any], change: str) -> None:
             f"--set {change!r}: there is no stage {stage!r}", cure=nearest(stage, stages)
         )
     try:
-        stages[stage][option] = yaml.load(value, _Loader)
-    except yaml.YAMLError:
+        stages[stage][option] = _parsed(value)
+    except yaml.YAMLError as error:
+        why = getattr(error, "problem", None) or "it cannot be read"
         raise ConfigError(
-            f"--set {change!r}: the value is not YAML", cure="put text with signs in quotes"
+            f"--set {change[:200]!r}: the value is not YAML: {why}",
+            cure="put text with signs in quotes",
         ) from None
 
 

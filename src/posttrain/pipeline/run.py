@@ -11,7 +11,6 @@ A run folder holds
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Iterable, Mapping
@@ -23,13 +22,14 @@ from posttrain.core import manifest
 from posttrain.core.console import open_reporter
 from posttrain.core.errors import ConfigError, DataError
 from posttrain.core.events import Reporter
-from posttrain.core.files import PARTIAL, explained_writes, lock, set_aside, write_json
+from posttrain.core.files import PARTIAL, explained_writes, lock, read_state, set_aside, write_json
 from posttrain.core.identity import RUN
 from posttrain.core.manifest import MANIFEST
 from posttrain.core.version import __version__
-from posttrain.pipeline.plan import ARTIFACT, Planned, inputs_of, plan
+from posttrain.pipeline.plan import ARTIFACT, Planned, inputs_of, plan, read_artifact
 from posttrain.pipeline.recipe import Recipe, load
 from posttrain.stages import inputs
+from posttrain.stages.folders import DAMAGED
 from posttrain.stages.stage import Verdict
 
 
@@ -195,7 +195,7 @@ def _given(planned: Planned) -> dict[str, Any]:
 
 def _artifact(planned: Planned) -> dict[str, Any]:
     """An artifact and the summary of the stage that made it."""
-    about = json.loads((planned.folder / ARTIFACT).read_text())
+    about = read_artifact(planned.folder)
     summary = planned.folder / "summary.json"
     return {
         "folder": str(planned.folder),
@@ -205,7 +205,7 @@ def _artifact(planned: Planned) -> dict[str, Any]:
         "outputs": about["outputs"],
         "seconds": about["seconds"],
         "made": about["made"],
-        "result": json.loads(summary.read_text()) if summary.is_file() else None,
+        "result": read_state(summary, DAMAGED) if summary.is_file() else None,
     }
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from posttrain.core import manifest
 from posttrain.core.errors import ConfigError, DataError
 from posttrain.core.events import Reporter
-from posttrain.core.files import PARTIAL, fsync, sha256_json, write_atomic, write_json
+from posttrain.core.files import PARTIAL, fsync, read_state, sha256_json, write_atomic, write_json
 from posttrain.core.manifest import MANIFEST
 from posttrain.data.curate.overlap import Samples, read_keys
 from posttrain.data.formats import Format
@@ -34,6 +34,7 @@ if TYPE_CHECKING:  # these import torch, which is not needed to find a mistake i
 FOLDER = "tokens"
 LAYOUT = 2  # of that folder; tokens of another are made again
 REJECTS = "rejects.jsonl"
+DAMAGED = "delete the folder tokens and run the same command again"
 
 
 @dataclass(frozen=True)
@@ -253,7 +254,7 @@ def _is_prepared(folder: Path, key: str, reporter: Reporter) -> bool:
 
 
 def _read_key(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "key.json").read_text())
+    return read_state(folder / "key.json", DAMAGED, key=str, chat=bool)
 
 
 def _open(folder: Path, label: str, group: tuple[Source, ...], learned: Learned) -> Dataset:
@@ -262,7 +263,7 @@ def _open(folder: Path, label: str, group: tuple[Source, ...], learned: Learned)
     from posttrain.data.store import Numbers, Trees
 
     parts = [folder / f"{label} {i}" for i in range(len(group))]
-    accounts = tuple(Account(**json.loads((part / "account.json").read_text())) for part in parts)
+    accounts = tuple(Account(**read_state(part / "account.json", DAMAGED)) for part in parts)
     rows = tuple(len(Trees(part)) for part in parts)
     numbers = Numbers(*parts) if learned != "demonstrations" else None
     return Dataset(group, accounts, Trees(*parts), rows, numbers)

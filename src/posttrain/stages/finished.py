@@ -6,18 +6,18 @@ that a user may have put there.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from posttrain.core import manifest
+from posttrain.core.errors import CheckpointError
 from posttrain.core.events import Reporter
-from posttrain.core.files import set_aside
+from posttrain.core.files import read_state, set_aside
 from posttrain.core.identity import RUN
 from posttrain.core.manifest import Damage
-from posttrain.stages.folders import SUMMARY, Place, output_digest
+from posttrain.stages.folders import DAMAGED, SUMMARY, Place, output_digest
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def find(place: Place, reporter: Reporter, *, verify: bool = False) -> Found:
     names = {path.name for path in (*place.files(), place.manifest)}
     found = [one for one in manifest.damage(place.manifest, content=verify) if one.top in names]
     if not found:
-        return Found(json.loads(place.path(SUMMARY).read_text()))
+        return Found(read_state(place.path(SUMMARY), DAMAGED))
     made = manifest.read(place.manifest)
     if made is None:
         reporter.message(f"{place.folder / str(found[0])}; all of it is made again")
@@ -100,14 +100,13 @@ def _without_manifest(place: Place, missing: Path, reporter: Reporter) -> Found:
     if not path.is_file():
         return Found()
     try:
-        summary = json.loads(path.read_text())
-        digests = dict(summary["sha256"])
-    except (ValueError, KeyError, TypeError):
+        summary = read_state(path, "", sha256=dict)
+    except CheckpointError:
         reporter.message(f"{path} is damaged: set aside as damaged-{path.name}, making it again")
         _set_aside(place, [path])
         return Found()
     whole = True
-    for name, digest in digests.items():
+    for name, digest in summary["sha256"].items():
         output = place.path(name)
         if not output.exists():
             whole = False

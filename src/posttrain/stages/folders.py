@@ -15,7 +15,6 @@ Files beside each other (`--out clean.jsonl`, of stages that make rows) are
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,6 +29,7 @@ from posttrain.core.files import (
     PARTIAL,
     fsync,
     lock,
+    read_state,
     remove_partial,
     sha256_file,
     sha256_folder,
@@ -40,6 +40,7 @@ from posttrain.core.manifest import MANIFEST, Entry
 from posttrain.core.version import __version__
 
 SUMMARY = "summary.json"
+DAMAGED = "delete the file and run the same command again, which writes it anew"
 
 
 @dataclass(frozen=True)
@@ -162,22 +163,14 @@ class Folder:
         """Refuse a folder that does not say any more which run it holds.
 
         Raises:
-            CheckpointError: the file that says it was changed, or is garbage.
+            CheckpointError: the file that says it was changed since the run was finished.
         """
         path = self.folder / RUN
-        if not path.is_file():
+        if not path.is_file() or manifest.read(self.manifest) is None:
             return
-        what = ""
-        if manifest.read(self.manifest) is not None:
-            found = manifest.damage(self.manifest, content=True, only=(RUN,))
-            what = found[0].what if found else ""
-        try:
-            dict(json.loads(path.read_bytes())["identity"])
-        except (ValueError, TypeError, KeyError):
-            what = what or "is damaged"
-        if what:
+        if found := manifest.damage(self.manifest, content=True, only=(RUN,)):
             raise CheckpointError(
-                f"{path} {what}: which run made what is there cannot be known",
+                f"{path} {found[0].what}: which run made what is there cannot be known",
                 cure="put it back as it was, choose another --out, or delete the folder",
             )
 
@@ -241,8 +234,8 @@ class SideBySide:
         if not there:
             return
         try:
-            before = json.loads(self.path(SUMMARY).read_text())["identity"]
-        except (OSError, ValueError, KeyError, TypeError):
+            before = read_state(self.path(SUMMARY), "", identity=dict)["identity"]
+        except CheckpointError:
             raise ConfigError(
                 f"{there[0]} is there, and no run of ours that finished wrote it",
                 cure="choose another --out, or delete what is there; nothing was touched",

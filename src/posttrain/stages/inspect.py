@@ -5,6 +5,7 @@ Of the model only the tokenizer and the configuration are read, not the weights.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -181,7 +182,8 @@ def _check_outputs(settings: InspectSettings) -> None:
             raise ConfigError(
                 f"--{name} {path} is one of the files of data", cure=f"choose another --{name}"
             )
-        if path and path.is_dir():
+        if path and os.path.exists(path) and not os.path.isfile(path):
             raise ConfigError(
-                f"--{name} {path} is a folder", cure=f"give a file: --{name} {path / 'name'}"
+                f"--{name} {path} is {'a folder' if path.is_dir() else 'no file'}",
+                cure=f"give a file: --{name} {path / 'name'}",
             )

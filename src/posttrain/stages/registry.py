@@ -60,9 +60,9 @@ def _own(spec: str, where: str) -> Stage[Any]:
 def _module(name: str, where: str) -> ModuleType:
     try:
         return import_module(name)
-    except ImportError as error:
+    except Exception as error:  # its own code may do anything
         raise ConfigError(
-            f"cannot import {name}: {error}",
+            f"cannot import {name}: {type(error).__name__}: {error}",
             where=where,
             cure="install it, or name the file: FILE.py:NAME",
         ) from error

@@ -92,7 +92,7 @@ class SamplePairsSettings(Settings):
     reward_model: Annotated[str | None, ReadsModel()] = Field(
         None, description="reward model that says what an answer is worth"
     )
-    n: int = Field(8, ge=2, description="answers a prompt")
+    n: int = Field(8, ge=2, le=65536, description="answers a prompt")
     pairs: How = Field(
         "best-worst",
         description=(
@@ -446,7 +446,8 @@ def _line(row: dict[str, Any]) -> str:
 def _whole(path: Path) -> Iterator[IO[str]]:
     """A file that appears when all of it is written."""
     partial = path.with_name(PARTIAL + path.name)
-    with open(partial, "w", encoding="utf-8") as file:
+    # names of files may hold bytes that are no text; JSON reads the escapes back
+    with open(partial, "w", encoding="utf-8", errors="backslashreplace") as file:
         yield file
         file.flush()
     fsync(partial)

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Sequence as Many
@@ -273,7 +274,8 @@ class Stage(Generic[S]):
         """
         chosen = assemble(self.settings, settings)
         reporter = reporter or open_reporter(quiet=quiet, sinks=sinks)
-        return replace(self, verify=verify).run(chosen, reporter)
+        with explained_writes(chosen.folder or Path(os.devnull)):
+            return replace(self, verify=verify).run(chosen, reporter)
 
     def run(self, settings: S, reporter: Reporter) -> Outcome:
         """Run the stage, or go on with it, or say that it is finished.
@@ -321,7 +323,7 @@ class Stage(Generic[S]):
         made = self.outputs(settings)
         outputs = [path.rstrip("/") for path in made.values()]
         names = [*outputs, *self.files.names(settings)]
-        if self.files.single_file and out.suffix and not out.is_dir():
+        if self.files.single_file and out.suffix and not os.path.isdir(out):
             if out.suffix != ".jsonl":
                 raise ConfigError(
                     f"--out {out} does not end in .jsonl",

@@ -27,7 +27,7 @@ from posttrain.core.defaults import UNSET_BUDGET
 from posttrain.core.errors import ConfigError
 from posttrain.core.events import Reporter
 from posttrain.core.files import atomic_folder
-from posttrain.core.settings import Destination, ExecutionOnly, ReadsModel, Settings
+from posttrain.core.settings import WIDEST, Destination, ExecutionOnly, ReadsModel, Settings
 from posttrain.core.trackers import FILE, FOLDER, TrackingSettings, trackers
 from posttrain.core.trackers import check as check_trackers
 from posttrain.data.settings import DataSettings, Source
@@ -183,7 +183,7 @@ def _prepare(
         )
     plan = Plan(train.rows, settings.batch_size, settings.seed, shares(train.rows, train.sources))
     # 1.1 · 100 is 110, not 111
-    steps = settings.steps or math.ceil(settings.epochs * plan.steps_per_epoch - 1e-9)
+    steps = settings.steps or _whole_steps(settings.epochs * plan.steps_per_epoch)
     setup = objective.setup(settings, learner, data, budget, reporter)
     learner.train_with(
         settings.optimiser, activation_checkpointing=settings.activation_checkpointing
@@ -206,6 +206,14 @@ def _prepare(
         ),
         setup,
     )
+
+
+def _whole_steps(steps: float) -> int:
+    if steps >= 2**WIDEST:
+        raise ConfigError(
+            f"--epochs comes to {steps:.0e} steps", cure="give a smaller number", option="epochs"
+        )
+    return math.ceil(steps - 1e-9)
 
 
 def _summary(run: Run, data: Dataset, exported: int) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from posttrain.data.curate.corpus import Corpus, line, pieces, prompt
 from posttrain.data.curate.near_duplicates import Prints, clusters, near_reference, repeats
 from posttrain.data.curate.quality import QualitySettings, faults, signals
 from posttrain.data.curate.relevance import Space, relevance
+from posttrain.data.rows import json_line
 
 BATCH = 256  # rows that are made into vectors at once
 # rows fetched beyond twice as many as wanted, so that repeats among them rarely need another pass
@@ -152,16 +153,13 @@ def _write(pool: Pool, chosen: list[int], cosines: np.ndarray, folder: Path) -> 
     Args:
         chosen: ranks. cosines: by rank.
     """
-    with (
-        open(folder / "chosen.jsonl", "wb") as rows,
-        open(folder / "scores.jsonl", "w", encoding="utf-8") as scores,
-    ):
+    with open(folder / "chosen.jsonl", "wb") as rows, open(folder / "scores.jsonl", "wb") as scores:
         for place, rank in enumerate(chosen, 1):
             about, raw = pool.row(rank)
             rows.write(raw)
             cosine = round(float(cosines[rank]), 6)
             entry = {"rank": place, "relevance": cosine, **about}
-            scores.write(json.dumps(entry, ensure_ascii=False) + "\n")
+            scores.write(json_line(entry))
 
 
 T = TypeVar("T")
@@ -263,8 +261,7 @@ class Pool:
             self._add(row_pieces, prompt(example), rank)
             self._starts[rank] = self._spool.seek(0, 2)
             values = {name: round(value, 4) for name, value in signals(row_pieces).items()}
-            about = json.dumps({"where": row.where, **values}, ensure_ascii=False)
-            self._spool.write(about.encode() + b"\n" + line(row))
+            self._spool.write(json_line({"where": row.where, **values}) + line(row))
 
     def reasons(self, criteria: Criteria) -> list[str]:
         """By rank, why a row is left out; empty if it is not."""
