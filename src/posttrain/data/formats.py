@@ -36,8 +36,9 @@ class Format:
 
     Args:
         name: of the format; empty: the first row decides.
-        all_read: whether every column is read by someone, as a scorer reads those of a prompt. Then
-            text beside what the format reads is no error.
+        all_read: whether every column is read by someone. Then text beside what the format reads is
+            no error.
+        prompts: whether prompts are wanted, and a scorer reads what stands beside them.
     Attributes:
         first: the first usable row.
         columns: our column → the file's, of all that is read.
@@ -45,8 +46,9 @@ class Format:
         notes: what else the user should know of how the rows are read.
     """
 
-    def __init__(self, name: str = "", *, all_read: bool = False) -> None:
-        self.name, self._given, self._all_read = name, bool(name), all_read
+    def __init__(self, name: str = "", *, all_read: bool = False, prompts: bool = False) -> None:
+        self.name, self._given = name, bool(name)
+        self._all_read, self._prompts = all_read or prompts, prompts
         self.first: Row | None = None
         self.columns: dict[str, str] = {}
         self.unread: dict[str, None] = {}
@@ -85,14 +87,16 @@ class Format:
         if found is None and self.first is None:
             raise self._missing(row)
         if found is None or (self.name and found.format != self.name):
-            raise self._another_shape(row, found or _detected(row))
+            raise self._another_shape(row, found or layout(row.fields))
         moved = [self.columns[ours] for ours in found.columns if ours in self.columns]
         if missing := [column for column in moved if column not in found.columns.values()]:
             raise self._another_shape(row, None, missing)
         return found
 
     def _find_layout(self, row: Row) -> Layout | None:
-        return layout_as(self.name, row.fields) if self._given else _detected(row)
+        if self._given:
+            return layout_as(self.name, row.fields)
+        return layout(row.fields, prompts=self._prompts)
 
     def _missing(self, row: Row) -> DataError:
         """Why the first row cannot be read."""
@@ -174,14 +178,10 @@ def detect(row: Row) -> str:
     Raises:
         DataError: there is none.
     """
-    found = _detected(row)
+    found = layout(row.fields)
     if found is None:
         raise _unknown(row)
     return found.format
-
-
-def _detected(row: Row) -> Layout | None:
-    return layout(row.fields)
 
 
 def _unknown(row: Row) -> DataError:
