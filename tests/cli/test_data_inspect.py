@@ -301,10 +301,10 @@ def test_the_page_has_the_same_numbers(tiny: Path) -> None:
         ),
         ([pair("a", "b"), "{]"], [], "a.jsonl:2: not JSON", "one JSON object a line"),
         (
-            [{"chosen": "a", "rejected": "b"}],
+            [{"asked": "What is it?", "chosen": "a", "rejected": "b"}],
             [],
-            "a.jsonl:1: a row of preferences",
-            "completion=chosen",
+            "a.jsonl:1: chosen and rejected have no prompt, and the column 'asked'",
+            "FILE,prompt=asked",
         ),
         ([], [], "there are no rows in a.jsonl", "check the file"),
         ([pair("a", "b")], ["--rows", "last"], "rows = ", "which: first, spread"),

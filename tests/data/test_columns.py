@@ -324,6 +324,15 @@ def test_who_reads_all_columns_is_not_stopped() -> None:
         Format(all_read=True).read(Row({"asked": LIMA, **PAIR}, "a:1"))
 
 
+def test_an_answer_beside_a_prompt_is_the_scorers_where_prompts_are_wanted() -> None:
+    form = Format(prompts=True)
+    for fields in ({"prompt": LIMA, "answer": "Lima."}, {"prompt": LIMA}):
+        assert form.read(Row(fields, "a:1")).answers == ()
+    assert Format(prompts=True).read(Row({"question": LIMA, "answer": "L"}, "a:1")).answers == (
+        "L",
+    )
+
+
 def test_a_message_a_row_is_no_text() -> None:
     row = {"message_id": "1", "parent_id": None, "role": "prompter", "text": LIMA, "lang": "en"}
     assert "one message of a conversation" in refusal(row).what

@@ -125,10 +125,21 @@ class Layout:
         return read
 
 
-def layout(fields: Mapping[str, Any]) -> Layout | None:
-    """How a row is read: by the first format that has its columns; None where there is none."""
+def layout(fields: Mapping[str, Any], *, prompts: bool = False) -> Layout | None:
+    """How a row is read: by the first format that has its columns; None where there is none.
+
+    Args:
+        prompts: whether prompts are wanted, and columns beside them are a scorer's. Then an answer
+            under another name belongs to a `prompt` no more than they do.
+    """
     names = Names(fields)
-    return next(filter(None, (_layout(name, names, exact) for name, exact in _ORDER)), None)
+    alone = prompts and names.first("prompt") is not None
+    for format, exact in _ORDER:
+        if alone and not exact and format in ("label", "prompt-completion"):
+            continue
+        if found := _layout(format, names, exact):
+            return found
+    return None
 
 
 def layout_as(format: str, fields: Mapping[str, Any]) -> Layout | None:

@@ -466,7 +466,9 @@ def table(report: Report) -> list[tuple[str, str]]:
 
 
 def _columns(report: Report) -> list[tuple[str, str]]:
-    """Which columns of each source were read, and which were not."""
+    """Which columns of each source were read, and which were not; of several sources where that is
+    not plain.
+    """
     rows: list[tuple[str, str]] = []
     for part in report.parts:
         account = part.account
@@ -476,7 +478,8 @@ def _columns(report: Report) -> list[tuple[str, str]]:
             for ours, theirs in account.columns.items()
         ]
         unread = [*account.unread, *part.source.ignore]
-        if taken:
+        plain = [*account.columns] == [*account.columns.values()] and not unread
+        if taken and not (plain and of):
             rows.append((f"columns read{of}", ", ".join(taken)))
         if unread:
             rows.append((f"columns not read{of}", ", ".join(unread)))

@@ -85,7 +85,7 @@ def read_prompts(
     """
     rendered: list[_Rendered] = []
     for source in sources:
-        form = Format(format, all_read=True)
+        form = Format(format, prompts=True)
         for row in read(source, rejects):
             try:
                 example, wanted = without_answer(form.read(row))

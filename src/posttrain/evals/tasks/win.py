@@ -34,7 +34,7 @@ def win(subject: Subject, rows: list[Row]) -> list[Record]:
     Raises:
         DataError: more than half of the answers have no score, or the scorer failed.
     """
-    form = Format(all_read=True)
+    form = Format(prompts=True)
     prompts = [_prompt(form, row) for row in rows]
     ids = subject.encode([example for example, _ in prompts])
     room = subject.max_length - subject.options.max_tokens
