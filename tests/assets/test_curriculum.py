@@ -328,8 +328,8 @@ def test_a_document_depends_on_its_index_alone() -> None:
 # ------------------------------------------------------------------------------ what the stages get
 
 
-def read(rows: list[dict[str, Any]]) -> list[Example]:
-    form = Format()
+def read(rows: list[dict[str, Any]], *, prompts: bool = False) -> list[Example]:
+    form = Format(prompts=prompts)
     return [form.read(Row(row, f"row {i}")) for i, row in enumerate(rows)]
 
 
@@ -338,7 +338,7 @@ def test_rows_are_of_known_formats() -> None:
     assert {len(e.answers) for e in read(safety.demonstrations(200, "train"))} == {1}
     assert {len(e.answers) for e in read(curriculum.preferences(300, "train"))} == {2}
     assert {len(e.answers) for e in read(safety.preferences(200, "train"))} == {2}
-    assert {len(e.answers) for e in read(curriculum.prompts(200, "train"))} == {0}
+    assert {len(e.answers) for e in read(curriculum.prompts(200, "train"), prompts=True)} == {0}
     assert {
         len(e.answers) for e in read([{"text": t} for t in islice(curriculum.pretraining(0), 300)])
     } == {1}

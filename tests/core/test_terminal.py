@@ -143,7 +143,9 @@ def test_run_artifact_and_schema_commands_print_text(
     assert main(["runs"]) == 0
     assert main(["show", str(run)]) == 0
     artifact = {
-        **dict.fromkeys(("stage", "digest", "made", "seconds", "posttrain"), HOSTILE),
+        **dict.fromkeys(("stage", "digest", "made", "posttrain"), HOSTILE),
+        "seconds": 1.0,
+        "outputs": [],
         "inputs": {"models": {HOSTILE: HOSTILE}, "code": HOSTILE},
         "parents": {HOSTILE: HOSTILE},
     }

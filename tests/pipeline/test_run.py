@@ -174,7 +174,7 @@ def test_changed_rows_and_code_are_named_as_the_reason(
         making.write(data, small.QUESTIONS)
     source = code._source
     monkeypatch.setattr(
-        code, "_source", lambda one: source(one) + b"#" * (one == "posttrain.evals.stats")
+        code, "_source", lambda one: source(one) + b"#" * (one == "posttrain.evals.subject")
     )
     assert bench.states() == [("made", ""), ("made", ""), ("new", "posttrain's own code changed")]
 

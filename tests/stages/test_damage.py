@@ -166,7 +166,7 @@ def _stop_in_the_middle(bench: Bench, patch: pytest.MonkeyPatch) -> None:
         step(run)
 
     def asks(*given: object) -> object:
-        if given[3] == 6:
+        if given[4] == 6:
             raise KeyboardInterrupt
         return answers(*given)  # type: ignore[arg-type]
 
@@ -298,7 +298,7 @@ def test_a_bit_that_flips_unseen_by_the_clock_is_found_with_verify(
     assert main(argv) == 0 and capfd.readouterr().err == ""
     assert main(["show", str(out)]) == 0 and "damaged" not in capfd.readouterr().out
     assert main(["show", str(out), "--verify"]) == 0
-    assert f"damaged  {out}/{WEIGHTS} was changed\n" in capfd.readouterr().out
+    assert f"damaged   {out}/{WEIGHTS} was changed\n" in capfd.readouterr().out
     assert main([*argv, "--verify"]) == 0
     assert f"{out}/{WEIGHTS} was changed: set aside" in capfd.readouterr().err
     assert results(out) == bench.results["sft"]

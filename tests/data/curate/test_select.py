@@ -111,6 +111,7 @@ def test_planted_rows_are_found_best_first_and_with_their_bytes(
         "a.jsonl",
         "b.jsonl.gz",
         "chosen.jsonl",
+        "chosen.manifest.json",
         "chosen.scores.jsonl",
         "chosen.summary.json",
         "target.jsonl",
