@@ -21,9 +21,10 @@ EXPANDED = 256 * MB  # bytes that a part of a compressed file may have, whatever
 EXPANSION = 1000  # beyond that, how many times its size a file may have when it is read
 RECIPE = MB // 4  # bytes of a recipe
 RECIPE_VALUES = 100_000  # values of a recipe, those behind an alias counted wherever it stands
-# of rendering a chat template, in about nanoseconds and bytes: see `data.templates.sandbox`
-RENDERING = 2**27
-RENDERING_PER_CHARACTER = 2**13  # of the conversation
+TEMPLATE = MB // 4  # characters of a chat template
+# of rendering one, in about nanoseconds and bytes: see `data.templates.sandbox`
+RENDERING = 2**25
+RENDERING_PER_CHARACTER = 2**12  # of the conversation
 RENDERING_MOST = 2**30
 
 
