@@ -20,8 +20,8 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import TypeAdapter
 
+from posttrain.core import limits
 from posttrain.core.errors import ConfigError, DataError
-from posttrain.data import readers
 from posttrain.data.rows import Rejects, Row
 from posttrain.data.settings import Source, Sourced
 from posttrain.data.sources import digest, files, read, size
@@ -266,7 +266,7 @@ def test_ten_megabytes_in_a_line_are_read_whole(tmp_path: Path) -> None:
 def test_a_line_over_the_limit_is_no_row(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(readers, "LONGEST_LINE", 2**20)
+    monkeypatch.setattr(limits, "ROW", 2**20)
     start = "text\n" if name == "a.csv" else '{"t": 1}\n'
     assert len(
         rows(put(tmp_path / name, start + json.dumps({"text": "x" * (2**20 - 13)}) + "\n"))
@@ -274,7 +274,7 @@ def test_a_line_over_the_limit_is_no_row(
     fault(
         put(tmp_path / name, start + json.dumps({"text": "x" * (2**20 - 12)}) + "\n"),
         "a line of more than 1 MB",
-        "put one row on a line; a JSON array belongs in a file that ends in .json",
+        f"put one row on a line; a JSON array belongs in a file that ends in .json; {limits.RAISE}",
         ":2",
     )
 
@@ -282,11 +282,11 @@ def test_a_line_over_the_limit_is_no_row(
 def test_a_file_that_is_too_large_to_be_read_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(readers, "LARGEST_WHOLE", 2**10)
+    monkeypatch.setattr(limits, "ROW", 2**20)
     fault(
-        put(tmp_path / "a.txt", "x" * 1025),
-        "PATH holds more than 0 GB and cannot be read line by line",
-        "convert it to JSON lines (.jsonl), one row a line",
+        put(tmp_path / "a.txt", "x" * (2**20 + 1)),
+        "PATH is one text of more than 1 MB",
+        f'split it, or write JSON lines (.jsonl), one {{"text": …}} a line; {limits.RAISE}',
         "",
     )
 
@@ -432,7 +432,7 @@ def test_json_arrays(tmp_path: Path, content: bytes, found: list[Any], name: str
         (
             b'[{"a": 1}]\n[]',
             "there is something after the array's end",
-            ":1",
+            ":2",
             "one array in a file",
         ),
     ],

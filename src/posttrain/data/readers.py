@@ -1,10 +1,13 @@
 """Readers of files, one row at a time: JSON lines, JSON arrays, CSV, Parquet and text.
 
+Files are streamed: what is held is a row, and a row has a limit (`core.limits`).
+
 Left out: Arrow and Excel files, archives of many files.
 """
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
 import json
@@ -16,13 +19,16 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
+from posttrain.core import limits
 from posttrain.core.errors import DataError
 from posttrain.core.extras import require
+from posttrain.core.limits import RAISE, limit, megabytes
 from posttrain.data.rows import JSON, Row, kind
 
 TO_UTF8 = "convert the file: iconv -f LATIN1 -t UTF-8"
-LONGEST_LINE = 64 * 2**20  # bytes; a longer line means that the file's name is wrong
-LARGEST_WHOLE = 2**31  # bytes of a file that has to be read in one piece
+BRACKETS = 50  # a row with fewer is not looked at for what is nested too deep
+PART = 2**20  # bytes of a JSON array that are read at a time
+SMALL = 2**24  # bytes of a Parquet file that is read through before its first row is used
 
 ProgressCallback = Callable[[int], None]  # called with the number of bytes read so far
 RowOrError = Row | tuple[DataError, bytes]  # a row, or an error with the bytes that caused it
@@ -101,15 +107,23 @@ def _check_encoding(start: bytes, path: Path) -> None:
 
 
 def _lines(path: Path, progress: ProgressCallback) -> Iterator[bytes]:
-    """A file's lines with their line ends; a byte order mark is removed."""
+    """A file's lines with their line ends; a byte order mark is removed.
+
+    Raises:
+        DataError: a line, or a stretch of blank lines, is longer than a row may be.
+    """
+    most, blank = limit(limits.ROW), 0
     with _open(path) as (file, bytes_read):
-        lines = iter(lambda: file.readline(LONGEST_LINE + 1), b"")
+        lines = iter(lambda: file.readline(most + 1), b"")
         for number, raw in enumerate(lines, 1):
-            if len(raw) > LONGEST_LINE:
+            blank = blank + len(raw) if raw.isspace() else 0
+            if len(raw) > most or blank > most:
+                what = "a line" if len(raw) > most else "blank lines"
                 raise DataError(
-                    f"a line of more than {LONGEST_LINE // 2**20} MB",
+                    f"{what} of more than {megabytes(most)}",
                     where=f"{path}:{number}",
-                    cure="put one row on a line; a JSON array belongs in a file that ends in .json",
+                    cure=f"put one row on a line; a JSON array belongs in a file that ends in "
+                    f".json; {RAISE}",
                 )
             progress(bytes_read())
             yield raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
@@ -133,20 +147,45 @@ def _parsed(raw: bytes, where: str) -> RowOrError:
         # a repeated key, a number of thousands of digits, thousands of nested brackets
         what, cure = f"not readable JSON: {error}", "correct or remove the row"
     else:
-        if isinstance(value, dict):
-            return Row(value, where, raw)
-        what, cure = f"{kind(value)}, not an object", "one JSON object a line"
+        return _row(value, where, raw, "one JSON object a line")
     return DataError(what, where=where, cure=cure), raw
 
 
+def _row(value: Any, where: str, raw: bytes, shape: str) -> RowOrError:
+    """A value that JSON held, as a row.
+
+    Args:
+        shape: what the file should hold.
+    """
+    if not isinstance(value, dict):
+        return DataError(f"{kind(value)}, not an object", where=where, cure=shape), raw
+    many = raw.count(b"{") + raw.count(b"[") > BRACKETS
+    if many and _is_deeper(value, depth := limit(limits.DEPTH)):
+        what = f"objects and lists are nested more than {depth} deep"
+        return DataError(what, where=where, cure="correct or remove the row"), raw
+    return Row(value, where, raw)
+
+
+def _is_deeper(value: Any, depth: int) -> bool:
+    """Whether objects and lists lie more than `depth` deep in one another."""
+    level = [value]
+    for _ in range(depth):
+        inside: list[Any] = []
+        for one in level:
+            inside += one.values() if isinstance(one, dict) else one
+        level = [one for one in inside if isinstance(one, (dict, list))]
+    return bool(level)
+
+
 def _read_whole(path: Path) -> str:
-    """The text of a file that cannot be read in parts."""
+    """The text of a file that is one row."""
+    most = limit(limits.ROW)
     with _open(path) as (file, _):
-        data = file.read(LARGEST_WHOLE + 1)
-    if len(data) > LARGEST_WHOLE:
+        data = file.read(most + 1)
+    if len(data) > most:
         raise DataError(
-            f"{path} holds more than {LARGEST_WHOLE // 2**30} GB and cannot be read line by line",
-            cure="convert it to JSON lines (.jsonl), one row a line",
+            f"{path} is one text of more than {megabytes(most)}",
+            cure='split it, or write JSON lines (.jsonl), one {"text": …} a line; ' + RAISE,
         )
     try:
         return data.decode().removeprefix("\ufeff")
@@ -169,80 +208,140 @@ def _json(path: Path, progress: ProgressCallback) -> Iterator[RowOrError]:
         yield from _json_lines(path, progress)
 
 
+class _Window:
+    """The text of a file, of which a part is held: what is read of it and not yet used.
+
+    Attributes:
+        path: of the file. text: what is held. at: where in it the reader is.
+        over: the file holds no more.
+    """
+
+    def __init__(self, file: IO[bytes], path: Path) -> None:
+        self.path, self.text, self.at, self.over = path, "", 0, False
+        self._file = file
+        self._line, self._counted = 1, 0  # the line's number at a place in the text
+        self._before = 0  # bytes of the first line that are not held any more
+        self._decoder = codecs.getincrementaldecoder("utf-8")()
+
+    def where(self, at: int | None = None) -> str:
+        """`file:line` of the reader, or of a place after it."""
+        self._line += self.text.count("\n", self._counted, self.at)
+        self._counted = self.at
+        beyond = 0 if at is None else self.text.count("\n", self.at, at)
+        return f"{self.path}:{self._line + beyond}"
+
+    def more(self) -> bool:
+        """Hold more of the file, and nothing before the reader; False at the file's end."""
+        self.where()
+        used, self.text, self.at, self._counted = self.text[: self.at], self.text[self.at :], 0, 0
+        _, newline, tail = used.rpartition("\n")
+        self._before = len(tail.encode()) + (0 if newline else self._before)
+        data = self._file.read(max(PART, len(self.text)))
+        self.over = not data
+        try:
+            self.text += self._decoder.decode(data, final=self.over)
+        except UnicodeDecodeError as error:
+            before = self.text.encode() + error.object[: error.start]
+            lines = before.split(b"\n")
+            start = len(lines[-1]) + (self._before if len(lines) == 1 else 0)
+            raise DataError(
+                f"byte {start + 1} of the line is not UTF-8",
+                where=f"{self.path}:{self._line + len(lines) - 1}",
+                cure=TO_UTF8,
+            ) from None
+        return not self.over
+
+    def sign(self) -> str:
+        """The next sign that is no space; empty at the file's end."""
+        while True:
+            match = _SPACES.match(self.text, self.at)
+            assert match is not None  # an empty match, where there is no space
+            self.at = match.end()
+            if self.at < len(self.text):
+                return self.text[self.at]
+            if not self.more():
+                return ""
+
+
 _SPACES = re.compile(r"\s*")
-
-
-def _skip_spaces(text: str, position: int) -> int:
-    match = _SPACES.match(text, position)
-    assert match is not None  # an empty match, where there is no space
-    return match.end()
+_NOTHING_AFTER = "correct the file: nothing after here can be read"
 
 
 def _json_array(path: Path) -> Iterator[RowOrError]:
     """The elements of the array that a file holds, one at a time.
 
     Raises:
-        DataError: the array is cut off, an element is not JSON, or something follows the array.
+        DataError: the array is cut off, an element is not JSON or larger than a row may be, or
+            something follows the array.
     """
-    text = _read_whole(path)
-    position = _skip_spaces(text, text.index("[") + 1)
-    line, line_counted_to = 1, 0
-    first = True
-    while not text.startswith("]", position):
-        if not first:
-            if not text.startswith(",", position):
-                raise DataError(
-                    "the array is cut off, or a comma is missing",
-                    where=_line_of(path, text, position),
-                    cure="correct the file: nothing after here can be read",
-                )
-            position = _skip_spaces(text, position + 1)
-        first = False
-        line += text.count("\n", line_counted_to, position)
-        line_counted_to = position
-        value, end = _array_element(path, text, position, line)
-        raw = text[position:end].encode("utf-8", "surrogatepass")
-        where = f"{path}:{line}"
-        if isinstance(value, dict):
-            yield Row(value, where, raw)
-        else:
-            what = f"{kind(value)}, not an object"
-            yield DataError(what, where=where, cure="an array of objects"), raw
-        position = _skip_spaces(text, end)
-    if text[position + 1 :].strip():
-        raise DataError(
-            "there is something after the array's end",
-            where=_line_of(path, text, position),
-            cure="one array in a file",
-        )
+    with _open(path) as (file, _):
+        window = _Window(file, path)
+        window.more()
+        window.at = window.text.index("[") + 1
+        first = True
+        while (sign := window.sign()) != "]":
+            if not first:
+                if sign != ",":
+                    raise DataError(
+                        "the array is cut off, or a comma is missing",
+                        where=window.where(),
+                        cure=_NOTHING_AFTER,
+                    )
+                window.at += 1
+                window.sign()
+            first = False
+            where = window.where()
+            value, end = _array_element(window)
+            raw = window.text[window.at : end].encode("utf-8", "surrogatepass")
+            window.at = end
+            yield _row(value, where, raw, "an array of objects")
+        window.at += 1
+        if window.sign():
+            raise DataError(
+                "there is something after the array's end",
+                where=window.where(),
+                cure="one array in a file",
+            )
 
 
-def _array_element(path: Path, text: str, position: int, line: int) -> tuple[Any, int]:
-    """The JSON value that begins at a position, and where it ends."""
-    try:
-        return JSON.raw_decode(text, position)
-    except (ValueError, RecursionError) as error:
-        what = str(error)
-        if isinstance(error, json.JSONDecodeError):
-            what, line = error.msg, error.lineno
-        raise DataError(
-            f"not JSON: {what}",
-            where=f"{path}:{line}",
-            cure="correct the file: nothing after here can be read",
-        ) from None
-
-
-def _line_of(path: Path, text: str, position: int) -> str:
-    return f"{path}:{text.count(chr(10), 0, position) + 1}"
+def _array_element(window: _Window) -> tuple[Any, int]:
+    """The JSON value at which a window's reader is, and where it ends."""
+    while True:
+        what, at = "", window.at
+        try:
+            value, end = JSON.raw_decode(window.text, window.at)
+            if window.over or end < len(window.text):
+                return value, end
+        except json.JSONDecodeError as error:
+            what, at = error.msg, error.pos
+            # what is cut off is wrong at its end, or from where a text begins
+            cut = error.pos > len(window.text) - 16 or error.msg.startswith("Unterminated string")
+            if not cut:
+                break
+        except (ValueError, RecursionError) as error:
+            what = str(error)
+            break
+        if len(window.text) - window.at > (most := limit(limits.ROW)):
+            raise DataError(
+                f"an element of more than {megabytes(most)}",
+                where=window.where(),
+                cure=f"make it smaller; {RAISE}",
+            )
+        if not window.more() and what:
+            break
+    raise DataError(f"not JSON: {what}", where=window.where(at), cure=_NOTHING_AFTER) from None
 
 
 def _csv(path: Path, progress: ProgressCallback, separator: str) -> Iterator[RowOrError]:
-    csv.field_size_limit(LONGEST_LINE)
-    row_lines: list[bytes] = []  # lines of the row that is being read
+    most = limit(limits.ROW)
+    csv.field_size_limit(most)
+    row = bytearray()  # the lines of the row that is being read
 
     def lines() -> Iterator[str]:
         for raw in _lines(path, progress):
-            row_lines.append(raw)
+            row.extend(raw)
+            if len(row) > most:
+                raise csv.Error(f"a row of more than {megabytes(most)}")
             # a byte that is not UTF-8 spoils its own row only
             yield raw.decode("utf-8", "surrogateescape")
 
@@ -252,8 +351,8 @@ def _csv(path: Path, progress: ProgressCallback, separator: str) -> Iterator[Row
     try:
         for cells in reader:
             where, line = f"{path}:{line}", reader.line_num + 1
-            raw = b"".join(row_lines)
-            row_lines.clear()
+            raw = bytes(row)
+            row.clear()
             if not cells:
                 continue
             error = _row_error(cells, raw, header, where)
@@ -269,7 +368,9 @@ def _csv(path: Path, progress: ProgressCallback, separator: str) -> Iterator[Row
         raise DataError(
             f"not CSV: {error}",
             where=f"{path}:{line}",
-            cure="double the quotes inside quoted text, and close them",
+            cure=f"double the quotes inside quoted text, and close them; {RAISE}"
+            if len(row) > most
+            else "double the quotes inside quoted text, and close them",
         ) from None
 
 
@@ -316,7 +417,11 @@ def _parquet(path: Path, progress: ProgressCallback) -> Iterator[RowOrError]:
                     cure="rename one",
                 )
             rows, file_bytes = max(1, file.metadata.num_rows), path.stat().st_size
-            for batch in file.iter_batches(batch_size=256):
+            _check_pages(file.metadata, path)
+            if file_bytes < SMALL:
+                for _ in _batches(arrow, file, path):
+                    pass  # what it expands to is known before a row is used
+            for batch in _batches(arrow, file, path):
                 for fields, raw in _batch_rows(batch):
                     number += 1
                     progress(file_bytes * number // rows)
@@ -334,6 +439,90 @@ def _parquet(path: Path, progress: ProgressCallback) -> Iterator[RowOrError]:
             where=f"{path}:row {number + 1}",
             cure="get the file again",
         ) from None
+
+
+def _check_pages(metadata: Any, path: Path) -> None:
+    """Refuse columns that would expand to what no file of their size holds.
+
+    Arrow expands a page, and all values of one row, before anything can be counted.
+    """
+    most = limit(limits.EXPANDED)
+    for group in range(metadata.num_row_groups):
+        for number in range(metadata.num_columns):
+            column = metadata.row_group(group).column(number)
+            pages = column.total_uncompressed_size
+            inside = 0  # bytes of the values of lists, eight for each
+            if metadata.schema.column(number).max_repetition_level:
+                inside = 8 * column.num_values
+            times = limit(limits.EXPANSION)
+            if pages > max(most, times // 10 * column.total_compressed_size) or inside > max(
+                most, times * pages
+            ):
+                raise _expands(path, max(pages, inside))
+
+
+def _expands(path: Path, size: int) -> DataError:
+    return DataError(
+        f"{path} has {megabytes(path.stat().st_size)} and expands to {megabytes(size)} or more",
+        cure=f"write its rows in another way; {RAISE}",
+    )
+
+
+def _batches(arrow: Any, file: Any, path: Path) -> Iterator[Any]:
+    """The rows of a Parquet file, some at a time.
+
+    Raises:
+        DataError: a row is larger than a row may be, or all of them much larger than the file.
+    """
+    most, row, expanded = limit(limits.EXPANDED), limit(limits.ROW), 0
+    largest = max(most, limit(limits.EXPANSION) * path.stat().st_size)
+    number = 0
+    for group in range(file.metadata.num_row_groups):
+        size = max(1, min(256, 2 * most // max(1, _largest_value(file.metadata.row_group(group)))))
+        for found in file.iter_batches(batch_size=size, row_groups=[group]):
+            batch = _plain(arrow, found)
+            expanded += batch.nbytes
+            if expanded > largest:
+                raise _expands(path, expanded)
+            if batch.nbytes > row:
+                for i in range(len(batch)):
+                    if batch.slice(i, 1).nbytes > row:
+                        raise DataError(
+                            f"a row of more than {megabytes(row)}",
+                            where=f"{path}:row {number + i + 1}",
+                            cure=f"make it smaller; {RAISE}",
+                        )
+            number += len(batch)
+            # Python's rows of it are held at once
+            step = max(1, len(batch) * row // max(1, batch.nbytes))
+            yield from (batch.slice(i, step) for i in range(0, len(batch), step))
+
+
+_CODECS = {"UNCOMPRESSED": 1, "SNAPPY": 24, "LZ4": 256, "GZIP": 1100}  # times a page may expand
+
+
+def _largest_value(group: Any) -> int:
+    """Bytes that a value of a row group may have at most, if many rows can share it.
+
+    In a dictionary page a value stands once, and each of its rows has it whole.
+    """
+    largest = 0
+    for number in range(group.num_columns):
+        column = group.column(number)
+        if column.has_dictionary_page:
+            page = column.data_page_offset - column.dictionary_page_offset
+            expanded = _CODECS.get(column.compression, 2**20) * page
+            largest = max(largest, min(column.total_uncompressed_size, expanded))
+    return largest
+
+
+def _plain(arrow: Any, batch: Any) -> Any:
+    """A batch without dictionaries, so that its bytes are those of its rows."""
+    columns = [
+        column.dictionary_decode() if arrow.types.is_dictionary(column.type) else column
+        for column in batch.columns
+    ]
+    return arrow.RecordBatch.from_arrays(columns, names=batch.schema.names)
 
 
 def _batch_rows(batch: Any) -> Iterator[tuple[dict[str, Any] | str, bytes]]:

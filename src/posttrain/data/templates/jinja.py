@@ -16,6 +16,7 @@ from typing import Any
 
 from posttrain.core.errors import DataError, ModelError
 from posttrain.data.messages import Message
+from posttrain.data.templates import sandbox
 from posttrain.data.templates.default import pinned
 
 STAND_IN = "Zq7"  # stands for an answer, to see what the template writes around it
@@ -164,14 +165,14 @@ class Jinja:
             if quoted:
                 shown["tool_calls"] = [_quoted(call) for call in shown.get("tool_calls", ())]
             messages.append(shown)
-        return self.tokenizer.apply_chat_template(
-            messages,
-            tools=list(transcript.tools) if transcript.tools else dialect.no_tools,
-            chat_template=self._pinned[source],
-            add_generation_prompt=prompt,
-            tokenize=False,
-            **{**self.kwargs, **transcript.kwargs},
-        )
+        variables = {
+            **self.tokenizer.special_tokens_map,
+            "tools": list(transcript.tools) if transcript.tools else dialect.no_tools,
+            "add_generation_prompt": prompt,
+            **self.kwargs,
+            **transcript.kwargs,
+        }
+        return sandbox.render(self._pinned[source], messages, variables)
 
 
 def tool(name: str, **parameters: str) -> dict[str, Any]:

@@ -1,0 +1,440 @@
+"""Jinja in bounds: renders chat templates as transformers does, and stops one that goes on without
+an end or fills the memory.
+
+A chat template is a program that comes with a model. Everything it can repeat or enlarge is charged
+to a budget before it is done, in about nanoseconds and bytes: iterations, calls, filters,
+operators, texts that are written. No clock, no signal and no second process: it works in every
+thread, and the same everywhere. The budget grows with the conversation (`core.limits.RENDERING`).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import datetime
+from functools import wraps
+from typing import Any
+
+import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.runtime import Macro, Undefined
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
+from jinja2.visitor import NodeTransformer
+
+from posttrain.core import limits
+from posttrain.core.errors import ModelError
+from posttrain.core.limits import RAISE, limit
+
+STEP = 200  # of an iteration, a call or a filter
+VALUE = 32  # of a value in a list or a mapping that the template makes
+SEPARATE = 64  # bytes of a short text of its own
+BITS = 100_000  # of an integer
+REASONING = ("reasoning_content", "thinking", "reasoning")  # names of a message's reasoning
+
+
+class Exceeded(ModelError):
+    """A chat template that takes more than it may."""
+
+
+def render(source: str, messages: Iterable[Mapping[str, Any]], variables: dict[str, Any]) -> str:
+    """The text of messages.
+
+    Args:
+        source: Jinja text.
+        variables: what else the template reads; `tools` and `add_generation_prompt` among them.
+    Raises:
+        Exceeded: it takes more work than a conversation of this length may.
+        jinja2.TemplateError: it is no Jinja, or refuses the messages.
+    """
+    size = limit(limits.TEMPLATE)
+    if len(source) > size:
+        raise Exceeded(f"it has more than {size:,} characters", cure=RAISE)
+    given = _plain({"documents": None, **variables, "messages": list(map(_aliased, messages))})
+    budget = limits.RENDERING + limits.RENDERING_PER_CHARACTER * _characters(given)
+    SANDBOX.left = limit(min(budget, limits.RENDERING_MOST))
+    if source not in _compiled:
+        _compiled[source] = SANDBOX.from_string(source)
+    pieces = []
+    for piece in _compiled[source].generate(given):
+        SANDBOX.charge(len(piece))
+        pieces.append(piece)
+    return "".join(pieces)
+
+
+_compiled: dict[str, jinja2.Template] = {}
+
+
+def _plain(value: Any) -> Any:
+    """A value of JSON's types alone: the methods of others are not the sandbox's to judge."""
+    if value is None or isinstance(value, (str, int, float)):
+        return value
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return f"<{type(value).__name__}>"
+
+
+def _aliased(message: Mapping[str, Any]) -> dict[str, Any]:
+    """A message without its empty fields; its reasoning under the names that templates read."""
+    given = {key: value for key, value in message.items() if value is not None}
+    reasoning = next((given[key] for key in REASONING if key in given), None)
+    if reasoning is not None:
+        given = {"thinking": reasoning, **given, "reasoning_content": reasoning}
+    return given
+
+
+def _characters(value: Any) -> int:
+    if isinstance(value, Mapping):
+        return sum(_characters(item) for item in value.values())
+    if isinstance(value, list):
+        return sum(map(_characters, value))
+    return len(value) if isinstance(value, str) else 1
+
+
+# ------------------------------------------------------------------------------------ what it costs
+
+
+def _size(value: Any) -> int:
+    """Bytes of a text, or of the references of a list; 0 of what is small."""
+    if isinstance(value, (str, bytes)):
+        return len(value) * (1 if value.isascii() else 4)
+    return 8 * len(value) if isinstance(value, (list, tuple, dict, range)) else 0
+
+
+def _growth(name: str, owner: Any, arguments: tuple[Any, ...]) -> int:
+    """Bytes that a method, filter or operator may make of what it gets, beyond its size.
+
+    Args:
+        owner: the text, or other value, that it is applied to.
+    """
+    wide = sum(abs(a) for a in arguments if isinstance(a, int))
+    text = owner if isinstance(owner, str) else ""
+    if name in ("center", "ljust", "rjust", "zfill", "to_bytes", "truncate", "wordwrap"):
+        return wide
+    if name in ("indent", "expandtabs"):
+        signs = sum(len(a) for a in arguments if isinstance(a, str))
+        return (wide + signs) * (1 + sum(map(text.count, "\n\t\r\v\f\x85\u2028")))
+    if name in ("format", "format_map", "%"):
+        fields = 1 + text.count("{") + text.count("%")
+        given = _deep_size(arguments)
+        return (wide + given) * fields + sum(map(int, re.findall(r"\d{1,18}", text)))
+    if name in ("batch", "slice", "round"):
+        return SEPARATE * wide
+    if name in ("lipsum", "generate_lorem_ipsum"):  # paragraphs, and words of each
+        return SEPARATE * (5 + wide) * (100 + wide)
+    if name in ("tojson", "pprint", "xmlattr"):
+        signs = sum(len(a) for a in arguments if isinstance(a, str))
+        return (wide + signs + 4) * _deep_size(owner)
+    if name == "replace" and len(arguments) > 1:
+        old, new = str(arguments[0]), str(arguments[1])
+        return _size(new) * str(owner).count(old)
+    if name == "translate" and arguments and isinstance(arguments[0], Mapping):
+        return len(text) * max((len(str(v)) for v in arguments[0].values()), default=0)
+    if name in ("split", "rsplit") and arguments and isinstance(arguments[0], str):
+        return SEPARATE * text.count(arguments[0] or " ")
+    if name in ("split", "rsplit", "splitlines", "list"):
+        return SEPARATE // 2 * len(text)
+    return 0
+
+
+def _deep_size(value: Any) -> int:
+    """Bytes of a value with all that is in it."""
+    if isinstance(value, Mapping):
+        return sum(SEPARATE + _deep_size(one) for pair in value.items() for one in pair)
+    if isinstance(value, (list, tuple)):
+        return sum(SEPARATE + _deep_size(one) for one in value)
+    return _size(value)
+
+
+class Sandbox(ImmutableSandboxedEnvironment):
+    """Jinja's sandbox with a budget; the filters and functions of transformers' chat templates.
+
+    Attributes:
+        left: what is left of the budget of this thread's rendering.
+    """
+
+    intercepted_binops = frozenset({"+", "*", "**", "%"})
+
+    def __init__(self) -> None:
+        self._budget = threading.local()
+        self._budget.left = 0
+        super().__init__(
+            trim_blocks=True,
+            lstrip_blocks=True,
+            extensions=[_Generation, loopcontrols],
+            optimized=False,  # constants would be computed when the template is read
+            finalize=_written,
+        )
+        self.filters["tojson"] = _to_json
+        self.filters = {name: self._charged(name, f) for name, f in self.filters.items()}
+        self.filters[_EACH] = self.each
+        functions = {
+            "raise_exception": _refuse,
+            "strftime_now": lambda form: datetime.now().strftime(form),
+            "namespace": _Names,
+            "dict": _Dict(),
+            "lipsum": self._charged("lipsum", self.globals["lipsum"]),
+        }
+        self.globals.update(functions)
+
+    @property
+    def left(self) -> int:
+        return getattr(self._budget, "left", 0)
+
+    @left.setter
+    def left(self, units: int) -> None:
+        self._budget.left = units
+
+    def charge(self, units: int) -> None:
+        """Take from the budget.
+
+        Raises:
+            Exceeded: there is not as much left.
+        """
+        self._budget.left -= units
+        if self._budget.left < 0:
+            raise Exceeded(f"it takes more time or memory than it may ({RAISE})", cure=RAISE)
+
+    def tick(self, written: int) -> str:
+        """Charge the text that a loop, macro or block writes itself."""
+        self.charge(written)
+        return ""
+
+    def each(self, values: Iterable[Any]) -> Iterable[Any]:
+        """Values of which every one is charged when it is taken."""
+        if isinstance(values, Undefined):
+            return values
+        return values if self._sized(values) else self._counted(values)
+
+    def _sized(self, values: Any) -> bool:
+        """Charge what has a length at once: a loop then knows its length, too."""
+        if not isinstance(values, (list, tuple, dict, range, str)):
+            return False
+        self.charge(STEP * len(values))
+        return True
+
+    def _counted(self, values: Iterable[Any]) -> Iterator[Any]:
+        for value in values:
+            self.charge(STEP)
+            yield value
+
+    def made(self, value: Any) -> Any:
+        """A list or mapping that the template wrote down, charged with all that is in it.
+
+        Lists of the same list twice, again and again, would be read without an end.
+        """
+        level = [value]
+        while level:
+            self.charge(VALUE * len(level))
+            inside: list[Any] = []
+            for one in level:
+                self.charge(_size(one))
+                if isinstance(one, dict):
+                    inside += one.values()
+                elif isinstance(one, (list, tuple)):
+                    inside += one
+            level = [one for one in inside if isinstance(one, (list, tuple, dict))]
+        return value
+
+    def read(self, value: Any) -> Any:
+        """A value that is copied, or searched."""
+        self.charge(_size(value))
+        return value
+
+    def joined(self, *parts: Any) -> str:
+        """`a ~ b`"""
+        texts = list(map(str, parts))
+        self.charge(sum(map(_size, texts)))
+        return "".join(texts)
+
+    # ------------------------------------------------------------------------- jinja's hooks
+
+    def _charged(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A filter or function that is charged for what it gets, and for what it makes."""
+        passed = 1 if hasattr(function, "jinja_pass_arg") else 0  # the context, not a value
+
+        @wraps(function)
+        def charged(*arguments: Any, **keywords: Any) -> Any:
+            given = (*arguments[passed:], *keywords.values())
+            if name == "join":
+                value = list(self._counted(given[0]))
+                self.charge(sum(len(str(one)) + len(str(given[-1])) for one in value))
+                arguments = (*arguments[:passed], value, *arguments[passed + 1 :])
+            self._pay(name, given[0] if given else None, given[1:])
+            return self._kept(function(*arguments, **keywords))
+
+        return charged
+
+    def _pay(self, name: str, owner: Any, arguments: tuple[Any, ...]) -> None:
+        if name not in ("length", "count", "first", "last", "default", "d"):
+            self.charge(_size(owner) + sum(map(_size, arguments)))
+        self.charge(STEP + _growth(name, owner, arguments))
+
+    def _kept(self, value: Any) -> Any:
+        self.charge(_size(value))
+        return self._counted(value) if isinstance(value, Iterator) else value
+
+    def call(self, context: Any, function: Any, /, *arguments: Any, **keywords: Any) -> Any:
+        given = (*arguments, *keywords.values())
+        keeps = isinstance(function, (_Dict, type))
+        if isinstance(function, Macro):
+            keeps = function.catch_varargs or function.catch_kwargs
+        if keeps:
+            self.made(given)
+        method = getattr(function, "__wrapped__", function)
+        owner, name = getattr(method, "__self__", None), getattr(method, "__name__", "")
+        if name == "join" and isinstance(owner, (str, bytes)) and arguments:
+            arguments = (list(self._counted(arguments[0])),)
+            self.charge(sum(len(one) + len(owner) for one in arguments[0] if _size(one)))
+        self._pay(name, owner, given)
+        return self._kept(super().call(context, function, *arguments, **keywords))
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        if isinstance(left, int) and isinstance(right, int):
+            bits = left.bit_length() + right.bit_length()
+            if operator == "**" and right > 0:
+                bits = left.bit_length() * right
+            if bits > BITS:
+                raise Exceeded("it computes with too large a number", cure=RAISE)
+        elif operator == "*":
+            times = [one for one in (left, right) if isinstance(one, int)]
+            self.charge((_size(left) + _size(right)) * max([1, *times]))
+        elif operator == "%":
+            self._pay("%", left, right if isinstance(right, tuple) else (right,))
+        else:
+            self.charge(_size(left) + _size(right))
+        return super().call_binop(context, operator, left, right)
+
+    def _generate(self, source: nodes.Template, *arguments: Any, **keywords: Any) -> str:
+        return super()._generate(_Charging().visit(source), *arguments, **keywords)
+
+
+_EACH = "each of"  # a filter that no template can name
+
+
+class _Charging(NodeTransformer):
+    """Puts charges into a template: at every iteration, body and value that it writes down."""
+
+    def visit_For(self, node: nodes.For) -> nodes.Node:
+        self._body(node, node.body)
+        node.iter = nodes.Filter(node.iter, _EACH, [], [], None, None, lineno=node.lineno)
+        return node
+
+    def visit_Macro(self, node: nodes.Macro) -> nodes.Node:
+        return self._body(node, node.body)
+
+    def visit_CallBlock(self, node: nodes.CallBlock) -> nodes.Node:
+        return self._body(node, node.body)
+
+    def visit_Block(self, node: nodes.Block) -> nodes.Node:
+        return self._body(node, node.body)
+
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
+        self.generic_visit(node)
+        return _call("joined", node.nodes, node.lineno)
+
+    def visit_List(self, node: nodes.List | nodes.Tuple | nodes.Dict) -> nodes.Node:
+        self.generic_visit(node)
+        values = [one.value if isinstance(one, nodes.Pair) else one for one in node.items]
+        simple = all(isinstance(value, nodes.Const) for value in values)
+        return node if simple else _call("made", [node], node.lineno)
+
+    def visit_Dict(self, node: nodes.Dict) -> nodes.Node:
+        return self.visit_List(node)
+
+    def visit_Tuple(self, node: nodes.Tuple) -> nodes.Node:
+        return self.visit_List(node) if node.ctx == "load" else node  # or names that are set
+
+    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:
+        self.generic_visit(node)
+        return _call("read", [node], node.lineno) if isinstance(node.arg, nodes.Slice) else node
+
+    def visit_Operand(self, node: nodes.Operand) -> nodes.Node:
+        self.generic_visit(node)
+        if node.op in ("in", "notin") and not isinstance(node.expr, (nodes.List, nodes.Tuple)):
+            node.expr = _call("read", [node.expr], node.lineno)
+        return node
+
+    def _body(self, node: nodes.Node, body: list[nodes.Node]) -> nodes.Node:
+        written = sum(len(data.data) for data in node.find_all(nodes.TemplateData))
+        self.generic_visit(node)
+        tick = _call("tick", [nodes.Const(written, lineno=node.lineno)], node.lineno)
+        body.insert(0, nodes.ExprStmt(tick, lineno=node.lineno))
+        return node
+
+
+def _call(name: str, arguments: list[nodes.Expr], line: int) -> nodes.Call:
+    function = nodes.EnvironmentAttribute(name, lineno=line)
+    return nodes.Call(function, arguments, [], None, None, lineno=line)
+
+
+class _Generation(Extension):
+    """`{% generation %}`, which marks an answer and shows it as it is."""
+
+    def __init__(self, environment: jinja2.Environment) -> None:
+        super().__init__(environment)
+        self.tags = {"generation"}
+
+    def parse(self, parser: Any) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.CallBlock(self.call_method("shown"), [], [], body, lineno=line)
+
+    def shown(self, caller: Callable[[], str]) -> str:
+        return caller()
+
+
+class _Names(Namespace):
+    """A template's namespace: no name in it may begin with an underscore."""
+
+    def __init__(*arguments: Any, **keywords: Any) -> None:
+        self, given = arguments[0], dict(*arguments[1:], **keywords)
+        Namespace.__init__(self)
+        for name, value in given.items():
+            self[name] = value
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        if name.startswith("_"):
+            raise jinja2.exceptions.SecurityError(f"a namespace takes no name like {name!r}")
+        Namespace.__setitem__(self, name, value)
+
+
+class _Dict:
+    """`dict(…)`, without the attributes of the type."""
+
+    def __call__(self, *arguments: Any, **keywords: Any) -> dict[Any, Any]:
+        return dict(*arguments, **keywords)
+
+    def fromkeys(self, *arguments: Any) -> dict[Any, Any]:
+        return dict.fromkeys(*arguments)
+
+
+@jinja2.pass_context
+def _written(context: Any, value: Any) -> Any:
+    """A value that is written, inside a macro or another capture, too."""
+    SANDBOX.charge(_deep_size(value))
+    return value
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | str | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """JSON for people, not for HTML as Jinja's own."""
+    options = {"ensure_ascii": ensure_ascii, "indent": indent, "separators": separators}
+    return json.dumps(value, sort_keys=sort_keys, **options)
+
+
+def _refuse(message: str) -> None:
+    raise jinja2.exceptions.TemplateError(message)
+
+
+SANDBOX = Sandbox()
