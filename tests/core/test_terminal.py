@@ -151,7 +151,7 @@ def test_run_artifact_and_schema_commands_print_text(
     }
     (run / "artifact.json").write_text(json.dumps(artifact))
     assert main(["show", str(run)]) == 0
-    assert main([HOSTILE]) == 2
+    assert main([HOSTILE.replace("\0", "")]) == 2
     assert main(["sft", f"--{HOSTILE}"]) == 2
     out, error = capsys.readouterr()
     assert harmless(out) and harmless(error), repr(out + error)
@@ -166,6 +166,10 @@ def test_a_real_terminal() -> None:
         assert out.is_terminal
         out.print_line(HOSTILE, style="bold")
         out.write(HOSTILE.replace("\udcff", ""), dim=True)
+        out.write("the end")
         stream.flush()
-        seen = end.read(65536).decode()
+        arrived = b""
+        while not arrived.endswith(b"the end"):
+            arrived += end.read(65536)
+    seen = arrived.decode()
     assert seen.count("␛]0;owned␇␛[2J\\u009b2J") == 2 and harmless(seen.replace("\r\n", "\n"))
