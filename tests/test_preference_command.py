@@ -392,8 +392,9 @@ def test_it_learns_and_says_so(bench: Bench, tmp_path: Path) -> None:
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     before = summary["held_out_before"]
     assert before["loss"] == pytest.approx(LOG2) and before["accuracy"] == 0.5
-    # six ties tell next to nothing
-    assert 0 < before["accuracy_low"] < 0.2 and 0.8 < before["accuracy_high"] < 1
+    # six ties tell little: up to two in five of others may be none (1 − 0.6⁶ is 0.95), and right
+    # or wrong that is 0.2 from ½
+    assert 0.25 < before["accuracy_low"] < 0.3 and 0.7 < before["accuracy_high"] < 0.75
     held = summary["held_out"]
     assert held["loss"] < 0.66 and held["accuracy"] > 0.6 and held["sequences"] == len(HELD)
     assert held["accuracy_low"] < held["accuracy"] <= held["accuracy_high"]

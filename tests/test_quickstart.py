@@ -98,7 +98,7 @@ def test_the_whole_loop_runs_and_is_found_again(
     assert sft["result"]["held_out"]["loss"] < sft["result"]["held_out_before"]["loss"]
     exact: dict[str, Any] = check["result"]["tasks"]["exact-questions"]
     assert exact["metrics"]["correct"]["n"] == 24
-    assert set(exact["difference"]["correct"]) == {"mean", "low", "high", "n"}
+    assert set(exact["difference"]["correct"]) == {"mean", "low", "high", "n", "method"}
     assert summary["stages"]["reward"]["result"]["held_out"]["sequences"] == 12
     compared = summary["stages"]["compare"]["result"]["tasks"]
     assert compared["prefer-polite-held"]["difference"]["rewarded"]["mean"] > 0.9

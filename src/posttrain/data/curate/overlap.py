@@ -242,7 +242,8 @@ def near(
             most -= sum(map(len, lists))
             candidates = np.unique(np.concatenate(lists))
             ratio = sizes[candidates] / len(row)
-            close = candidates[(ratio >= similarity) & (ratio * similarity <= 1)]
+            small, large = similarity - 1e-9, 1 / similarity + 1e-9  # of the other, to be near
+            close = candidates[(ratio >= small) & (ratio <= large)]
             _compare(i, row, close, right, similarity, found)
     return found
 
