@@ -199,8 +199,12 @@ def test_values_become_settings(
         ),
         Source(path="e.jsonl.gz"),
     )
-    assert one.data.template_kwargs == {"enable_thinking": False, "budget": 3, "date": "today"}
-    assert one.data.prompt_template == "Q: {prompt}\nA:"
+    assert one.data.prompting.template_kwargs == {
+        "enable_thinking": False,
+        "budget": 3,
+        "date": "today",
+    }
+    assert one.data.prompting.prompt_template == "Q: {prompt}\nA:"
     assert one.optimiser.betas == (0.8, 0.95)
     assert one.optimiser.groups == {"embed": 0.0, "norm": 2.5}
     assert (one.validation.keep_best, one.activation_checkpointing, one.epochs) == (

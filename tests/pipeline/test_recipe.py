@@ -333,7 +333,7 @@ def test_variables_are_expanded_at_any_depth(
         "    prompt_template: '$PLACE {prompt}'\n",
     )
     found: Any = recipe.stages[0].settings
-    assert (found.model, found.data.data[0].path, found.data.prompt_template) == (
+    assert (found.model, found.data.data[0].path, found.data.prompting.prompt_template) == (
         "/data//data",
         "/data/a",
         "$PLACE {prompt}",
