@@ -177,7 +177,7 @@ def test_against_itself_nothing_differs(bench: Bench, tmp_path: Path) -> None:
         assert {one["mean"] for one in task["difference"].values()} == {0}
     n = len(QUIZ)
     most = scipy.norm.ppf(0.975) ** 2 / (n + scipy.norm.ppf(0.975) ** 2)
-    gap = tasks["choice-quiz"]["difference"]["correct"]
+    gap = tasks["choice-quiz"]["difference"]["acc"]
     assert (gap["low"], gap["high"]) == pytest.approx((-most, most))
     gap = tasks["perplexity-texts"]["difference"]["nats_per_token"]
     assert (gap["low"], gap["high"], gap["method"]) == (None, None, "no spread")

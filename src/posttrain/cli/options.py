@@ -9,10 +9,11 @@ import typing
 from pathlib import Path
 from typing import Any, NoReturn
 
-from posttrain.core.console import console, open_reporter
+from posttrain.core.console import open_reporter
 from posttrain.core.errors import ConfigError, nearest
 from posttrain.core.events import Reporter
 from posttrain.core.settings import Leaf, S, Settings, assemble, leaves
+from posttrain.core.terminal import emit
 
 
 class Parser(argparse.ArgumentParser):
@@ -23,7 +24,7 @@ class Parser(argparse.ArgumentParser):
 
     def _print_message(self, message: str, file: Any = None) -> None:
         # argparse's own drops what a full disk does not take
-        console(stderr=file is sys.stderr).file.write(message)
+        emit(message, stderr=file is sys.stderr, end="")
 
     def parse(self, argv: list[str]) -> argparse.Namespace:
         known, unknown = self.parse_known_args(argv)
