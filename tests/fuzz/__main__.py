@@ -28,14 +28,16 @@ def main() -> int:
     result = record.header("torch", "transformers", "tokenizers", "safetensors", "pyyaml")
     forks.everything()
     failures: list[str] = []
-    counts: Counter[str] = Counter()
+    kinds, files = Counter[str](), Counter[str]()
     with tempfile.TemporaryDirectory(prefix="posttrain-fuzz-") as name:
         made = bench.make(Path(name) / "bench")
         drawn = list(cases(arguments.cases, arguments.seed, made))
         if arguments.only is not None:
             drawn = drawn[arguments.only : arguments.only + 1]
         for case, wrong in forks.run(drawn, made, Path(name) / "work", arguments.jobs):
-            counts[_kind(case)] += 1
+            kind, file = _kind(case)
+            kinds[kind] += 1
+            files[file] += bool(file)
             if wrong:
                 failures.append(f"{forks.describe(case)}\n{wrong}")
                 print(f"\n{failures[-1]}" if len(failures) <= SHOWN else "…", flush=True)
@@ -50,10 +52,10 @@ def main() -> int:
     return 1 if failures else 0
 
 
-def _kind(case: forks.Case) -> str:
-    """What was damaged, and how; or which trouble there was."""
+def _kind(case: forks.Case) -> tuple[str, str]:
+    """Which trouble there was, or how a file was damaged; and the name of the file."""
     name, comma, how = case.name.partition(" ")[2].partition(", ")
-    return f"{name.split('/')[-1]}: {how}" if comma else name
+    return (f"file: {how}", name.split("/")[-1]) if comma else (name, "")
 
 
 if __name__ == "__main__":
