@@ -43,11 +43,8 @@ def main() -> int:
                 print(f"\n{failures[-1]}" if len(failures) <= SHOWN else "…", flush=True)
     print(f"{len(drawn):,} cases, {len(failures):,} failed")
     if arguments.result:
-        result |= {
-            "cases": len(drawn),
-            "kinds": dict(counts.most_common()),
-            "failed": len(failures),
-        }
+        result |= {"cases": len(drawn), "failed": len(failures)}
+        result |= {"kinds": dict(kinds.most_common()), "files": dict((+files).most_common())}
         record.write(result, arguments.result)
     return 1 if failures else 0
 
