@@ -529,7 +529,7 @@ def completions(words: Any, told: str, stops: tuple[str, ...]) -> list[Completio
     one = SimpleNamespace(inner=Writer(), config=None, device=torch.device("cpu"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("posttrain.engine.sampler.DynamicCache", lambda config: [])
-        found = _sample_group(one, [[0, 0]], [0], params, stream, None)  # type: ignore[arg-type]
+        found = _sample_group(one, [[0, 0]], [0], params, stream, None, "cache")  # type: ignore[arg-type]
     return list(found.values())
 
 

@@ -61,7 +61,7 @@ class Prompting:
             return cls()
         try:
             known = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise ModelError(
                 f"cannot read {path}: {error}", cure="correct the file, or remove it"
             ) from None

@@ -58,7 +58,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise _no_config(folder)
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"cannot read {path}: {error}", cure="get the complete model") from error
     if not isinstance(config, dict):
         raise ModelError(f"{path} holds no settings", cure="get the complete model")

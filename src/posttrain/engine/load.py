@@ -119,7 +119,7 @@ def check_shards(folder: Path) -> list[Path]:
         try:
             names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
             places = [PurePosixPath(name) for name in dict.fromkeys(names)]
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
             raise ModelError(
                 f"{index} is no index of weights: {type(error).__name__}: {error}",
                 cure="get the complete model",

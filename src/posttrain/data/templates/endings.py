@@ -185,7 +185,7 @@ def _released_stops(tokenizer: Any) -> set[str]:
         stops = json.loads(path.read_bytes()).get("eos_token_id")
         ids = stops if isinstance(stops, list) else [stops]
         return set(tokenizer.convert_ids_to_tokens([i for i in ids if isinstance(i, int)]))
-    except (OSError, TypeError, ValueError, AttributeError, IndexError):
+    except (OSError, TypeError, ValueError, AttributeError, IndexError, RecursionError):
         return set()
 
 
