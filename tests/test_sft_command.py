@@ -107,6 +107,22 @@ class Bench:
         return code, said.out, said.err
 
 
+class Stopped(Exception):
+    """What ends a run in the middle."""
+
+
+def stop_before(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Let runs end before the step after this one."""
+    take = loop._step
+
+    def stops(run: Any) -> None:
+        if run.step == step:
+            raise Stopped
+        take(run)
+
+    monkeypatch.setattr(loop, "_step", stops)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bench")
@@ -340,7 +356,7 @@ def test_changed_data_or_model_is_another_run(bench: Bench, tmp_path: Path) -> N
     bench.sft(tmp_path / "run", data=data)
     making.write(data, [*TRAIN[:-1], {"prompt": "3+4=", "completion": "8"}])
     code, _, err = bench.sft(tmp_path / "run", data=data)
-    assert (code, f"data_sha256.{data} was" in err) == (2, True)
+    assert (code, "data_sha256.data.jsonl was" in err) == (2, True)
     making.write(data, TRAIN)
     other = making.model(tmp_path / "other", seed=1)
     code, _, err = bench.sft(tmp_path / "run", "--model", other, data=data)
@@ -355,6 +371,31 @@ def test_where_the_model_lies_is_not_what_the_run_is(bench: Bench, tmp_path: Pat
     moved = shutil.copytree(bench.base, tmp_path / "elsewhere")
     code, _, err = bench.sft(tmp_path / "run", "--model", moved)
     assert code == 0 and "already holds this run; nothing to do" in err
+
+
+def test_an_interrupted_run_goes_on_wherever_it_and_its_inputs_are_now(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    every = ["--checkpoint-every", "2"]
+    bench.sft(tmp_path / "whole", *every, held=False)
+    stop_before(monkeypatch, 4)
+    with pytest.raises(Stopped):
+        bench.sft(tmp_path / "runs" / "x", *every, held=False)
+    monkeypatch.undo()
+    (tmp_path / "other").mkdir()
+    shutil.move(tmp_path / "runs", tmp_path / "other" / "moved")
+    shutil.copytree(bench.base, tmp_path / "other" / "model")
+    shutil.copy(bench.folder / "train.jsonl", tmp_path / "other" / "rows.jsonl")
+    monkeypatch.chdir(tmp_path / "other")
+    code, _, err = bench.sft(
+        Path("moved/../moved/x"), *every, "--model", "./model", held=False, data=Path("rows.jsonl")
+    )
+    assert code == 0 and "resuming after step 4 of 6" in err
+    assert "preparing the rows again" not in err and "demonstrations" not in err  # tokens are found
+    run = tmp_path / "other" / "moved" / "x"
+    assert summary(run)["sha256"] == summary(tmp_path / "whole")["sha256"]
+    code, _, err = bench.sft(run, *every, held=False)  # and at its first inputs again
+    assert code == 0 and "nothing to do" in err
 
 
 def test_dft_weighs_each_token_by_its_probability(bench: Bench, tmp_path: Path) -> None:

@@ -260,7 +260,8 @@ def _show_artifact(folder: Path) -> None:
     for group in ("models", "data", "rows"):
         for name, value in about["inputs"].get(group, {}).items():
             parent = about["parents"].get(name)
-            table.add_row(f"{group} {name}", f"{value[:12]}{f'  ({parent})' if parent else ''}")
+            named = about["inputs"].get("paths", {}).get(name, name) if group == "data" else name
+            table.add_row(f"{group} {named}", f"{value[:12]}{f'  ({parent})' if parent else ''}")
     table.add_row("code", about["inputs"]["code"][:12])
     console().print(table)
     if summary := _summary(folder):

@@ -53,18 +53,23 @@ def compare(before: dict[str, Any], now: dict[str, Any], what: str) -> None:
 
 
 def claim(
-    folder: Path, identity: dict[str, Any], version: str, execution: dict[str, Any] | None = None
+    folder: Path,
+    identity: dict[str, Any],
+    version: str,
+    execution: dict[str, Any] | None = None,
+    paths: dict[str, str] | None = None,
 ) -> list[str]:
     """Write down that the folder holds this run.
 
     Args:
         execution: settings that are no part of the identity and change results by rounding.
+        paths: where the data were read when the run began, for people: it is never compared.
     Returns: those of them that differ from the ones the run began with, as sentences.
     """
     path = folder / RUN
     if not path.is_file():
-        record = {"identity": identity, "execution": execution or {}, "posttrain": version}
-        write_json(path, record)
+        record = {"identity": identity, "paths": paths or {}, "execution": execution or {}}
+        write_json(path, {**record, "posttrain": version})
         return []
     began = json.loads(path.read_text()).get("execution", {})
     return sorted(differences(began, json.loads(json.dumps(execution or {}))))

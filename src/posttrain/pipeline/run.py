@@ -26,6 +26,7 @@ from posttrain.core.events import Reporter
 from posttrain.core.files import PARTIAL, explained_writes, lock, set_aside, write_json
 from posttrain.core.identity import RUN
 from posttrain.core.manifest import MANIFEST
+from posttrain.core.settings import identifying
 from posttrain.core.version import __version__
 from posttrain.pipeline.plan import ARTIFACT, Planned, inputs_of, plan
 from posttrain.pipeline.recipe import Recipe, load
@@ -168,7 +169,7 @@ def _check_unchanged(planned: Planned, by_name: Mapping[str, Planned]) -> None:
     """
     stage = planned.stage
     now = inputs_of(stage, by_name)
-    names = ("settings", "models", "data", "files")
+    names = ("settings", "models", "data", "files", "paths")
     read, changed = (inputs.Inputs(*(one[name] for name in names)) for one in (planned.inputs, now))
     if found := inputs.changes(read, changed):
         raise DataError(
@@ -190,7 +191,7 @@ def _given(planned: Planned) -> dict[str, Any]:
     """What the recipe says of a stage, its models by their names."""
     stage = planned.stage
     models = {leaf.name: name for leaf, name in inputs.models(stage.settings)}
-    return {"stage": stage.spec, **planned.inputs["settings"], **models}
+    return {"stage": stage.spec, **identifying(stage.settings.resolved()), **models}
 
 
 def _artifact(planned: Planned) -> dict[str, Any]:

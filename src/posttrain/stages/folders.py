@@ -107,7 +107,9 @@ class Place(Protocol):
         """Whether an earlier process began this run here."""
         ...
 
-    def claim(self, identity: dict[str, Any], execution: dict[str, Any]) -> list[str]:
+    def claim(
+        self, identity: dict[str, Any], execution: dict[str, Any], paths: dict[str, str]
+    ) -> list[str]:
         """From now on the place is this run's; returns what differs in how it is executed."""
         ...
 
@@ -188,8 +190,10 @@ class Folder:
     def began(self) -> bool:
         return (self.folder / RUN).is_file()
 
-    def claim(self, identity: dict[str, Any], execution: dict[str, Any]) -> list[str]:
-        return claim(self.folder, identity, __version__, execution)
+    def claim(
+        self, identity: dict[str, Any], execution: dict[str, Any], paths: dict[str, str]
+    ) -> list[str]:
+        return claim(self.folder, identity, __version__, execution, paths)
 
     def files(self) -> list[Path]:
         return [self.folder / name for name in (*self.kept, SUMMARY, RUN)]
@@ -254,7 +258,9 @@ class SideBySide:
 
     began = False
 
-    def claim(self, identity: dict[str, Any], execution: dict[str, Any]) -> list[str]:
+    def claim(
+        self, identity: dict[str, Any], execution: dict[str, Any], paths: dict[str, str]
+    ) -> list[str]:
         return []
 
     def files(self) -> list[Path]:
@@ -303,7 +309,9 @@ class Nowhere:
 
     began = False
 
-    def claim(self, identity: dict[str, Any], execution: dict[str, Any]) -> list[str]:
+    def claim(
+        self, identity: dict[str, Any], execution: dict[str, Any], paths: dict[str, str]
+    ) -> list[str]:
         return []
 
     def files(self) -> list[Path]:

@@ -158,7 +158,8 @@ class Context:
         self.check_inputs()
         self.claimed = True
         execution = inputs.execution(self.settings)
-        for difference in self.place.claim(self.inputs.identity(), execution):
+        read = self.inputs
+        for difference in self.place.claim(read.identity(), execution, read.paths):
             self.reporter.message(
                 f"this run goes on with another {difference}; results differ by rounding, and by "
                 "the draws of noise where there is any"
