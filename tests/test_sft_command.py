@@ -398,6 +398,27 @@ def test_an_interrupted_run_goes_on_wherever_it_and_its_inputs_are_now(
     assert code == 0 and "nothing to do" in err
 
 
+@pytest.mark.parametrize("step", [2, 6])
+@pytest.mark.parametrize("what", ["", "metrics.jsonl"])
+def test_what_is_deleted_during_a_run_is_an_error(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, step: int
+) -> None:
+    run, take = tmp_path / "run", loop._step
+
+    def deletes(state: Any) -> None:
+        take(state)
+        if state.step == step:
+            (run / what).unlink() if what else shutil.rmtree(run)
+
+    monkeypatch.setattr(loop, "_step", deletes)
+    code, _, err = bench.sft(run, "--checkpoint-every", "1", held=False)
+    assert code == 2 and f"{run / what} was deleted" in err and "cure:" in err
+    assert not (run / "model").exists() and run.exists() == bool(what)
+    monkeypatch.undo()
+    assert bench.sft(run, held=False)[0] == 0
+    assert [line["step"] for line in log(run)[0]] == [1, 2, 3, 4, 5, 6]
+
+
 def test_dft_weighs_each_token_by_its_probability(bench: Bench, tmp_path: Path) -> None:
     assert bench.sft(tmp_path / "run", "--method", "dft")[0] == 0
     steps, _ = log(tmp_path / "run")

@@ -80,11 +80,12 @@ def run_recipe(
 
 def execute(recipe: Recipe, folder: Path, reporter: Reporter, *, verify: bool = False) -> Result:
     """Make every stage of a recipe in a folder."""
-    with lock(folder), explained_writes(folder):
+    with lock(folder) as check_held, explained_writes(folder):
         stages = plan(recipe, folder, verify=verify)
         by_name = {planned.stage.name: planned for planned in stages}
         begun = time.monotonic()
         for number, planned in enumerate(stages, 1):
+            check_held()
             label = f"{number}/{len(stages)} {planned.stage.name}"
             if planned.made:
                 reporter.note(label, f"made before: {planned.folder}")
@@ -95,6 +96,7 @@ def execute(recipe: Recipe, folder: Path, reporter: Reporter, *, verify: bool = 
                 reporter.note(label, f"{planned.stage.spec}, {doing}")
                 _make(planned, by_name, reporter, damaged=planned.state == "damaged")
             _link(folder / planned.stage.name, planned.folder)
+        check_held()
         summary = {
             "posttrain": __version__,
             "recipe": recipe.name,
@@ -106,6 +108,7 @@ def execute(recipe: Recipe, folder: Path, reporter: Reporter, *, verify: bool = 
         write_json(folder / "summary.json", summary)
         made = manifest.entries(folder, ("recipe.json", "summary.json"))
         manifest.write(folder / MANIFEST, made)
+        check_held()
         reporter.note("done", f"{len(stages)} stages, {time.monotonic() - begun:.0f} s: {folder}")
     artifacts = {planned.stage.name: planned.folder for planned in stages}
     return Result(folder, artifacts, summary, _verdicts(summary))

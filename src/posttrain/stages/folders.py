@@ -29,6 +29,7 @@ from posttrain.core.errors import CheckpointError, ConfigError
 from posttrain.core.files import (
     PARTIAL,
     fsync,
+    gone,
     lock,
     remove_partial,
     sha256_file,
@@ -98,6 +99,10 @@ class Place(Protocol):
         """Refuse a place that holds another run, or somebody's files."""
         ...
 
+    def check_there(self) -> None:
+        """Refuse to go on where the place, or what says whose it is, was taken away."""
+        ...
+
     def path(self, name: str) -> Path:
         """Where the file or folder of that name is when the run is finished."""
         ...
@@ -150,11 +155,18 @@ class Folder:
         self.names, self.kept, self.at_once = names, kept, at_once
         self.manifest = out / MANIFEST
         self.work = out / f"{PARTIAL}files" if at_once else out
+        self._check_held: Callable[[], None] = lambda: None
+        self._claimed = False
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        with lock(self.folder):
+        with lock(self.folder) as self._check_held:
             yield
+
+    def check_there(self) -> None:
+        self._check_held()
+        if self._claimed and not (self.folder / RUN).is_file():
+            raise gone(self.folder / RUN)
 
     def check(self, identity: dict[str, Any]) -> None:
         self._check_run()
@@ -193,6 +205,8 @@ class Folder:
     def claim(
         self, identity: dict[str, Any], execution: dict[str, Any], paths: dict[str, str]
     ) -> list[str]:
+        self._check_held()
+        self._claimed = True
         return claim(self.folder, identity, __version__, execution, paths)
 
     def files(self) -> list[Path]:
@@ -228,15 +242,19 @@ class SideBySide:
         self.work = out.with_name(f"{PARTIAL}{out.name}-scratch")
         self.manifest = self.path(MANIFEST)
         self._identity: dict[str, Any] = {}
+        self._check_held: Callable[[], None] = lambda: None
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        with lock(self.work):
+        with lock(self.work) as self._check_held:
             try:
                 yield
             finally:
                 self.sweep()
         shutil.rmtree(self.work, ignore_errors=True)
+
+    def check_there(self) -> None:
+        self._check_held()
 
     def check(self, identity: dict[str, Any]) -> None:
         self._identity = identity
@@ -267,7 +285,7 @@ class SideBySide:
         return [self.path(name) for name in (*self.names, SUMMARY)]
 
     def sweep(self) -> None:
-        for path in self.work.iterdir():
+        for path in self.work.iterdir() if self.work.is_dir() else ():
             if path.name != ".lock":
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
@@ -300,6 +318,9 @@ class Nowhere:
         with tempfile.TemporaryDirectory(prefix="posttrain-") as name:
             self.work = self.folder = self.out = Path(name)
             yield
+
+    def check_there(self) -> None:
+        pass
 
     def check(self, identity: dict[str, Any]) -> None:
         pass

@@ -21,9 +21,9 @@ from __future__ import annotations
 import inspect
 import json
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Sequence as Many
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, TypeAlias, TypeVar
@@ -297,10 +297,11 @@ class Stage(Generic[S]):
             context = Context(
                 place.work, reporter, read, place.began, settings, place, found.intact
             )
-            with context.stack:
+            with context.stack, _noticing(place):
                 try:
                     result = self.function(settings, context)
                     context.check_inputs()
+                    place.check_there()
                 except BaseException:
                     if not context.claimed:
                         place.discard()
@@ -310,6 +311,7 @@ class Stage(Generic[S]):
                 summary = self._summary(settings, place, read, made, files)
                 context.claim()
                 summary = place.finish(summary, files)
+                place.check_there()
                 self._remove_scratch(place)
                 context.reporter.done(place.folder, summary, context.log)
             return self._outcome(settings, place, summary, made.verdict, made.detail)
@@ -394,6 +396,16 @@ class Stage(Generic[S]):
             if place.path(path.rstrip("/")).exists():
                 there[name] = place.path(path.rstrip("/"))
         return Outcome(place.folder, there, summary, place.path(SUMMARY), verdict, detail)
+
+
+@contextmanager
+def _noticing(place: Place) -> Iterator[None]:
+    """Say of an error of the system that its cause is that the place was taken away."""
+    try:
+        yield
+    except OSError:
+        place.check_there()
+        raise
 
 
 def kind_of(path: str) -> str:

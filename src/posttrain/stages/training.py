@@ -132,8 +132,9 @@ def train(settings: Any, context: Context, objective: Objective) -> dict[str, An
         setup.begin(training)
     config = settings.model_dump(mode="json", exclude={"tracking"})
     context.report_to(trackers(settings.tracking, folder, config, training.log.events()))
-    training.reporter = context.reporter
+    training.reporter, training.check_folder = context.reporter, context.place.check_there
     exported = loop.train(training)
+    training.check_there()
     with atomic_folder(folder / "model") as target:
         learner.save(target)
     if learner.adapter is not None:
