@@ -337,7 +337,6 @@ def test_the_same_command_says_finished_and_touches_nothing(bench: Bench, tmp_pa
     [
         (["--learning-rate", "0.02"], "optimiser.learning_rate was 0.01, is 0.02"),
         (["--method", "dft"], "method was nll, is dft"),
-        (["--steps", "7"], "steps was 6, is 7"),
         (["--lora"], "lora was None, is {"),
     ],
 )
@@ -349,6 +348,64 @@ def test_another_run_in_the_same_folder_is_refused(
     assert (code, out) == (2, "")
     assert f"holds another run; different: {said}" in err
     assert "cure:  choose another --out" in err
+
+
+@pytest.mark.parametrize("lora", [[], ["--lora"]])
+def test_a_finished_run_goes_on_to_a_longer_one(
+    bench: Bench, tmp_path: Path, lora: list[str]
+) -> None:
+    constant = ["--schedule", "constant", "--checkpoint-every", "4", *lora]
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    bench.sft(run, *constant, held=False)
+    bench.sft(whole, *constant, "--steps", "9", held=False)
+    code, _, err = bench.sft(run, *constant, "--steps", "9", held=False)
+    assert code == 0
+    assert "the run of 6 steps becomes one of 9" in err and "resuming after step 6 of 9" in err
+    assert summary(run)["sha256"] == summary(whole)["sha256"] and summary(run)["steps"] == 9
+    assert [line["loss"] for line in log(run)[0]] == [line["loss"] for line in log(whole)[0]]
+    code, _, err = bench.sft(run, *constant, "--steps", "9", "--verify", held=False)
+    assert code == 0 and "nothing to do" in err
+    code, _, err = bench.sft(run, *constant, held=False)
+    assert code == 2 and "holds a longer run: 9 steps, not 6 steps" in err
+
+
+def test_a_longer_run_that_is_interrupted_goes_on(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    constant = ["--schedule", "constant", "--checkpoint-every", "1"]
+    run = tmp_path / "run"
+    bench.sft(run, *constant, held=False)
+    stop_before(monkeypatch, 8)
+    with pytest.raises(Stopped):
+        bench.sft(run, *constant, "--steps", "9", held=False)
+    monkeypatch.undo()
+    assert not (run / "manifest.json").exists() and not (run / "summary.json").exists()
+    code, _, err = bench.sft(run, *constant, "--steps", "9", held=False)
+    assert code == 0 and "resuming after step 8 of 9" in err
+
+
+@pytest.mark.parametrize(
+    ("began", "now", "why"),
+    [
+        ([], ["--steps", "7"], "its learning rate (linear) fell to its end"),
+        (["--schedule", "constant"], ["--steps", "60"], "--warmup 0.03 is a share of the steps"),
+        (["--schedule", "constant"], ["--steps", "7"], "its checkpoints are gone"),
+    ],
+)
+def test_a_finished_run_that_cannot_be_longer_names_two_ways(
+    bench: Bench, tmp_path: Path, began: list[str], now: list[str], why: str
+) -> None:
+    run = tmp_path / "run"
+    bench.sft(run, *began, held=False)
+    if "gone" in why:
+        shutil.rmtree(run / "checkpoints")
+    code, _, err = bench.sft(run, *began, *now, held=False)
+    err = " ".join(err.split())
+    assert code == 2 and f"holds a run of 6 steps, which cannot go on to {now[1]} steps" in err
+    assert why in err and f"with {' '.join(now)} --out {run}-longer" in err
+    assert f"--model {run}/model --steps {int(now[1]) - 6} --out {run}-more" in err
+    code, _, err = bench.sft(run, *began, held=False)  # it is what it was
+    assert code == 0 and "nothing to do" in err
 
 
 def test_changed_data_or_model_is_another_run(bench: Bench, tmp_path: Path) -> None:

@@ -37,6 +37,29 @@ def check(folder: Path, identity: dict[str, Any], writes: Iterable[str] = ()) ->
         )
 
 
+def other_length(
+    folder: Path, identity: dict[str, Any], length: Iterable[str]
+) -> dict[str, Any] | None:
+    """The settings named in `length` of the run that a folder holds, where these alone differ."""
+    path = folder / RUN
+    names = list(length)
+    if not names or not path.is_file():
+        return None
+    before = json.loads(path.read_text())["identity"]
+    values = {name: before["settings"].get(name) for name in names}
+    now = json.loads(json.dumps(identity))
+    if not differences(before, now):
+        return None
+    same = {**now, "settings": {**now["settings"], **values}}
+    return None if differences(before, same) else values
+
+
+def lengthen(folder: Path, identity: dict[str, Any]) -> None:
+    """Write down that the folder holds this run, which is a longer one."""
+    record = json.loads((folder / RUN).read_text())
+    write_json(folder / RUN, {**record, "identity": identity})
+
+
 def compare(before: dict[str, Any], now: dict[str, Any], what: str) -> None:
     """Refuse an identity that differs.
 

@@ -36,7 +36,7 @@ from posttrain.core.files import (
     sha256_folder,
     write_json,
 )
-from posttrain.core.identity import RUN, check, claim, compare
+from posttrain.core.identity import RUN, check, claim, compare, lengthen, other_length
 from posttrain.core.manifest import MANIFEST, Entry
 from posttrain.core.version import __version__
 
@@ -82,11 +82,13 @@ class Place(Protocol):
         folder: where everything is in the end.
         out: what messages call it: the folder, or the file of the first output.
         manifest: the file that says what was made; None where nothing is kept.
+        before: of the run that is there and differs in its length alone, that length.
     """
 
     work: Path
     folder: Path
     out: Path
+    before: dict[str, Any] | None
 
     @property
     def manifest(self) -> Path | None: ...
@@ -146,11 +148,20 @@ class Folder:
         out: the folder.
         names: of all that the run writes into it. kept: of those that a manifest names.
         at_once: files are moved there when the stage is done.
+        length: settings that say how long the run is.
     """
 
     def __init__(
-        self, out: Path, names: Sequence[str], kept: Sequence[str], *, at_once: bool
+        self,
+        out: Path,
+        names: Sequence[str],
+        kept: Sequence[str],
+        *,
+        at_once: bool,
+        length: Sequence[str] = (),
     ) -> None:
+        self.length = length
+        self.before: dict[str, Any] | None = None
         self.folder = self.out = out
         self.names, self.kept, self.at_once = names, kept, at_once
         self.manifest = out / MANIFEST
@@ -170,7 +181,9 @@ class Folder:
 
     def check(self, identity: dict[str, Any]) -> None:
         self._check_run()
-        check(self.folder, identity, (*self.names, SUMMARY, MANIFEST))
+        self.before = other_length(self.folder, identity, self.length)
+        if self.before is None:
+            check(self.folder, identity, (*self.names, SUMMARY, MANIFEST))
 
     def _check_run(self) -> None:
         """Refuse a folder that does not say any more which run it holds.
@@ -207,6 +220,12 @@ class Folder:
     ) -> list[str]:
         self._check_held()
         self._claimed = True
+        if self.before is not None:
+            # in this order: were the power to fail now, nothing would call it finished that is not
+            self.manifest.unlink(missing_ok=True)
+            (self.folder / SUMMARY).unlink(missing_ok=True)
+            fsync(self.folder)
+            lengthen(self.folder, identity)
         return claim(self.folder, identity, __version__, execution, paths)
 
     def files(self) -> list[Path]:
@@ -275,6 +294,7 @@ class SideBySide:
         return self.out if name == self.first else self.out.with_name(f"{self.out.stem}.{name}")
 
     began = False
+    before: dict[str, Any] | None = None
 
     def claim(
         self, identity: dict[str, Any], execution: dict[str, Any], paths: dict[str, str]
@@ -329,6 +349,7 @@ class Nowhere:
         return self.work / name
 
     began = False
+    before: dict[str, Any] | None = None
 
     def claim(
         self, identity: dict[str, Any], execution: dict[str, Any], paths: dict[str, str]

@@ -290,8 +290,10 @@ class Stage(Generic[S]):
         read = inputs.describe(settings) if kept else inputs.NOTHING
         with place.held(), explained_writes(place.folder):
             place.check(read.identity())
+            if place.before is not None:
+                settings.check_longer(place.before)
             found = finished.find(place, reporter, verify=self.verify)
-            if found.summary is not None:
+            if found.summary is not None and place.before is None:
                 return self._finished(settings, place, reporter, found.summary)
             place.sweep()
             context = Context(
@@ -333,7 +335,8 @@ class Stage(Generic[S]):
                 )
             return SideBySide(out, next(iter(made.values())), names)
         kept = [*outputs, *self.files.kept(settings)]
-        return Folder(out, names, kept, at_once=self.files.at_once)
+        at_once = self.files.at_once
+        return Folder(out, names, kept, at_once=at_once, length=settings.length)
 
     def _finished(
         self, settings: S, place: Place, reporter: Reporter, summary: dict[str, Any]
