@@ -85,7 +85,7 @@ def claim(
     """Write down that the folder holds this run.
 
     Args:
-        execution: settings that are no part of the identity and change results by rounding.
+        execution: settings that are no part of the identity.
         paths: where the data were read when the run began, for people: it is never compared.
     Returns: those of them that differ from the ones the run began with, as sentences.
     """
@@ -94,8 +94,13 @@ def claim(
         record = {"identity": identity, "paths": paths or {}, "execution": execution or {}}
         write_json(path, {**record, "posttrain": version})
         return []
-    began = json.loads(path.read_text()).get("execution", {})
-    return sorted(differences(began, json.loads(json.dumps(execution or {}))))
+    now = json.loads(json.dumps(execution or {}))
+    return sorted(differences(execution_of(path), now))
+
+
+def execution_of(path: Path) -> dict[str, Any]:
+    """How the run that a `run.json` tells of was executed when it began, as `claim` was told."""
+    return json.loads(path.read_text()).get("execution", {}) if path.is_file() else {}
 
 
 def differences(a: Any, b: Any, name: str = "") -> list[str]:

@@ -4,6 +4,7 @@ artifact's digest.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -159,12 +160,38 @@ def changes(before: Inputs, now: Inputs) -> list[str]:
 
 
 def execution(settings: Settings) -> dict[str, Any]:
-    """Settings that are no part of the identity and change results by rounding."""
-    found: dict[str, Any] = {}
-    for leaf in with_role(type(settings), ExecutionOnly):
-        if any(isinstance(role, ExecutionOnly) and role.rounding for role in leaf.roles):
-            found[leaf.name] = leaf.value(settings)
-    return found
+    """Settings that are no part of the identity, as JSON."""
+    values = {leaf.name: leaf.value(settings) for leaf in _executing(settings)}
+    return json.loads(json.dumps(values, default=str))
+
+
+def rounding(settings: Settings) -> list[str]:
+    """Names of those of them that change results by rounding."""
+    return [
+        leaf.name
+        for leaf in _executing(settings)
+        if any(isinstance(role, ExecutionOnly) and role.rounding for role in leaf.roles)
+    ]
+
+
+def ignored(settings: Settings, began: Mapping[str, Any]) -> list[str]:
+    """Options that a finished run ignores: of how it is executed, those that differ.
+
+    Args:
+        began: `execution` of the run when it began.
+    """
+    options: list[str] = []
+    now = execution(settings)
+    for leaf in _executing(settings):
+        value = now[leaf.name]
+        if leaf.name in began and began[leaf.name] != value:
+            shown = " ".join(map(str, value)) if isinstance(value, list) else value
+            options.append(f"{leaf.option} {'unset' if shown in (None, '') else shown}")
+    return options
+
+
+def _executing(settings: Settings) -> list[Leaf]:
+    return with_role(type(settings), ExecutionOnly)
 
 
 def _model_digest(leaf: Leaf, name: str) -> str:

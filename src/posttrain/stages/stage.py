@@ -33,6 +33,7 @@ from posttrain.core.console import open_reporter
 from posttrain.core.errors import ConfigError, DataError, PosttrainError
 from posttrain.core.events import Held, Reporter, Sink, Step
 from posttrain.core.files import explained_writes
+from posttrain.core.identity import RUN, execution_of
 from posttrain.core.manifest import Entry
 from posttrain.core.settings import ReadsModel, Settings, assemble
 from posttrain.core.version import __version__
@@ -159,7 +160,9 @@ class Context:
         self.claimed = True
         execution = inputs.execution(self.settings)
         read = self.inputs
-        for difference in self.place.claim(read.identity(), execution, read.paths):
+        differing = self.place.claim(read.identity(), execution, read.paths)
+        rounding = tuple(f"{name} " for name in inputs.rounding(self.settings))
+        for difference in filter(lambda text: text.startswith(rounding), differing):
             self.reporter.message(
                 f"this run goes on with another {difference}; results differ by rounding, and by "
                 "the draws of noise where there is any"
@@ -343,7 +346,9 @@ class Stage(Generic[S]):
     ) -> Outcome:
         """The outcome of a run that is done."""
         self._remove_scratch(place)
-        reporter.note("finished", f"{place.out} already holds this run; nothing to do")
+        ignored = inputs.ignored(settings, execution_of(place.path(RUN)))
+        note = f"; it ignores {', '.join(ignored)}" if ignored else ""
+        reporter.note("finished", f"{place.out} already holds this run; nothing to do{note}")
         verdict = summary.get("verdict")
         return self._outcome(settings, place, summary, Verdict(**verdict) if verdict else None)
 
