@@ -607,7 +607,7 @@ def test_sft_then_pairs_then_preference(tmp_path: Path, capfd: pytest.CaptureFix
     )
     told = json.loads((found.artifacts["dpo"] / "run.json").read_text())["identity"]
     made = found.artifacts["mine"] / "pairs.jsonl"
-    assert told["data_sha256"] == {str(made): sha256_file(made)}
+    assert told["data_sha256"]["data.jsonl"] == sha256_file(made)
     assert found.summary["stages"]["dpo"]["result"]["rows"] == 4
     capfd.readouterr()
 

@@ -107,6 +107,22 @@ class Bench:
         return code, said.out, said.err
 
 
+class Stopped(Exception):
+    """What ends a run in the middle."""
+
+
+def stop_before(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Let runs end before the step after this one."""
+    take = loop._step
+
+    def stops(run: Any) -> None:
+        if run.step == step:
+            raise Stopped
+        take(run)
+
+    monkeypatch.setattr(loop, "_step", stops)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bench")
@@ -308,10 +324,12 @@ def test_the_same_command_says_finished_and_touches_nothing(bench: Bench, tmp_pa
         if p.is_file() and p.name != ".lock"
     }
     # how often to save is no part of what a run is
-    for more in ([], ["--checkpoint-keep", "1", "--checkpoint-every", "5"]):
+    for more in ([], ["--checkpoint-every", "5", "--checkpoint-keep", "1"]):
         code, out, err = bench.sft(run, *more)
         assert code == 0
-        assert err == f"finished  {run} already holds this run; nothing to do\n"
+        ignored = "; it ignores --checkpoint-every 5, --checkpoint-keep 1" if more else ""
+        said = f"finished {run} already holds this run; nothing to do{ignored}"
+        assert " ".join(err.split()) == said
         assert f"{summary(run)['held_out']['loss']:.4f}" in out
     assert {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in before} == before
 
@@ -321,7 +339,6 @@ def test_the_same_command_says_finished_and_touches_nothing(bench: Bench, tmp_pa
     [
         (["--learning-rate", "0.02"], "optimiser.learning_rate was 0.01, is 0.02"),
         (["--method", "dft"], "method was nll, is dft"),
-        (["--steps", "7"], "steps was 6, is 7"),
         (["--lora"], "lora was None, is {"),
     ],
 )
@@ -335,12 +352,70 @@ def test_another_run_in_the_same_folder_is_refused(
     assert "cure:  choose another --out" in err
 
 
+@pytest.mark.parametrize("lora", [[], ["--lora"]])
+def test_a_finished_run_goes_on_to_a_longer_one(
+    bench: Bench, tmp_path: Path, lora: list[str]
+) -> None:
+    constant = ["--schedule", "constant", "--checkpoint-every", "4", *lora]
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    bench.sft(run, *constant, held=False)
+    bench.sft(whole, *constant, "--steps", "9", held=False)
+    code, _, err = bench.sft(run, *constant, "--steps", "9", held=False)
+    assert code == 0
+    assert "the run of 6 steps becomes one of 9" in err and "resuming after step 6 of 9" in err
+    assert summary(run)["sha256"] == summary(whole)["sha256"] and summary(run)["steps"] == 9
+    assert [line["loss"] for line in log(run)[0]] == [line["loss"] for line in log(whole)[0]]
+    code, _, err = bench.sft(run, *constant, "--steps", "9", "--verify", held=False)
+    assert code == 0 and "nothing to do" in err
+    code, _, err = bench.sft(run, *constant, held=False)
+    assert code == 2 and "holds a longer run: 9 steps, not 6 steps" in err
+
+
+def test_a_longer_run_that_is_interrupted_goes_on(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    constant = ["--schedule", "constant", "--checkpoint-every", "1"]
+    run = tmp_path / "run"
+    bench.sft(run, *constant, held=False)
+    stop_before(monkeypatch, 8)
+    with pytest.raises(Stopped):
+        bench.sft(run, *constant, "--steps", "9", held=False)
+    monkeypatch.undo()
+    assert not (run / "manifest.json").exists() and not (run / "summary.json").exists()
+    code, _, err = bench.sft(run, *constant, "--steps", "9", held=False)
+    assert code == 0 and "resuming after step 8 of 9" in err
+
+
+@pytest.mark.parametrize(
+    ("began", "now", "why"),
+    [
+        ([], ["--steps", "7"], "its learning rate (linear) fell to its end"),
+        (["--schedule", "constant"], ["--steps", "60"], "--warmup 0.03 is a share of the steps"),
+        (["--schedule", "constant"], ["--steps", "7"], "its checkpoints are gone"),
+    ],
+)
+def test_a_finished_run_that_cannot_be_longer_names_two_ways(
+    bench: Bench, tmp_path: Path, began: list[str], now: list[str], why: str
+) -> None:
+    run = tmp_path / "run"
+    bench.sft(run, *began, held=False)
+    if "gone" in why:
+        shutil.rmtree(run / "checkpoints")
+    code, _, err = bench.sft(run, *began, *now, held=False)
+    err = " ".join(err.split())
+    assert code == 2 and f"holds a run of 6 steps, which cannot go on to {now[1]} steps" in err
+    assert why in err and f"with {' '.join(now)} --out {run}-longer" in err
+    assert f"--model {run}/model --steps {int(now[1]) - 6} --out {run}-more" in err
+    code, _, err = bench.sft(run, *began, held=False)  # it is what it was
+    assert code == 0 and "nothing to do" in err
+
+
 def test_changed_data_or_model_is_another_run(bench: Bench, tmp_path: Path) -> None:
     data = making.write(tmp_path / "train.jsonl", TRAIN)
     bench.sft(tmp_path / "run", data=data)
     making.write(data, [*TRAIN[:-1], {"prompt": "3+4=", "completion": "8"}])
     code, _, err = bench.sft(tmp_path / "run", data=data)
-    assert (code, f"data_sha256.{data} was" in err) == (2, True)
+    assert (code, "data_sha256.data.jsonl was" in err) == (2, True)
     making.write(data, TRAIN)
     other = making.model(tmp_path / "other", seed=1)
     code, _, err = bench.sft(tmp_path / "run", "--model", other, data=data)
@@ -355,6 +430,52 @@ def test_where_the_model_lies_is_not_what_the_run_is(bench: Bench, tmp_path: Pat
     moved = shutil.copytree(bench.base, tmp_path / "elsewhere")
     code, _, err = bench.sft(tmp_path / "run", "--model", moved)
     assert code == 0 and "already holds this run; nothing to do" in err
+
+
+def test_an_interrupted_run_goes_on_wherever_it_and_its_inputs_are_now(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    every = ["--checkpoint-every", "2"]
+    bench.sft(tmp_path / "whole", *every, held=False)
+    stop_before(monkeypatch, 4)
+    with pytest.raises(Stopped):
+        bench.sft(tmp_path / "runs" / "x", *every, held=False)
+    monkeypatch.undo()
+    (tmp_path / "other").mkdir()
+    shutil.move(tmp_path / "runs", tmp_path / "other" / "moved")
+    shutil.copytree(bench.base, tmp_path / "other" / "model")
+    shutil.copy(bench.folder / "train.jsonl", tmp_path / "other" / "rows.jsonl")
+    monkeypatch.chdir(tmp_path / "other")
+    code, _, err = bench.sft(
+        Path("moved/../moved/x"), *every, "--model", "./model", held=False, data=Path("rows.jsonl")
+    )
+    assert code == 0 and "resuming after step 4 of 6" in err
+    assert "preparing the rows again" not in err and "demonstrations" not in err  # tokens are found
+    run = tmp_path / "other" / "moved" / "x"
+    assert summary(run)["sha256"] == summary(tmp_path / "whole")["sha256"]
+    code, _, err = bench.sft(run, *every, held=False)  # and at its first inputs again
+    assert code == 0 and "nothing to do" in err
+
+
+@pytest.mark.parametrize("step", [2, 6])
+@pytest.mark.parametrize("what", ["", "metrics.jsonl"])
+def test_what_is_deleted_during_a_run_is_an_error(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, step: int
+) -> None:
+    run, take = tmp_path / "run", loop._step
+
+    def deletes(state: Any) -> None:
+        take(state)
+        if state.step == step:
+            (run / what).unlink() if what else shutil.rmtree(run)
+
+    monkeypatch.setattr(loop, "_step", deletes)
+    code, _, err = bench.sft(run, "--checkpoint-every", "1", held=False)
+    assert code == 2 and f"{run / what} was deleted" in err and "cure:" in err
+    assert not (run / "model").exists() and run.exists() == bool(what)
+    monkeypatch.undo()
+    assert bench.sft(run, held=False)[0] == 0
+    assert [line["step"] for line in log(run)[0]] == [1, 2, 3, 4, 5, 6]
 
 
 def test_dft_weighs_each_token_by_its_probability(bench: Bench, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -188,6 +189,34 @@ def test_the_lock_is_given_back_after_an_error(tmp_path: Path) -> None:
         raise ValueError
     with files.lock(tmp_path / "run"):
         pass
+
+
+def test_a_lock_notices_that_its_folder_was_taken_away(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+
+    def replaced() -> None:
+        shutil.rmtree(folder)
+        with files.lock(folder):  # by another run
+            pass
+
+    acts = (lambda: shutil.rmtree(folder), lambda: folder.rename(tmp_path / "moved"), replaced)
+    for act in acts:
+        with files.lock(folder) as check_held:
+            check_held()
+            act()
+            with pytest.raises(CheckpointError, match="run was deleted, moved or replaced"):
+                check_held()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_an_error_in_a_folder_that_was_taken_away_is_the_error(tmp_path: Path) -> None:
+    def fails() -> None:
+        with files.lock(tmp_path / "run"):
+            shutil.rmtree(tmp_path / "run")
+            raise ValueError("the cause")
+
+    with pytest.raises(ValueError, match="the cause"):
+        fails()
 
 
 def test_a_mistake_leaves_no_folder_behind_and_a_run_leaves_its_own(tmp_path: Path) -> None:

@@ -98,9 +98,8 @@ def test_what_a_run_leaves(ready: tuple[Path, Path]) -> None:
         "model": stages["sft"]["digest"],
         "against": stages["adapt"]["digest"],
     }
-    assert made["data"] == {
-        str(recipe.parent / "questions.jsonl"): sha256_file(recipe.parent / "questions.jsonl")
-    }
+    assert made["data"] == {"exact.jsonl": sha256_file(recipe.parent / "questions.jsonl")}
+    assert made["paths"] == {"exact.jsonl": str(recipe.parent / "questions.jsonl")}
     # each stage began with what the one before had made
     base = json.loads((run / "sft" / "run.json").read_text())["identity"]
     assert base["models_sha256"]["model"] == digest(
@@ -169,7 +168,7 @@ def test_changed_rows_and_code_are_named_as_the_reason(
     try:
         making.write(data, small.QUESTIONS[:2])
         assert [state for state, _ in bench.states()] == ["made", "made", "new"]
-        assert bench.states()[2][1].startswith(f"data.{data} was ")
+        assert bench.states()[2][1] == f"{data} changed"
     finally:
         making.write(data, small.QUESTIONS)
     source = code._source
@@ -206,6 +205,42 @@ def test_an_interrupted_stage_goes_on_to_the_same_weights(
     assert taken == [4, 5]  # the last checkpoint was after four steps
     assert "2/3 sft   sft, goes on" in err and "resuming after step 4 of 6" in err
     assert weights(killed.out / "sft") == whole
+
+
+def test_a_run_folder_that_was_moved_goes_on(
+    ready: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(ready[0].parent / "base", data / "base")
+    making.write(data / "all.jsonl", small.TRAIN)
+    recipe = data / "rows.yaml"
+    stages = """
+  rows: {{stage: data_split, data: {0}/all.jsonl, parts: {{train: 1}}, near: 1}}
+  sft: {{model: {0}/base, data: rows, steps: 4, batch_size: 6, checkpoint_every: 2, device: cpu}}
+"""
+    recipe.write_text("name: rows\nstages:" + stages.format(data))
+    step = loop._step
+
+    def dies(run: Any) -> None:
+        if run.step == 2:
+            raise KeyboardInterrupt
+        step(run)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "_step", dies)
+        assert Bench(recipe, tmp_path / "run", capfd).run()[0] == 130
+    shutil.move(tmp_path / "run", tmp_path / "elsewhere")
+    shutil.move(data, tmp_path / "other")
+    moved = tmp_path / "other" / "rows.yaml"
+    moved.write_text("name: rows\nstages:" + stages.format("."))
+    monkeypatch.chdir(tmp_path / "other")
+    killed = Bench(moved, Path("../elsewhere"), capfd)
+    assert killed.states() == [("made", ""), ("interrupted", "")]
+    code, _, err = killed.run()
+    assert code == 0 and "resuming after step 2 of 4" in err
 
 
 def test_a_model_that_was_removed_is_exported_again(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from typing import Any
 import pytest
 
 from posttrain.cli.main import main
-from posttrain.core.errors import ConfigError, PosttrainError
+from posttrain.core.errors import CheckpointError, ConfigError, PosttrainError
 from posttrain.core.events import Reporter
 from posttrain.core.files import PARTIAL, lock
 from posttrain.core.settings import ReadsModel, leaves
@@ -19,6 +21,7 @@ from posttrain.pipeline.plan import plan
 from posttrain.pipeline.recipe import load
 from posttrain.pipeline.run import run_recipe
 from posttrain.stages import index, registry
+from posttrain.stages.folders import Folder
 from posttrain.stages.stage import Context, Stage
 from tests import making
 from tests.stages import toy
@@ -51,7 +54,7 @@ def test_from_python(data: Path, tmp_path: Path) -> None:
     assert set(outcome.summary["sha256"]) == {"rows.jsonl", "long.jsonl"}
     identity = json.loads((tmp_path / "run" / "run.json").read_text())["identity"]
     assert identity["settings"].keys() == {"data", "longer", "most"}
-    assert identity["data_sha256"].keys() == {str(data)}
+    assert identity["data_sha256"].keys() == {"data.jsonl"}
     with pytest.raises(KeyError):
         _ = outcome.model
 
@@ -146,7 +149,8 @@ def test_the_same_run_is_found_and_another_is_refused(
     before = (out / "summary.json").stat().st_mtime_ns
     capfd.readouterr()
     again = toy.count(data=data, out=out, most=1, threads=2)
-    assert capfd.readouterr().err == f"finished  {out} already holds this run; nothing to do\n"
+    said = f"finished {out} already holds this run; nothing to do; it ignores --threads 2"
+    assert " ".join(capfd.readouterr().err.split()) == said
     assert again.exit_code == 3 and (out / "summary.json").stat().st_mtime_ns == before
     with pytest.raises(ConfigError, match="different: most was 1, is 2"):
         toy.count(data=data, out=out, most=2)
@@ -263,3 +267,53 @@ def test_training_enters_the_data_by_few_doors() -> None:
         text = (stages / f"{name}.py").read_text()
         doors.update(re.findall(r"\bdataset\.([a-z]\w*)", text))
     assert doors == {"peek", "prepare"}
+
+
+# ------------------------------------------------------------------------------- what is taken away
+
+
+def empty(folder: Path) -> None:
+    """As `rm -r FOLDER/*` does: what begins with a dot stays."""
+    for path in folder.glob("[!.]*"):
+        path.unlink()
+
+
+def replaced(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+@pytest.mark.parametrize("act", [shutil.rmtree, empty, replaced], ids=lambda act: act.__name__)
+@pytest.mark.parametrize("early", [True, False])
+def test_a_folder_that_is_taken_away_is_an_error(
+    data: Path, tmp_path: Path, act: Callable[[Path], None], early: bool
+) -> None:
+    out = tmp_path / "run"
+
+    def function(settings: toy.CountSettings, context: Context) -> Any:
+        context.claim()
+        if early:
+            act(out)
+        made = toy.count.function(settings, context)
+        if not early:
+            act(out)
+        return made
+
+    with pytest.raises(CheckpointError, match="while the run was at work"):
+        replace(toy.count, function=function)(data=data, out=out, quiet=True)
+    assert not (out / "summary.json").exists() and not (out / "manifest.json").exists()
+
+
+def test_a_folder_that_is_taken_away_at_the_very_end_is_an_error(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish = Folder.finish
+
+    def finishes(place: Folder, *given: Any) -> Any:
+        summary = finish(place, *given)
+        shutil.rmtree(place.folder)
+        return summary
+
+    monkeypatch.setattr(Folder, "finish", finishes)
+    with pytest.raises(CheckpointError, match="while the run was at work"):
+        toy.count(data=data, out=tmp_path / "run", quiet=True)

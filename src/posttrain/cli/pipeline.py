@@ -265,8 +265,9 @@ def _show_artifact(folder: Path) -> None:
     for group in ("models", "data", "rows"):
         for name, value in about["inputs"].get(group, {}).items():
             parent = about["parents"].get(name)
+            named = about["inputs"].get("paths", {}).get(name, name) if group == "data" else name
             made_by = f"  ({parent})" if parent else ""
-            table.add_row(f"{group} {name}", f"{value[:12]}{made_by}")
+            table.add_row(f"{group} {named}", f"{value[:12]}{made_by}")
     table.add_row("code", about["inputs"]["code"][:12])
     console().print(table)
     if summary := _summary(folder):

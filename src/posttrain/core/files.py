@@ -165,12 +165,14 @@ def sha256_folder(
 
 
 @contextlib.contextmanager
-def lock(folder: Path, *, wait: bool = False) -> Iterator[None]:
+def lock(folder: Path, *, wait: bool = False) -> Iterator[Callable[[], None]]:
     """Hold `folder` for this process. The system drops the lock when the process ends, however it
     ends.
 
     Args:
         wait: until the process that holds it ends or lets go, instead of an error.
+    Yields: a function that raises a CheckpointError where the folder that is held is no longer the
+        one at its path: it was deleted, moved or replaced.
     Raises:
         PosttrainError: another process holds it; the message names its process id.
     """
@@ -201,9 +203,9 @@ def lock(folder: Path, *, wait: bool = False) -> Iterator[None]:
             ) from error
         try:
             _sign(file, folder)
-            yield
+            yield lambda: _check_held(file.fileno(), path)
         except BaseException:
-            if not wait:
+            if not wait and _is_held(file.fileno(), path):
                 _remove_unused(folder)
             raise
 
@@ -224,6 +226,29 @@ def _remove_unused(folder: Path) -> None:
         if [path.name for path in folder.iterdir()] == [".lock"]:
             (folder / ".lock").unlink()
             folder.rmdir()
+
+
+def _is_held(handle: int, path: Path) -> bool:
+    """Whether the lock that is held is the file at its path. An inode that is open is not used
+    again, so a new file of that name has another.
+    """
+    try:
+        return os.path.samestat(os.fstat(handle), path.stat())
+    except OSError:
+        return False
+
+
+def _check_held(handle: int, path: Path) -> None:
+    if not _is_held(handle, path):
+        raise gone(path.parent)
+
+
+def gone(path: Path) -> CheckpointError:
+    """The message for something of a run that was taken away while the run was at work."""
+    return CheckpointError(
+        f"{path} was deleted, moved or replaced while the run was at work: the run is not finished",
+        cure="put it back, or leave it out; the same command goes on from what is there",
+    )
 
 
 # -------------------------------------------------------------------------- errors of the system

@@ -44,6 +44,29 @@ def check(folder: Path, identity: dict[str, Any], writes: Iterable[str] = ()) ->
         )
 
 
+def other_length(
+    folder: Path, identity: dict[str, Any], length: Iterable[str]
+) -> dict[str, Any] | None:
+    """The settings named in `length` of the run that a folder holds, where these alone differ."""
+    path = folder / RUN
+    names = list(length)
+    if not names or not path.is_file():
+        return None
+    before = json.loads(path.read_text())["identity"]
+    values = {name: before["settings"].get(name) for name in names}
+    now = json.loads(json.dumps(identity))
+    if not differences(before, now):
+        return None
+    same = {**now, "settings": {**now["settings"], **values}}
+    return None if differences(before, same) else values
+
+
+def lengthen(folder: Path, identity: dict[str, Any]) -> None:
+    """Write down that the folder holds this run, which is a longer one."""
+    record = json.loads((folder / RUN).read_text())
+    write_json(folder / RUN, {**record, "identity": identity})
+
+
 def compare(before: dict[str, Any], now: dict[str, Any], what: str) -> None:
     """Refuse an identity that differs.
 
@@ -60,21 +83,31 @@ def compare(before: dict[str, Any], now: dict[str, Any], what: str) -> None:
 
 
 def claim(
-    folder: Path, identity: dict[str, Any], version: str, execution: dict[str, Any] | None = None
+    folder: Path,
+    identity: dict[str, Any],
+    version: str,
+    execution: dict[str, Any] | None = None,
+    paths: dict[str, str] | None = None,
 ) -> list[str]:
     """Write down that the folder holds this run.
 
     Args:
-        execution: settings that are no part of the identity and change results by rounding.
+        execution: settings that are no part of the identity.
+        paths: where the data were read when the run began, for people: it is never compared.
     Returns: those of them that differ from the ones the run began with, as sentences.
     """
     path = folder / RUN
     if not path.is_file():
-        record = {"identity": identity, "execution": execution or {}, "posttrain": version}
-        write_json(path, record)
+        record = {"identity": identity, "paths": paths or {}, "execution": execution or {}}
+        write_json(path, {**record, "posttrain": version})
         return []
-    began = read_state(path, DAMAGED).get("execution", {})
-    return sorted(differences(began, json.loads(json.dumps(execution or {}))))
+    now = json.loads(json.dumps(execution or {}))
+    return sorted(differences(execution_of(path), now))
+
+
+def execution_of(path: Path) -> dict[str, Any]:
+    """How the run that a `run.json` tells of was executed when it began, as `claim` was told."""
+    return read_state(path, DAMAGED).get("execution", {}) if path.is_file() else {}
 
 
 def differences(a: Any, b: Any, name: str = "") -> list[str]:

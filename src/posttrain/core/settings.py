@@ -20,7 +20,7 @@ import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
@@ -97,6 +97,9 @@ class Settings(BaseModel):
         frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False
     )
 
+    # names of those that say how long a run is; see `check_longer`
+    length: ClassVar[tuple[str, ...]] = ()
+
     @property
     def folder(self) -> Path | None:
         """Where a stage keeps what it makes; None keeps nothing."""
@@ -111,6 +114,15 @@ class Settings(BaseModel):
 
         Raises:
             PosttrainError: settings contradict each other, or name files that cannot be used.
+        """
+
+    def check_longer(self, before: Mapping[str, Any]) -> None:
+        """Refuse to go on with a run that differs in its length alone.
+
+        Args:
+            before: the settings named in `length` that it has.
+        Raises:
+            PosttrainError: it cannot become a run of this length.
         """
 
 

@@ -119,16 +119,34 @@ def files(source: Source) -> list[Path] | None:
 
 
 def digest(source: Source) -> dict[str, str]:
+    """Path of a file of a source, or hub id → its SHA-256, or the commit."""
+    return dict(digests(source).values())
+
+
+def on_hub(source: Source) -> bool:
+    """Whether a source is a hub data set, which its name identifies, and not files."""
+    return files(source) is None and not os.path.isdir(source.path)
+
+
+def digests(source: Source) -> dict[str, tuple[str, str]]:
     """What identifies a source's content: the SHA-256 of its files, or the commit of a hub data
     set.
+
+    Returns: name of a file in the source → its path and digest. The name holds what decides how the
+        file is read and nothing of where it lies: its ending, in a folder its path from there.
     """
     paths, folder = files(source), Path(source.path)
     if paths is None and folder.is_dir():
-        inside = sorted(folder.rglob("*"))
-        paths = [path for path in inside if path.is_file() and not path.name.startswith(".")]
-    if paths is not None:
-        return {str(path): sha256_input(path) for path in paths}
-    return {source.path: _commit(source.path)}
+        inside = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+        shown = [path for path in inside if not path.name.startswith(".")]
+        named = {f"/{path.relative_to(folder).as_posix()}": path for path in shown}
+    elif paths is None:
+        return {"": (source.path, _commit(source.path))}
+    elif len(paths) == 1:
+        named = {suffix_of(paths[0]): paths[0]}
+    else:
+        named = {f"/{i}{suffix_of(path)}": path for i, path in enumerate(paths, 1)}
+    return {name: (str(path), sha256_input(path)) for name, path in named.items()}
 
 
 def size(source: Source) -> int:

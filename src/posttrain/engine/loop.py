@@ -75,6 +75,7 @@ class Run:
     held_out: HeldOut | None = None
     noise: Noise | None = None
     watch: Watch | None = None
+    check_folder: Callable[[], None] = lambda: None  # raises where it was taken away
     # where it stands
     step: int = 0
     totals: dict[str, float] = field(
@@ -92,6 +93,11 @@ class Run:
             self.folder / "checkpoints", self.checkpoints.checkpoint_keep, self.reporter.message
         )
         self.log = MetricsLog(self.folder / "metrics.jsonl")
+
+    def check_there(self) -> None:
+        """Refuse to go on where what was written before was taken away."""
+        self.check_folder()
+        self.log.check_there()
 
 
 @dataclass(frozen=True)
@@ -211,6 +217,7 @@ def train(run: Run) -> int:
                     else time.monotonic() - last_save > CHECKPOINT_SECONDS
                 )
                 if better or due or signals or run.step == run.steps or _exhausted(run):
+                    run.check_there()
                     run.store.save(
                         checkpoint(run), run.best["step"] if run.validation.keep_best else None
                     )
@@ -306,6 +313,7 @@ def _not_finite(run: Run, what: str) -> PosttrainError:
 
 
 def _log(run: Run, event: Step | Held) -> None:
+    run.check_there()
     run.log(event)
     run.reporter.emit(event)
     for alarm in run.watch(event) if run.watch else ():

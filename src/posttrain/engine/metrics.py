@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.core.events import Event, Held, Step, from_record
-from posttrain.core.files import set_aside, write_atomic
+from posttrain.core.files import gone, set_aside, write_atomic
 
 
 class MetricsLog:
@@ -19,6 +19,7 @@ class MetricsLog:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._size: int | None = None  # bytes after the last line; None before one was written
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, Step | Held):
@@ -29,9 +30,22 @@ class MetricsLog:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with open(self.path, "a") as file:
             file.write(json.dumps(record) + "\n")
+            self._size = file.tell()
+
+    def check_there(self) -> None:
+        """Refuse to go on where lines that were written were taken away.
+
+        Raises:
+            CheckpointError: the file is shorter than it was, or is gone.
+        """
+        if self._size is None:
+            return
+        if not self.path.exists() or self.path.stat().st_size < self._size:
+            raise gone(self.path)
 
     def rewind(self, step: int) -> None:
         """Forget what was logged after `step`: those steps will be run, and logged, again."""
+        self._size = None
         if self.path.exists():
             kept = [json.dumps(r) + "\n" for r in self.read() if r["step"] <= step]
             write_atomic(self.path, "".join(kept))
@@ -57,6 +71,7 @@ class MetricsLog:
                 what = f"was changed: what was there is kept as {set_aside(self.path).name}"
             lines = saved.count("\n")
             message(f"{self.path} {what}; its first {lines:,} lines are the checkpoint's again")
+        self._size = None
         if now != saved:
             write_atomic(self.path, saved)
 

@@ -73,7 +73,7 @@ def plan(recipe: Recipe, folder: Path, *, verify: bool = False) -> list[Planned]
 
 def _planned(stage: Stage, folder: Path, before: dict[str, Planned], verify: bool) -> Planned:
     read = inputs_of(stage, before)
-    digest = sha256_json(read)
+    digest = sha256_json({key: value for key, value in read.items() if key != "paths"})
     place = folder / "artifacts" / f"{stage.name}-{digest[:12]}"
     state, why = _state(place, verify)
     if state == "new":
@@ -82,7 +82,9 @@ def _planned(stage: Stage, folder: Path, before: dict[str, Planned], verify: boo
 
 
 def inputs_of(stage: Stage, before: Mapping[str, Planned]) -> dict[str, Any]:
-    """What a stage's artifact depends on, as JSON."""
+    """What a stage's artifact depends on, as JSON; and under `paths`, on which nothing depends,
+    where its data were read.
+    """
 
     def digest_of(output: Reference) -> str:
         made = before[output.stage]
@@ -178,11 +180,13 @@ def _why(read: dict[str, Any], folder: Path, stage: Stage) -> str:
     code_changed = False
     for difference in differences(last, json.loads(json.dumps(read))):
         code_changed |= difference.startswith("code ")
-        if not difference.startswith(("models.", "rows.", "rows ", "code ")):
+        if not difference.startswith(("models.", "rows.", "rows ", "code ", "data.", "paths")):
             reasons.append(difference)
     lineage = stage.lineage
     for setting in _changed(last["models"], read["models"]):
         reasons.append(f"{lineage.get(setting, setting)} changed")
+    for name in _changed(last["data"], read["data"]):
+        reasons.append(f"{read['paths'].get(name, name)} changed")
     for text in _changed(last.get("rows", {}), read.get("rows", {})):
         reasons.append(f"{text} changed")
     if code_changed:

@@ -25,6 +25,7 @@ from posttrain.core.events import Reporter
 from posttrain.core.files import PARTIAL, explained_writes, lock, read_state, set_aside, write_json
 from posttrain.core.identity import RUN
 from posttrain.core.manifest import MANIFEST
+from posttrain.core.settings import identifying
 from posttrain.core.version import __version__
 from posttrain.pipeline.plan import ARTIFACT, Planned, inputs_of, plan, read_artifact
 from posttrain.pipeline.recipe import Recipe, load
@@ -79,11 +80,12 @@ def run_recipe(
 
 def execute(recipe: Recipe, folder: Path, reporter: Reporter, *, verify: bool = False) -> Result:
     """Make every stage of a recipe in a folder."""
-    with lock(folder), explained_writes(folder):
+    with lock(folder) as check_held, explained_writes(folder):
         stages = plan(recipe, folder, verify=verify)
         by_name = {planned.stage.name: planned for planned in stages}
         begun = time.monotonic()
         for number, planned in enumerate(stages, 1):
+            check_held()
             label = f"{number}/{len(stages)} {planned.stage.name}"
             if planned.made:
                 reporter.note(label, f"made before: {planned.folder}")
@@ -94,6 +96,7 @@ def execute(recipe: Recipe, folder: Path, reporter: Reporter, *, verify: bool = 
                 reporter.note(label, f"{planned.stage.spec}, {doing}")
                 _make(planned, by_name, reporter, damaged=planned.state == "damaged")
             _link(folder / planned.stage.name, planned.folder)
+        check_held()
         summary = {
             "posttrain": __version__,
             "recipe": recipe.name,
@@ -105,6 +108,7 @@ def execute(recipe: Recipe, folder: Path, reporter: Reporter, *, verify: bool = 
         write_json(folder / "summary.json", summary)
         made = manifest.entries(folder, ("recipe.json", "summary.json"))
         manifest.write(folder / MANIFEST, made)
+        check_held()
         reporter.note("done", f"{len(stages)} stages, {time.monotonic() - begun:.0f} s: {folder}")
     artifacts = {planned.stage.name: planned.folder for planned in stages}
     return Result(folder, artifacts, summary, _verdicts(summary))
@@ -168,7 +172,7 @@ def _check_unchanged(planned: Planned, by_name: Mapping[str, Planned]) -> None:
     """
     stage = planned.stage
     now = inputs_of(stage, by_name)
-    names = ("settings", "models", "data", "files")
+    names = ("settings", "models", "data", "files", "paths")
     read, changed = (inputs.Inputs(*(one[name] for name in names)) for one in (planned.inputs, now))
     if found := inputs.changes(read, changed):
         raise DataError(
@@ -190,7 +194,7 @@ def _given(planned: Planned) -> dict[str, Any]:
     """What the recipe says of a stage, its models by their names."""
     stage = planned.stage
     models = {leaf.name: name for leaf, name in inputs.models(stage.settings)}
-    return {"stage": stage.spec, **planned.inputs["settings"], **models}
+    return {"stage": stage.spec, **identifying(stage.settings.resolved()), **models}
 
 
 def _artifact(planned: Planned) -> dict[str, Any]:

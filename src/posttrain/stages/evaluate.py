@@ -12,7 +12,7 @@ The tasks are those of `posttrain.evals.tasks`, and users' own.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -252,14 +252,14 @@ def _records_of(
     for evaluation in evaluations:
         name, file = evaluation.name, context.folder / evaluation.file(role)
         if file.name in context.intact:
-            records[name] = read_records(file)
+            records[name] = _relocated(read_records(file), evaluation.source)
             continue
         rows = read_rows(evaluation.source)
         key = {"identity": context.inputs.identity(), "role": role, "name": name}
         journal = Journal(context.folder / ITEMS / file.stem, key, message=reporter.message)
         if (done := _complete(journal, len(rows))) is not None:
-            records[name] = done
-            write_records(file, done)
+            records[name] = _relocated(done, evaluation.source)
+            write_records(file, records[name])
             continue
         loaded = loaded or _LoadedModel(settings, path, reporter)
         records[name] = loaded.records(evaluation, rows, journal, context)
@@ -318,7 +318,22 @@ class _LoadedModel:
                 context.check_inputs()
                 journal.append([vars(record) for record in block])
                 journal.flush()
-            return [Record(**record) for entry in journal for record in entry.value]
+            records = [Record(**record) for entry in journal for record in entry.value]
+            return _relocated(records, evaluation.source)
+
+
+def _relocated(records: list[Record], source: Source) -> list[Record]:
+    """Records of a file that may have been moved since some of them were made, each item named by
+    where the file is now, so that two models' records pair.
+    """
+    path = Path(source.path)
+    if not path.is_file():
+        return records
+    relocated: list[Record] = []
+    for record in records:
+        _, sign, line = record.item.partition(f"{path.name}:")
+        relocated.append(replace(record, item=f"{path}:{line}") if sign else record)
+    return relocated
 
 
 def _account(

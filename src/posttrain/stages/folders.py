@@ -28,6 +28,7 @@ from posttrain.core.errors import CheckpointError, ConfigError
 from posttrain.core.files import (
     PARTIAL,
     fsync,
+    gone,
     lock,
     read_state,
     remove_partial,
@@ -35,7 +36,7 @@ from posttrain.core.files import (
     sha256_folder,
     write_json,
 )
-from posttrain.core.identity import RUN, check, claim, compare
+from posttrain.core.identity import RUN, check, claim, compare, lengthen, other_length
 from posttrain.core.manifest import MANIFEST, Entry
 from posttrain.core.version import __version__
 
@@ -82,11 +83,13 @@ class Place(Protocol):
         folder: where everything is in the end.
         out: what messages call it: the folder, or the file of the first output.
         manifest: the file that says what was made; None where nothing is kept.
+        before: of the run that is there and differs in its length alone, that length.
     """
 
     work: Path
     folder: Path
     out: Path
+    before: dict[str, Any] | None
 
     @property
     def manifest(self) -> Path | None: ...
@@ -99,6 +102,10 @@ class Place(Protocol):
         """Refuse a place that holds another run, or somebody's files."""
         ...
 
+    def check_there(self) -> None:
+        """Refuse to go on where the place, or what says whose it is, was taken away."""
+        ...
+
     def path(self, name: str) -> Path:
         """Where the file or folder of that name is when the run is finished."""
         ...
@@ -108,7 +115,9 @@ class Place(Protocol):
         """Whether an earlier process began this run here."""
         ...
 
-    def claim(self, identity: dict[str, Any], execution: dict[str, Any]) -> list[str]:
+    def claim(
+        self, identity: dict[str, Any], execution: dict[str, Any], paths: dict[str, str]
+    ) -> list[str]:
         """From now on the place is this run's; returns what differs in how it is executed."""
         ...
 
@@ -140,24 +149,42 @@ class Folder:
         out: the folder.
         names: of all that the run writes into it. kept: of those that a manifest names.
         at_once: files are moved there when the stage is done.
+        length: settings that say how long the run is.
     """
 
     def __init__(
-        self, out: Path, names: Sequence[str], kept: Sequence[str], *, at_once: bool
+        self,
+        out: Path,
+        names: Sequence[str],
+        kept: Sequence[str],
+        *,
+        at_once: bool,
+        length: Sequence[str] = (),
     ) -> None:
+        self.length = length
+        self.before: dict[str, Any] | None = None
         self.folder = self.out = out
         self.names, self.kept, self.at_once = names, kept, at_once
         self.manifest = out / MANIFEST
         self.work = out / f"{PARTIAL}files" if at_once else out
+        self._check_held: Callable[[], None] = lambda: None
+        self._claimed = False
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        with lock(self.folder):
+        with lock(self.folder) as self._check_held:
             yield
+
+    def check_there(self) -> None:
+        self._check_held()
+        if self._claimed and not (self.folder / RUN).is_file():
+            raise gone(self.folder / RUN)
 
     def check(self, identity: dict[str, Any]) -> None:
         self._check_run()
-        check(self.folder, identity, (*self.names, SUMMARY, MANIFEST))
+        self.before = other_length(self.folder, identity, self.length)
+        if self.before is None:
+            check(self.folder, identity, (*self.names, SUMMARY, MANIFEST))
 
     def _check_run(self) -> None:
         """Refuse a folder that does not say any more which run it holds.
@@ -181,8 +208,18 @@ class Folder:
     def began(self) -> bool:
         return (self.folder / RUN).is_file()
 
-    def claim(self, identity: dict[str, Any], execution: dict[str, Any]) -> list[str]:
-        return claim(self.folder, identity, __version__, execution)
+    def claim(
+        self, identity: dict[str, Any], execution: dict[str, Any], paths: dict[str, str]
+    ) -> list[str]:
+        self._check_held()
+        self._claimed = True
+        if self.before is not None:
+            # in this order: were the power to fail now, nothing would call it finished that is not
+            self.manifest.unlink(missing_ok=True)
+            (self.folder / SUMMARY).unlink(missing_ok=True)
+            fsync(self.folder)
+            lengthen(self.folder, identity)
+        return claim(self.folder, identity, __version__, execution, paths)
 
     def files(self) -> list[Path]:
         return [self.folder / name for name in (*self.kept, SUMMARY, RUN)]
@@ -217,15 +254,19 @@ class SideBySide:
         self.work = out.with_name(f"{PARTIAL}{out.name}-scratch")
         self.manifest = self.path(MANIFEST)
         self._identity: dict[str, Any] = {}
+        self._check_held: Callable[[], None] = lambda: None
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        with lock(self.work):
+        with lock(self.work) as self._check_held:
             try:
                 yield
             finally:
                 self.sweep()
         shutil.rmtree(self.work, ignore_errors=True)
+
+    def check_there(self) -> None:
+        self._check_held()
 
     def check(self, identity: dict[str, Any]) -> None:
         self._identity = identity
@@ -246,15 +287,18 @@ class SideBySide:
         return self.out if name == self.first else self.out.with_name(f"{self.out.stem}.{name}")
 
     began = False
+    before: dict[str, Any] | None = None
 
-    def claim(self, identity: dict[str, Any], execution: dict[str, Any]) -> list[str]:
+    def claim(
+        self, identity: dict[str, Any], execution: dict[str, Any], paths: dict[str, str]
+    ) -> list[str]:
         return []
 
     def files(self) -> list[Path]:
         return [self.path(name) for name in (*self.names, SUMMARY)]
 
     def sweep(self) -> None:
-        for path in self.work.iterdir():
+        for path in self.work.iterdir() if self.work.is_dir() else ():
             if path.name != ".lock":
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
@@ -288,6 +332,9 @@ class Nowhere:
             self.work = self.folder = self.out = Path(name)
             yield
 
+    def check_there(self) -> None:
+        pass
+
     def check(self, identity: dict[str, Any]) -> None:
         pass
 
@@ -295,8 +342,11 @@ class Nowhere:
         return self.work / name
 
     began = False
+    before: dict[str, Any] | None = None
 
-    def claim(self, identity: dict[str, Any], execution: dict[str, Any]) -> list[str]:
+    def claim(
+        self, identity: dict[str, Any], execution: dict[str, Any], paths: dict[str, str]
+    ) -> list[str]:
         return []
 
     def files(self) -> list[Path]:

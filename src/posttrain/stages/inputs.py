@@ -4,8 +4,9 @@ artifact's digest.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,24 +26,29 @@ from posttrain.core.settings import (
     with_role,
 )
 from posttrain.data.settings import Source
-from posttrain.data.sources import digest as data_digest
+from posttrain.data.sources import digests, on_hub
 
 
 @dataclass(frozen=True)
 class Inputs:
     """Everything that a stage's result depends on, besides its code. All values are JSON.
 
+    Content counts and not where it lies: the same files elsewhere, or under another spelling of
+    their path, are the same inputs.
+
     Attributes:
         settings: those that count.
         models: setting → digest of the model, or of the stage that makes it.
-        data: path or hub id → digest of the rows.
+        data: setting and name in its source, as `data.jsonl` → digest of the rows.
         files: setting → digest of the file.
+        paths: key of `data` → path or hub id. To be read by people, no part of what is compared.
     """
 
     settings: dict[str, Any]
     models: dict[str, str]
     data: dict[str, str]
     files: dict[str, str]
+    paths: dict[str, str] = field(default_factory=dict, compare=False)
 
     def identity(self) -> dict[str, Any]:
         """As `run.json` has it."""
@@ -75,17 +81,13 @@ def sources(settings: Settings) -> Iterator[tuple[Leaf, Source]]:
 
 
 def files(settings: Settings) -> Iterator[tuple[Leaf, Path]]:
-    """Every other file that the settings name; the code of scorers and tasks among them."""
+    """Every other file that the settings name; the code of scorers among them."""
     for leaf in with_role(type(settings), ReadsFile, ReadsScorer):
         value = leaf.value(settings)
         if leaf.has(ReadsFile) and value is not None:
             yield leaf, Path(value)
         elif leaf.has(ReadsScorer) and value and is_plugin(value):
             yield leaf, plugin_file(value)
-    for leaf, source in sources(settings):
-        task = getattr(source, "task", "")
-        if is_plugin(task):
-            yield leaf, plugin_file(task)
 
 
 def describe(
@@ -100,21 +102,47 @@ def describe(
         PosttrainError: a model or file is not there; a ConfigError's `option` is the setting.
     """
     fixed = identifying(settings)
-    digests = dict(made or {})
+    made_by = dict(made or {})
     for leaf, name in models(settings):
         if leaf.has(ReadsScorer):
             fixed[leaf.name] = REWARD.removesuffix(":")
-        if leaf.name not in digests:
-            digests[leaf.name] = _model_digest(leaf, name)
-    rows: dict[str, str] = {}
-    for _, source in sources(settings):
-        if source.path not in feeds:
-            rows.update(data_digest(source))
+        if leaf.name not in made_by:
+            made_by[leaf.name] = _model_digest(leaf, name)
     contents: dict[str, str] = {}
     for leaf, path in files(settings):
-        name = f"{leaf.name} {path.name}" if leaf.has(ReadsRows) else leaf.name
-        contents[name] = _file_digest(leaf, path)
-    return Inputs(fixed, digests, rows, contents)
+        contents[leaf.name] = _file_digest(leaf, path)
+        if leaf.has(ReadsScorer):
+            fixed[leaf.name] = _without_folder(leaf.value(settings))
+    rows: dict[str, str] = {}
+    paths: dict[str, str] = {}
+    for leaf in with_role(type(settings), ReadsRows):
+        for i, source in enumerate(leaf.value(settings) or ()):
+            name = leaf.name if i == 0 else f"{leaf.name}-{i + 1}"
+            entry = _at(fixed, leaf)[i]
+            task = getattr(source, "task", "")
+            if is_plugin(task):
+                contents[name] = _file_digest(leaf, plugin_file(task))
+                entry["task"] = _without_folder(task)
+            if source.path in feeds:
+                continue
+            if not on_hub(source):
+                del entry["path"]
+            for inner, (path, digest) in digests(source).items():
+                rows[name + inner], paths[name + inner] = digest, path
+    return Inputs(fixed, made_by, rows, contents, paths)
+
+
+def _at(fixed: Mapping[str, Any], leaf: Leaf) -> Any:
+    """The value of a setting in settings that are JSON."""
+    value: Any = fixed
+    for part in leaf.path:
+        value = value[part]
+    return value
+
+
+def _without_folder(spec: str) -> str:
+    """`FILE.py:NAME` without where the file lies: its content is an input of its own."""
+    return f"{plugin_file(spec).suffix}:{spec.rpartition(':')[2]}"
 
 
 def changes(before: Inputs, now: Inputs) -> list[str]:
@@ -127,16 +155,43 @@ def changes(before: Inputs, now: Inputs) -> list[str]:
         f"what --{name.replace('_', '-')} names"
         for name in (*differing(before.models, now.models), *differing(before.files, now.files))
     ]
-    return [*differing(before.data, now.data), *options]
+    paths = {**before.paths, **now.paths}
+    return [*(paths.get(name, name) for name in differing(before.data, now.data)), *options]
 
 
 def execution(settings: Settings) -> dict[str, Any]:
-    """Settings that are no part of the identity and change results by rounding."""
-    found: dict[str, Any] = {}
-    for leaf in with_role(type(settings), ExecutionOnly):
-        if any(isinstance(role, ExecutionOnly) and role.rounding for role in leaf.roles):
-            found[leaf.name] = leaf.value(settings)
-    return found
+    """Settings that are no part of the identity, as JSON."""
+    values = {leaf.name: leaf.value(settings) for leaf in _executing(settings)}
+    return json.loads(json.dumps(values, default=str))
+
+
+def rounding(settings: Settings) -> list[str]:
+    """Names of those of them that change results by rounding."""
+    return [
+        leaf.name
+        for leaf in _executing(settings)
+        if any(isinstance(role, ExecutionOnly) and role.rounding for role in leaf.roles)
+    ]
+
+
+def ignored(settings: Settings, began: Mapping[str, Any]) -> list[str]:
+    """Options that a finished run ignores: of how it is executed, those that differ.
+
+    Args:
+        began: `execution` of the run when it began.
+    """
+    options: list[str] = []
+    now = execution(settings)
+    for leaf in _executing(settings):
+        value = now[leaf.name]
+        if leaf.name in began and began[leaf.name] != value:
+            shown = " ".join(map(str, value)) if isinstance(value, list) else value
+            options.append(f"{leaf.option} {'unset' if shown in (None, '') else shown}")
+    return options
+
+
+def _executing(settings: Settings) -> list[Leaf]:
+    return with_role(type(settings), ExecutionOnly)
 
 
 def _model_digest(leaf: Leaf, name: str) -> str:

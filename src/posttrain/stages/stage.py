@@ -22,9 +22,9 @@ import inspect
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Sequence as Many
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, TypeAlias, TypeVar
@@ -34,6 +34,7 @@ from posttrain.core.console import open_reporter
 from posttrain.core.errors import ConfigError, DataError, PosttrainError
 from posttrain.core.events import Held, Reporter, Sink, Step
 from posttrain.core.files import explained_writes
+from posttrain.core.identity import RUN, execution_of
 from posttrain.core.manifest import Entry
 from posttrain.core.settings import ReadsModel, Settings, assemble
 from posttrain.core.version import __version__
@@ -159,7 +160,10 @@ class Context:
         self.check_inputs()
         self.claimed = True
         execution = inputs.execution(self.settings)
-        for difference in self.place.claim(self.inputs.identity(), execution):
+        read = self.inputs
+        differing = self.place.claim(read.identity(), execution, read.paths)
+        rounding = tuple(f"{name} " for name in inputs.rounding(self.settings))
+        for difference in filter(lambda text: text.startswith(rounding), differing):
             self.reporter.message(
                 f"this run goes on with another {difference}; results differ by rounding, and by "
                 "the draws of noise where there is any"
@@ -291,17 +295,20 @@ class Stage(Generic[S]):
         read = inputs.describe(settings) if kept else inputs.NOTHING
         with place.held(), explained_writes(place.folder):
             place.check(read.identity())
+            if place.before is not None:
+                settings.check_longer(place.before)
             found = finished.find(place, reporter, verify=self.verify)
-            if found.summary is not None:
+            if found.summary is not None and place.before is None:
                 return self._finished(settings, place, reporter, found.summary)
             place.sweep()
             context = Context(
                 place.work, reporter, read, place.began, settings, place, found.intact
             )
-            with context.stack:
+            with context.stack, _noticing(place):
                 try:
                     result = self.function(settings, context)
                     context.check_inputs()
+                    place.check_there()
                 except BaseException:
                     if not context.claimed:
                         place.discard()
@@ -311,6 +318,7 @@ class Stage(Generic[S]):
                 summary = self._summary(settings, place, read, made, files)
                 context.claim()
                 summary = place.finish(summary, files)
+                place.check_there()
                 self._remove_scratch(place)
                 context.reporter.done(place.folder, summary, context.log)
             return self._outcome(settings, place, summary, made.verdict, made.detail)
@@ -332,14 +340,17 @@ class Stage(Generic[S]):
                 )
             return SideBySide(out, next(iter(made.values())), names)
         kept = [*outputs, *self.files.kept(settings)]
-        return Folder(out, names, kept, at_once=self.files.at_once)
+        at_once = self.files.at_once
+        return Folder(out, names, kept, at_once=at_once, length=settings.length)
 
     def _finished(
         self, settings: S, place: Place, reporter: Reporter, summary: dict[str, Any]
     ) -> Outcome:
         """The outcome of a run that is done."""
         self._remove_scratch(place)
-        reporter.note("finished", f"{place.out} already holds this run; nothing to do")
+        ignored = inputs.ignored(settings, execution_of(place.path(RUN)))
+        note = f"; it ignores {', '.join(ignored)}" if ignored else ""
+        reporter.note("finished", f"{place.out} already holds this run; nothing to do{note}")
         verdict = summary.get("verdict")
         return self._outcome(settings, place, summary, Verdict(**verdict) if verdict else None)
 
@@ -395,6 +406,16 @@ class Stage(Generic[S]):
             if place.path(path.rstrip("/")).exists():
                 there[name] = place.path(path.rstrip("/"))
         return Outcome(place.folder, there, summary, place.path(SUMMARY), verdict, detail)
+
+
+@contextmanager
+def _noticing(place: Place) -> Iterator[None]:
+    """Say of an error of the system that its cause is that the place was taken away."""
+    try:
+        yield
+    except OSError:
+        place.check_there()
+        raise
 
 
 def kind_of(path: str) -> str:

@@ -18,8 +18,9 @@ A run folder holds
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field
 
@@ -37,7 +38,7 @@ from posttrain.engine.settings import (
     OptimiserSettings,
     ValidationSettings,
 )
-from posttrain.stages import dataset
+from posttrain.stages import dataset, longer
 from posttrain.stages.dataset import Dataset
 from posttrain.stages.folders import Files
 from posttrain.stages.objectives.objective import Objective, Setup
@@ -50,6 +51,8 @@ if TYPE_CHECKING:
 
 class TrainingSettings(Settings):
     """Settings of every stage that trains on given answers."""
+
+    length: ClassVar = ("steps", "epochs")
 
     model: Annotated[str, ReadsModel()] = Field(
         description="Hugging Face folder or hub id of the model to start from"
@@ -96,6 +99,9 @@ class TrainingSettings(Settings):
         dataset.peek(self.data)
         check_trackers(self.tracking.track)
 
+    def check_longer(self, before: Mapping[str, Any]) -> None:
+        longer.check_settings(self, before)
+
 
 MAKES = {"model": "model/"}
 FILES = Files(
@@ -126,14 +132,17 @@ def train(settings: Any, context: Context, objective: Objective) -> dict[str, An
     training, setup = _prepare(settings, learner, tokens.sets, reporter, objective)
     for note in learner.rehearse(folder):  # what fails in the end fails now
         reporter.message(note)
+    if context.place.before is not None:
+        longer.check_run(training, settings, context.place.before)
     context.claim()
     tokens.keep()
     if setup.begin:
         setup.begin(training)
     config = settings.model_dump(mode="json", exclude={"tracking"})
     context.report_to(trackers(settings.tracking, folder, config, training.log.events()))
-    training.reporter = context.reporter
+    training.reporter, training.check_folder = context.reporter, context.place.check_there
     exported = loop.train(training)
+    training.check_there()
     with atomic_folder(folder / "model") as target:
         learner.save(target)
     if learner.adapter is not None:
