@@ -52,8 +52,9 @@ def other_length(
     names = list(length)
     if not names or not path.is_file():
         return None
-    before = json.loads(path.read_text())["identity"]
-    values = {name: before["settings"].get(name) for name in names}
+    with state_of(path, DAMAGED):
+        before = read_state(path, DAMAGED, identity=dict)["identity"]
+        values = {name: before["settings"].get(name) for name in names}
     now = json.loads(json.dumps(identity))
     if not differences(before, now):
         return None
@@ -63,7 +64,7 @@ def other_length(
 
 def lengthen(folder: Path, identity: dict[str, Any]) -> None:
     """Write down that the folder holds this run, which is a longer one."""
-    record = json.loads((folder / RUN).read_text())
+    record = read_state(folder / RUN, DAMAGED)
     write_json(folder / RUN, {**record, "identity": identity})
 
 
