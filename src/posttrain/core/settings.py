@@ -22,7 +22,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic.fields import FieldInfo
 
 from posttrain.core.errors import ConfigError, nearest
@@ -94,6 +101,16 @@ class Settings(BaseModel):
         frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False
     )
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _numbers(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse true and false where a number is asked for; pydantic reads them as 1 and 0."""
+        annotation = cls.model_fields[info.field_name or ""].annotation
+        types_in_it = set(_parts(annotation))
+        if types_in_it & {int, float} and not types_in_it & {bool, Any} and _has_boolean(value):
+            raise ValueError("true and false are no numbers")
+        return value
+
     @property
     def folder(self) -> Path | None:
         """Where a stage keeps what it makes; None keeps nothing."""
@@ -109,6 +126,21 @@ class Settings(BaseModel):
         Raises:
             PosttrainError: settings contradict each other, or name files that cannot be used.
         """
+
+
+def _parts(annotation: Any) -> Iterator[Any]:
+    """The types that an annotation is made of."""
+    yield annotation
+    for part in typing.get_args(annotation):
+        yield from _parts(part)
+
+
+def _has_boolean(value: Any) -> bool:
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        return any(_has_boolean(element) for element in value)
+    return isinstance(value, bool)
 
 
 @dataclass(frozen=True)
