@@ -217,13 +217,13 @@ class Leaf:
         return value
 
     def is_given(self, settings: Settings) -> bool:
-        """Whether the settings have it from their maker, and not by default; None is unset."""
+        """Whether it was asked for: given, and neither none nor off."""
         value: Any = settings
         for part in self.path:
             if not isinstance(value, Settings) or part not in value.model_fields_set:
                 return False
             value = getattr(value, part)
-        return value is not None
+        return bool(value)
 
     @property
     def adapter(self) -> TypeAdapter[Any]:
