@@ -66,7 +66,7 @@ stages:
 
 ## The file
 
-Strict YAML in UTF-8. An unknown key, a key that stands twice and a value that does not fit are errors with file, line and the
+Strict YAML 1.2 in UTF-8. An unknown key, a key that stands twice and a value that does not fit are errors with file, line and the
 nearest known name; nothing is run.
 
 | key | value | |
@@ -94,7 +94,7 @@ makes rows stands for these rows. A stage that makes several is `STAGE` for the 
 
 | written | means |
 |---|---|
-| `1e-4`, `2.5`, `7` | numbers |
+| `1e-4`, `2.5`, `7` | numbers, as in YAML 1.2: `010` is 10; `0o17` and `0x1f`; `1:30:00` and `1_000` are text |
 | `true`, `false` | these words alone; `on`, `off`, `yes` and `no` are text |
 | `null` | unset, where an option may be (`steps: null`) |
 | `[a.jsonl, b.jsonl]` | a list; where a list is wanted, one value stands for a list of one |
@@ -122,7 +122,7 @@ Columns of ours: {columns}.
 
     posttrain run support.yaml --set sft.learning_rate=5e-5 check.max_tokens=24
 
-`--set STAGE.OPTION=VALUE …` sets an option of a stage before the recipe is checked; the value is YAML:
+`--set STAGE.OPTION=VALUE …` sets an option of a stage before the recipe is checked; the value is YAML, by the same rules:
 `--set "sft.data=[a.jsonl, b.jsonl]"`. `posttrain plan` takes it, too.
 
 ## Identity

@@ -762,3 +762,13 @@ def test_what_length_is_worth_on_real_pairs_with_subsets(tmp_path: Path) -> None
     assert found["mean_over_categories"]["mean"] == pytest.approx(
         sum(sum(s) / len(s) for s in subsets.values()) / len(subsets)
     )
+
+
+def test_a_reward_model_that_is_not_finite_is_not_exported(
+    data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "rm"
+    argv = ("reward-model", "--model", data / "tiny", "--data", data / "train.jsonl", "--out", out)
+    code, _, err = run(capfd, *argv, "--learning-rate", 3e38, "--warmup", 0, "--steps", 1)
+    assert code == 2 and "after step 1" in err and "not finite" in err
+    assert not (out / "model").exists() and not list(out.glob("checkpoints/*"))

@@ -24,6 +24,7 @@ from posttrain.cli.main import main
 from posttrain.core.errors import ConfigError
 from posttrain.core.files import sha256_file, sha256_json
 from posttrain.engine import loop
+from posttrain.engine.optimiser import Optimiser
 from posttrain.evals import stats
 from posttrain.stages import dataset
 from tests import making
@@ -1074,3 +1075,47 @@ def test_an_empty_chat_template_is_no_default(bench: Bench, tmp_path: Path) -> N
         tmp_path / "run", bench.base, rows, "--chat-template", tmp_path / "empty.jinja"
     )
     assert code == 2 and "empty.jinja is empty" in err
+
+
+@pytest.mark.parametrize(
+    ("rate", "more", "what"),
+    [
+        ("3e38", (), ".weight is not finite"),
+        ("1e30", (), "the model's logprob is not finite"),  # the weights are, what they give is not
+        ("3e38", ("--lora",), ".weight is not finite"),
+    ],
+)
+def test_what_is_not_finite_is_neither_saved_nor_exported(
+    bench: Bench, tmp_path: Path, rate: str, more: tuple[str, ...], what: str
+) -> None:
+    run = tmp_path / "run"
+    argv = ("--learning-rate", rate, "--warmup", "0", "--steps", "1", *more)
+    for _ in range(2):  # the same command is allowed, and ends alike
+        code, _, err = bench.sft(run, *argv, held=False)
+        assert code == 2, err
+        assert "after step 1" in err and what in err and "no checkpoint yet" in err
+        assert "lower --learning-rate" in err
+    assert not {"model", "adapter", "summary.json"} & {path.name for path in run.iterdir()}
+    assert not list(run.glob("checkpoints/*"))
+
+
+def test_a_run_that_diverges_names_the_last_good_checkpoint(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Step 3 makes the weights NaN: the checkpoint of step 2 stays, and the run goes on from it."""
+    real, run = Optimiser.step, tmp_path / "run"
+
+    def broken(self: Optimiser, factor: float) -> float:
+        norm = real(self, factor)
+        if math.isclose(factor, 4 / 6):
+            next(iter(self.parameters.values())).data.fill_(math.nan)
+        return norm
+
+    argv = ("--checkpoint-every", "2", "--warmup", "0")
+    with monkeypatch.context() as patch:
+        patch.setattr(Optimiser, "step", broken)
+        code, _, err = bench.sft(run, *argv, held=False)
+    assert code == 2
+    assert "step 4: the loss is nan. The checkpoint of step 2 is good" in err
+    code, _, err = bench.sft(run, *argv, held=False)
+    assert code == 0 and "resuming after step 2" in err

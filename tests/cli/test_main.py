@@ -191,8 +191,6 @@ def test_values_become_settings(
         "4",
         "--epochs",
         "1.5",
-        "--prompt-template",
-        "Q: {prompt}\nA:",
     ]
     assert said(argv, capfd) == (2, "caught", "none")
     (one,) = settings
@@ -202,12 +200,8 @@ def test_values_become_settings(
         ),
         Source(path="e.jsonl.gz"),
     )
-    assert one.data.prompting.template_kwargs == {
-        "enable_thinking": False,
-        "budget": 3,
-        "date": "today",
-    }
-    assert one.data.prompting.prompt_template == "Q: {prompt}\nA:"
+    kwargs = {"enable_thinking": False, "budget": 3, "date": "today"}
+    assert one.data.prompting.template_kwargs == kwargs
     assert one.optimiser.betas == (0.8, 0.95)
     assert one.optimiser.groups == {"embed": 0.0, "norm": 2.5}
     assert (one.validation.keep_best, one.activation_checkpointing, one.epochs) == (

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pytest
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, create_model
 
 from posttrain.core.errors import ConfigError
 from posttrain.core.settings import Settings, assemble, leaves
@@ -171,3 +171,24 @@ def test_the_largest_number_and_the_deepest_list_pass() -> None:
     with pytest.raises(ConfigError) as caught:
         assemble(Bike, {"name": "a", "size": "9" * 5000})
     assert "Unable to parse input string" in caught.value.what and len(caught.value.what) < 600
+
+
+@pytest.mark.parametrize("value", [True, [True], {"a": False}, ({"a": (1, True)},)])
+@pytest.mark.parametrize(
+    "annotation",
+    [int, float, int | None, tuple[int, ...], dict[str, float], Annotated[int, Field(ge=0)]],
+)
+def test_a_boolean_is_no_number(annotation: Any, value: Any) -> None:
+    one: Any = create_model("One", __base__=Settings, number=(annotation, ...))
+    with pytest.raises(ValidationError):
+        one(number=value)
+    with pytest.raises(ConfigError) as caught:
+        assemble(one, {"number": value})
+    assert caught.value.option == "number"
+
+
+def test_a_boolean_is_one_where_one_is_asked_for() -> None:
+    one: Any = create_model(
+        "One", __base__=Settings, both=(int | bool, 1), any=(dict[str, Any], {})
+    )
+    assert one(both=True, any={"a": True}).both is True

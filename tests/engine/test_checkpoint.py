@@ -5,6 +5,7 @@ a polite stop.
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -257,3 +258,28 @@ def test_a_manifest_of_another_shape_is_passed_over(tmp_path: Path, content: str
     (store.path(2) / "manifest.json").write_text(content)
     back = store.latest()
     assert back is not None and back.step == 1 and "step-00000002" in told[0]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_is_neither_written_nor_believed(
+    tmp_path: Path, bad: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    store = Store(tmp_path, keep=1, report=told.append)
+    with pytest.raises(CheckpointError, match="There is no checkpoint yet"):
+        store.save(saved(1, bad))
+    store.save(saved(1, 1.0))
+    with pytest.raises(CheckpointError, match=r"after step 2 w is not finite.* step 1 is good"):
+        store.save(saved(2, bad))
+    assert store.steps() == [1]
+    averages = Checkpoint(2, {"exp_avg_sq": {"w": torch.tensor([0.0, bad])}}, {})
+    with pytest.raises(CheckpointError, match="exp_avg_sq of w"):
+        store.save(averages)
+    with monkeypatch.context() as older:  # one that an older version wrote
+        older.setattr(Checkpoint, "not_finite", lambda self: "")
+        store.keep = 2
+        store.save(saved(2, bad))
+    back = store.latest()
+    assert back is not None
+    assert back.step == 1
+    assert "w is not finite" in told[0]

@@ -5,6 +5,7 @@ by plain peft.
 from __future__ import annotations
 
 import json
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from posttrain.core.errors import ConfigError
+from posttrain.core.errors import ConfigError, ModelError
 from posttrain.data.forest import collate
 from posttrain.engine.load import digest
 from posttrain.engine.lora import attach, merged
@@ -235,3 +236,14 @@ def test_what_cannot_be_merged_is_refused() -> None:
         attach(network("llama"), LoraSettings(targets=("q_proj", "lm_head")), 0)
     with pytest.raises(ConfigError, match="not one matrix"):
         attach(network("qwen3_moe"), LoraSettings(), 0)
+
+
+def test_an_adapter_that_is_not_finite_is_not_written(tmp_path: Path) -> None:
+    one = adapted(folder(tmp_path / "base", "llama"))
+    name, weight = next((n, p) for n, p in one.adapter.named_parameters() if "lora_B" in n)
+    weight.data[0, 0] = torch.nan
+    with pytest.raises(ModelError, match=re.escape(name)):
+        one.save_adapter(tmp_path / "adapter")
+    with pytest.raises(ModelError, match="not finite"):
+        one.save(tmp_path / "model")
+    assert not (tmp_path / "adapter").exists() and not (tmp_path / "model").exists()

@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence as Many
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -694,3 +695,22 @@ def test_a_loss_of_values_alone(additive: bool, double: bool) -> None:
     assert measured.loss == pytest.approx(model.measure(model.pack(trees, 100), loss).loss)
     assert model.network.value_head is not None
     assert model.network.value_head.weight.grad is not None
+
+
+def test_a_value_head_that_is_not_finite_is_not_written(tmp_path: Path) -> None:
+    model = Policy.load(folder(tmp_path / "base"), device="cpu")
+    model.add_value_head()
+    assert model.network.value_head is not None
+    model.network.value_head.weight.data[0, 0] = torch.inf
+    with pytest.raises(ModelError, match=r"\(weight\)"):
+        model.save(tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_model_that_is_not_finite_from_the_start_is_refused_before_the_first_step(
+    tmp_path: Path,
+) -> None:
+    model = Policy.load(folder(tmp_path / "base"), device="cpu")
+    model.network.inner.get_input_embeddings().weight.data[3, 0] = torch.nan
+    with pytest.raises(ModelError, match=r"embed_tokens\.weight holds a NaN"):
+        model.rehearse(tmp_path)

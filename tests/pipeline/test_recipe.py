@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -122,7 +123,35 @@ def test_a_mapping_is_the_recipe_that_a_file_would_be(tmp_path: Path) -> None:
         (".5", 0.5),
         ("3.", 3.0),
         ("7", 7),
+        ("010", 10),
+        ("-08", -8),
+        ("+1", 1),
+        ("0o17", 15),
+        ("0x1F", 31),
+        ("0b11", "0b11"),
+        ("-0x1F", "-0x1F"),
+        ("1:30:00", "1:30:00"),
+        ("1:30.5", "1:30.5"),
+        ("1_000", "1_000"),
+        ("2026-11-27", "2026-11-27"),
+        ("01e2", 100.0),
+        ("+.5E1", 5.0),
+        (".", "."),
+        ("-.inf", -math.inf),
+        (".INF", math.inf),
+        ("inf", "inf"),
+        ("=", "="),
+        ("<<", "<<"),
+        ("~", None),
+        ("", None),
+        ("!!int '010'", 10),
+        ("!!float 3", 3.0),
+        ("!!str 010", "010"),
+        ("'010'", "010"),
+        ("{a: }", {"a": None}),
         ("true", True),
+        ("TRUE", True),
+        ("tRue", "tRue"),
         ("False", False),
         ("on", "on"),
         ("off", "off"),
@@ -144,6 +173,8 @@ def test_values_are_yaml_as_people_mean_it(tmp_path: Path, text: str, value: Any
     found = yaml.load(text, recipe._Loader)
     assert (found, type(found) is type(value) or isinstance(value, dict)) == (value, True)
 
+
+GOOD_START = "stages:\n  sft:\n    model: m\n    data: d\n"
 
 # every text, the line that is named, what is said and the cure
 WRONG = [
@@ -172,6 +203,14 @@ WRONG = [
         "write stage: data_select",
     ),
     ("stages:\n  a:\n    model: m\n    stage: evl\n", 4, "there is no stage 'evl'", None),
+    (f"{GOOD_START}    steps: 1:30:00\n", 5, "steps = '1:30:00': Input should be a valid", None),
+    (f"{GOOD_START}    steps: true\n", 5, "steps = True: true and false are no numbers", None),
+    (f"{GOOD_START}    betas: [0.9, false]\n", 5, "true and false are no numbers", None),
+    (f"{GOOD_START}    groups: {{embed: true}}\n", 5, "true and false are no numbers", None),
+    (f"{GOOD_START}    validation: {{path: a, limit: true}}\n", 5, "limit = True: true and", None),
+    (f"{GOOD_START}    epochs: .inf\n", 5, "epochs = inf: Input should be a finite number", None),
+    (f"{GOOD_START}    steps: !!int yes\n", 5, "not YAML: 'yes' is no int of YAML 1.2", None),
+    (f"{GOOD_START}    steps: {'9' * 5000}\n", 5, "is no int of YAML 1.2", None),
     ("nam: x\nstages: {}\n", 1, "unknown key 'nam'", "did you mean 'name'?"),
     ("name: x\nname: y\n", 2, "not YAML: the key 'name' stands twice", "correct the line"),
     (
@@ -362,7 +401,7 @@ def test_options_are_changed_by_set(tmp_path: Path) -> None:
         "sft.learning_rate=2e-5",
         "sft.data=[b.jsonl]",
         "check.match=contains",
-        "adapt.seed=7",
+        "adapt.seed=010",
     )
     adapt, sft, check = (s.settings for s in recipe.stages)
     found: Any = sft
@@ -370,7 +409,7 @@ def test_options_are_changed_by_set(tmp_path: Path) -> None:
     assert [one.path for one in found.data.data] == ["b.jsonl"] and isinstance(
         found.data.data[0], Source
     )
-    assert (adapt.model_dump()["seed"], check.model_dump()["tasks"]["match"]) == (7, "contains")
+    assert (adapt.model_dump()["seed"], check.model_dump()["tasks"]["match"]) == (10, "contains")
 
 
 @pytest.mark.parametrize(
@@ -381,6 +420,8 @@ def test_options_are_changed_by_set(tmp_path: Path) -> None:
         ("stf.seed=1", "there is no stage 'stf'", "did you mean 'sft'?"),
         ("sft.sed=1", "sft has no option 'sed'", "did you mean 'seed'?"),
         ("sft.seed=x", "seed = 'x'", None),
+        ("sft.seed=true", "seed = True: true and false are no numbers", None),
+        ("sft.steps=1:30:00", "steps = '1:30:00'", None),
         ("sft.seed=[", "the value is not YAML", None),
         (f"sft.seed={'[' * 10_000}", "the value is not YAML: thousands of nested brackets", None),
         ("sft.seed=2024-99-99", "the value is not YAML: a value cannot be read", None),

@@ -10,6 +10,10 @@ A role in a field's annotation states what the field means:
     model: Annotated[str, ReadsModel()]
     budget: Annotated[int | None, ExecutionOnly(rounding=True)] = None
 
+A setting that has an effect only beside another says so, and is refused without it:
+
+    patience: Annotated[int | None, Needs("validation")] = None
+
 Identity, plan, recipe, JSON schema and command line read the roles, and nothing else says it.
 """
 
@@ -22,7 +26,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 
 from posttrain.core.errors import ConfigError, nearest
@@ -87,6 +99,30 @@ class Destination(Role):
     """The field says where results are written. A recipe places them itself."""
 
 
+@dataclass(frozen=True, init=False)
+class Needs(Role):
+    """The field has an effect only where another setting is set; given without, it is an error.
+
+    Attributes:
+        others: names of settings, of which one is enough.
+        value: what it must be; None: anything but off, none and empty.
+    """
+
+    others: tuple[str, ...]
+    value: str | None
+
+    def __init__(self, *others: str, value: str | None = None) -> None:
+        object.__setattr__(self, "others", others)
+        object.__setattr__(self, "value", value)
+
+
+@dataclass(frozen=True)
+class Unless(Role):
+    """The field has no effect where another setting is set; given beside it, it is an error."""
+
+    other: str
+
+
 # ----------------------------------------------------------------------------------------- settings
 
 
@@ -99,6 +135,26 @@ class Settings(BaseModel):
 
     # names of those that say how long a run is; see `check_longer`
     length: ClassVar[tuple[str, ...]] = ()
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _numbers(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse true and false where a number is asked for; pydantic reads them as 1 and 0."""
+        annotation = cls.model_fields[info.field_name or ""].annotation
+        types_in_it = set(_parts(annotation))
+        if types_in_it & {int, float} and not types_in_it & {bool, Any} and _has_boolean(value):
+            raise ValueError("true and false are no numbers")
+        return value
+
+    @model_validator(mode="after")
+    def _effective(self) -> Self:
+        """Refuse a setting that was given and has no effect beside the others."""
+        known = {leaf.name: leaf for leaf in leaves(type(self))}
+        for leaf in known.values():
+            for role in leaf.roles:
+                if isinstance(role, (Needs, Unless)) and leaf.is_given(self):
+                    _check_effect(leaf, role, known, self)
+        return self
 
     @property
     def folder(self) -> Path | None:
@@ -124,6 +180,21 @@ class Settings(BaseModel):
         Raises:
             PosttrainError: it cannot become a run of this length.
         """
+
+
+def _parts(annotation: Any) -> Iterator[Any]:
+    """The types that an annotation is made of."""
+    yield annotation
+    for part in typing.get_args(annotation):
+        yield from _parts(part)
+
+
+def _has_boolean(value: Any) -> bool:
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        return any(_has_boolean(element) for element in value)
+    return isinstance(value, bool)
 
 
 @dataclass(frozen=True)
@@ -160,6 +231,15 @@ class Leaf:
             value = getattr(value, part, None)
         return value
 
+    def is_given(self, settings: Settings) -> bool:
+        """Whether it was asked for: given, and neither none nor off."""
+        value: Any = settings
+        for part in self.path:
+            if not isinstance(value, Settings) or part not in value.model_fields_set:
+                return False
+            value = getattr(value, part)
+        return bool(value)
+
     @property
     def adapter(self) -> TypeAdapter[Any]:
         """Parses one value of this setting, and knows its JSON schema."""
@@ -167,6 +247,26 @@ class Leaf:
         annotation: Any = self.field.annotation
         metadata = self.field.metadata
         return TypeAdapter(limited[(annotation, *metadata)] if metadata else annotation)
+
+
+def _check_effect(
+    leaf: Leaf, role: Needs | Unless, known: Mapping[str, Leaf], settings: Settings
+) -> None:
+    """Raise where a given setting has no effect. What a group does not know, the whole will."""
+    if isinstance(role, Unless):
+        other = known.get(role.other)
+        if other is None or not other.value(settings):
+            return
+        what, cure = f"beside {other.option}", f"leave {leaf.option} or {other.option} out"
+    else:
+        others = [known[name] for name in role.others if name in known]
+        values = [other.value(settings) for other in others]
+        if not others or any(v if role.value is None else v == role.value for v in values):
+            return
+        asked = " or ".join(other.option for other in others)
+        asked += f" {role.value}" if role.value else ""
+        what, cure = f"without {asked}", f"give {asked}, or leave {leaf.option} out"
+    raise ConfigError(f"{leaf.option} has no effect {what}", cure=cure, option=leaf.name)
 
 
 def _group(annotation: Any) -> tuple[type[Settings] | None, bool]:

@@ -26,7 +26,7 @@ from posttrain.core.errors import nearest
 from posttrain.core.events import TRAIN, Alarm, Done, Event, Held, Progress, Step
 from posttrain.core.extras import require
 from posttrain.core.files import read_state, write_json
-from posttrain.core.settings import Settings
+from posttrain.core.settings import Needs, Settings
 
 FILE = "tracking.json"
 FOLDER = "tensorboard"
@@ -45,7 +45,9 @@ class TrackingSettings(Settings):
     track: tuple[Annotated[str, AfterValidator(_known)], ...] = Field(
         (), description="also log to wandb, trackio, mlflow or tensorboard; may be given again"
     )
-    run_name: str = Field("", description="the run's name there; unset: its folder's name")
+    run_name: Annotated[str, Needs("track")] = Field(
+        "", description="the run's name there; unset: its folder's name"
+    )
 
 
 @dataclass

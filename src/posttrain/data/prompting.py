@@ -91,7 +91,8 @@ class Prompting:
         """With what is given in place of what is remembered.
 
         Raises:
-            ConfigError: a system prompt, which plain text has no place for.
+            ConfigError: a system prompt, or what is handed to a chat template, which plain text has
+                no place for.
         """
         template, kwargs = self.prompt_template, {**self.template_kwargs, **given.template_kwargs}
         if given.prompt_template is not None:
@@ -106,6 +107,12 @@ class Prompting:
                 cure="write it into --prompt-template; or give --prompt-template '' to use the "
                 "chat template",
                 option="system",
+            )
+        if template is not None and given.template_kwargs:
+            raise ConfigError(
+                "--template-kwargs has no effect where prompts are plain text",
+                cure="leave it out, or give --prompt-template '' to use the chat template",
+                option="template_kwargs",
             )
         return Prompting(template, kwargs, "" if template is not None else system, stop)
 

@@ -14,7 +14,15 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from posttrain.core.errors import ConfigError, nearest
-from posttrain.core.settings import DEEPEST, ReadsFile, ReadsRows, Settings, assemble, too_deep
+from posttrain.core.settings import (
+    DEEPEST,
+    ReadsFile,
+    ReadsRows,
+    Settings,
+    Unless,
+    assemble,
+    too_deep,
+)
 
 COLUMNS = (
     "text",
@@ -181,7 +189,9 @@ class PromptingSettings(Settings):
             "template; '' is the chat template"
         ),
     )
-    template_kwargs: Annotated[dict[str, Any], BeforeValidator(json_values)] = Field(
+    template_kwargs: Annotated[
+        dict[str, Any], BeforeValidator(json_values), Unless("prompt_template")
+    ] = Field(
         default_factory=dict,
         description=(
             "KEY=VALUE handed to the chat template, for example enable_thinking=false; what is not "
@@ -242,7 +252,7 @@ class DataSettings(Settings):
     format: FormatName = Field(
         "", description="shape of the rows; unset: found from the first row's columns"
     )
-    chat_template: Annotated[Path | None, ReadsFile()] = Field(
+    chat_template: Annotated[Path | None, ReadsFile(), Unless("prompt_template")] = Field(
         None,
         description=(
             "file with the chat template to use and to save with the model; unset: the model's own,"

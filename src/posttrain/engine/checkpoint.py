@@ -3,7 +3,8 @@
 A checkpoint is a folder `step-00000120`: one safetensors file for each group of tensors,
 `state.json` for the rest, and `manifest.json` with the SHA-256 of them all. It is written under
 another name, flushed, and renamed; what was interrupted is swept away at the next start. A damaged
-checkpoint is named and passed over for the one before it.
+checkpoint is named and passed over for the one before it. Tensors that are not finite are neither
+written nor believed.
 """
 
 from __future__ import annotations
@@ -31,6 +32,13 @@ from posttrain.core.files import (
     write_error,
     write_json,
 )
+from posttrain.engine.numbers import not_finite
+
+# the cure of a run whose numbers left what floating point can hold
+DIVERGED = (
+    "lower --learning-rate and give another --out, or look for broken rows in the data; the same "
+    "command as it is goes on from the last good checkpoint"
+)
 
 
 @contextlib.contextmanager
@@ -54,6 +62,13 @@ class Checkpoint:
     step: int
     tensors: dict[str, dict[str, Tensor]]
     state: dict[str, Any]
+
+    def not_finite(self) -> str:
+        """The first tensor that holds a NaN or an infinity; empty where none does."""
+        for group, tensors in self.tensors.items():
+            if name := not_finite(tensors):
+                return name if group == "weights" else f"{group} of {name}"
+        return ""
 
 
 CURE = "delete that folder; the one before it will be used"
@@ -88,8 +103,15 @@ class Store:
         Where the disk is full, older checkpoints that retention would drop anyway make room first.
 
         Raises:
-            CheckpointError: it could not be written; every earlier checkpoint is still good.
+            CheckpointError: it could not be written, or is not finite; every earlier checkpoint is
+                still good.
         """
+        if name := checkpoint.not_finite():
+            raise CheckpointError(
+                f"after step {checkpoint.step} {name} is not finite, and was not saved. "
+                f"{self.last_good()}",
+                cure=DIVERGED,
+            )
         try:
             self._write(checkpoint)
         except OSError as error:
@@ -109,11 +131,14 @@ class Store:
                 shutil.rmtree(self.path(step))
 
     def _explained(self, error: OSError, step: int) -> CheckpointError:
+        return write_error(error, self.path(step), self.last_good())
+
+    def last_good(self) -> str:
+        """Which checkpoint a run would go on from, as a sentence."""
         steps = self.steps()
-        kept = (
-            f"The checkpoint of step {steps[-1]} is good" if steps else "There is no checkpoint yet"
-        )
-        return write_error(error, self.path(step), kept)
+        if not steps:
+            return "There is no checkpoint yet"
+        return f"The checkpoint of step {steps[-1]} is good"
 
     def _write(self, checkpoint: Checkpoint) -> None:
         with atomic_folder(self.path(checkpoint.step)) as folder:
@@ -131,7 +156,8 @@ class Store:
         """Read one checkpoint and check every byte of it.
 
         Raises:
-            CheckpointError: a file is missing or differs from the manifest.
+            CheckpointError: a file is missing or differs from the manifest, or a tensor is not
+                finite.
         """
         folder = self.path(step)
         try:
@@ -146,7 +172,10 @@ class Store:
                 for name in sorted(files)
                 if name.endswith(".safetensors")
             }
-            return Checkpoint(step, tensors, read_state(folder / "state.json", CURE))
+            checkpoint = Checkpoint(step, tensors, read_state(folder / "state.json", CURE))
+            if name := checkpoint.not_finite():
+                raise ValueError(f"{name} is not finite")
+            return checkpoint
         except (OSError, ValueError, TypeError, SafetensorError, CheckpointError) as error:
             raise CheckpointError(
                 f"the checkpoint {folder} cannot be used: {_first_line(error)}", cure=CURE

@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Sequence as Many
 from dataclasses import replace
 from pathlib import Path
@@ -38,6 +38,7 @@ from posttrain.engine.checkpoint import system_errors
 from posttrain.engine.export import VALUE_HEAD
 from posttrain.engine.kinds import UNQUANTISED
 from posttrain.engine.network import Network, Noise, known_positions, quiet, without_dropout
+from posttrain.engine.numbers import not_finite
 from posttrain.engine.optimiser import Optimiser
 from posttrain.engine.router import asked_router
 from posttrain.engine.settings import OptimiserSettings
@@ -302,7 +303,7 @@ class Learner:
         model's own folder.
 
         Raises:
-            ModelError: transformers does not write it.
+            ModelError: it is not finite, or transformers does not write it.
         """
         folder, inner = Path(folder), self.network.inner
         with quiet(), system_errors(), export.explained(self.source):
@@ -310,14 +311,25 @@ class Learner:
                 self.tell(changed)
             keep = self._kept(export.as_saved(inner, self._named_tensors()))
             state = adapters.merged(inner) if self.adapter is not None else None
+            value_head = self.network.value_head
+            head = {} if value_head is None else value_head.state_dict()
+            self._check_finite({**(state or inner.state_dict()), **head})
             export.write(folder, inner, state, keep)
-            if self.network.value_head is not None:
-                head = self.network.value_head.state_dict()
+            if head:
                 save_file(
                     {name: tensor.cpu() for name, tensor in head.items()}, folder / VALUE_HEAD
                 )
             self.tokenizer.save_pretrained(folder)
         self.prompting.write(folder)
+
+    def _check_finite(self, tensors: Mapping[str, Tensor]) -> None:
+        """Refuse to write tensors that hold a NaN or an infinity."""
+        if name := not_finite(tensors):
+            raise ModelError(
+                f"the result of {self.source or 'the model'} is not finite ({name}), and was not "
+                "written",
+                cure="lower the learning rate; a model that is so from the start must be replaced",
+            )
 
     def rehearse(self, folder: Path) -> list[str]:
         """Try all that can fail when the result is written, before anything is trained.
@@ -332,6 +344,11 @@ class Learner:
         if getattr(inner, "is_quantized", False):
             raise ModelError(
                 f"{self.source} holds quantised weights, which cannot be trained", cure=UNQUANTISED
+            )
+        if name := not_finite(self._named_tensors()):
+            raise ModelError(
+                f"{self.source} is not finite: {name} holds a NaN or an infinity",
+                cure="get the model again, or give another --model",
             )
         with quiet(), system_errors(), export.explained(self.source):
             notes = [export.mend_generation(inner)]
@@ -393,8 +410,13 @@ class Learner:
         )
 
     def save_adapter(self, folder: Path) -> None:
-        """Write the adapter in peft's format with the digest of the model it belongs to."""
+        """Write the adapter in peft's format with the digest of the model it belongs to.
+
+        Raises:
+            ModelError: it is not finite.
+        """
         assert self.adapter is not None, "the policy has no adapter"
+        self._check_finite(dict(self.adapter.named_parameters()))
         adapters.save_adapter(self.adapter, folder, self.source, self.digest)
 
     # ----------------------------------------------------------------------- how it is talked to

@@ -19,17 +19,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from posttrain.core.errors import CheckpointError, PosttrainError
 from posttrain.core.events import TRAIN, Alarm, Held, Reporter, Step
 from posttrain.core.files import state_of
 from posttrain.core.seeds import derive, generator
 from posttrain.core.types import Loss, Measured
-from posttrain.engine.checkpoint import CURE, Checkpoint, Store
+from posttrain.data.forest import Tree
+from posttrain.engine.checkpoint import CURE, DIVERGED, Checkpoint, Store
 from posttrain.engine.learner import Learner
 from posttrain.engine.metrics import MetricsLog
 from posttrain.engine.network import Noise
-from posttrain.engine.numbers import environment, peak_memory
+from posttrain.engine.numbers import environment, not_finite, peak_memory
 from posttrain.engine.optimiser import rate
 from posttrain.engine.settings import CheckpointSettings, ValidationSettings
 from posttrain.engine.source import Batch, Source
@@ -85,6 +87,8 @@ class Run:
     stale: int = 0
     first_held: dict[str, Any] | None = None
     first_rows: Any = None
+    # a tree of the last batch, to try the weights on before they are saved
+    tree: Tree | None = None
 
     def __post_init__(self) -> None:
         assert self.policy.optimiser is not None, "call policy.train_with first"
@@ -187,7 +191,8 @@ def train(run: Run) -> int:
     Returns: the step they are from.
     Raises:
         Interrupted: SIGINT, SIGTERM or SIGHUP; a checkpoint was written.
-        PosttrainError: the loss or gradient is not finite; a checkpoint could not be written.
+        PosttrainError: the loss, the gradient or the weights are not finite; a checkpoint could
+            not be written.
     """
     saved = run.store.latest()
     if saved is not None:
@@ -218,6 +223,7 @@ def train(run: Run) -> int:
                 )
                 if better or due or signals or run.step == run.steps or _exhausted(run):
                     run.check_there()
+                    _check_outputs(run)
                     run.store.save(
                         checkpoint(run), run.best["step"] if run.validation.keep_best else None
                     )
@@ -287,6 +293,7 @@ def _parts(run: Run, batch: Batch) -> Iterator[tuple[Batch, list[int]]]:
 
 
 def _update(run: Run, batch: Batch, factor: float, names: list[int]) -> _Update:
+    run.tree = batch.trees[0]
     forests = run.policy.pack(batch.trees, run.budget)
     probes = None
     if batch.probes is not None:
@@ -296,20 +303,30 @@ def _update(run: Run, batch: Batch, factor: float, names: list[int]) -> _Update:
         forests, run.loss, probes=probes, noise=run.noise, seed=seed
     )
     if not math.isfinite(measured.loss):
-        raise _not_finite(run, f"the loss is {measured.loss}")
+        raise _diverged(run, f"step {run.step + 1}: the loss is {measured.loss}")
     norm = run.policy.step(factor)
     if not math.isfinite(norm):
-        raise _not_finite(run, f"the gradient norm is {norm}")
+        raise _diverged(run, f"step {run.step + 1}: the gradient norm is {norm}")
     sizes = [(forest.T, forest.N, forest.L) for forest in forests]
     tokens, targets, sequences = map(sum, zip(*sizes, strict=True))
     return _Update(measured, norm, tokens, targets, sequences)
 
 
-def _not_finite(run: Run, what: str) -> PosttrainError:
-    return PosttrainError(
-        f"step {run.step + 1}: {what}; this step did not change the weights",
-        cure="lower --learning-rate, or look for broken rows in the data",
-    )
+def _diverged(run: Run, what: str) -> PosttrainError:
+    return PosttrainError(f"{what}. {run.store.last_good()}", cure=DIVERGED)
+
+
+def _check_outputs(run: Run) -> None:
+    """Refuse to save weights that are finite, and so large that what is computed with them is not:
+    the loss of the next step would show it, and the last has none.
+    """
+    if run.tree is None:
+        return
+    for columns in run.policy.score(run.policy.pack([run.tree], run.budget)):
+        read = {name: value for name, value in vars(columns).items() if isinstance(value, Tensor)}
+        if name := not_finite(read):
+            broken = not_finite(run.optimiser.weights()) or f"the model's {name}"
+            raise _diverged(run, f"after step {run.step} {broken} is not finite")
 
 
 def _log(run: Run, event: Step | Held) -> None:
@@ -326,10 +343,7 @@ def _validate(run: Run) -> dict[str, Any]:
     if run.step == 0:
         run.first_rows = rows
     if not math.isfinite(held["loss"]):
-        raise PosttrainError(
-            f"after step {run.step} the held-out loss is {held['loss']}",
-            cure="lower --learning-rate, or look for broken rows in the held-out data",
-        )
+        raise _diverged(run, f"after step {run.step} the held-out loss is {held['loss']}")
     _log(run, Held(run.step, held))
     return held
 

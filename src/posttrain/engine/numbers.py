@@ -10,10 +10,12 @@ from __future__ import annotations
 import platform
 import resource
 import sys
+from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from posttrain.core.version import __version__
 
@@ -24,6 +26,14 @@ def peak_memory(device: torch.device) -> float:
         return torch.cuda.max_memory_allocated(device) / 2**30
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def not_finite(tensors: Mapping[str, Tensor]) -> str:
+    """The name of the first tensor that holds a NaN or an infinity; empty where none does."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            return name
+    return ""
 
 
 def environment(device: torch.device) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
 
-from posttrain.core.settings import Settings
+from posttrain.core.settings import Needs, Settings
 
 
 def _pattern(text: str) -> str:
@@ -93,14 +93,14 @@ class CheckpointSettings(Settings):
 class ValidationSettings(Settings):
     """Held-out loss during the run."""
 
-    validate_every: int | None = Field(
+    validate_every: Annotated[int | None, Needs("validation")] = Field(
         None, ge=1, description="steps between validations; unset: once an epoch"
     )
-    patience: int | None = Field(
+    patience: Annotated[int | None, Needs("validation")] = Field(
         None,
         ge=1,
         description="stop after this many validations without a better one; unset: never",
     )
-    keep_best: bool = Field(
+    keep_best: Annotated[bool, Needs("validation")] = Field(
         True, description="export the step with the lowest held-out loss, not the last"
     )

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter
 
 from posttrain.core.errors import ConfigError
-from posttrain.core.settings import ReadsRows, Settings
+from posttrain.core.settings import Needs, ReadsRows, Settings
 from posttrain.data.settings import Rows, Source, Sourced, optional_unescaped
 
 OWN = ("perplexity", "exact", "choice", "prefer", "win")  # each is a field of `TaskSettings`
@@ -57,23 +57,27 @@ class TaskSettings(Settings):
     task: Annotated[tuple[Annotated[TaskSource, BeforeValidator(_parse)], ...], ReadsRows()] = (
         Field((), description="a task of yours and its rows: FILE.py:NAME=ROWS")
     )
-    match: Literal["exact", "contains", "number"] = Field(
+    match: Annotated[Literal["exact", "contains", "number"], Needs("exact", "task")] = Field(
         "exact",
         description=(
             "when a written answer is right: the same text, the text in it, or the same last number"
         ),
     )
-    judge_thinking: bool = Field(
+    judge_thinking: Annotated[bool, Needs("exact", "win", "task")] = Field(
         False, description="judge all that was written, not the answer without its thinking"
     )
-    choice_delimiter: Annotated[str | None, AfterValidator(optional_unescaped)] = Field(
+    choice_delimiter: Annotated[
+        str | None, AfterValidator(optional_unescaped), Needs("choice", "task")
+    ] = Field(
         None,
         description=(
             "text between a question and its choices. Unset: a space in plain text, nothing after "
             "the chat template, and never one more where there is white space"
         ),
     )
-    max_tokens: int = Field(64, ge=1, description="tokens of a written answer at most")
+    max_tokens: Annotated[int, Needs("exact", "win", "task")] = Field(
+        64, ge=1, description="tokens of a written answer at most"
+    )
 
     def task_sources(self) -> Iterator[tuple[str, Source]]:
         """Every task by name, and the rows it is put to."""

@@ -233,7 +233,9 @@ def _check(mix: Mapping[str, float], given: Values) -> None:
             )
     if "f_alpha" in given and given.get("f_divergence") != "alpha_divergence":
         raise ConfigError(
-            "f_alpha is of the alpha_divergence alone", cure="set f_divergence to alpha_divergence"
+            "f_alpha is of the alpha_divergence alone",
+            cure="set f_divergence to alpha_divergence",
+            option="f_alpha",
         )
     if "exo_pair" in mix and given.get("label_smoothing") == 0:
         raise ConfigError(

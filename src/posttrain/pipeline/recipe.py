@@ -1,4 +1,4 @@
-"""Recipes: a graph of stages in strict YAML.
+"""Recipes: a graph of stages in strict YAML 1.2.
 
     name: support
     stages:
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -140,23 +140,54 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> _Mapping:
 
 
 _Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
-# YAML 1.1 reads 1e-4 as text, and on and off as true and false
-_Loader.yaml_implicit_resolvers = {
-    first: [
-        (tag, pattern)
-        for tag, pattern in resolvers
-        if tag not in ("tag:yaml.org,2002:float", "tag:yaml.org,2002:bool")
-    ]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+# The core schema of YAML 1.2 (10.3.2): what plain text is, by its first letter. PyYAML's is that of
+# YAML 1.1, where 010 is 8, 1:30:00 is 5400, 1e-4 is text, and on and off are true and false.
+_CORE = {
+    "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    "bool": (r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    "int": (r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", list("-+0123456789")),
+    "float": (
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        list("-+.0123456789"),
+    ),
 }
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?((\d+\.\d*|\.\d+)([eE][-+]?\d+)?|\d+[eE][-+]?\d+)$"),
-    list("-+.0123456789"),
-)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile(r"^(true|false|True|False)$"), list("tTfF")
-)
+
+
+def _number(text: str) -> int:
+    base = {"0o": 8, "0x": 16}.get(text[:2], 10)
+    return int(text[2:] if base != 10 else text, base)
+
+
+_VALUES: dict[str, Callable[[str], Any]] = {
+    "null": lambda text: None,
+    "bool": lambda text: text.lower() == "true",
+    "int": _number,
+    "float": lambda text: float(re.sub(r"\.(?=[inIN])", "", text)),
+}
+
+
+def _scalar(kind: str) -> Callable[[_Loader, yaml.ScalarNode], Any]:
+    """What makes a value of one kind of the core schema, also where a tag such as !!int asks."""
+    pattern = re.compile(_CORE[kind][0])
+
+    def construct(loader: _Loader, node: yaml.ScalarNode) -> Any:
+        text = str(loader.construct_scalar(node))
+        try:
+            if pattern.fullmatch(text):
+                return _VALUES[kind](text)
+        except ValueError:
+            pass  # Python reads no number of thousands of digits
+        problem = f"{text[:40]!r} is no {kind} of YAML 1.2"
+        raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+
+    return construct
+
+
+_Loader.yaml_implicit_resolvers = {}
+for _kind, (_text, _first) in _CORE.items():
+    _tag = f"tag:yaml.org,2002:{_kind}"
+    _Loader.add_implicit_resolver(_tag, re.compile(f"^({_text})$"), _first)
+    _Loader.add_constructor(_tag, _scalar(_kind))
 
 
 def _parsed(text: str) -> Any:

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field
 
 from posttrain.core.errors import ConfigError
+from posttrain.core.settings import Needs, Unless
 from posttrain.data.settings import Rows, Source
 from posttrain.engine.settings import OptimiserSettings
 from posttrain.stages import dataset, training
@@ -52,7 +53,7 @@ def _plain(sources: tuple[Any, ...]) -> tuple[Any, ...]:
 class AdaptSettings(TrainingSettings):
     """Settings of domain adaptation."""
 
-    epochs: float = Field(1.0, gt=0, description="passes over the data")
+    epochs: Annotated[float, Unless("steps")] = Field(1.0, gt=0, description="passes over the data")
     replay: Annotated[Rows, AfterValidator(_plain)] = Field(
         (),
         description=(
@@ -60,7 +61,7 @@ class AdaptSettings(TrainingSettings):
             "--data"
         ),
     )
-    replay_share: float = Field(
+    replay_share: Annotated[float, Needs("replay")] = Field(
         0.1, gt=0, lt=1, description="share of an epoch's rows that are replay"
     )
     optimiser: AdaptOptimiser = AdaptOptimiser()  # type: ignore[call-arg]

@@ -15,7 +15,7 @@ from pydantic import Field, field_validator
 from posttrain.core.defaults import TOKEN_BUDGET
 from posttrain.core.errors import ConfigError, DataError
 from posttrain.core.files import explained_writes, write_atomic
-from posttrain.core.settings import Destination, ReadsModel, Settings
+from posttrain.core.settings import Destination, Needs, ReadsModel, Settings
 from posttrain.data.settings import DataSettings
 from posttrain.data.sources import files
 from posttrain.stages import dataset
@@ -34,7 +34,7 @@ class InspectSettings(Settings):
         description="Hugging Face folder or hub id of the model to train; its weights are not read"
     )
     examples: int = Field(3, ge=0, description="rows of each source to show token by token")
-    rows: tuple[str, ...] = Field(
+    rows: Annotated[tuple[str, ...], Needs("examples")] = Field(
         ("first",),
         min_length=1,
         description=(

@@ -26,7 +26,7 @@ from pydantic import Field
 
 from posttrain.core.errors import ConfigError, DataError
 from posttrain.core.seeds import generator
-from posttrain.core.settings import Destination, Settings
+from posttrain.core.settings import Destination, Needs, Settings
 from posttrain.data.curate import convert
 from posttrain.data.curate.bias import Sides, balanced, compare
 from posttrain.data.curate.corpus import Corpus, line
@@ -72,10 +72,10 @@ class PairsSettings(Settings):
             "take equally many, by lot"
         ),
     )
-    pairs_per_prompt: int = Field(
+    pairs_per_prompt: Annotated[int, Needs("to", value="pairs")] = Field(
         4, ge=1, description="from labels to pairs: pairs of one prompt at most, by lot"
     )
-    keep_ambiguous: bool = Field(
+    keep_ambiguous: Annotated[bool, Needs("to", value="labels")] = Field(
         False,
         description=(
             "from pairs to labels: also write an answer that is chosen in one pair and "

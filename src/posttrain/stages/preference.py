@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from posttrain.core.settings import ExecutionOnly, ReadsModel
+from posttrain.core.settings import ExecutionOnly, Needs, ReadsModel, Unless
 from posttrain.engine.settings import OptimiserSettings, UnsetRate
 from posttrain.methods.options import Options
 from posttrain.stages import training
@@ -58,11 +58,11 @@ class PreferenceOptimiser(OptimiserSettings):
 class PreferenceSettings(TrainingSettings):
     """Settings of preference optimisation."""
 
-    epochs: float = Field(1.0, gt=0, description="passes over the data")
+    epochs: Annotated[float, Unless("steps")] = Field(1.0, gt=0, description="passes over the data")
     batch_size: int = Field(
         8, ge=1, description="rows an optimiser step: pairs, or answers with a label"
     )
-    method: MethodName = Field(
+    method: Annotated[MethodName, Unless("mix")] = Field(
         "dpo",
         description="what is optimised; docs/explanation/preference-losses.md has the formulas",
     )
@@ -90,7 +90,7 @@ class PreferenceSettings(TrainingSettings):
             "while it lasts"
         ),
     )
-    answered: int = Field(
+    answered: Annotated[int, Needs("validation")] = Field(
         8,
         ge=0,
         description=(

@@ -8,10 +8,11 @@ confidence against how often it is right.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field
 
+from posttrain.core.settings import Unless
 from posttrain.engine.settings import OptimiserSettings, Pattern, UnsetRate
 from posttrain.stages import training
 from posttrain.stages.objectives.rewards import Rewards
@@ -40,7 +41,7 @@ class RewardOptimiser(OptimiserSettings):
 class RewardModelSettings(TrainingSettings):
     """Settings of a reward model."""
 
-    epochs: float = Field(1.0, gt=0, description="passes over the data")
+    epochs: Annotated[float, Unless("steps")] = Field(1.0, gt=0, description="passes over the data")
     batch_size: int = Field(
         8, ge=1, description="rows an optimiser step: pairs, or answers in steps"
     )

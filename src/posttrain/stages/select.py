@@ -18,7 +18,7 @@ from pydantic import Field
 from posttrain.core.defaults import TOKEN_BUDGET
 from posttrain.core.errors import ConfigError
 from posttrain.core.events import Reporter
-from posttrain.core.settings import Destination, ExecutionOnly, ReadsModel, Settings
+from posttrain.core.settings import Destination, ExecutionOnly, Needs, ReadsModel, Settings
 from posttrain.data.curate.corpus import Corpus
 from posttrain.data.curate.quality import QualitySettings
 from posttrain.data.settings import FormatName, Rows
@@ -54,7 +54,7 @@ class SelectSettings(Settings):
     model: Annotated[str, ReadsModel()] = Field(
         "", description="Hugging Face folder or hub id of the model that embeds"
     )
-    embed_tokens: int = Field(
+    embed_tokens: Annotated[int, Needs("by", value="embedding")] = Field(
         256, ge=1, description="tokens of a row that are embedded: the first ones"
     )
     nearest: int = Field(
@@ -68,7 +68,7 @@ class SelectSettings(Settings):
             "target can serve as a validation set"
         ),
     )
-    near: float = Field(
+    near: Annotated[float, Needs("dedupe", "against_target")] = Field(
         0.8,
         gt=0,
         le=1,

@@ -28,7 +28,7 @@ from posttrain.core.defaults import UNSET_BUDGET
 from posttrain.core.errors import ConfigError
 from posttrain.core.events import Reporter
 from posttrain.core.files import atomic_folder
-from posttrain.core.settings import WIDEST, Destination, ExecutionOnly, ReadsModel, Settings
+from posttrain.core.settings import WIDEST, Destination, ExecutionOnly, ReadsModel, Settings, Unless
 from posttrain.core.trackers import FILE, FOLDER, TrackingSettings, trackers
 from posttrain.core.trackers import check as check_trackers
 from posttrain.data.settings import DataSettings, Source
@@ -60,7 +60,7 @@ class TrainingSettings(Settings):
     out: Annotated[Path, Destination()] = Field(
         description="the run's folder; the same command continues what is there"
     )
-    epochs: float = Field(3.0, gt=0, description="passes over the data")
+    epochs: Annotated[float, Unless("steps")] = Field(3.0, gt=0, description="passes over the data")
     steps: int | None = Field(None, ge=1, description="optimiser steps; replaces --epochs")
     batch_size: int = Field(8, ge=1, description="sequences an optimiser step")
     budget: Annotated[int | None, ExecutionOnly(rounding=True)] = Field(

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from posttrain.core.settings import Settings
+from posttrain.core.settings import Needs, Settings
 from posttrain.data.curate.near_duplicates import words
 
 NGRAM = 5  # words
@@ -28,22 +28,28 @@ class QualitySettings(Settings):
     quality: Literal["on", "off"] = Field(
         "on", description="leave out rows outside the bounds; off leaves none out"
     )
-    min_words: int = Field(3, ge=0, description="words of a row at least")
-    max_words: int = Field(100_000, ge=1, description="words of a row at most")
-    max_word_length: float = Field(
+    min_words: Annotated[int, Needs("quality", value="on")] = Field(
+        3, ge=0, description="words of a row at least"
+    )
+    max_words: Annotated[int, Needs("quality", value="on")] = Field(
+        100_000, ge=1, description="words of a row at most"
+    )
+    max_word_length: Annotated[float, Needs("quality", value="on")] = Field(
         12.0, gt=0, description="mean characters of a word at most; more is no text but data"
     )
-    min_letters: float = Field(
+    min_letters: Annotated[float, Needs("quality", value="on")] = Field(
         0.25,
         ge=0,
         le=1,
         description="share of letters among the characters, spaces apart, at least",
     )
-    max_symbols: float = Field(0.1, ge=0, description="# and … for every word at most")
-    max_repeated_lines: float = Field(
+    max_symbols: Annotated[float, Needs("quality", value="on")] = Field(
+        0.1, ge=0, description="# and … for every word at most"
+    )
+    max_repeated_lines: Annotated[float, Needs("quality", value="on")] = Field(
         0.3, ge=0, le=1, description="share of a text in lines that stood before at most"
     )
-    max_repeated_ngrams: float = Field(
+    max_repeated_ngrams: Annotated[float, Needs("quality", value="on")] = Field(
         0.3, ge=0, le=1, description="share of a text's runs of 5 words that stood before at most"
     )
 
