@@ -43,8 +43,9 @@ Progress goes to standard error, results to standard output. What the exit codes
 `posttrain FILE.py:NAME` runs a stage [of your own](../how-to/write-a-stage.md), with options made from its settings.
 
 Every option is also a keyword of the Python function of the same name, with underscores for hyphens:
-`--learning-rate 1e-4` is `learning_rate=1e-4`. An unknown option is an error that names the nearest known one. An option that
-takes several values may also be given several times.
+`--learning-rate 1e-4` is `learning_rate=1e-4`. An unknown option is an error that names the nearest known one, and so is an
+option that has no effect beside the others (`--patience` without `--validation`). An option that takes several values may also be
+given several times.
 """
 
 RECIPES = """# Recipes

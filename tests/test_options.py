@@ -9,11 +9,16 @@ import typing
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from posttrain.cli.main import OTHERS, commands
-from posttrain.core.settings import Settings, leaves
+from posttrain.core.errors import ConfigError
+from posttrain.core.settings import Needs, Settings, Unless, assemble, leaves
+from posttrain.engine.settings import ValidationSettings
 from posttrain.serve.settings import ChatSettings
 from posttrain.stages.index import entries
 from posttrain.stages.registry import find
+from posttrain.stages.sft import SftSettings
 
 GOLDEN = Path(__file__).parent / "golden" / "options.txt"
 
@@ -89,3 +94,74 @@ def test_every_option_says_what_it_is() -> None:
 if __name__ == "__main__":
     GOLDEN.write_text(table())
     print(f"wrote {GOLDEN}")
+
+
+# command, options, the setting that has no effect, what else would do
+IDLE = [
+    ("sft", {"patience": 2}, "--validation"),
+    ("adapt", {"validate_every": 5}, "--validation"),
+    ("reward-model", {"keep_best": True}, "--validation"),
+    ("preference", {"answered": 4}, "--validation"),
+    ("preference", {"method": "ipo", "mix": {"dpo": 1.0}}, "--mix"),
+    ("adapt", {"replay_share": 0.2}, "--replay"),
+    ("sft", {"epochs": 2, "steps": 3}, "--steps"),
+    ("sft", {"run_name": "x"}, "--track"),
+    ("sft", {"template_kwargs": {"a": 1}, "prompt_template": "{prompt}"}, "--prompt-template"),
+    ("sft", {"chat_template": "t.jinja", "prompt_template": "{prompt}"}, "--prompt-template"),
+    ("eval", {"match": "number", "win": "w"}, "--exact or --task"),
+    ("eval", {"max_tokens": 9, "choice": "c"}, "--exact or --win or --task"),
+    ("eval", {"judge_thinking": True, "prefer": "p"}, "--exact or --win or --task"),
+    ("eval", {"choice_delimiter": " ", "exact": "e"}, "--choice or --task"),
+    ("data select", {"embed_tokens": 9}, "--by embedding"),
+    ("data select", {"near": 0.5, "dedupe": False, "against_target": False}, "--dedupe"),
+    ("data select", {"min_words": 2, "quality": "off"}, "--quality on"),
+    ("data pairs", {"pairs_per_prompt": 2}, "--to pairs"),
+    ("data pairs", {"keep_ambiguous": True, "to": "pairs"}, "--to labels"),
+    ("data inspect", {"rows": ("spread",), "examples": 0}, "--examples"),
+]
+
+
+def required(settings: type[Settings]) -> dict[str, Any]:
+    """Values of what must be given."""
+    given = {"keep": 3}
+    return {
+        leaf.name: given.get(leaf.name, "x")
+        for leaf in leaves(settings)
+        if leaf.field.is_required() and not leaf.switch and "lora" not in leaf.path
+    }
+
+
+@pytest.mark.parametrize(("command", "given", "other"), IDLE, ids=lambda v: str(v)[:40])
+def test_a_given_option_without_effect_is_refused(
+    command: str, given: dict[str, Any], other: str
+) -> None:
+    settings = every_settings()[command]
+    with pytest.raises(ConfigError, match=f"has no effect (without|beside) {other}") as caught:
+        assemble(settings, {**required(settings), **given})
+    assert caught.value.option == next(iter(given))
+    assert next(iter(given)).replace("_", "-") in caught.value.cure
+
+
+def test_defaults_and_what_is_off_are_never_refused() -> None:
+    for settings in every_settings().values():
+        assemble(settings, required(settings))
+    given = {**required(SftSettings), "patience": None, "keep_best": False}
+    assemble(SftSettings, given)
+    assemble(SftSettings, {**given, "validation": "v", "patience": 2, "keep_best": True})
+
+
+def test_settings_made_from_groups_refuse_it_too() -> None:
+    data: Any = {"data": ("d",)}
+    with pytest.raises(ConfigError, match="--patience has no effect without --validation"):
+        SftSettings(model="m", out=Path("o"), data=data, validation=ValidationSettings(patience=2))
+
+
+def test_what_an_option_needs_is_an_option_of_its_command() -> None:
+    for command, settings in every_settings().items():
+        known = {leaf.name for leaf in leaves(settings)}
+        for leaf in leaves(settings):
+            for role in leaf.roles:
+                if isinstance(role, Needs):
+                    assert set(role.others) <= known, (command, leaf.name)
+                if isinstance(role, Unless):
+                    assert role.other in known, (command, leaf.name)

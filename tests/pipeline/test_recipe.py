@@ -208,6 +208,7 @@ WRONG = [
     (f"{GOOD_START}    betas: [0.9, false]\n", 5, "true and false are no numbers", None),
     (f"{GOOD_START}    groups: {{embed: true}}\n", 5, "true and false are no numbers", None),
     (f"{GOOD_START}    validation: {{path: a, limit: true}}\n", 5, "limit = True: true and", None),
+    (f"{GOOD_START}    patience: 2\n", 5, "--patience has no effect without --validation", None),
     (f"{GOOD_START}    epochs: .inf\n", 5, "epochs = inf: Input should be a finite number", None),
     (f"{GOOD_START}    steps: !!int yes\n", 5, "not YAML: 'yes' is no int of YAML 1.2", None),
     (f"{GOOD_START}    steps: {'9' * 5000}\n", 5, "is no int of YAML 1.2", None),
