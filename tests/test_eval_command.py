@@ -41,17 +41,9 @@ class Bench:
         self, out: Path, *more: str | Path, model: str = "a", all_tasks: bool = True
     ) -> tuple[int, str, str]:
         """Exit code, standard output, standard error."""
-        argv = [
-            "eval",
-            "--model",
-            self.folder / model,
-            "--out",
-            out,
-            "--max-tokens",
-            "5",
-            "--device",
-            "cpu",
-        ]
+        argv = ["eval", "--model", self.folder / model, "--out", out, "--device", "cpu"]
+        if all_tasks or {"--exact", "--task"} & set(more):
+            argv += ["--max-tokens", "5"]
         if all_tasks:
             argv += [
                 "--perplexity",

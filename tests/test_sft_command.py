@@ -650,7 +650,7 @@ def test_epochs_become_steps(bench: Bench, tmp_path: Path) -> None:
             "write --template-kwargs key=value",
         ),
         (
-            ["--chat-template", "none.jinja"],
+            ["--chat-template", "none.jinja", "--prompt-template", ""],
             "cannot read the chat template none.jinja",
             "check the path",
         ),
