@@ -426,6 +426,7 @@ def test_options_are_changed_by_set(tmp_path: Path) -> None:
         ("sft.seed=[", "the value is not YAML", None),
         (f"sft.seed={'[' * 10_000}", "the value is not YAML: thousands of nested brackets", None),
         ("sft.seed=2024-99-99", "the value is not YAML: a value cannot be read", None),
+        ("sft.lora_targets=&x [*x]", "lora_targets holds brackets in brackets", "write it flat"),
         ("sft.model=check", "which does not come before it", None),
     ],
 )

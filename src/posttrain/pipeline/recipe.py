@@ -25,7 +25,16 @@ from typing import Any
 import yaml
 
 from posttrain.core.errors import ConfigError, nearest
-from posttrain.core.settings import Destination, ReadsModel, Settings, assemble, options, with_role
+from posttrain.core.settings import (
+    DEEPEST,
+    Destination,
+    ReadsModel,
+    Settings,
+    assemble,
+    options,
+    too_deep,
+    with_role,
+)
 from posttrain.data.readers import READERS, suffix_of
 from posttrain.stages import inputs, registry
 from posttrain.stages.stage import Stage as Kind
@@ -331,6 +340,12 @@ def _stage(
                 f"{spec} has no option {key!r}",
                 where=lines[str(key)],
                 cure=nearest(str(key), known),
+            )
+        if too_deep(value):  # a list that holds itself is, too
+            raise ConfigError(
+                f"{key} holds brackets in brackets, more than {DEEPEST} deep",
+                where=lines[key],
+                cure="write it flat",
             )
         flat[key] = _expanded(value, lines[key])
     scope = Scope(name, before, every)
