@@ -90,15 +90,15 @@ def _state(random: Random, bench: Path, runs: tuple[str, ...]) -> Case:
     """A file that a run, or a model, left is damaged; a command reads it."""
     run = random.choice([*runs, "base"])
     if run == "clean.jsonl":
-        name, copies = random.choice((run, "clean.summary.json")), (run, "clean.summary.json")
+        name = random.choice((run, "clean.summary.json", "clean.manifest.json"))
     else:
-        name, copies = f"{run}/{random.choice(_files(bench, run))}", (run,)
+        name = f"{run}/{random.choice(_files(bench, run))}"
     kind = random.choice(list(damage.KINDS)) if random.random() < 0.4 else damage.choose(random)
 
     def do(folder: Path) -> None:
         damage.KINDS[kind](folder / name, random)
 
-    return Case(f"{name}, {kind}", _reader(random, run, name), copies, do)
+    return Case(f"{name}, {kind}", _reader(random, run, name), (run,), do)
 
 
 def _reader(random: Random, run: str, name: str) -> list[str]:
@@ -299,7 +299,5 @@ def _trouble(random: Random, bench: Path, runs: tuple[str, ...]) -> Case:
     plain = [["--help"], ["sft", "--help"], ["--version"], ["schema"], ["runs", "runs"], ["nope"]]
     plain += [["plan", "small.yaml", "--json"], ["run", "small.yaml", "--json", "--out", "out"]]
     argv = random.choice([*plain, *map(argv_of, BASIC), *(RUNS[run] for run in runs)])
-    copies = tuple(run for run in runs if run in argv)
-    if "clean.jsonl" in copies:
-        copies = (*copies, "clean.summary.json")
-    return Case(name, argv, copies, prepare=prepare, silent=silent)
+    found = tuple(run for run in ("runs", *runs) if run in argv[1:])
+    return Case(name, argv, found, prepare=prepare, silent=silent)

@@ -29,7 +29,7 @@ class Case:
     Attributes:
         name: for people, and to run it again.
         argv: the command.
-        copies: files and folders of the bench that the command may change; others are links.
+        runs: of the bench, which the command finds; the model and the rows are always there.
         damage: what is done in the copy before the command runs.
         prepare: what is done in the child, after its output was redirected.
         names: what an error must name; empty: anything.
@@ -40,7 +40,7 @@ class Case:
 
     name: str
     argv: list[str]
-    copies: tuple[str, ...] = ()
+    runs: tuple[str, ...] = ()
     damage: Callable[[Path], None] = lambda folder: None
     prepare: Callable[[], None] = lambda: None
     names: str = ""
@@ -96,10 +96,9 @@ def run(
 
 def _start(case: Case, bench: Path, folder: Path) -> Child:
     folder.mkdir(parents=True)
-    for path in bench.iterdir():
-        if not any(name.split("/")[0] == path.name for name in case.copies):
-            (folder / path.name).symlink_to(path)
-    for name in case.copies:
+    # copies, not links: a command may be told to write anywhere, and the bench is everybody's
+    inputs = [path.name for path in bench.iterdir() if path.name != "runs"]
+    for name in (*inputs, *(run for run in case.runs if run.startswith("runs"))):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         if (bench / name).is_dir():
             shutil.copytree(bench / name, folder / name, symlinks=True)

@@ -83,8 +83,7 @@ def test_a_damaged_file_is_named(part: int, made: Path, tmp_path: Path) -> None:
         def do(folder: Path, name: str = name, kind: str = kind) -> None:
             damage.KINDS[kind](folder / name, Random(0))
 
-        run = "clean.summary.json" if name.startswith("clean") else "/".join(name.split("/")[:2])
-        copies = (run, "clean.jsonl") if run.startswith("clean") else (run,)
-        cases.append(forks.Case(f"{file}, {kind}", argv, copies, do, says=says, codes=(code,)))
+        run = "/".join(name.split("/")[:2])
+        cases.append(forks.Case(f"{file}, {kind}", argv, (run,), do, says=says, codes=(code,)))
     failed = [f"{case.name}: {wrong}" for case, wrong in forks.run(cases, made, tmp_path) if wrong]
     assert not failed, "\n\n".join(failed)
