@@ -22,10 +22,10 @@ EXPANSION = 1000  # beyond that, how many times its size a file may have when it
 RECIPE = MB // 4  # bytes of a recipe
 RECIPE_VALUES = 100_000  # values of a recipe, those behind an alias counted wherever it stands
 TEMPLATE = MB // 4  # characters of a chat template
-# of rendering one, in about nanoseconds and bytes: see `data.templates.sandbox`
+# of rendering one, in about nanoseconds and characters: see `data.templates.sandbox`
 RENDERING = 2**25
 RENDERING_PER_CHARACTER = 2**12  # of the conversation
-RENDERING_MOST = 2**30
+RENDERING_MOST = 2**28
 
 
 def limit(base: int) -> int:
