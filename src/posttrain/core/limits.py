@@ -48,8 +48,8 @@ def limit(base: int) -> int:
 
 
 def megabytes(size: int) -> str:
-    """`16 MB`"""
-    return f"{size / MB:,.3g} MB" if size < 1000 * MB else f"{size / MB:,.0f} MB"
+    """`16 MB`, `95 kB`"""
+    return f"{size / MB:,.0f} MB" if size >= MB else f"{size / 1024:,.0f} kB"
 
 
 RAISE = f"if it is meant, {VARIABLE}=4 in the environment allows four times as much"

@@ -24,7 +24,9 @@ from typing import Any
 
 import yaml
 
+from posttrain.core import limits
 from posttrain.core.errors import ConfigError, nearest
+from posttrain.core.limits import RAISE, limit
 from posttrain.core.settings import Destination, ReadsModel, Settings, assemble, options, with_role
 from posttrain.data.readers import READERS, suffix_of
 from posttrain.stages import inputs, registry
@@ -107,7 +109,47 @@ class Recipe:
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML; a key that stands twice is an error, and every mapping remembers its lines."""
+    """Safe YAML; a key that stands twice is an error, and every mapping remembers its lines.
+
+    What stands behind an alias counts wherever the alias stands: aliases of aliases are few bytes
+    and more values than any memory holds.
+    """
+
+    def get_single_node(self) -> yaml.Node | None:
+        node = super().get_single_node()
+        if node is not None:
+            _check_size(node, {})
+        return node
+
+
+def _check_size(node: yaml.Node, sizes: dict[int, int], depth: int = 0) -> int:
+    """The values of a node, aliases resolved; a long text counts for one in a hundred characters.
+
+    Args:
+        sizes: those that are known, by the node's id; 0 while they are counted.
+    """
+    size = sizes.get(id(node))
+    if size is None:
+        sizes[id(node)] = 0
+        inside: list[yaml.Node] = []
+        if isinstance(node, yaml.MappingNode):
+            inside = [part for pair in node.value for part in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            inside = node.value
+        long = len(node.value) // 100 if isinstance(node, yaml.ScalarNode) else 0
+        size = 1 + long + sum(_check_size(part, sizes, depth + 1) for part in inside)
+        sizes[id(node)] = size
+    most, deepest = limit(limits.RECIPE_VALUES), limit(limits.DEPTH)
+    problem = ""
+    if size == 0:
+        problem = "a value that holds itself"
+    elif size > most:
+        problem = f"more than {most:,} values, with what stands behind aliases ({RAISE})"
+    elif depth > deepest:
+        problem = f"values are nested more than {deepest} deep"
+    if problem:
+        raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+    return size
 
 
 class _Mapping(dict[Any, Any]):
@@ -207,14 +249,25 @@ class _Copy(dict[Any, Any]):
 
 
 def _read(path: Path) -> Any:
+    most = limit(limits.RECIPE)
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        with open(path, encoding="utf-8") as file:
+            text = file.read(most + 1)
+        if len(text) > most:
+            raise ConfigError(
+                f"the recipe has more than {most:,} characters", where=f"{path}:1", cure=RAISE
+            )
+        return yaml.load(text, _Loader)
     except OSError as error:
         raise ConfigError(
             f"cannot read the recipe {path}: {error.strerror}", cure="check the path"
         ) from None
     except UnicodeDecodeError:
         raise ConfigError(f"the recipe {path} is not UTF-8", cure="convert it") from None
+    except RecursionError:
+        raise ConfigError(
+            "not YAML: values are nested too deep", where=str(path), cure="write it flat"
+        ) from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
@@ -240,9 +293,10 @@ def _change(stages: dict[str, Any], change: str) -> None:
         )
     try:
         stages[stage][option] = yaml.load(value, _Loader)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, RecursionError) as error:
+        what = getattr(error, "problem", None) or "it cannot be read"
         raise ConfigError(
-            f"--set {change!r}: the value is not YAML", cure="put text with signs in quotes"
+            f"--set {target}: the value is not YAML: {what}", cure="put text with signs in quotes"
         ) from None
 
 
