@@ -352,7 +352,7 @@ def _csv(path: Path, progress: ProgressCallback, separator: str) -> Iterator[Row
         for raw in _lines(path, progress):
             row.extend(raw)
             row_lines += 1
-            if len(row) + LINE * row_lines > most:
+            if len(row) + LINE * (row_lines - 1) > most:
                 raise csv.Error(
                     f"a row of more than {megabytes(most)} or {most // LINE:,} lines, or a quote "
                     f"that is not closed; {RAISE}"
