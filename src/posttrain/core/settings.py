@@ -25,6 +25,7 @@ from typing import Annotated, Any, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
+from posttrain.core import peers
 from posttrain.core.errors import ConfigError, nearest
 
 S = TypeVar("S", bound="Settings")
@@ -242,7 +243,8 @@ def assemble(model: type[S], flat: Mapping[str, Any]) -> S:
     given: dict[str, Any] = {}
     for name, value in flat.items():
         if name not in known:
-            raise ConfigError(f"unknown setting {name!r}", cure=nearest(name, known), option=name)
+            cure = peers.cure(name, known)
+            raise ConfigError(f"unknown setting {name!r}", cure=cure, option=name)
         leaf = known[name]
         if leaf.several and not isinstance(value, (list, tuple)):
             value = (value,)

@@ -24,7 +24,7 @@ from typing import Any
 
 import yaml
 
-from posttrain.core import limits
+from posttrain.core import limits, peers
 from posttrain.core.errors import ConfigError, nearest
 from posttrain.core.limits import RAISE, limit
 from posttrain.core.settings import Destination, ReadsModel, Settings, assemble, options, with_role
@@ -217,7 +217,9 @@ def load(recipe: Path | Mapping[str, Any], changes: Iterable[str] = ()) -> Recip
         raise ConfigError(
             f"unknown key {odd!r}",
             where=_where(file, content, odd),
-            cure=nearest(str(odd), ("name", "stages")),
+            cure=peers.cure(
+                str(odd), ("name", "stages"), elsewhere="an option of a stage: see `stages`"
+            ),
         )
     name = content.get("name", Path(file).stem if isinstance(recipe, Path) else None)
     if not isinstance(name, str) or not NAME.fullmatch(name):
@@ -323,7 +325,7 @@ def _stage(
             raise ConfigError(
                 f"{spec} has no option {key!r}",
                 where=lines[str(key)],
-                cure=nearest(str(key), known),
+                cure=peers.cure(str(key), known, otherwise=f"it has {', '.join(known)}"),
             )
         flat[key] = _expanded(value, lines[key])
     scope = Scope(name, before, every)
