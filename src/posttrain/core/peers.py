@@ -40,7 +40,7 @@ class Peer:
 def _same(ours: str, note: str = "", **names: str) -> Peer:
     trainers = {"trl": TRL, "axolotl": AXOLOTL, "factory": FACTORY, "unsloth": UNSLOTH}
     spelled = {{**trainers, "tune": TUNE}[trainer]: value for trainer, value in names.items()}
-    return Peer(spelled, tuple(ours.split()), note)
+    return Peer(spelled, (ours,) if ours else (), note)
 
 
 OPTIONS: tuple[Peer, ...] = (
@@ -180,7 +180,6 @@ OPTIONS: tuple[Peer, ...] = (
         "in steps",
         trl="save_steps save_strategy",
         axolotl="save_steps saves_per_epoch save_strategy",
-        tune="save_every_n_steps",
     ),
     _same("checkpoint_keep", trl="save_total_limit", axolotl="save_total_limit"),
     _same("keep_best", "by held-out loss", trl="load_best_model_at_end metric_for_best_model"),
@@ -271,7 +270,7 @@ OPTIONS: tuple[Peer, ...] = (
     ),
     # --------------------------------------------------------------------------------- preferences
     _same("method", trl="loss_type", axolotl="rl", factory="pref_loss"),
-    _same("beta", axolotl="rl_beta dpo_beta", factory="pref_beta"),
+    _same("beta", axolotl="rl_beta", factory="pref_beta"),
     _same("label_smoothing", axolotl="dpo_label_smoothing", factory="dpo_label_smoothing"),
     _same("mix", "METHOD=WEIGHT", trl="loss_weights"),
     _same(
