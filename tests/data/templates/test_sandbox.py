@@ -58,6 +58,8 @@ BOMBS = {
     "formatted": LOOP.replace("MORE", "'{0}{0}'.format(ns.s)"),
     "lists of lists": LOOP.replace("MORE", "[ns.s, ns.s, ns.s]"),
     "mappings": LOOP.replace("MORE", "dict(a=ns.s, b=ns.s)").replace("ns.s }}", "ns.s|tojson }}"),
+    "views": "{% set d = dict.fromkeys(range(99999), 1) %}{% for i in range(99999) %}"
+    "{% set x = d.values()|sum %}{% endfor %}",
     "copies": "{% set s = 'a' * 9999999 %}{% for i in range(99999) %}{% set x = s[1:] %}"
     "{% endfor %}",
     "comparisons": "{% set a = range(99999)|list %}{% set b = range(99999)|list %}"

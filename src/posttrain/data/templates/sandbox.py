@@ -100,7 +100,11 @@ def _characters(value: Any) -> int:
 # ------------------------------------------------------------------------------------ what it costs
 
 
-_WEIGHTS = {str: 1, bytes: 1, list: 8, tuple: 8, dict: 8, range: 8}  # of a part
+_VIEWS = (type({}.keys()), type({}.values()), type({}.items()))
+_WEIGHTS = {  # of a part
+    **dict.fromkeys((str, bytes), 1),
+    **dict.fromkeys((list, tuple, dict, range, *_VIEWS), 8),
+}
 
 
 def _size(value: Any) -> int:
