@@ -1,5 +1,5 @@
-"""Writes docs/reference/cli.md from the parsers of the command line, and docs/reference/recipes.md
-from the schema of recipes.
+"""Writes docs/reference/cli.md from the parsers of the command line, docs/reference/recipes.md from
+the schema of recipes, and docs/reference/coming-from.md from the table of others' names.
 
 python docs/generate.py          write the pages
 python docs/generate.py --check  exit 1 where one is out of date
@@ -17,6 +17,7 @@ from typing import Any
 
 from posttrain.cli.main import OTHERS, commands
 from posttrain.cli.options import Parser, stage_parser
+from posttrain.core import peers
 from posttrain.core.settings import Destination, ExecutionOnly, ReadsModel, leaves, with_role
 from posttrain.data.settings import COLUMNS, Source
 from posttrain.pipeline.schema import schema
@@ -43,9 +44,9 @@ Progress goes to standard error, results to standard output. What the exit codes
 `posttrain FILE.py:NAME` runs a stage [of your own](../how-to/write-a-stage.md), with options made from its settings.
 
 Every option is also a keyword of the Python function of the same name, with underscores for hyphens:
-`--learning-rate 1e-4` is `learning_rate=1e-4`. An unknown option is an error that names the nearest known one, and so is an
-option that has no effect beside the others (`--patience` without `--validation`). An option that takes several values may also be
-given several times.
+`--learning-rate 1e-4` is `learning_rate=1e-4`. An unknown option is an error that names the one that was meant: by spelling, or
+[by meaning where it is another trainer's](coming-from.md). So is an option that has no effect beside the others (`--patience`
+without `--validation`). An option that takes several values may also be given several times.
 """
 
 RECIPES = """# Recipes
@@ -345,7 +346,53 @@ def kind(one: dict[str, Any]) -> str:
 
 
 NOUNS = {"model": "a model", "rows": "rows", "file": "a file"}
-PAGES = {REFERENCE / "cli.md": command_line, REFERENCE / "recipes.md": recipes}
+
+
+# -------------------------------------------------------------------------------------- coming from
+
+
+COMING_FROM = """# Coming from TRL, axolotl, LLaMA-Factory, Unsloth, torchtune
+
+<!-- Made from posttrain.core.peers by `make docs`; a test fails where it is out of date. -->
+
+What their options and commands are here. An option of theirs, on the command line, in a recipe or in Python, is an error that
+says the same. Names are with underscores; on the command line ours have hyphens. Names of transformers' `TrainingArguments` stand
+under TRL, and hold for LLaMA-Factory and Unsloth, too.
+
+## Commands
+
+{commands}
+
+## Options
+
+{options}
+"""
+
+
+def coming_from() -> str:
+    return COMING_FROM.format(
+        commands=peer_table(peers.COMMANDS, "posttrain "), options=peer_table(peers.OPTIONS, "")
+    )
+
+
+def peer_table(table: tuple[peers.Peer, ...], prefix: str) -> str:
+    lines = ["| theirs | here |", "|---|---|"]
+    for peer in table:
+        theirs = "; ".join(
+            f"{trainer}: " + ", ".join(f"`{name}`" for name in names)
+            for trainer, names in peers.trainers(peer)
+        )
+        ours = ", ".join(f"`{prefix}{name}`" for name in peer.ours)
+        note = f"`{peer.note}`" if peer.note.startswith("--") else peer.note
+        lines.append(f"| {theirs} | {', '.join(filter(None, (ours, note)))} |")
+    return "\n".join(lines)
+
+
+PAGES = {
+    REFERENCE / "cli.md": command_line,
+    REFERENCE / "recipes.md": recipes,
+    REFERENCE / "coming-from.md": coming_from,
+}
 
 
 def main(argv: list[str]) -> int:

@@ -59,7 +59,7 @@ def anchors(page: Path) -> set[str]:
 
 def test_the_reference_is_up_to_date() -> None:
     module = generate()
-    assert [path.name for path in module.PAGES] == ["cli.md", "recipes.md"]
+    assert [path.name for path in module.PAGES] == ["cli.md", "recipes.md", "coming-from.md"]
     for path, page in module.PAGES.items():
         assert path.read_text() == page(), f"{short(path)} is out of date: make docs"
     assert module.main(["--check"]) == 0

@@ -98,8 +98,8 @@ def test_a_group_comes_with_its_switch_or_any_of_its_fields(
         ),
         ({"name": "a", "size": "big"}, "size = 'big': Input should be a valid integer", "inches"),
         (
-            {"name": "a", "kind": "rode"},
-            "kind = 'rode': Input should be 'road' or 'gravel'",
+            {"name": "a", "kind": "raod"},
+            "kind = 'raod': Input should be 'road' or 'gravel'",
             "did you mean 'road'?",
         ),
         (

@@ -82,6 +82,8 @@ def test_a_field_is_one_line_and_columns_stay_in_line() -> None:
     rows = [line for line in shown.getvalue().splitlines() if "|" in line]
     assert "a␊b␛\\u009b" in rows[0] and rows[0].index("|") == rows[1].index("|")
     assert shown.getvalue().splitlines()[-1] == "l         x␊y"
+    out.print("rings\x07 and goes on\x0b")
+    assert shown.getvalue().endswith("rings␇ and goes on␋\n")
 
 
 @pytest.mark.parametrize("terminal", [True, False])
@@ -94,6 +96,9 @@ def test_events_and_errors(terminal: bool, capsys: pytest.CaptureFixture[str]) -
     reporter.progress(HOSTILE, 1, 2)
     reporter.progress(HOSTILE, 2, 2)
     assert harmless(shown.getvalue()), repr(shown.getvalue())
+    reporter.progress("two\nlines", 1, 2)
+    reporter.progress("two\nlines", 2, 2)
+    assert "two\nlines" not in shown.getvalue()
     print_error(DataError(HOSTILE + "\n  cure: none", where=HOSTILE + "\n", cure=HOSTILE))
     print_error(ValueError(HOSTILE))
     emit(HOSTILE, stderr=True)
@@ -161,7 +166,7 @@ def test_run_artifact_and_schema_commands_print_text(
 def test_a_real_terminal() -> None:
     """What arrives at a terminal's other end, with colours and all."""
     other, terminal = os.openpty()
-    with os.fdopen(terminal, "w") as stream, os.fdopen(other, "rb", buffering=0) as end:
+    with os.fdopen(terminal, "w") as stream:
         out = Console(file=stream, width=300)
         assert out.is_terminal
         out.print_line(HOSTILE, style="bold")

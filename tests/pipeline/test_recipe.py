@@ -577,3 +577,51 @@ def test_the_command_prints_the_schema_and_every_option_is_described(
         and "default" not in sft["steps"]
     )
     assert not any("out" in kind["properties"] for kind in stages.values())
+
+
+HEAD = "name: a\nstages:\n  sft:\n    model: m\n    data: "
+LAUGHS = "[&a0 [l,l,l,l,l,l,l,l,l]" + "".join(
+    f", &a{n + 1} [{','.join([f'*a{n}'] * 9)}]" for n in range(9)
+)
+
+
+@pytest.mark.parametrize(
+    ("value", "what"),
+    [
+        (f"{LAUGHS}]", "more than 100,000 values, with what stands behind aliases"),
+        ("&a [*a]", "a value that holds itself"),
+        ("{path: &a {b: *a}}", "a value that holds itself"),
+        ("[" * 300 + "]" * 300, "values are nested more than 256 deep"),
+        ("[" * 5000, "nested too deep"),
+        (f"[&t '{'x' * 99999}', {'*t, ' * 200}]", "more than 100,000 values"),
+    ],
+    ids=["laughs", "itself", "mapping", "deep", "deeper", "text"],
+)
+def test_a_recipe_is_bounded(tmp_path: Path, value: str, what: str) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text(HEAD + value)
+    with pytest.raises(ConfigError, match=what) as caught:
+        load(path)
+    assert caught.value.where.startswith(str(path))
+    path.write_text(HEAD + "a.jsonl")
+    if what != "nested too deep":
+        with pytest.raises(ConfigError, match=f"--set sft.data: .*{what}"):
+            load(path, [f"sft.data={value}"])
+
+
+def test_a_recipe_is_no_large_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="more than 262,144 characters"):
+        load(Path("/dev/zero"))
+    path = tmp_path / "a.yaml"
+    path.write_text(HEAD + "a.jsonl\n" + "# long\n" * 40_000)
+    with pytest.raises(ConfigError, match="more than 262,144 characters"):
+        load(path)
+    monkeypatch.setenv("POSTTRAIN_LIMITS", "2")
+    assert load(path).name == "a"
+
+
+def test_aliases_that_are_few_are_as_written_out(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text(HEAD + "&d [a.jsonl, b.jsonl]\n    validation: *d\n")
+    settings: Any = load(path).stages[0].settings
+    assert settings.data.data == settings.data.validation != ()

@@ -177,7 +177,8 @@ def _say_lost() -> int:
 
 def _run(argv: list[str]) -> int:
     """Find the command and run it; returns the exit code."""
-    from posttrain.core.errors import PosttrainError, nearest
+    from posttrain.core import peers
+    from posttrain.core.errors import PosttrainError
 
     first = argv[0] if argv else "help"
     if first in ("-h", "--help", "help"):
@@ -205,7 +206,8 @@ def _run(argv: list[str]) -> int:
         emit(usage(group))
         return 0
     name = " ".join(argv[:2]) if group else first
-    raise PosttrainError(f"there is no command {name!r}", cure=nearest(name, commands()))
+    cure = peers.cure(name, commands(), commands=True, otherwise="posttrain --help lists them")
+    raise PosttrainError(f"there is no command {name!r}", cure=cure)
 
 
 def _run_stage(name: str, command: str, argv: list[str]) -> int:

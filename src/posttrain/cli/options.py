@@ -9,8 +9,9 @@ import typing
 from pathlib import Path
 from typing import Any, NoReturn
 
+from posttrain.core import peers
 from posttrain.core.console import open_reporter
-from posttrain.core.errors import ConfigError, nearest
+from posttrain.core.errors import ConfigError
 from posttrain.core.events import Reporter
 from posttrain.core.settings import Leaf, S, Settings, assemble, leaves
 from posttrain.core.terminal import emit
@@ -30,7 +31,13 @@ class Parser(argparse.ArgumentParser):
         known, unknown = self.parse_known_args(argv)
         if unknown:
             options = [o for action in self._actions for o in action.option_strings]
-            raise ConfigError(f"unknown option {unknown[0]}", cure=nearest(unknown[0], options))
+            cure = peers.cure(
+                unknown[0],
+                options,
+                spelled=lambda name: f"--{name.replace('_', '-')}",
+                otherwise=f"{self.prog} --help lists the options",
+            )
+            raise ConfigError(f"unknown option {unknown[0]}", cure=cure)
         return known
 
 

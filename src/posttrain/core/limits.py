@@ -22,10 +22,10 @@ EXPANSION = 1000  # beyond that, how many times its size a file may have when it
 RECIPE = MB // 4  # bytes of a recipe
 RECIPE_VALUES = 100_000  # values of a recipe, those behind an alias counted wherever it stands
 TEMPLATE = MB // 4  # characters of a chat template
-# of rendering one, in about nanoseconds and bytes: see `data.templates.sandbox`
+# of rendering one, in about nanoseconds and characters: see `data.templates.sandbox`
 RENDERING = 2**25
 RENDERING_PER_CHARACTER = 2**12  # of the conversation
-RENDERING_MOST = 2**30
+RENDERING_MOST = 2**28
 
 
 def limit(base: int) -> int:
@@ -48,8 +48,8 @@ def limit(base: int) -> int:
 
 
 def megabytes(size: int) -> str:
-    """`16 MB`"""
-    return f"{size / MB:,.3g} MB" if size < 1000 * MB else f"{size / MB:,.0f} MB"
+    """`16 MB`, `95 kB`"""
+    return f"{size / MB:,.0f} MB" if size >= MB else f"{size / 1024:,.0f} kB"
 
 
 RAISE = f"if it is meant, {VARIABLE}=4 in the environment allows four times as much"

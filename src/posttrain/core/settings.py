@@ -37,6 +37,7 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
+from posttrain.core import peers
 from posttrain.core.errors import ConfigError, nearest
 
 S = TypeVar("S", bound="Settings")
@@ -357,7 +358,8 @@ def assemble(model: type[S], flat: Mapping[str, Any]) -> S:
     given: dict[str, Any] = {}
     for name, value in flat.items():
         if name not in known:
-            raise ConfigError(f"unknown setting {name!r}", cure=nearest(name, known), option=name)
+            cure = peers.cure(name, known)
+            raise ConfigError(f"unknown setting {name!r}", cure=cure, option=name)
         leaf = known[name]
         if too_deep(value):
             raise ConfigError(

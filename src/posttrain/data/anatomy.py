@@ -8,9 +8,12 @@ Which tokens are trained is read from what training reads: the spans of `Encoded
 from __future__ import annotations
 
 import unicodedata
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -207,21 +210,28 @@ def _pieces(window: _Window, repeated: int, policy: str, tokenizer: Any) -> tupl
     with the middle of long cuts left out.
     """
     branch, positions = window.labelled, window.positions
-    ids, kinds = branch.encoded.ids, branch.kinds.copy()
-    inside = np.zeros(len(ids), bool)
-    inside[positions] = True
+    ids, low, high = branch.encoded.ids, 0, len(branch.encoded.ids)
+    if policy == "split":  # one of many windows of a long text: the others are not looked at
+        low, high = (int(positions[0]), int(positions[-1]) + 1) if len(positions) else (0, 0)
+    kinds = branch.kinds[low:high].copy()
+    inside = np.zeros(high - low, bool)
+    inside[positions - low] = True
     kinds[~inside] = "cut"
-    if len(positions) and kinds[positions[0]] in ("trained", "end"):
-        kinds[positions[0]] = "first"
-    shown = np.ones(len(ids), bool) if policy != "split" else inside.copy()
-    shown[positions[:repeated]] = False
+    if len(positions) and kinds[positions[0] - low] in ("trained", "end"):
+        kinds[positions[0] - low] = "first"
+    shown = np.ones(high - low, bool) if policy != "split" else inside.copy()
+    shown[positions[:repeated] - low] = False
 
     def look(i: int) -> tuple[Kind, int]:
-        return kinds[i], int(branch.numbers[i])
+        return kinds[i - low], int(branch.numbers[i])
 
     pieces: list[Piece] = []
-    for start, end, text in branch.groups:
-        for run in _runs([i for i in range(start, end) if shown[i]], look):
+    first = bisect_right(branch.groups, low, key=itemgetter(1))
+    for start, end, text in islice(branch.groups, first, None):
+        if start >= high:
+            break
+        within = range(max(start, low), min(end, high))
+        for run in _runs([i for i in within if shown[i - low]], look):
             run_ids = tuple(ids[i] for i in run)
             whole = len(run) == end - start
             words = text if whole else tokenizer.decode(run_ids, skip_special_tokens=False)

@@ -27,6 +27,7 @@ from posttrain.data.rows import JSON, Row, kind
 
 TO_UTF8 = "convert the file: iconv -f LATIN1 -t UTF-8"
 BRACKETS = 50  # a row with fewer is not looked at for what is nested too deep
+LINE = 64  # bytes that a line counts for beside its own, where many are held
 PART = 2**20  # bytes of a JSON array that are read at a time
 SMALL = 2**24  # bytes of a Parquet file that is read through before its first row is used
 
@@ -116,11 +117,11 @@ def _lines(path: Path, progress: ProgressCallback) -> Iterator[bytes]:
     with _open(path) as (file, bytes_read):
         lines = iter(lambda: file.readline(most + 1), b"")
         for number, raw in enumerate(lines, 1):
-            blank = blank + len(raw) if raw.isspace() else 0
+            blank = blank + len(raw) + LINE if raw.isspace() else 0
             if len(raw) > most or blank > most:
-                what = "a line" if len(raw) > most else "blank lines"
+                what = f"a line of more than {megabytes(most)}"
                 raise DataError(
-                    f"{what} of more than {megabytes(most)}",
+                    what if len(raw) > most else f"{most // LINE:,} blank lines or more",
                     where=f"{path}:{number}",
                     cure=f"put one row on a line; a JSON array belongs in a file that ends in "
                     f".json; {RAISE}",
@@ -252,13 +253,22 @@ class _Window:
         return not self.over
 
     def sign(self) -> str:
-        """The next sign that is no space; empty at the file's end."""
+        """The next sign that is no space; empty at the file's end.
+
+        Raises:
+            DataError: there are more spaces than a row may have bytes.
+        """
+        spaces = 0
         while True:
             match = _SPACES.match(self.text, self.at)
             assert match is not None  # an empty match, where there is no space
-            self.at = match.end()
+            spaces, self.at = spaces + match.end() - self.at, match.end()
             if self.at < len(self.text):
                 return self.text[self.at]
+            if spaces > (most := limit(limits.ROW)):
+                raise DataError(
+                    f"more than {megabytes(most)} of spaces", where=self.where(), cure=RAISE
+                )
             if not self.more():
                 return ""
 
@@ -335,13 +345,18 @@ def _array_element(window: _Window) -> tuple[Any, int]:
 def _csv(path: Path, progress: ProgressCallback, separator: str) -> Iterator[RowOrError]:
     most = limit(limits.ROW)
     csv.field_size_limit(most)
-    row = bytearray()  # the lines of the row that is being read
+    row, row_lines = bytearray(), 0  # of the row that is being read
 
     def lines() -> Iterator[str]:
+        nonlocal row_lines
         for raw in _lines(path, progress):
             row.extend(raw)
-            if len(row) > most:
-                raise csv.Error(f"a row of more than {megabytes(most)}")
+            row_lines += 1
+            if len(row) + LINE * (row_lines - 1) > most:
+                raise csv.Error(
+                    f"a row of more than {megabytes(most)} or {most // LINE:,} lines, or a quote "
+                    f"that is not closed; {RAISE}"
+                )
             # a byte that is not UTF-8 spoils its own row only
             yield raw.decode("utf-8", "surrogateescape")
 
@@ -353,6 +368,7 @@ def _csv(path: Path, progress: ProgressCallback, separator: str) -> Iterator[Row
             where, line = f"{path}:{line}", reader.line_num + 1
             raw = bytes(row)
             row.clear()
+            row_lines = 0
             if not cells:
                 continue
             error = _row_error(cells, raw, header, where)
@@ -368,9 +384,7 @@ def _csv(path: Path, progress: ProgressCallback, separator: str) -> Iterator[Row
         raise DataError(
             f"not CSV: {error}",
             where=f"{path}:{line}",
-            cure=f"double the quotes inside quoted text, and close them; {RAISE}"
-            if len(row) > most
-            else "double the quotes inside quoted text, and close them",
+            cure="double the quotes inside quoted text, and close them",
         ) from None
 
 
@@ -390,7 +404,7 @@ def _row_error(cells: list[str], raw: bytes, header: list[str], where: str) -> D
         )
     if not header and (len(set(cells)) < len(cells) or not all(name.strip() for name in cells)):
         return DataError(
-            f"the header names a column twice or not at all: {', '.join(cells)}",
+            f"the header names a column twice or not at all: {', '.join(cells[:50])}",
             where=where,
             cure="the first line names every column once",
         )
@@ -478,7 +492,7 @@ def _batches(arrow: Any, file: Any, path: Path) -> Iterator[Any]:
     largest = max(most, limit(limits.EXPANSION) * path.stat().st_size)
     number = 0
     for group in range(file.metadata.num_row_groups):
-        size = max(1, min(256, 2 * most // max(1, _largest_value(file.metadata.row_group(group)))))
+        size = max(1, min(256, most // max(1, _largest_value(file.metadata.row_group(group)))))
         for found in file.iter_batches(batch_size=size, row_groups=[group]):
             batch = _plain(arrow, found)
             expanded += batch.nbytes

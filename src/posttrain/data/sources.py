@@ -166,6 +166,7 @@ def _from_datasets(source: Source) -> Iterator[RowOrError]:
     try:
         if folder.is_dir() and not _saved_to_disk(folder):
             paths = _split_files(datasets, source)
+            _refuse_archives(paths)
             if paths and all(suffix_of(path) in READERS for path in paths):
                 # read here, so that rows know file and line and no value is converted
                 yield from _from_files(paths, lambda bytes_read: None)
@@ -204,6 +205,18 @@ def _split_files(datasets: Any, source: Source) -> list[Path]:
     if source.subset is None and not (folder / "README.md").is_file():
         _check_folder(folder, splits)
     return [Path(path) for path in splits.get(source.split, ())]
+
+
+ARCHIVES = (".zip", ".tar", ".tgz", ".7z", ".rar", ".gz", ".bz2", ".xz", ".zst", ".lz4")
+
+
+def _refuse_archives(paths: list[Path]) -> None:
+    """Refuse files that hold files: what they expand to, and how deep, is not known before."""
+    for path in paths:
+        if suffix_of(path) in ARCHIVES or (
+            path.suffix.lower() in ARCHIVES and suffix_of(path) not in READERS
+        ):
+            raise DataError(f"{path} is an archive", cure="unpack it, and give the files in it")
 
 
 def _check_folder(folder: Path, splits: Mapping[Any, list[str]]) -> None:

@@ -24,7 +24,9 @@ from typing import Any
 
 import yaml
 
+from posttrain.core import limits, peers
 from posttrain.core.errors import ConfigError, nearest
+from posttrain.core.limits import RAISE, limit
 from posttrain.core.settings import (
     DEEPEST,
     Destination,
@@ -118,11 +120,50 @@ class Recipe:
 class _Loader(yaml.SafeLoader):
     """Safe YAML; a key that stands twice is an error, and every mapping remembers its lines.
 
+    What stands behind an alias counts wherever the alias stands: aliases of aliases are few bytes
+    and more values than any memory holds.
+
     Attributes:
         at: the last key whose value was read.
     """
 
     at: Any = None
+
+    def get_single_node(self) -> yaml.Node | None:
+        node = super().get_single_node()
+        if node is not None:
+            _check_size(node, {})
+        return node
+
+
+def _check_size(node: yaml.Node, sizes: dict[int, int], depth: int = 0) -> int:
+    """The values of a node, aliases resolved; a long text counts for one in a hundred characters.
+
+    Args:
+        sizes: those that are known, by the node's id; 0 while they are counted.
+    """
+    size = sizes.get(id(node))
+    if size is None:
+        sizes[id(node)] = 0
+        inside: list[yaml.Node] = []
+        if isinstance(node, yaml.MappingNode):
+            inside = [part for pair in node.value for part in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            inside = node.value
+        long = len(node.value) // 100 if isinstance(node, yaml.ScalarNode) else 0
+        size = 1 + long + sum(_check_size(part, sizes, depth + 1) for part in inside)
+        sizes[id(node)] = size
+    most, deepest = limit(limits.RECIPE_VALUES), limit(limits.DEPTH)
+    problem = ""
+    if size == 0:
+        problem = "a value that holds itself"
+    elif size > most:
+        problem = f"more than {most:,} values, with what stands behind aliases ({RAISE})"
+    elif depth > deepest:
+        problem = f"values are nested more than {deepest} deep"
+    if problem:
+        raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+    return size
 
 
 class _Mapping(dict[Any, Any]):
@@ -243,7 +284,9 @@ def load(recipe: Path | Mapping[str, Any], changes: Iterable[str] = ()) -> Recip
         raise ConfigError(
             f"unknown key {odd!r}",
             where=_where(file, content, odd),
-            cure=nearest(str(odd), ("name", "stages")),
+            cure=peers.cure(
+                str(odd), ("name", "stages"), elsewhere="an option of a stage: see `stages`"
+            ),
         )
     name = content.get("name", Path(file).stem if isinstance(recipe, Path) else None)
     if not isinstance(name, str) or not NAME.fullmatch(name):
@@ -275,14 +318,25 @@ class _Copy(dict[Any, Any]):
 
 
 def _read(path: Path) -> Any:
+    most = limit(limits.RECIPE)
     try:
-        return _parsed(path.read_text(encoding="utf-8"))
+        with open(path, encoding="utf-8") as file:
+            text = file.read(most + 1)
+        if len(text) > most:
+            raise ConfigError(
+                f"the recipe has more than {most:,} characters", where=f"{path}:1", cure=RAISE
+            )
+        return _parsed(text)
     except OSError as error:
         raise ConfigError(
             f"cannot read the recipe {path}: {error.strerror}", cure="check the path"
         ) from None
     except UnicodeDecodeError:
         raise ConfigError(f"the recipe {path} is not UTF-8", cure="convert it") from None
+    except RecursionError:
+        raise ConfigError(
+            "not YAML: values are nested too deep", where=str(path), cure="write it flat"
+        ) from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
@@ -339,7 +393,7 @@ def _stage(
             raise ConfigError(
                 f"{spec} has no option {key!r}",
                 where=lines[str(key)],
-                cure=nearest(str(key), known),
+                cure=peers.cure(str(key), known, otherwise=f"it has {', '.join(known)}"),
             )
         if too_deep(value):  # a list that holds itself is, too
             raise ConfigError(

@@ -89,8 +89,9 @@ def _aliased(message: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _characters(value: Any) -> int:
+    """Characters of a conversation; a message counts as a hundred, however short."""
     if isinstance(value, Mapping):
-        return sum(_characters(item) for item in value.values())
+        return 100 + sum(map(_characters, value.values()))
     if isinstance(value, list):
         return sum(map(_characters, value))
     return len(value) if isinstance(value, str) else 1
@@ -99,11 +100,31 @@ def _characters(value: Any) -> int:
 # ------------------------------------------------------------------------------------ what it costs
 
 
+_VIEWS = (type({}.keys()), type({}.values()), type({}.items()))
+_WEIGHTS = {  # of a part
+    **dict.fromkeys((str, bytes), 1),
+    **dict.fromkeys((list, tuple, dict, range, *_VIEWS), 8),
+}
+
+
 def _size(value: Any) -> int:
-    """Bytes of a text, or of the references of a list; 0 of what is small."""
-    if isinstance(value, (str, bytes)):
-        return len(value) * (1 if value.isascii() else 4)
-    return 8 * len(value) if isinstance(value, (list, tuple, dict, range)) else 0
+    """Characters of a text, or bytes of the references of a list; 0 of what is small."""
+    weight = _WEIGHTS.get(type(value))
+    return weight * len(value) if weight else 0
+
+
+_WIDENING = {"center", "ljust", "rjust", "zfill", "to_bytes", "truncate", "wordwrap"}
+_INDENTING = {"indent", "expandtabs"}
+_FORMATTING = {"format", "format_map", "%"}
+_FILLING = {"batch", "slice", "round"}
+_DUMPING = {"tojson", "pprint", "xmlattr"}
+_SPLITTING = {"split", "rsplit", "splitlines", "list"}
+_SEARCHING = {"urlize", "title", "striptags"}
+_OTHERS = {"lipsum", "generate_lorem_ipsum", "replace", "translate"}
+_GROWING = frozenset().union(
+    *(_WIDENING, _INDENTING, _FORMATTING, _FILLING, _DUMPING, _SPLITTING, _SEARCHING, _OTHERS)
+)
+_FREE = frozenset(("length", "count", "first", "last", "default", "d"))  # for a text of any size
 
 
 def _growth(name: str, owner: Any, arguments: tuple[Any, ...]) -> int:
@@ -114,20 +135,20 @@ def _growth(name: str, owner: Any, arguments: tuple[Any, ...]) -> int:
     """
     wide = sum(abs(a) for a in arguments if isinstance(a, int))
     text = owner if isinstance(owner, str) else ""
-    if name in ("center", "ljust", "rjust", "zfill", "to_bytes", "truncate", "wordwrap"):
+    if name in _WIDENING:
         return wide
-    if name in ("indent", "expandtabs"):
+    if name in _INDENTING:
         signs = sum(len(a) for a in arguments if isinstance(a, str))
         return (wide + signs) * (1 + sum(map(text.count, "\n\t\r\v\f\x85\u2028")))
-    if name in ("format", "format_map", "%"):
+    if name in _FORMATTING:
         fields = 1 + text.count("{") + text.count("%")
-        given = _deep_size(arguments)
-        return (wide + given) * fields + sum(map(int, re.findall(r"\d{1,18}", text)))
-    if name in ("batch", "slice", "round"):
+        widths = sum(map(int, re.findall(r"\d{1,18}", text)))
+        return _deep_size(arguments, numbers=True) * fields + widths
+    if name in _FILLING:
         return SEPARATE * wide
     if name in ("lipsum", "generate_lorem_ipsum"):  # paragraphs, and words of each
         return SEPARATE * (5 + wide) * (100 + wide)
-    if name in ("tojson", "pprint", "xmlattr"):
+    if name in _DUMPING:
         signs = sum(len(a) for a in arguments if isinstance(a, str))
         return (wide + signs + 4) * _deep_size(owner)
     if name == "replace" and len(arguments) > 1:
@@ -137,18 +158,18 @@ def _growth(name: str, owner: Any, arguments: tuple[Any, ...]) -> int:
         return len(text) * max((len(str(v)) for v in arguments[0].values()), default=0)
     if name in ("split", "rsplit") and arguments and isinstance(arguments[0], str):
         return SEPARATE * text.count(arguments[0] or " ")
-    if name in ("split", "rsplit", "splitlines", "list"):
+    if name in _SPLITTING:
         return SEPARATE // 2 * len(text)
-    return 0
+    return 20 * len(text) if name in _SEARCHING else 0
 
 
-def _deep_size(value: Any) -> int:
-    """Bytes of a value with all that is in it."""
+def _deep_size(value: Any, *, numbers: bool = False) -> int:
+    """Bytes of a value with all that is in it; of numbers themselves, which may be widths."""
     if isinstance(value, Mapping):
-        return sum(SEPARATE + _deep_size(one) for pair in value.items() for one in pair)
+        value = [*value, *value.values()]
     if isinstance(value, (list, tuple)):
-        return sum(SEPARATE + _deep_size(one) for one in value)
-    return _size(value)
+        return sum(SEPARATE + _deep_size(one, numbers=numbers) for one in value)
+    return abs(value) if numbers and isinstance(value, int) else _size(value)
 
 
 class Sandbox(ImmutableSandboxedEnvironment):
@@ -172,7 +193,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
         )
         self.filters["tojson"] = _to_json
         self.filters = {name: self._charged(name, f) for name, f in self.filters.items()}
-        self.filters[_EACH] = self.each
+        for hook in (self.each, self.tick, self.made, self.read, self.joined):
+            self.filters[_hook(hook.__name__)] = hook
         functions = {
             "raise_exception": _refuse,
             "strftime_now": lambda form: datetime.now().strftime(form),
@@ -246,10 +268,10 @@ class Sandbox(ImmutableSandboxedEnvironment):
         self.charge(_size(value))
         return value
 
-    def joined(self, *parts: Any) -> str:
+    def joined(self, parts: list[Any]) -> str:
         """`a ~ b`"""
         texts = list(map(str, parts))
-        self.charge(sum(map(_size, texts)))
+        self.charge(sum(map(len, texts)))
         return "".join(texts)
 
     # ------------------------------------------------------------------------- jinja's hooks
@@ -263,7 +285,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
             given = (*arguments[passed:], *keywords.values())
             if name == "join":
                 value = list(self._counted(given[0]))
-                self.charge(sum(len(str(one)) + len(str(given[-1])) for one in value))
+                sign = len(str(given[1])) if len(given) > 1 else 0
+                self.charge(sum(_deep_size(one) + sign for one in value))
                 arguments = (*arguments[:passed], value, *arguments[passed + 1 :])
             self._pay(name, given[0] if given else None, given[1:])
             return self._kept(function(*arguments, **keywords))
@@ -271,31 +294,43 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return charged
 
     def _pay(self, name: str, owner: Any, arguments: tuple[Any, ...]) -> None:
-        if name not in ("length", "count", "first", "last", "default", "d"):
-            self.charge(_size(owner) + sum(map(_size, arguments)))
-        self.charge(STEP + _growth(name, owner, arguments))
+        cost = STEP
+        if name not in _FREE:
+            cost += _size(owner)
+            for argument in arguments:
+                cost += _size(argument)
+        if name in _GROWING:
+            cost += _growth(name, owner, arguments)
+        self.charge(cost)
 
     def _kept(self, value: Any) -> Any:
-        self.charge(_size(value))
-        return self._counted(value) if isinstance(value, Iterator) else value
+        if size := _size(value):
+            self.charge(size)
+        return self._counted(value) if hasattr(value, "__next__") else value
 
     def call(self, context: Any, function: Any, /, *arguments: Any, **keywords: Any) -> Any:
-        given = (*arguments, *keywords.values())
-        keeps = isinstance(function, (_Dict, type))
-        if isinstance(function, Macro):
-            keeps = function.catch_varargs or function.catch_kwargs
-        if keeps:
+        given = (*arguments, *keywords.values()) if keywords else arguments
+        name = getattr(function, "__name__", "")
+        method = function if name != "format" else getattr(function, "__wrapped__", function)
+        owner = getattr(method, "__self__", None)
+        if owner is None and self._keeps(function):
             self.made(given)
-        method = getattr(function, "__wrapped__", function)
-        owner, name = getattr(method, "__self__", None), getattr(method, "__name__", "")
-        if name == "join" and isinstance(owner, (str, bytes)) and arguments:
+        if name == "join" and owner is not None and arguments:
             arguments = (list(self._counted(arguments[0])),)
             self.charge(sum(len(one) + len(owner) for one in arguments[0] if _size(one)))
         self._pay(name, owner, given)
         return self._kept(super().call(context, function, *arguments, **keywords))
 
+    def _keeps(self, function: Any) -> bool:
+        """Whether a function makes a value that holds what it gets."""
+        if isinstance(function, Macro):
+            return function.catch_varargs or function.catch_kwargs
+        return isinstance(function, (_Dict, type))
+
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        if isinstance(left, int) and isinstance(right, int):
+        if operator == "+" and type(left) is type(right) is str:
+            self.charge(len(left) + len(right))
+        elif isinstance(left, int) and isinstance(right, int):
             bits = left.bit_length() + right.bit_length()
             if operator == "**" and right > 0:
                 bits = left.bit_length() * right
@@ -314,15 +349,12 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return super()._generate(_Charging().visit(source), *arguments, **keywords)
 
 
-_EACH = "each of"  # a filter that no template can name
-
-
 class _Charging(NodeTransformer):
     """Puts charges into a template: at every iteration, body and value that it writes down."""
 
     def visit_For(self, node: nodes.For) -> nodes.Node:
         self._body(node, node.body)
-        node.iter = nodes.Filter(node.iter, _EACH, [], [], None, None, lineno=node.lineno)
+        node.iter = _through("each", node.iter)
         return node
 
     def visit_Macro(self, node: nodes.Macro) -> nodes.Node:
@@ -336,13 +368,13 @@ class _Charging(NodeTransformer):
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
         self.generic_visit(node)
-        return _call("joined", node.nodes, node.lineno)
+        return _through("joined", nodes.List(node.nodes, lineno=node.lineno))
 
     def visit_List(self, node: nodes.List | nodes.Tuple | nodes.Dict) -> nodes.Node:
         self.generic_visit(node)
         values = [one.value if isinstance(one, nodes.Pair) else one for one in node.items]
         simple = all(isinstance(value, nodes.Const) for value in values)
-        return node if simple else _call("made", [node], node.lineno)
+        return node if simple else _through("made", node)
 
     def visit_Dict(self, node: nodes.Dict) -> nodes.Node:
         return self.visit_List(node)
@@ -352,25 +384,32 @@ class _Charging(NodeTransformer):
 
     def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:
         self.generic_visit(node)
-        return _call("read", [node], node.lineno) if isinstance(node.arg, nodes.Slice) else node
+        return _through("read", node) if isinstance(node.arg, nodes.Slice) else node
 
-    def visit_Operand(self, node: nodes.Operand) -> nodes.Node:
+    def visit_Compare(self, node: nodes.Compare) -> nodes.Node:
         self.generic_visit(node)
-        if node.op in ("in", "notin") and not isinstance(node.expr, (nodes.List, nodes.Tuple)):
-            node.expr = _call("read", [node.expr], node.lineno)
+        for operand in node.ops:
+            literal = isinstance(operand.expr, (nodes.Const, nodes.List, nodes.Tuple))
+            small = isinstance(node.expr, nodes.Const) and operand.op not in ("in", "notin")
+            if not literal and not small:
+                operand.expr = _through("read", operand.expr)
         return node
 
     def _body(self, node: nodes.Node, body: list[nodes.Node]) -> nodes.Node:
         written = sum(len(data.data) for data in node.find_all(nodes.TemplateData))
         self.generic_visit(node)
-        tick = _call("tick", [nodes.Const(written, lineno=node.lineno)], node.lineno)
+        tick = _through("tick", nodes.Const(written, lineno=node.lineno))
         body.insert(0, nodes.ExprStmt(tick, lineno=node.lineno))
         return node
 
 
-def _call(name: str, arguments: list[nodes.Expr], line: int) -> nodes.Call:
-    function = nodes.EnvironmentAttribute(name, lineno=line)
-    return nodes.Call(function, arguments, [], None, None, lineno=line)
+def _through(hook: str, value: Any) -> nodes.Filter:
+    """A value that goes through one of the sandbox's own filters."""
+    return nodes.Filter(value, _hook(hook), [], [], None, None, lineno=value.lineno)
+
+
+def _hook(name: str) -> str:
+    return f"{name} it"  # which no template can name
 
 
 class _Generation(Extension):
@@ -410,8 +449,8 @@ class _Dict:
     def __call__(self, *arguments: Any, **keywords: Any) -> dict[Any, Any]:
         return dict(*arguments, **keywords)
 
-    def fromkeys(self, *arguments: Any) -> dict[Any, Any]:
-        return dict.fromkeys(*arguments)
+    def fromkeys(self, keys: Iterable[Any], value: Any = None) -> dict[Any, Any]:
+        return SANDBOX.made(dict.fromkeys(keys, value))
 
 
 @jinja2.pass_context
