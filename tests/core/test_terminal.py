@@ -175,6 +175,7 @@ def test_a_real_terminal() -> None:
         stream.flush()
         arrived = b""
         while not arrived.endswith(b"the end"):
-            arrived += end.read(65536)
+            arrived += os.read(other, 65536)
+    os.close(other)
     seen = arrived.decode()
     assert seen.count("␛]0;owned␇␛[2J\\u009b2J") == 2 and harmless(seen.replace("\r\n", "\n"))
