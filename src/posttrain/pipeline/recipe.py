@@ -252,10 +252,10 @@ def _parsed(text: str) -> Any:
         return loader.get_single_data()
     except RecursionError:
         raise yaml.constructor.ConstructorError(
-            None, None, "thousands of nested brackets", loader and loader.get_mark()
+            None, None, "values are nested too deep", loader and loader.get_mark()
         ) from None
     except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:
-        # what PyYAML's own constructors say of `!!int x`, 2024-99-99 or 5,000 digits
+        # what PyYAML's own constructors say of what they cannot read
         raise yaml.constructor.ConstructorError(
             None, None, f"a value cannot be read: {error}", loader and loader.at
         ) from None
@@ -365,8 +365,7 @@ def _change(stages: dict[str, Any], change: str) -> None:
     except yaml.YAMLError as error:
         why = getattr(error, "problem", None) or "it cannot be read"
         raise ConfigError(
-            f"--set {change[:200]!r}: the value is not YAML: {why}",
-            cure="put text with signs in quotes",
+            f"--set {target}: the value is not YAML: {why}", cure="put text with signs in quotes"
         ) from None
 
 
