@@ -37,6 +37,14 @@ def test_weights_that_are_missing_are_not_made_up(tmp_path: Any) -> None:
         load_network(tmp_path, "cpu")
 
 
+def test_more_layers_than_weights_are_refused_before_they_are_built(tmp_path: Path) -> None:
+    network("llama").save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 10**8}))
+    with pytest.raises(ModelError, match=r"100,000,000 layers, and the folder holds \d+ tensors"):
+        load_network(tmp_path, "cpu")
+
+
 def test_a_folder_that_is_no_model(tmp_path: Any) -> None:
     with pytest.raises(ModelError, match=r"has no config.json"):
         resolve(str(tmp_path))

@@ -231,6 +231,8 @@ def _note(row: Row, found: Layout, example: Example) -> str:
             return "the prompt is inside chosen and rejected: the messages that both share"
     if found.format == "text" and (marks := transcripts.marks(str(example.answers[0])[:2000])):
         user = next(mark.text for mark in marks if not mark.assistant)
+        if len(user.strip()) <= len("Q:"):  # which stands in documents of many kinds
+            return ""
         return (
             f"the texts hold turns, as {user!r} says, and all of them are trained, the user's too; "
             "give conversations as messages to train the answers alone"

@@ -11,10 +11,12 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from posttrain.core.errors import ConfigError, ModelError, nearest
 from posttrain.core.files import LOCK, sha256_input, sha256_json
+from posttrain.engine.export import weight_files
 from posttrain.engine.kinds import UNQUANTISED, gguf, quantisation, refuse_unusable
 from posttrain.engine.network import known_positions, quiet
 
@@ -201,6 +203,7 @@ def load_network(
         )
     check_shards(folder)
     _check_generation(folder)
+    _check_depth(folder)
     try:
         with quiet():
             placement = _placement(folder, device)
@@ -218,6 +221,29 @@ def load_network(
     _check_dropout(folder, network.config.get_text_config().to_dict())
     notes = _checked(folder, info, fresh)
     return network if placement else network.to(device), notes
+
+
+def _check_depth(folder: Path) -> None:
+    """Refuse more layers than there are tensors: transformers builds them all before it looks.
+
+    Raises:
+        ModelError: config.json says so.
+    """
+    try:
+        with quiet():
+            text = AutoConfig.from_pretrained(folder).get_text_config()
+        tensors = 0
+        for path in weight_files(folder):
+            with safe_open(path, "pt") as file:
+                tensors += len(file.keys())
+    except Exception:  # loading says what is wrong
+        return
+    layers = getattr(text, "num_hidden_layers", None)
+    if isinstance(layers, int) and layers > tensors > 0:
+        raise ModelError(
+            f"{folder}/config.json has {layers:,} layers, and the folder holds {tensors:,} tensors",
+            cure="correct the number, or get the complete model",
+        )
 
 
 def _check_generation(folder: Path) -> None:
