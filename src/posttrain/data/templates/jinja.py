@@ -75,7 +75,7 @@ class Jinja:
         self, tokenizer: Any, source: str | dict[str, str], kwargs: Mapping[str, Any]
     ) -> None:
         self.tokenizer, self.source, self.kwargs = tokenizer, source, dict(kwargs)
-        self._pinned: dict[str, str] = {}
+        self._known: dict[str, tuple[str, str]] = {}  # source → pinned, its role for developers
 
     def render(self, transcript: Transcript, *, prompt: bool) -> str:
         """The text of a conversation.
@@ -156,10 +156,11 @@ class Jinja:
         source = self.source
         if isinstance(source, dict):
             source = source.get("tool_use" if transcript.tools else "default") or source["default"]
-        if source not in self._pinned:
-            self._pinned[source] = pinned(source)
-        # templates that know no developer role know the system's, which means the same
-        developer = "developer" if re.search("""['"]developer['"]""", source) else "system"
+        if source not in self._known:
+            # templates that know no developer role know the system's, which means the same
+            role = "developer" if re.search("""['"]developer['"]""", source) else "system"
+            self._known[source] = (pinned(source), role)
+        template, developer = self._known[source]
         messages = []
         for message in transcript.messages:
             shown = {k: v for k, v in message.items() if k != "weight"}
@@ -177,7 +178,7 @@ class Jinja:
             **self.kwargs,
             **transcript.kwargs,
         }
-        return sandbox.render(self._pinned[source], messages, variables)
+        return sandbox.render(template, messages, variables)
 
 
 def tool(name: str, **parameters: str) -> dict[str, Any]:

@@ -50,16 +50,14 @@ def render(source: str, messages: Iterable[Mapping[str, Any]], variables: dict[s
         Exceeded: it takes more work than a conversation of this length may.
         jinja2.TemplateError: it is no Jinja, or refuses the messages.
     """
-    size = limit(limits.TEMPLATE)
-    if len(source) > size:
-        raise Exceeded(f"it has more than {size:,} characters", cure=RAISE)
-    given = _plain({"documents": None, **variables, "messages": list(map(_aliased, messages))})
-    budget = limits.RENDERING + limits.RENDERING_PER_CHARACTER * _characters(given)
+    template = _compiled.get(source) or _compile(source)
+    given, characters = _plain(
+        {"documents": None, **variables, "messages": list(map(_aliased, messages))}
+    )
+    budget = limits.RENDERING + limits.RENDERING_PER_CHARACTER * characters
     SANDBOX.left = limit(min(budget, limits.RENDERING_MOST))
-    if source not in _compiled:
-        _compiled[source] = SANDBOX.from_string(source)
     pieces = []
-    for piece in _compiled[source].generate(given):
+    for piece in template.generate(given):
         SANDBOX.charge(len(piece))
         pieces.append(piece)
     return "".join(pieces)
@@ -68,15 +66,35 @@ def render(source: str, messages: Iterable[Mapping[str, Any]], variables: dict[s
 _compiled: dict[str, jinja2.Template] = {}
 
 
-def _plain(value: Any) -> Any:
-    """A value of JSON's types alone: the methods of others are not the sandbox's to judge."""
-    if value is None or isinstance(value, (str, int, float)):
-        return value
+def _compile(source: str) -> jinja2.Template:
+    size = limit(limits.TEMPLATE)
+    if len(source) > size:
+        raise Exceeded(f"it has more than {size:,} characters", cure=RAISE)
+    return _compiled.setdefault(source, SANDBOX.from_string(source))
+
+
+def _plain(value: Any) -> tuple[Any, int]:
+    """A value of JSON's types alone, because the methods of others are not the sandbox's to judge;
+    and its characters, of which a mapping, such as a message, counts as a hundred more.
+    """
+    if isinstance(value, str):
+        return value, len(value)
+    if value is None or isinstance(value, (int, float)):
+        return value, 1
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
+        mapping, total = {}, 100
+        for key, item in value.items():
+            mapping[key], characters = _plain(item)
+            total += characters
+        return mapping, total
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return f"<{type(value).__name__}>"
+        items, total = [], 0
+        for item in value:
+            plain, characters = _plain(item)
+            items.append(plain)
+            total += characters
+        return items, total
+    return f"<{type(value).__name__}>", 1
 
 
 def _aliased(message: Mapping[str, Any]) -> dict[str, Any]:
@@ -86,15 +104,6 @@ def _aliased(message: Mapping[str, Any]) -> dict[str, Any]:
     if reasoning is not None:
         given = {"thinking": reasoning, **given, "reasoning_content": reasoning}
     return given
-
-
-def _characters(value: Any) -> int:
-    """Characters of a conversation; a message counts as a hundred, however short."""
-    if isinstance(value, Mapping):
-        return 100 + sum(map(_characters, value.values()))
-    if isinstance(value, list):
-        return sum(map(_characters, value))
-    return len(value) if isinstance(value, str) else 1
 
 
 # ------------------------------------------------------------------------------------ what it costs
