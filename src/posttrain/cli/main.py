@@ -26,6 +26,7 @@ OTHERS = {
     "plan": ("posttrain.cli.pipeline:show_plan", "show what running a recipe would do"),
     "runs": ("posttrain.cli.pipeline:runs", "list runs"),
     "show": ("posttrain.cli.pipeline:show", "show a run or an artifact"),
+    "replay": ("posttrain.cli.replay:main", "run one step of reinforcement learning again"),
     "schema": ("posttrain.cli.pipeline:print_schema", "print the JSON schema of recipes"),
     "chat": ("posttrain.cli.chat:main", "talk to a model in the terminal"),
 }

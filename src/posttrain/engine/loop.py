@@ -78,6 +78,8 @@ class Run:
     noise: Noise | None = None
     watch: Watch | None = None
     check_folder: Callable[[], None] = lambda: None  # raises where it was taken away
+    # called with its batch when an update has its gradient and the weights are still as they were
+    before_update: Callable[[Batch], None] | None = None
     # where it stands
     step: int = 0
     totals: dict[str, float] = field(
@@ -211,7 +213,7 @@ def train(run: Run) -> int:
     try:
         with _signals() as signals:
             while run.step < run.steps and not _exhausted(run):
-                _step(run)
+                take_step(run)
                 better = False
                 if run.held_out and (run.step % every == 0 or run.step == run.steps):
                     better = _compare(run, _validate(run)) and run.validation.keep_best
@@ -235,7 +237,7 @@ def train(run: Run) -> int:
         run.reporter.progress(TRAIN, run.step, run.steps, over=True)
 
 
-def _step(run: Run) -> None:
+def take_step(run: Run) -> None:
     """Take the batch of a step and learn from it: one update, or as many as the source asks for."""
     begin = time.perf_counter()
     batch = run.source.batch(run.step)
@@ -262,6 +264,7 @@ def _step(run: Run) -> None:
         "tokens_per_second": tokens / seconds,
         "memory_gib": peak_memory(run.policy.device),
         **updates[-1].measured.means(),
+        **batch.values,
     }
     _log(run, Step(run.step, values))
 
@@ -304,6 +307,8 @@ def _update(run: Run, batch: Batch, factor: float, names: list[int]) -> _Update:
     )
     if not math.isfinite(measured.loss):
         raise _diverged(run, f"step {run.step + 1}: the loss is {measured.loss}")
+    if run.before_update:
+        run.before_update(batch)
     norm = run.policy.step(factor)
     if not math.isfinite(norm):
         raise _diverged(run, f"step {run.step + 1}: the gradient norm is {norm}")
