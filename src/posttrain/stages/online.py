@@ -35,7 +35,9 @@ from posttrain.data.prompts import Prompt
 from posttrain.engine.numbers import checksums
 from posttrain.engine.source import Batch
 from posttrain.environments.environment import Environment, Rollout, scored
+from posttrain.methods import kl
 from posttrain.methods.credit import Algorithm, Credit, Samples, same
+from posttrain.methods.rl_options import RlOptions
 from posttrain.scoring.score import Score, Scorer
 from posttrain.scoring.scorers import refuse_failures
 
@@ -70,8 +72,7 @@ class Group:
     @property
     def varied(self) -> bool:
         """Whether there is anything to learn from: two rewards that differ."""
-        rewards = self.rewards
-        return not same(rewards[np.isfinite(rewards)])
+        return not same(self.rewards)
 
     def tree(self) -> Tree:
         """Prompt and rollouts, which stay together."""
@@ -115,7 +116,7 @@ class Online:
         environment: what it acts in.
         prompts: numbered as `plan` numbers them.
         params: how rollouts are drawn, `n` of each prompt.
-        algorithm: how they get credit.
+        algorithm, options: how they get credit.
         journal: open.
         seed: of the draws.
         budget: tokens a forward pass.
@@ -136,6 +137,7 @@ class Online:
     plan: Plan
     params: Sampling
     algorithm: Algorithm
+    options: RlOptions
     journal: Journal
     seed: int
     budget: int
@@ -151,6 +153,7 @@ class Online:
     _records: dict[tuple[str, int, int], int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.control = kl.control(self.algorithm.values(self.options))
         for i, entry in enumerate(self.journal):
             value = entry.value
             self._records[value["kind"], value["step"], value["round"]] = i
@@ -162,10 +165,11 @@ class Online:
         return self.plan.steps_per_epoch
 
     def state(self) -> Any:
-        return {"plan": self.plan.state()}
+        return {"plan": self.plan.state(), "kl": dict(self.control.state())}
 
     def restore(self, state: Any) -> None:
         self.plan.restore(state["plan"])
+        self.control.restore(state["kl"])
 
     def batch(self, step: int) -> Batch:
         groups, drawn = self._groups(step)
@@ -364,9 +368,10 @@ class Online:
                     reference=split.get("reference"),
                     values=split.get("old_values"),
                     greedy=group.greedy,
+                    longest=self.params.max_tokens,
                 )
             )
-        credits = self.algorithm.credit(samples)
+        credits = self.algorithm.credit(samples, self._weighed_options())
         out = []
         for i, (tree, credit) in enumerate(zip(trees, credits, strict=True)):
             facts = {name: values[i] for name, values in columns.items()}
@@ -377,19 +382,27 @@ class Online:
             out.append(tree)
         return out, self._divergence(samples)
 
+    def _weighed_options(self) -> RlOptions:
+        """The options with the weight that the divergence has by now."""
+        if isinstance(self.control, kl.AdaptiveKL):
+            return self.options.model_copy(update={"beta": self.control.beta})
+        return self.options
+
     def _divergence(self, samples: Many[Samples]) -> dict[str, float]:
-        """Nats by which a rollout is likelier than under the reference, on average; moves the
-        control.
+        """Nats by which a rollout is likelier than under the reference, on average; moves its
+        weight.
         """
         if self.reference is None:
             return {}
         each = [
-            float((logprobs - reference).sum())
+            float((np.asarray(logprobs, np.float64) - reference).sum())
             for group in samples
             for logprobs, reference in zip(group.logprobs, group.reference or (), strict=True)
         ]
-        mean = math.fsum(each) / max(1, len(each))
-        return {"rollout/kl": mean}
+        mean = math.fsum(each) / len(each)
+        values = {"rollout/kl": mean, "rollout/beta": self.control.beta}
+        self.control.update(mean, len(each))
+        return values
 
 
 def _facts(credit: Credit) -> dict[str, np.ndarray]:

@@ -35,7 +35,7 @@ from posttrain.data.settings import FormatName, PromptingSettings, Rows, Source
 from posttrain.engine.settings import OptimiserSettings, UnsetRate
 from posttrain.evals import stats
 from posttrain.evals.records import cluster_of
-from posttrain.methods.rl_options import RlOptions
+from posttrain.methods.rl_options import AlgorithmName, RlOptions
 from posttrain.scoring.scorers import check_scorer, choose_scorer, open_scorer
 from posttrain.stages import training
 from posttrain.stages.folders import Files
@@ -47,28 +47,15 @@ if TYPE_CHECKING:
     from posttrain.data.prompting import Prompting
     from posttrain.engine.loop import Run
     from posttrain.environments.environment import Environment
+    from posttrain.methods.credit import Algorithm
     from posttrain.stages.online import Online
 
 ROLLOUTS, COMMAND = "rollouts", "command.json"
 HELD_BATCH = 64  # held-out prompts that are answered between two reports of progress
 
-AlgorithmName = Literal[
-    "grpo",
-    "dr_grpo",
-    "dapo",
-    "bnpo",
-    "gspo",
-    "cispo",
-    "sapo",
-    "gmpo",
-    "clip_cov",
-    "kl_cov",
-    "ppo",
-    "reinforce",
-    "reinforce_pp",
-    "rloo",
-    "remax",
-]
+# of a batch of rollouts, where nothing else is said; other algorithms go through it once
+PASSES = {"ppo": 4}
+ROUNDS = {"dapo": 4}
 
 
 class PromptsSettings(Settings):
@@ -269,7 +256,7 @@ def rl(settings: RlSettings, context: Context) -> dict[str, Any]:
 # -------------------------------------------------------------------------- what a run is made of
 
 
-def _algorithm(settings: RlSettings) -> Any:
+def _algorithm(settings: RlSettings) -> Algorithm:
     """The algorithm.
 
     Raises:
@@ -277,12 +264,19 @@ def _algorithm(settings: RlSettings) -> Any:
     """
     from posttrain.methods.credit import algorithm
 
-    chosen = algorithm(settings.method, settings.options)
+    chosen = algorithm(settings.method)
+    values = chosen.values(settings.options)
     if settings.draw.n < chosen.group_min:
         raise ConfigError(
             f"{settings.method} compares the answers to a prompt, and --n is {settings.draw.n}",
             cure=f"give --n {chosen.group_min} or more, or another --method",
             option="n",
+        )
+    if settings.reference and not values["beta"]:
+        raise ConfigError(
+            f"--reference {settings.reference} has no effect: --beta is 0",
+            cure="leave it out, or give a --beta above 0",
+            option="reference",
         )
     return chosen
 
@@ -390,16 +384,17 @@ class Job:
             plan=Plan(len(self.prompts), settings.batch_size, settings.seed),
             params=self.sampling(),
             algorithm=algorithm,
+            options=settings.options,
             journal=journal,
             seed=settings.seed,
             budget=self.policy.budget(settings.budget, longest),
-            passes=settings.passes or algorithm.passes,
+            passes=settings.passes or PASSES.get(settings.method, 1),
             parts=settings.parts,
-            rounds=algorithm.rounds if settings.rounds is None else settings.rounds,
+            rounds=ROUNDS.get(settings.method, 0) if settings.rounds is None else settings.rounds,
             exact=not self.why_not_exact,
             scorer_spec=settings.reward.spec,
         )
-        if algorithm.needs_reference:
+        if source.control.beta:
             source.reference = self.policy.reference(settings.reference, source.distribution)
         if settings.reward.gold:
             gold = open_scorer(settings.reward.gold, settings.device)
@@ -410,7 +405,14 @@ class Job:
         from posttrain.methods.policy_gradient import policy_gradient
 
         read = source.distribution
-        return policy_gradient(self.algorithm, read.temperature, read.truncation)
+        settings = self.settings
+        return policy_gradient(
+            settings.method,
+            settings.options,
+            read.temperature,
+            read.truncation,
+            longest=settings.draw.max_tokens,
+        )
 
     # ------------------------------------------------------------------------- held-out prompts
 
