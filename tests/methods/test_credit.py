@@ -200,7 +200,7 @@ def tried(name: str, groups: list[list[float]], **options: Any) -> list[np.ndarr
     return [np.concatenate(c.advantages) for c in credits(name, *batch, **options)]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(REWARDS)
 @pytest.mark.parametrize("name", [n for n in ALGORITHMS if n not in ("ppo", "remax")])
 def test_a_constant_added_to_rewards_changes_nothing(name: str, groups: list[list[float]]) -> None:
@@ -210,7 +210,7 @@ def test_a_constant_added_to_rewards_changes_nothing(name: str, groups: list[lis
         np.testing.assert_allclose(before, after, atol=1e-9)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(REWARDS)
 @pytest.mark.parametrize("name", [*STANDARDISED, "reinforce_pp"])
 def test_the_unit_of_rewards_changes_nothing(name: str, groups: list[list[float]]) -> None:
@@ -221,7 +221,7 @@ def test_the_unit_of_rewards_changes_nothing(name: str, groups: list[list[float]
         np.testing.assert_allclose(before, after, atol=4e-3)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(REWARDS, st.randoms())
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_the_order_of_groups_changes_nothing(

@@ -235,7 +235,7 @@ def _held(
     count = max(1, int(values["cov_share"] * len(order)))
     if surrogate == "kl_cov":
         top = covariance.argsort(descending=True, stable=True)[:count]
-        chosen = top[covariance[top] > 0]
+        chosen = top[(covariance[top] > 0) & (advantages[top] != 0)]
     else:
         ratio, (low, high) = (logprob - old).exp(), _bounds(surrogate, values)
         inside = (covariance > values["cov_low"]) & (covariance < values["cov_high"])
@@ -422,6 +422,6 @@ def _report(terms: Terms, columns: Columns, surrogate: str) -> dict[str, Tensor]
         out["mismatch"], out["mismatch_k3"] = gap.abs(), k3(gap)
     if "staleness" in targets:
         out["staleness"] = targets["staleness"]
-    if columns.value is not None:
+    if "clip_value" in terms.values:
         out["value_loss"] = _value_loss(columns, facts, terms.values)
     return {f"policy/{name}": value for name, value in out.items()}
