@@ -433,7 +433,7 @@ def test_trls_defaults_are_ours_or_said() -> None:
     assert grpo.beta == 0.0 and ours["grpo"]["beta"] == 0.02  # they differ
 
 
-# ------------------------------------------------------------------- formulas of others, in matrices
+# ------------------------------------------------------------------ formulas of others, in matrices
 
 
 @dataclass
