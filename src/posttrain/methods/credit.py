@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Many
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -84,6 +84,16 @@ def same(rewards: Floats) -> bool:
 # ----------------------------------------------------------------------------- rewards of tokens
 
 
+def _needed(value: Any, name: str) -> Any:
+    """What an algorithm needs of the samples."""
+    if value is None:
+        raise ConfigError(
+            f"the algorithm and its options need Samples.{name}, which is missing",
+            cure=f"give {name}, or choose what does not read it",
+        )
+    return value
+
+
 def _scores(samples: Samples, values: Values) -> Floats:
     """[G] rewards, less what a completion pays for coming near the limit.
 
@@ -95,32 +105,33 @@ def _scores(samples: Samples, values: Values) -> Floats:
     buffer = values["overlong_buffer"]
     if buffer is None:
         return rewards
-    if samples.longest is None:
-        raise ConfigError(
-            "overlong_buffer counts from the longest length allowed, which is not known here",
-            cure="give Samples.longest, or leave overlong_buffer out",
-            option="overlong_buffer",
-        )
-    inside = np.asarray(samples.lengths, np.float64) - (samples.longest - buffer)
+    longest = _needed(samples.longest, "longest")
+    inside = np.asarray(samples.lengths, np.float64) - (longest - buffer)
     return rewards - np.clip(inside / buffer, 0, 1)
+
+
+def divergence(samples: Samples) -> Floats:
+    """[G] of each completion, Σ k3 to the reference, nats: what `kl.check` and an adaptive β watch.
+
+    Raises:
+        ConfigError: there is no reference.
+    """
+    return np.array([tokens.sum() for tokens in _estimates(samples, "k3")])
+
+
+def _estimates(samples: Samples, estimator: str) -> list[Floats]:
+    """[n] of each completion: KL to the reference."""
+    reference = _needed(samples.reference, "reference")
+    pairs = zip(reference, samples.logprobs, strict=True)
+    estimate = ESTIMATORS[estimator]
+    return [estimate(np.asarray(r, np.float64) - logprob) for r, logprob in pairs]
 
 
 def _penalties(samples: Samples, values: Values) -> list[Floats]:
     """[n] of each completion: β·k of every token where the divergence is in the reward, or 0."""
     if values["kl_in"] == "loss" or values["beta"] == 0:
         return [np.zeros(int(n)) for n in samples.lengths]
-    if samples.reference is None:
-        raise ConfigError(
-            "the divergence is in the reward, and the reference's log-probabilities are missing",
-            cure="give Samples.reference, or set beta to 0",
-            option="beta",
-        )
-    estimate = ESTIMATORS[values["kl_estimator"]]
-    pairs = zip(samples.reference, samples.logprobs, strict=True)
-    return [
-        values["beta"] * estimate(np.asarray(reference, np.float64) - logprob)
-        for reference, logprob in pairs
-    ]
+    return [values["beta"] * kl for kl in _estimates(samples, values["kl_estimator"])]
 
 
 def _totals(samples: Samples, values: Values) -> Floats:
@@ -204,12 +215,23 @@ def _whitened(batch: Many[list[Floats]], scale: str) -> list[list[Floats]]:
     ]
 
 
+def _finished(samples: Samples, credit: Credit) -> Credit:
+    """The same credit, but for completions that were cut off, which get none."""
+
+    def kept(tokens: Many[Floats], otherwise: float) -> list[Floats]:
+        pairs = zip(tokens, samples.finished, strict=True)
+        return [t if whole else np.full(len(t), otherwise) for t, whole in pairs]
+
+    returns = None if credit.returns is None else kept(credit.returns, np.nan)
+    return Credit(kept(credit.advantages, 0.0), returns)
+
+
 def group_relative(batch: Many[Samples], values: Values) -> list[Credit]:
     """How much better than the others of the group: (R − mean)/(std + 10⁻⁴), for every token.
 
     Of two completions it is ±1/√2: which is better counts, by how much does not.
 
-    Source: Shao et al. 2024 (GRPO), arXiv 2402.03300, section 4.1.2; two: arXiv 2510.00977.
+    Source: Shao et al. 2024 (GRPO), arXiv 2402.03300; two: arXiv 2510.00977.
     """
     totals = [_totals(samples, values) for samples in batch]
     centred = [_centred(group) for group in totals]
@@ -219,7 +241,7 @@ def group_relative(batch: Many[Samples], values: Values) -> list[Credit]:
 def leave_one_out(batch: Many[Samples], values: Values) -> list[Credit]:
     """How much better than the mean of the others: (R − mean)·G/(G−1), for every token.
 
-    Source: Ahmadian et al. 2024 (RLOO), arXiv 2402.14740, equation 6.
+    Source: Ahmadian et al. 2024 (RLOO), arXiv 2402.14740.
     """
     centred = [_centred(_totals(samples, values), factor=True) for samples in batch]
     return _spread(batch, _scaled(centred, centred, values["scale"]))
@@ -239,24 +261,20 @@ def batch_baseline(batch: Many[Samples], values: Values) -> list[Credit]:
 def greedy_baseline(batch: Many[Samples], values: Values) -> list[Credit]:
     """How much better than the greedy completion: reward to go − R_greedy.
 
-    Source: Li et al. 2023 (ReMax), arXiv 2310.10505, algorithm 2.
+    Source: Li et al. 2023 (ReMax), arXiv 2310.10505.
     """
     advantages = []
     for samples in batch:
-        if samples.greedy is None:
-            raise ConfigError(
-                "remax compares with the greedy completion, whose reward is missing",
-                cure="give Samples.greedy",
-            )
+        greedy = _needed(samples.greedy, "greedy")
         rewards = _token_rewards(samples, values)
-        advantages.append([_to_go(tokens, 1.0) - samples.greedy for tokens in rewards])
+        advantages.append([_to_go(tokens, 1.0) - greedy for tokens in rewards])
     return [Credit(group) for group in _whitened(advantages, values["scale"])]
 
 
 def reward_to_go(batch: Many[Samples], values: Values) -> list[Credit]:
     """What is still to come, whitened over the tokens of the batch.
 
-    Source: Hu 2025 (REINFORCE++), arXiv 2501.03262, equations 7 to 9.
+    Source: Hu 2025 (REINFORCE++), arXiv 2501.03262.
     """
     rewards = [_token_rewards(samples, values) for samples in batch]
     advantages = [[_to_go(tokens, values["gamma"]) for tokens in group] for group in rewards]
@@ -273,11 +291,7 @@ def generalised_advantage(batch: Many[Samples], values: Values) -> list[Credit]:
     """
     advantages, returns = [], []
     for samples in batch:
-        if samples.values is None:
-            raise ConfigError(
-                "ppo needs what the value head says of every token", cure="give Samples.values"
-            )
-        heads = [np.asarray(head, np.float64) for head in samples.values]
+        heads = [np.asarray(v, np.float64) for v in _needed(samples.values, "values")]
         group = []
         for tokens, head in zip(_token_rewards(samples, values), heads, strict=True):
             errors = tokens + values["gamma"] * np.append(head[1:], 0.0)[: len(head)] - head
@@ -293,41 +307,50 @@ class Algorithm:
     """A way to learn from reward.
 
     Attributes:
+        name: of `ALGORITHMS`.
         assign: from rewards to advantages; its docstring has the formula.
         surrogate: name of the loss of a token, in `posttrain.methods.policy_gradient`.
         defaults: the options it reads, by name.
-        paper: where it is from.
+        paper: arXiv number.
         value: whether it needs a value head.
         greedy: whether it needs the reward of the greedy completion.
-        group_min: completions of a prompt it needs.
     """
 
+    name: str
     assign: Assign
     surrogate: Literal["clipped", "weighed", "soft", "geometric", "clip_cov", "kl_cov"]
     defaults: Mapping[str, Any]
     paper: str
     value: bool = False
     greedy: bool = False
-    group_min: int = 1
-    name: str = ""
+
+    @property
+    def grouped(self) -> bool:
+        """Whether completions are compared with others of the same prompt."""
+        return self.assign in (group_relative, leave_one_out)
+
+    @property
+    def group_min(self) -> int:
+        """Completions of a prompt that it needs."""
+        return 2 if self.grouped else 1
 
     def credit(self, batch: Many[Samples], options: RlOptions) -> list[Credit]:
-        """The advantages of a whole batch; where they are scaled by the batch, no part of it will
-        do.
+        """The advantages of a whole batch, and not of a part of it, since some scale by the batch.
 
         Raises:
             ConfigError: an option it does not read, a group too small, or something it needs is
                 missing.
         """
         values = self.values(options)
-        for samples in batch:
-            if len(samples.rewards) < self.group_min:
-                raise ConfigError(
-                    f"{self.name} compares the completions of a prompt, and there is"
-                    f" {len(samples.rewards)}",
-                    cure=f"draw {self.group_min} or more; reinforce and remax take one",
-                )
-        return self.assign(batch, values)
+        if any(len(samples.rewards) < self.group_min for samples in batch):
+            raise ConfigError(
+                f"{self.name} compares the completions of a prompt, and there is one alone",
+                cure="draw two or more; ppo, reinforce, reinforce_pp and remax take one",
+            )
+        credits = self.assign(batch, values)
+        if values["mask_unfinished"]:
+            return [_finished(*both) for both in zip(batch, credits, strict=True)]
+        return credits
 
     def values(self, options: RlOptions) -> Values:
         """Its options by name, none missing.
@@ -336,61 +359,45 @@ class Algorithm:
             ConfigError: one that it does not read, or that contradicts another.
         """
         given = options.given()
-        for option in given:
-            if option not in self.defaults:
-                readers = [n for n, other in ALGORITHMS.items() if option in other.defaults]
-                raise ConfigError(
-                    f"{option} has no meaning for {self.name}",
-                    cure=f"leave it out; it is read by {', '.join(readers)}",
-                    option=option,
-                )
+        for option in sorted(given.keys() - self.defaults.keys()):
+            readers = [name for name, other in ALGORITHMS.items() if option in other.defaults]
+            cure = f"leave it out; it is read by {', '.join(readers)}"
+            raise _fault(option, f"has no meaning for {self.name}", cure)
         values = {**self.defaults, **given}
-        _check(self, given, values)
         if values["kl_estimator"] is None:
             values["kl_estimator"] = "k1" if values["kl_in"] == "reward" else "k3"
+        if "kl_weighted" not in given and values["kl_estimator"] == "k2":
+            values["kl_weighted"] = False  # its gradient is right without
+        _check(self, given, values)
         return MappingProxyType(values)
 
 
+def _fault(option: str, what: str, cure: str) -> ConfigError:
+    return ConfigError(f"{option} {what}", cure=cure, option=option)
+
+
 def _check(algorithm: Algorithm, given: Values, values: Values) -> None:
-    """Raise where an option is without effect or does what nobody means."""
-    for option, switch, needed in (
-        ("kl_horizon", "kl_target", "set kl_target, or leave it out"),
-        ("correction_cap", "correction", "set correction to token or sequence, or leave it out"),
-    ):
-        if option in given and values[switch] in (None, "none"):
-            raise ConfigError(f"{option} has no effect here", cure=needed, option=option)
-    in_reward = values["kl_in"] == "reward"
-    if in_reward and "kl_weighted" in given:
-        raise ConfigError(
-            "kl_weighted is of a divergence in the loss",
-            cure="set kl_in to loss, or leave it out",
-            option="kl_weighted",
-        )
-    if not in_reward and values["kl_target"] is not None:
-        raise ConfigError(
-            "an adaptive beta is of a divergence in the reward",
-            cure="set kl_in to reward, or leave kl_target out",
-            option="kl_target",
-        )
-    if not in_reward and values["kl_estimator"] == "k1" and not values["kl_weighted"]:
-        raise ConfigError(
-            "k1 in the loss has a gradient of 0 on average: nothing would hold the policy",
-            cure="take k2 or k3, set kl_weighted, or set kl_in to reward",
-            option="kl_estimator",
-        )
+    """Raise where an option is without effect, or does what nobody means."""
+    in_loss, estimator = values["kl_in"] == "loss", values["kl_estimator"]
+    if "kl_horizon" in given and values["kl_target"] is None:
+        raise _fault("kl_horizon", "has no effect without kl_target", "set both, or none")
+    if "correction_cap" in given and values["correction"] == "none":
+        raise _fault("correction_cap", "has no effect without a correction", "leave one out")
+    if "kl_weighted" in given and not in_loss:
+        raise _fault("kl_weighted", "is of a divergence in the loss", "set kl_in to loss")
+    if in_loss and values["kl_target"] is not None:
+        raise _fault("kl_target", "is of a divergence in the reward", "set kl_in to reward")
+    if estimator == "k2" and values["kl_weighted"] and in_loss:
+        raise _fault("kl_weighted", "would bias the gradient of k2", "take k3, or leave it out")
+    if estimator == "k1" and in_loss and not values["kl_weighted"]:
+        raise _fault("kl_estimator", "k1 has no gradient in the loss on average", "take k2 or k3")
+    if values["scale"] == "group" and not algorithm.grouped:
+        raise _fault("scale", f"of {algorithm.name} knows no groups", "set it to batch or none")
     if algorithm.surrogate == "weighed" and values["clip_high"] < 1:
-        raise ConfigError(
-            f"clip_high is the largest ratio of {algorithm.name} itself, and"
-            f" {values['clip_high']:g} would hold back every token",
-            cure="give it 1 or more, such as 5",
-            option="clip_high",
-        )
+        what = f"is the largest ratio of {algorithm.name} itself, and below 1 it stops every token"
+        raise _fault("clip_high", what, "give it 1 or more, such as 5")
     if values.get("cov_low", 0.0) >= values.get("cov_high", 1.0):
-        raise ConfigError(
-            "no covariance lies between cov_low and cov_high",
-            cure="give cov_low the smaller one",
-            option="cov_low",
-        )
+        raise _fault("cov_low", "is not below cov_high", "give it the smaller number")
 
 
 SHARED: dict[str, Any] = {
@@ -404,99 +411,48 @@ SHARED: dict[str, Any] = {
     "max_kl": None,
     "entropy_weight": 0.0,
     "overlong_buffer": None,
+    "mask_unfinished": False,
     "correction": "token",
     "correction_cap": 3.0,
-    "importance": "token",
+    "scale": "group",
 }
-IN_REWARD = SHARED | {"beta": 0.05, "kl_in": "reward", "scale": "none"}
-CLIP = {"clip_low": 0.2, "clip_high": 0.2, "clip_largest": None}
-GROUP = SHARED | {"scale": "group"}
-PLAIN = IN_REWARD | {"aggregate": "sum", "clip_high": 5.0}
-COV = {"cov_share": 2e-4}
+RATIO = {"importance": "token"}
+CLIP = {"clip_low": 0.2, "clip_high": 0.2}
+CLIPPED = SHARED | RATIO | CLIP | {"clip_largest": None}
+IN_REWARD = {"beta": 0.05, "kl_in": "reward", "scale": "none"}
+PLAIN = SHARED | RATIO | IN_REWARD | {"aggregate": "sum", "clip_high": 5.0}
+MEAN = {"aggregate": "sequence"}
+WHITE = CLIPPED | IN_REWARD | {"scale": "batch", "gamma": 1.0}
+PPO = WHITE | {"lambda_": 0.95, "value_weight": 0.1, "clip_value": 0.2}
+RLOO = CLIPPED | IN_REWARD | MEAN | {"importance": "product"}
+DR_GRPO = CLIPPED | {"aggregate": "fixed", "scale": "none"}
+GSPO = CLIPPED | MEAN | {"clip_low": 3e-4, "clip_high": 4e-4, "importance": "sequence"}
+SAPO = SHARED | RATIO | MEAN | {"sapo_positive": 1.0, "sapo_negative": 1.05}
+GMPO = SHARED | MEAN | {"clip_low": 0.4, "clip_high": 0.4, "kl_weighted": False}
+CLIP_COV = SHARED | CLIP | {"cov_share": 2e-4, "cov_low": 1.0, "cov_high": 5.0}
+KL_COV = SHARED | {"cov_share": 2e-4, "cov_weight": 1.0}
 
-
-def _without(defaults: Mapping[str, Any], *names: str) -> dict[str, Any]:
-    return {name: value for name, value in defaults.items() if name not in names}
-
-
-_EVERY: dict[str, Algorithm] = {
-    "ppo": Algorithm(
-        generalised_advantage,
-        "clipped",
-        IN_REWARD
-        | CLIP
-        | {"scale": "batch", "gamma": 1.0, "lambda_": 0.95, "value_weight": 0.1, "clip_value": 0.2},
-        "1707.06347",
-        value=True,
-    ),
-    "reinforce": Algorithm(batch_baseline, "weighed", PLAIN, "2402.14740"),
-    "rloo": Algorithm(
-        leave_one_out,
-        "clipped",
-        IN_REWARD | CLIP | {"importance": "product", "aggregate": "sequence"},
-        "2402.14740",
-        group_min=2,
-    ),
-    "reinforce_pp": Algorithm(
-        reward_to_go, "clipped", IN_REWARD | CLIP | {"scale": "batch", "gamma": 1.0}, "2501.03262"
-    ),
-    "remax": Algorithm(greedy_baseline, "weighed", PLAIN, "2310.10505", greedy=True),
-    "grpo": Algorithm(
-        group_relative, "clipped", GROUP | CLIP | {"aggregate": "sequence"}, "2402.03300"
-    ),
-    "dr_grpo": Algorithm(
-        group_relative,
-        "clipped",
-        GROUP | CLIP | {"aggregate": "fixed", "scale": "none"},
-        "2503.20783",
-    ),
-    "dapo": Algorithm(group_relative, "clipped", GROUP | CLIP | {"clip_high": 0.28}, "2503.14476"),
-    "bnpo": Algorithm(group_relative, "clipped", GROUP | CLIP, "2506.02864"),
-    "gspo": Algorithm(
-        group_relative,
-        "clipped",
-        GROUP
-        | CLIP
-        | {"clip_low": 3e-4, "clip_high": 4e-4, "importance": "sequence", "aggregate": "sequence"},
-        "2507.18071",
-    ),
-    "cispo": Algorithm(group_relative, "weighed", GROUP | {"clip_high": 5.0}, "2506.13585"),
-    "sapo": Algorithm(
-        group_relative,
-        "soft",
-        GROUP | {"aggregate": "sequence", "sapo_positive": 1.0, "sapo_negative": 1.05},
-        "2511.20347",
-    ),
-    "gmpo": Algorithm(
-        group_relative,
-        "geometric",
-        _without(GROUP, "importance")
-        | {"aggregate": "sequence", "kl_weighted": False, "clip_low": 0.4, "clip_high": 0.4},
-        "2507.20673",
-    ),
-    "clip_cov": Algorithm(
-        group_relative,
-        "clip_cov",
-        _without(GROUP, "importance")
-        | {"clip_low": 0.2, "clip_high": 0.2}
-        | COV
-        | {"cov_low": 1.0, "cov_high": 5.0},
-        "2505.22617",
-    ),
-    "kl_cov": Algorithm(
-        group_relative,
-        "kl_cov",
-        _without(GROUP, "importance") | COV | {"cov_weight": 1.0},
-        "2505.22617",
-    ),
-}
 ALGORITHMS: dict[str, Algorithm] = {
-    name: replace(
-        algorithm,
-        name=name,
-        group_min=2 if algorithm.assign is group_relative else algorithm.group_min,
+    algorithm.name: algorithm
+    for algorithm in (
+        Algorithm("ppo", generalised_advantage, "clipped", PPO, "1707.06347", value=True),
+        Algorithm("reinforce", batch_baseline, "weighed", PLAIN, "2402.14740"),
+        Algorithm("rloo", leave_one_out, "clipped", RLOO, "2402.14740"),
+        Algorithm("reinforce_pp", reward_to_go, "clipped", WHITE, "2501.03262"),
+        Algorithm("remax", greedy_baseline, "weighed", PLAIN, "2310.10505", greedy=True),
+        Algorithm("grpo", group_relative, "clipped", CLIPPED | MEAN, "2402.03300"),
+        Algorithm("dr_grpo", group_relative, "clipped", DR_GRPO, "2503.20783"),
+        Algorithm("dapo", group_relative, "clipped", CLIPPED | {"clip_high": 0.28}, "2503.14476"),
+        Algorithm("bnpo", group_relative, "clipped", CLIPPED, "2506.02864"),
+        Algorithm("gspo", group_relative, "clipped", GSPO, "2507.18071"),
+        Algorithm(
+            "cispo", group_relative, "weighed", SHARED | RATIO | {"clip_high": 5.0}, "2506.13585"
+        ),
+        Algorithm("sapo", group_relative, "soft", SAPO, "2511.20347"),
+        Algorithm("gmpo", group_relative, "geometric", GMPO, "2507.20673"),
+        Algorithm("clip_cov", group_relative, "clip_cov", CLIP_COV, "2505.22617"),
+        Algorithm("kl_cov", group_relative, "kl_cov", KL_COV, "2505.22617"),
     )
-    for name, algorithm in _EVERY.items()
 }
 
 

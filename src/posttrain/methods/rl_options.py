@@ -25,7 +25,8 @@ AlgorithmName = Literal[
     "clip_cov",
     "kl_cov",
 ]
-Estimator = Literal["k1", "k2", "k3"]
+Importance = Literal["token", "sequence", "product"]
+Aggregate = Literal["sequence", "token", "fixed", "sum"]
 
 
 class RlOptions(Settings):
@@ -33,94 +34,69 @@ class RlOptions(Settings):
     algorithm does not read is an error.
     """
 
-    # how far one update may go
-    clip_low: float | None = Field(
-        None, ge=0, description="how far a ratio may fall below 1; GMPO's is of the log-ratio"
-    )
+    # how far an update may go
+    clip_low: float | None = Field(None, ge=0, description="how far a ratio may fall below 1")
     clip_high: float | None = Field(
-        None,
-        ge=0,
-        description=(
-            "how far a ratio may rise above 1; GMPO's is of the log-ratio; of CISPO, REINFORCE and"
-            " ReMax the largest ratio itself"
-        ),
+        None, ge=0, description="how far it may rise; CISPO, REINFORCE, ReMax: the largest ratio"
     )
     clip_largest: float | None = Field(
-        None, gt=1, description="largest ratio where the advantage is below 0 (two-sided clipping)"
+        None, gt=1, description="largest ratio of tokens with an advantage below 0; unset: none"
     )
-    importance: Literal["token", "sequence", "product"] | None = Field(
-        None,
-        description=(
-            "ratio of a token, of its sequence a token (geometric mean), or of its whole sequence"
-        ),
+    importance: Importance | None = Field(
+        None, description="ratios of tokens, of sequences a token, or of whole sequences"
     )
-    aggregate: Literal["sequence", "token", "fixed", "sum"] | None = Field(
-        None,
-        description=(
-            "mean over each completion, then over completions; over all tokens; sums over the"
-            " longest length allowed; sums, then over completions"
-        ),
+    aggregate: Aggregate | None = Field(
+        None, description="means of completions, mean of tokens, sums / longest length, or sums"
     )
     sapo_positive: float | None = Field(
         None, gt=0, description="temperature of SAPO's gate where the advantage is above 0"
     )
-    sapo_negative: float | None = Field(
-        None, gt=0, description="temperature of SAPO's gate elsewhere"
-    )
+    sapo_negative: float | None = Field(None, gt=0, description="the same elsewhere")
     cov_share: float | None = Field(
-        None, gt=0, le=1, description="share of the tokens that Clip-Cov and KL-Cov hold back"
+        None, gt=0, le=1, description="share of tokens that Clip-Cov and KL-Cov hold back"
     )
-    cov_low: float | None = Field(None, description="least covariance that Clip-Cov may hold back")
-    cov_high: float | None = Field(
-        None, description="largest covariance that Clip-Cov may hold back"
-    )
+    cov_low: float | None = Field(None, description="least covariance that Clip-Cov holds back")
+    cov_high: float | None = Field(None, description="largest covariance that Clip-Cov holds back")
     cov_weight: float | None = Field(None, ge=0, description="weight of KL-Cov's penalty")
+    entropy_weight: float | None = Field(None, ge=0, description="weight of the entropy bonus")
     # staying near the reference
     beta: float | None = Field(
-        None, ge=0, description="weight of the KL divergence to the reference; 0 needs no reference"
+        None, ge=0, description="weight of the KL divergence from the reference; 0 needs none"
     )
-    kl_in: Literal["reward", "loss"] | None = Field(
-        None, description="whether the divergence is a penalty in the reward or a term of the loss"
-    )
-    kl_estimator: Estimator | None = Field(
+    kl_in: Literal["reward", "loss"] | None = Field(None, description="where the divergence enters")
+    kl_estimator: Literal["k1", "k2", "k3"] | None = Field(
         None, description="of the divergence; unset: k1 in the reward, k3 in the loss"
     )
     kl_weighted: bool | None = Field(
-        None, description="weigh the loss's divergence by the ratio, which unbiases its gradient"
+        None, description="weigh the loss's divergence by the ratio: its gradient is then unbiased"
     )
     kl_target: float | None = Field(
-        None, gt=0, description="nats a completion that an adaptive beta aims at; unset: fixed beta"
+        None, gt=0, description="nats a completion that beta adapts to; unset: beta is fixed"
     )
-    kl_horizon: float | None = Field(
-        None, gt=0, description="completions over which an adaptive beta moves"
-    )
+    kl_horizon: float | None = Field(None, gt=0, description="completions over which beta adapts")
     max_kl: float | None = Field(
-        None, gt=0, description="nats a completion beyond which the run stops; unset: it warns"
-    )
-    entropy_weight: float | None = Field(
-        None, ge=0, description="weight of the entropy that is added to the objective"
+        None, gt=0, description="nats a completion at which the run stops; unset: it warns at 10"
     )
     # credit
     gamma: float | None = Field(None, ge=0, le=1, description="discount a token")
     lambda_: float | None = Field(
-        None, ge=0, le=1, description="of generalised advantage estimation; 1 takes no value's word"
+        None, ge=0, le=1, description="of generalised advantages; at 1 values are baselines only"
     )
     scale: Literal["group", "batch", "none"] | None = Field(
-        None, description="by whose standard deviation advantages are divided"
+        None, description="whose standard deviation advantages are divided by"
     )
     overlong_buffer: int | None = Field(
-        None,
-        gt=0,
-        description="last tokens before the limit over which the reward falls by 1; unset: off",
+        None, gt=0, description="last tokens allowed, over which the reward falls by 1; unset: off"
+    )
+    mask_unfinished: bool | None = Field(
+        None, description="give completions that were cut off no credit; others compare with them"
     )
     # the value head
     value_weight: float | None = Field(None, ge=0, description="weight of the value head's loss")
-    clip_value: float | None = Field(
-        None, gt=0, description="how far a value may move from the one at sampling"
-    )
+    clip_value: float | None = Field(None, gt=0, description="how far an update may move a value")
     # the sampler is not the trainer
     correction: Literal["none", "token", "sequence"] | None = Field(
-        None, description="truncated importance weights between trainer and sampler"
+        None, description="importance weights of the trainer's policy against the sampler's"
     )
     correction_cap: float | None = Field(None, gt=0, description="largest of these weights")
 
