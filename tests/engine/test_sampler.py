@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,8 +20,9 @@ from posttrain.engine.policy import Policy
 from posttrain.engine.sampler import (
     ROWS,
     Completion,
+    Request,
     Sampling,
-    _sample_group,
+    Scheduler,
     draw,
     sample,
     stopping_at_texts,
@@ -512,25 +512,26 @@ def completions(words: Any, told: str, stops: tuple[str, ...]) -> list[Completio
     """What is drawn where the network writes one text and goes on with its last token."""
     ids = words(told, add_special_tokens=False)["input_ids"]
 
-    class Writer(torch.nn.Module):
-        """Tells the next token of the text, by how many were read."""
+    class Writer:
+        """A cache whose network writes the text, by how many tokens were read."""
 
-        config, training = None, False
+        joins, read = False, 0
 
-        def forward(self, input_ids: Tensor, past_key_values: Any, **_more: Any) -> Any:
-            past_key_values.append(input_ids.shape[1])
-            at = min(sum(past_key_values) - 2, len(ids) - 1)
-            logits = torch.nn.functional.one_hot(torch.tensor([[ids[at]]]), len(words)).float()
-            return SimpleNamespace(logits=logits * 50)
+        def start(self, prompts: Any, copies: Any) -> Tensor:
+            return self.step(torch.zeros(1))
+
+        def step(self, tokens: Tensor) -> Tensor:
+            at = min(self.read, len(ids) - 1)
+            self.read += 1
+            return torch.nn.functional.one_hot(torch.tensor([ids[at]]), len(words)).float() * 50
+
+        def keep(self, rows: list[int]) -> None:
+            assert not rows
 
     params = Sampling(40, temperature=0, stop=(words.eos_token_id,), stop_texts=stops)
-    params = stopping_at_texts(params, words)
-    stream = lambda i, j: np.random.default_rng(0)  # noqa: E731
-    one = SimpleNamespace(inner=Writer(), config=None, device=torch.device("cpu"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("posttrain.engine.sampler.DynamicCache", lambda config: [])
-        found = _sample_group(one, [[0, 0]], [0], params, stream, None, "cache")  # type: ignore[arg-type]
-    return list(found.values())
+    request = Request(0, [0, 0], stopping_at_texts(params, words), (0,), 40)
+    scheduler = Scheduler(Writer(), 1)  # type: ignore[arg-type]
+    return list(scheduler.run([request], torch.device("cpu")))
 
 
 @pytest.mark.parametrize(
