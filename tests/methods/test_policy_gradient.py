@@ -429,7 +429,7 @@ def test_a_missing_score_teaches_the_value_head_nothing() -> None:
     assert value[2] != 0
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(st.integers(0, 1000))
 def test_clip_cov_draws_as_many_as_it_says_and_the_same_however_the_batch_is_cut(seed: int) -> None:
     batch = random_batch(seed, groups=4)
