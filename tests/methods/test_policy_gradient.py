@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from posttrain.core.errors import ConfigError
-from posttrain.core.types import Columns, Facts, Loss, Truncation
+from posttrain.core.types import Columns, Facts, Loss, Read, Truncation
 from posttrain.data.forest import Sequence, Tree, Unit
 from posttrain.methods.credit import ALGORITHMS
 from posttrain.methods.policy_gradient import policy_gradient
@@ -429,7 +429,7 @@ def test_a_missing_score_teaches_the_value_head_nothing() -> None:
     assert value[2] != 0
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(st.integers(0, 1000))
 def test_clip_cov_draws_as_many_as_it_says_and_the_same_however_the_batch_is_cut(seed: int) -> None:
     batch = random_batch(seed, groups=4)
@@ -502,6 +502,13 @@ def test_through_the_engine_in_one_forest_or_several(name: str, options: dict[st
     assert learner.measure(learner.pack(trees, 24), colder).loss != pytest.approx(
         results[0][0].loss
     )
+
+
+def test_what_is_read_off_the_model() -> None:
+    cut = Truncation(top_p=0.9)
+    read = policy_gradient("ppo", RlOptions(entropy_weight=0.1), 0.7, cut).read
+    assert read == Read(temperature=0.7, truncation=cut, entropy="gradient", value=True)
+    assert made("grpo").read == Read(entropy="value")
 
 
 def test_a_fixed_denominator_must_be_known() -> None:

@@ -311,7 +311,7 @@ class Algorithm:
         assign: from rewards to advantages; its docstring has the formula.
         surrogate: name of the loss of a token, in `posttrain.methods.policy_gradient`.
         defaults: the options it reads, by name.
-        paper: arXiv number.
+        paper: arXiv number; empty for BNPO, which is what TRL calls so and not what the paper does.
         value: whether it needs a value head.
         greedy: whether it needs the reward of the greedy completion.
     """
@@ -443,7 +443,7 @@ ALGORITHMS: dict[str, Algorithm] = {
         Algorithm("grpo", group_relative, "clipped", CLIPPED | MEAN, "2402.03300"),
         Algorithm("dr_grpo", group_relative, "clipped", DR_GRPO, "2503.20783"),
         Algorithm("dapo", group_relative, "clipped", CLIPPED | {"clip_high": 0.28}, "2503.14476"),
-        Algorithm("bnpo", group_relative, "clipped", CLIPPED, "2506.02864"),
+        Algorithm("bnpo", group_relative, "clipped", CLIPPED, ""),
         Algorithm("gspo", group_relative, "clipped", GSPO, "2507.18071"),
         Algorithm(
             "cispo", group_relative, "weighed", SHARED | RATIO | {"clip_high": 5.0}, "2506.13585"

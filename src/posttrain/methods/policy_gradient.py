@@ -9,6 +9,7 @@ advantages come from is in `posttrain.methods.credit`.
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -145,9 +146,8 @@ def _bounds(surrogate: str, values: Values) -> tuple[float, float]:
     if surrogate in ("clipped", "clip_cov"):
         return 1 - values["clip_low"], 1 + values["clip_high"]
     if surrogate == "geometric":
-        low, high = torch.tensor([-values["clip_low"], values["clip_high"]]).exp().tolist()
-        return low, high
-    return 0.0, values["clip_high"] if surrogate == "weighed" else torch.inf
+        return math.exp(-values["clip_low"]), math.exp(values["clip_high"])
+    return 0.0, values["clip_high"] if surrogate == "weighed" else math.inf
 
 
 # ---------------------------------------------------------------------------------- what they read
