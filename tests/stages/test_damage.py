@@ -401,7 +401,9 @@ def test_training_whose_rows_change_ends_when_they_are_put_back(
     """Its checkpoints are of the rows that it began with."""
     data, step = bench.folder / "train.jsonl", loop.take_step
     before = data.read_text()
-    monkeypatch.setattr(loop, "take_step", lambda run: (step(run), data.write_text(before + before)))
+    monkeypatch.setattr(
+        loop, "take_step", lambda run: (step(run), data.write_text(before + before))
+    )
     argv = bench.argv("sft", tmp_path / "run")
     try:
         assert main(argv) == 2

@@ -33,6 +33,7 @@ __all__ = [
     "Request",
     "Sampling",
     "Scheduler",
+    "Slots",
     "TokenProgress",
     "draw",
     "own_cache",

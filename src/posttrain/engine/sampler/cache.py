@@ -104,7 +104,7 @@ class Slots:
             tokens = np.array(prompt, np.int64)
             trees.append(Tree((Sequence(tokens, np.zeros(len(tokens), bool)),)))
         forest = collate(trees)
-        attend = _Prefill(
+        attend = Prefill(
             self, attend_to(forest, network.device, network.dtype), forest.trees, slots
         )
         forest = forest.to(network.device)
@@ -117,7 +117,7 @@ class Slots:
         longest = int(self.lengths.max()) + 1
         self._grow(len(self.lengths), longest)
         positions = torch.from_numpy(self.lengths.copy()).to(tokens.device)
-        attend = _Decode(self, positions, longest)
+        attend = Decode(self, positions, longest)
         self.lengths += 1
         self.decoded += len(tokens)
         return self._network.head.logits(self._read(tokens, positions, attend))
@@ -168,7 +168,7 @@ class Slots:
             self._capacity = -(-max(length, self._capacity * 3 // 2) // BLOCK) * BLOCK
 
 
-class _Prefill:
+class Prefill:
     """Attention over prompts; what it computes of keys and values goes into slots."""
 
     def __init__(
@@ -176,7 +176,7 @@ class _Prefill:
     ) -> None:
         self._cache, self._attend, self._starts, self._slots = cache, attend, starts, slots
 
-    def to(self, device: torch.device) -> _Prefill:
+    def to(self, device: torch.device) -> Prefill:
         return self
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> Tensor:
@@ -189,7 +189,7 @@ class _Prefill:
         return self._attend(query, key, value, scoring)
 
 
-class _Decode:
+class Decode:
     """Attention of one new token a row over the keys of its row.
 
     The queries of a group of heads that share keys are its rows: no key is repeated.
@@ -200,7 +200,7 @@ class _Decode:
         self._rows = torch.arange(len(positions), device=positions.device)
         self._masks: dict[int | None, Tensor] = {}
 
-    def to(self, device: torch.device) -> _Decode:
+    def to(self, device: torch.device) -> Decode:
         return self
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> Tensor:
