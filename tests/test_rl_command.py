@@ -1,4 +1,4 @@
-"""`posttrain rl` and `posttrain replay` end to end, on a tiny random model; killed at any moment."""
+"""`posttrain rl` and `posttrain replay` end to end on a tiny random model; killed anywhere."""
 
 from __future__ import annotations
 
@@ -113,10 +113,21 @@ def test_reward_rises(call: Call, tmp_path: Path) -> None:
 
 
 def test_at_a_learning_rate_of_almost_0_nothing_moves(call: Call, tmp_path: Path) -> None:
-    assert call("--learning-rate", "1e-30", steps=3)[0] == 0
+    """In exact mode, so that the sampler, the trainer and the reference agree to the bit."""
+    code, _, err = call("--learning-rate", "1e-30", "--passes", "2", "--parts", "2", steps=3)
+    assert code == 0 and "exact" in err
     for record in steps(tmp_path / "run"):
         assert record["rollout/kl"] == 0
-        assert record["policy/ratio"] == 1 and record["policy/mismatch"] < 1e-5
+        assert record["policy/ratio"] == 1 and record["policy/mismatch"] == 0
+
+
+def test_a_sampler_that_is_not_exact_is_said_and_corrected_for(call: Call, tmp_path: Path) -> None:
+    code, _, err = call("--no-exact", "--top-p", "0.9", steps=2)
+    assert code == 0 and "exact" not in err
+    for record in steps(tmp_path / "run"):
+        assert 0 < record["policy/mismatch"] < 1e-5
+    code, _, err = call("--exact", "--top-p", "0.9", "--out", tmp_path / "other")
+    assert code == 2 and "--exact" in err
 
 
 def test_every_journalled_answer_has_its_score(call: Call, tiny: Path, tmp_path: Path) -> None:
@@ -256,15 +267,16 @@ def _times(folder: Path) -> dict[Path, int]:
 def test_replay_names_the_first_tensor_that_differs(
     call: Call, tiny: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert call(steps=3)[0] == 0
+    many = ("--batch-size", "4", "--n", "8")  # so that rewards differ in the first step
+    assert call(*many, steps=3)[0] == 0
     run = str(tmp_path / "run")
-    assert main(command(tiny, tmp_path / "other", "--learning-rate", "2e-3")) == 0
+    assert main(command(tiny, tmp_path / "other", "--learning-rate", "2e-3", *many)) == 0
     capfd.readouterr()
     assert main(["replay", run, "--step", "1", "--against", str(tmp_path / "other")]) == 10
     assert "after the step" in capfd.readouterr().out  # the rate is all that differs
     assert main(["replay", run, "--step", "2", "--against", str(tmp_path / "other")]) == 10
     assert "before the step" in capfd.readouterr().out
-    assert main(command(tiny, tmp_path / "seed", "--seed", "1")) == 0
+    assert main(command(tiny, tmp_path / "seed", "--seed", "1", *many)) == 0
     assert main(["replay", run, "--step", "1", "--against", str(tmp_path / "seed")]) == 10
     assert "tokens" in capfd.readouterr().out
 

@@ -29,7 +29,7 @@ from posttrain.core.types import Read
 from posttrain.data.forest import TokenForest
 from posttrain.data.prompting import Prompting
 from posttrain.engine import lora as adapters
-from posttrain.engine import sampler, sampling_probe
+from posttrain.engine import sampler, sampling_exact, sampling_probe
 from posttrain.engine.admission import admitted
 from posttrain.engine.export import VALUE_HEAD
 from posttrain.engine.learner import Learner
@@ -180,7 +180,15 @@ class Policy(Learner):
         return completions
 
     def use_exact(self) -> str:
-        return "not there yet"
+        """Sample with the very log-probabilities that training reads, to the bit, from now on; see
+        `posttrain.engine.exact`.
+
+        Returns: why that is not possible; empty where it is.
+        """
+        if self.network.decoding is None:
+            for reason in self.admit_sampling():
+                self.tell(reason)
+        return sampling_exact.why_not(self.network)
 
     def admit_sampling(self) -> tuple[str, ...]:
         """Probe how completions may be drawn; `sample` does it where nobody did before.

@@ -26,6 +26,7 @@ from posttrain.core.errors import ConfigError, DataError
 from posttrain.core.events import Reporter
 from posttrain.core.files import write_json
 from posttrain.core.journal import Journal
+from posttrain.core.products import fix_products
 from posttrain.core.settings import Needs, ReadsModel, ReadsScorer, Settings, Unless
 from posttrain.core.trackers import FILE, FOLDER
 from posttrain.core.trackers import check as check_trackers
@@ -49,6 +50,8 @@ if TYPE_CHECKING:
     from posttrain.environments.environment import Environment
     from posttrain.methods.credit import Algorithm
     from posttrain.stages.online import Online
+
+fix_products()  # of this process, while it has computed none
 
 ROLLOUTS, COMMAND = "rollouts", "command.json"
 HELD_BATCH = 64  # held-out prompts that are answered between two reports of progress
@@ -325,7 +328,10 @@ class Job:
         wanted, device = self.settings.exact, self.policy.device.type
         if wanted is False or (wanted is None and device != "cpu"):
             return "exact mode is off"
-        why = self.policy.use_exact()
+        draw = self.settings.draw
+        why = "answers are drawn from a truncated distribution"
+        if not draw.top_k and draw.top_p == 1:
+            why = self.policy.use_exact()
         if why and wanted:
             raise ConfigError(f"--exact: {why}", cure="leave it out", option="exact")
         if why:

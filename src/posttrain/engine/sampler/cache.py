@@ -19,11 +19,12 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from posttrain.data.forest import Sequence, Tree, collate
-from posttrain.engine.attention import Attend, Scoring, attend_to
+from posttrain.engine.attention import Attend, Scoring
+from posttrain.engine.exact import KEYS, in_blocks, repeats
 from posttrain.engine.modes import Way
-from posttrain.engine.network import Network, trunk_of
+from posttrain.engine.network import Network
 
-BLOCK = 64  # positions by which slots grow
+BLOCK = KEYS  # positions by which slots grow
 PREFILL = 4096  # tokens of prompts that are read in one pass
 
 
@@ -104,9 +105,7 @@ class Slots:
             tokens = np.array(prompt, np.int64)
             trees.append(Tree((Sequence(tokens, np.zeros(len(tokens), bool)),)))
         forest = collate(trees)
-        attend = Prefill(
-            self, attend_to(forest, network.device, network.dtype), forest.trees, slots
-        )
+        attend = Prefill(self, network.attend_to(forest), forest.trees, slots)
         forest = forest.to(network.device)
         hidden = self._read(forest.tokens, forest.positions, attend)
         self.prefilled += forest.T
@@ -117,7 +116,7 @@ class Slots:
         longest = int(self.lengths.max()) + 1
         self._grow(len(self.lengths), longest)
         positions = torch.from_numpy(self.lengths.copy()).to(tokens.device)
-        attend = Decode(self, positions, longest)
+        attend = (DecodeExactly if self._network.exact else Decode)(self, positions, longest)
         self.lengths += 1
         self.decoded += len(tokens)
         return self._network.head.logits(self._read(tokens, positions, attend))
@@ -125,10 +124,7 @@ class Slots:
     def _read(self, tokens: Tensor, positions: Tensor, attend: Attend) -> Tensor:
         """[T, d] hidden states."""
         self.passes += 1
-        out = trunk_of(self._network.inner)(
-            input_ids=tokens[None], position_ids=positions[None], use_cache=False, attend=attend
-        )
-        return out.last_hidden_state[0]
+        return self._network.read(tokens, positions, attend)[: len(tokens)]
 
     # -------------------------------------------------------------------------------- slots
 
@@ -233,6 +229,30 @@ class Decode:
             mask = torch.zeros(seen.shape, device=seen.device).masked_fill_(~seen, -torch.inf)
             self._masks[window] = mask[:, None, None]
         return self._masks[window]
+
+
+class DecodeExactly:
+    """The same in fixed blocks of keys, as `posttrain.engine.exact` has them."""
+
+    def __init__(self, cache: Slots, positions: Tensor, longest: int) -> None:
+        self._cache, self._positions = cache, positions
+        self._rows = torch.arange(len(positions))
+        self._blocks = -(-longest // KEYS) * KEYS
+
+    def to(self, device: torch.device) -> DecodeExactly:
+        return self
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> Tensor:
+        B = len(self._positions)
+        keys, values = self._cache.layer(scoring.layer, key, value)
+        keys[self._rows, :, self._positions] = key[0, :, :B].transpose(0, 1)
+        values[self._rows, :, self._positions] = value[0, :, :B].transpose(0, 1)
+        copies = repeats(query.shape[1], key.shape[1])
+        q = query[0, :, :B].transpose(0, 1)[:, :, None].expand(-1, -1, copies, -1)
+        positions = self._positions[:, None].expand(-1, copies)
+        seen = (x[:B, :, : self._blocks] for x in (keys, values))
+        out = in_blocks(q, *seen, positions, scoring)[:, :, 0]
+        return torch.nn.functional.pad(out, (0, 0, 0, 0, 0, query.shape[2] - B))[None]
 
 
 def _passes(lengths: Many[int]) -> list[list[int]]:

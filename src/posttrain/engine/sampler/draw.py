@@ -79,6 +79,9 @@ def stopping_at_texts(params: Sampling, tokenizer: Any) -> Sampling:
     return replace(params, stop=(*(params.stop or ()), *ids), ended=ended if texts else None)
 
 
+MILD = 0.01  # temperatures from here on make no infinity of a logit
+
+
 def draw(logits: Tensor, uniform: Tensor, params: Sampling) -> tuple[Tensor, Tensor]:
     """Draw a token a row by inverting the cumulative distribution.
 
@@ -87,6 +90,8 @@ def draw(logits: Tensor, uniform: Tensor, params: Sampling) -> tuple[Tensor, Ten
         uniform: [B] in [0, 1).
     Returns: [B] tokens and [B] their log-probabilities under the distribution drawn from.
     """
+    if params.top_k == 0 and params.top_p == 1 and params.temperature >= MILD:
+        return _draw_from_all(logits, uniform, params.temperature)
     logits = logits.double()
     if params.temperature == 0:
         token = logits.argmax(-1)
@@ -110,3 +115,21 @@ def draw(logits: Tensor, uniform: Tensor, params: Sampling) -> tuple[Tensor, Ten
     # rounding must not reach a token that was cut off
     place = torch.minimum(place, (p > 0).sum(-1, keepdim=True) - 1)
     return index.gather(1, place)[:, 0], p.gather(1, place)[:, 0].log()
+
+
+def _draw_from_all(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """The same where nothing is cut off: no token needs to be sorted. The log-probabilities are
+    computed as the trainer does, step by step.
+    """
+    logp = torch.log_softmax(logits / temperature if temperature != 1.0 else logits, -1)
+    reached = logp.double().exp_().cumsum_(-1)
+    total = reached[:, -1:]
+    if not bool(total.isfinite().all()):
+        raise ModelError(
+            "the model's logits are not finite",
+            cure="get the complete model, or give Policy.load another dtype",
+        )
+    # rounding must not reach beyond the last token that has any probability
+    most = torch.nextafter(total, torch.zeros_like(total))
+    token = torch.searchsorted(reached, torch.minimum(uniform[:, None] * total, most), right=True)
+    return token[:, 0], logp.gather(1, token)[:, 0]
