@@ -23,7 +23,6 @@ from posttrain.engine.sampler import Sampling
 from posttrain.engine.sampling_exact import why_not
 from tests.tiny import FORESTS, V, network, policy, seq, tree_of
 
-
 # an expert gets as many rows as are sent to it, whatever they are beside
 MIXTURES = ("gpt_oss", "qwen3_moe", "deepseek_v3")
 

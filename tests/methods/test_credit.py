@@ -137,7 +137,7 @@ def test_by_hand(
 def test_generalised_advantages_by_hand() -> None:
     """γ = λ = ½; δ = (½·½ − 1, ½·¼ − ½, 1 − ¼) = (−¾, −⅜, ¾); A_t = δ_t + ¼·A_{t+1}."""
     group = samples(1.0, lengths=(3,), values=[np.array([1, 0.5, 0.25])])
-    (given_credit,) = credits("ppo", group, gamma=0.5, lambda_=0.5, scale="none")
+    (given_credit,) = credits("ppo", group, gamma=0.5, gae_lambda=0.5, scale="none")
     expected = [-0.75 - 0.1875 / 4, -0.375 + 0.75 / 4, 0.75]
     assert given_credit.advantages[0].tolist() == expected
     assert given_credit.returns is not None
@@ -146,7 +146,7 @@ def test_generalised_advantages_by_hand() -> None:
 
 def test_ppo_whitens_the_tokens_of_the_batch_and_keeps_returns_as_they_are() -> None:
     group = samples(1.0, -2.0, NAN, lengths=(2, 1, 2))
-    (given_credit,) = credits("ppo", group, lambda_=1.0)
+    (given_credit,) = credits("ppo", group, gae_lambda=1.0)
     assert np.concatenate(given_credit.advantages) == pytest.approx(
         [1 / 3**0.5, 1 / 3**0.5, -2 / 3**0.5, 0, 0]
     )
@@ -170,7 +170,7 @@ def test_two_completions_are_a_contrast() -> None:
 def test_lambda_1_is_reward_to_go_less_the_value() -> None:
     values = [np.array([0.3, -0.2, 0.9])]
     (ppo,) = credits(
-        "ppo", samples(1.0, lengths=(3,), values=values), lambda_=1.0, scale="none", beta=0.2
+        "ppo", samples(1.0, lengths=(3,), values=values), gae_lambda=1.0, scale="none", beta=0.2
     )
     assert ppo.advantages[0] == pytest.approx(np.array([0.7, 0.8, 0.9]) - values[0])
 
@@ -275,7 +275,7 @@ def test_the_page_has_the_defaults() -> None:
 @pytest.mark.parametrize(
     ("name", "options", "option"),
     [
-        ("grpo", {"lambda_": 0.9}, "lambda_"),
+        ("grpo", {"gae_lambda": 0.9}, "gae_lambda"),
         ("cispo", {"clip_low": 0.1}, "clip_low"),
         ("cispo", {"clip_high": 0.2}, "clip_high"),
         ("reinforce", {"scale": "group"}, "scale"),

@@ -295,7 +295,7 @@ def generalised_advantage(batch: Many[Samples], values: Values) -> list[Credit]:
         group = []
         for tokens, head in zip(_token_rewards(samples, values), heads, strict=True):
             errors = tokens + values["gamma"] * np.append(head[1:], 0.0)[: len(head)] - head
-            group.append(_to_go(errors, values["gamma"] * values["lambda_"]))
+            group.append(_to_go(errors, values["gamma"] * values["gae_lambda"]))
         advantages.append(group)
         returns.append([a + head for a, head in zip(group, heads, strict=True)])
     white = _whitened(advantages, values["scale"])
@@ -423,7 +423,7 @@ IN_REWARD = {"beta": 0.05, "kl_in": "reward", "scale": "none"}
 PLAIN = SHARED | RATIO | IN_REWARD | {"aggregate": "sum", "clip_high": 5.0}
 MEAN = {"aggregate": "sequence"}
 WHITE = CLIPPED | IN_REWARD | {"scale": "batch", "gamma": 1.0}
-PPO = WHITE | {"lambda_": 0.95, "value_weight": 0.1, "clip_value": 0.2}
+PPO = WHITE | {"gae_lambda": 0.95, "value_weight": 0.1, "clip_value": 0.2}
 RLOO = CLIPPED | IN_REWARD | MEAN | {"importance": "product"}
 DR_GRPO = CLIPPED | {"aggregate": "fixed", "scale": "none"}
 GSPO = CLIPPED | MEAN | {"clip_low": 3e-4, "clip_high": 4e-4, "importance": "sequence"}

@@ -79,7 +79,7 @@ class RlOptions(Settings):
     )
     # credit
     gamma: float | None = Field(None, ge=0, le=1, description="discount a token")
-    lambda_: float | None = Field(
+    gae_lambda: float | None = Field(
         None, ge=0, le=1, description="of generalised advantages; at 1 values are baselines only"
     )
     scale: Literal["group", "batch", "none"] | None = Field(

@@ -24,6 +24,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from posttrain.core.errors import CheckpointError
 from posttrain.core.journal import Entry, Journal
@@ -36,8 +37,9 @@ from posttrain.engine.numbers import checksums
 from posttrain.engine.source import Batch
 from posttrain.environments.environment import Environment, Rollout, scored
 from posttrain.methods import kl
-from posttrain.methods.credit import Algorithm, Credit, Samples, same
+from posttrain.methods.credit import Algorithm, Credit, Samples, divergence, same
 from posttrain.methods.rl_options import RlOptions
+from posttrain.methods.value import explained_variance
 from posttrain.scoring.score import Score, Scorer
 from posttrain.scoring.scorers import refuse_failures
 
@@ -380,7 +382,10 @@ class Online:
             for name, values in facts.items():
                 tree = tree.with_targets(name, np.asarray(values, np.float32))
             out.append(tree)
-        return out, self._divergence(samples)
+        values = self._divergence(samples)
+        if self.algorithm.value:
+            values |= _explained(samples, credits)
+        return out, values
 
     def _weighed_options(self) -> RlOptions:
         """The options with the weight that the divergence has by now."""
@@ -389,17 +394,11 @@ class Online:
         return self.options
 
     def _divergence(self, samples: Many[Samples]) -> dict[str, float]:
-        """Nats by which a rollout is likelier than under the reference, on average; moves its
-        weight.
-        """
+        """How far the policy is from its reference, nats a rollout; moves its weight."""
         if self.reference is None:
             return {}
-        each = [
-            float((np.asarray(logprobs, np.float64) - reference).sum())
-            for group in samples
-            for logprobs, reference in zip(group.logprobs, group.reference or (), strict=True)
-        ]
-        mean = math.fsum(each) / len(each)
+        each = np.concatenate([divergence(group) for group in samples])
+        mean = float(each.mean())
         values = {"rollout/kl": mean, "rollout/beta": self.control.beta}
         self.control.update(mean, len(each))
         return values
@@ -410,6 +409,14 @@ def _facts(credit: Credit) -> dict[str, np.ndarray]:
     if credit.returns is not None:
         facts["returns"] = np.concatenate(credit.returns)
     return facts
+
+
+def _explained(samples: Many[Samples], credits: Many[Credit]) -> dict[str, float]:
+    """How much of what came the value head had expected."""
+    values = [np.concatenate(group.values) for group in samples if group.values]
+    returns = [np.concatenate(credit.returns) for credit in credits if credit.returns]
+    share = explained_variance(*(torch.from_numpy(np.concatenate(x)) for x in (values, returns)))
+    return {} if share is None else {"rollout/explained_variance": share}
 
 
 def _measure(drawn: list[Group], groups: list[Group]) -> dict[str, float]:

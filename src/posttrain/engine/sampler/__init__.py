@@ -20,7 +20,7 @@ from collections.abc import Sequence as Many
 import torch
 
 from posttrain.core.errors import ModelError
-from posttrain.engine.modes import Decoding
+from posttrain.engine.modes import Decoding, Way
 from posttrain.engine.network import Network, known_positions
 from posttrain.engine.sampler.cache import Cache, Grouped, Slots
 from posttrain.engine.sampler.draw import Sampling, draw, stopping_at_texts
@@ -118,7 +118,7 @@ def stream(
         network.inner.train(was_training)
 
 
-def _together(requests: Many[Request], decoding: Decoding) -> Iterator[tuple[list[Request], str]]:
+def _together(requests: Many[Request], decoding: Decoding) -> Iterator[tuple[list[Request], Way]]:
     """Requests that one scheduler runs, and the way: all of them in slots, else those of equal
     length and equal room.
     """

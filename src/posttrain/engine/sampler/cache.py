@@ -250,8 +250,8 @@ class DecodeExactly:
         copies = repeats(query.shape[1], key.shape[1])
         q = query[0, :, :B].transpose(0, 1)[:, :, None].expand(-1, -1, copies, -1)
         positions = self._positions[:, None].expand(-1, copies)
-        seen = (x[:B, :, : self._blocks] for x in (keys, values))
-        out = in_blocks(q, *seen, positions, scoring)[:, :, 0]
+        keys, values = keys[:B, :, : self._blocks], values[:B, :, : self._blocks]
+        out = in_blocks(q, keys, values, positions, scoring)[:, :, 0]
         return torch.nn.functional.pad(out, (0, 0, 0, 0, 0, query.shape[2] - B))[None]
 
 
