@@ -20,7 +20,7 @@ from posttrain.core.terminal import emit
 OTHERS = {
     "quickstart": (
         "posttrain.cli.quickstart:main",
-        "see the whole loop work on a small real model in 1.5 minutes",
+        "see the whole loop work on a small real model in two minutes",
     ),
     "run": ("posttrain.cli.pipeline:run", "run a recipe of stages"),
     "plan": ("posttrain.cli.pipeline:show_plan", "show what running a recipe would do"),
