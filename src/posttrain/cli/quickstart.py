@@ -21,7 +21,7 @@ def main(argv: list[str]) -> int:
         prog="posttrain quickstart",
         allow_abbrev=False,
         description=(
-            "From the embedded base model to instruct models that have learned from comparisons and "
+            "From the embedded base model to instruct models that learned from comparisons and "
             "from reward: adapt, fine-tune, evaluate, train a reward model, optimise preferences, "
             "compare, reinforce, evaluate. Offline, on a processor. The same command goes on."
         ),
