@@ -5,6 +5,7 @@ the last bits. No deadlines: a test measures numbers, and a busy machine may tak
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")  # heard before the first product alone
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 from hypothesis import settings

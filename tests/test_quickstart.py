@@ -80,6 +80,8 @@ def test_the_whole_loop_runs_and_is_found_again(
         "REWARD": 32,
         "PAIRS": 24,
         "HELD_PAIRS": 12,
+        "ASKED": 32,
+        "STEPS": 2,
     }.items():
         monkeypatch.setattr(quickstart, name, size)
     out = tmp_path / "run"
@@ -88,9 +90,11 @@ def test_the_whole_loop_runs_and_is_found_again(
     assert (
         "held-out questions" in said.out and "difference, paired" in said.out.replace("\n", " ")
     ) or "paired" in said.out
-    assert "1/6 adapt" in said.err and "6/6 compare" in said.err
+    assert "1/8 adapt" in said.err and "8/8 improved" in said.err
     summary = json.loads((out / "summary.json").read_text())
-    assert list(summary["stages"]) == ["adapt", "sft", "check", "reward", "preference", "compare"]
+    stages = ["adapt", "sft", "check", "reward", "preference", "compare", "rl", "improved"]
+    assert list(summary["stages"]) == stages
+    assert summary["stages"]["rl"]["result"]["exact"]  # though other stages ran in this process
     sft, check = summary["stages"]["sft"], summary["stages"]["check"]
     assert (
         sft["result"]["tokens_per_second"] > 0 and sft["seconds"] > 0 and len(sft["digest"]) == 64

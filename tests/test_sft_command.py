@@ -114,14 +114,14 @@ class Stopped(Exception):
 
 def stop_before(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """Let runs end before the step after this one."""
-    take = loop._step
+    take = loop.take_step
 
     def stops(run: Any) -> None:
         if run.step == step:
             raise Stopped
         take(run)
 
-    monkeypatch.setattr(loop, "_step", stops)
+    monkeypatch.setattr(loop, "take_step", stops)
 
 
 @pytest.fixture(scope="module")
@@ -463,14 +463,14 @@ def test_an_interrupted_run_goes_on_wherever_it_and_its_inputs_are_now(
 def test_what_is_deleted_during_a_run_is_an_error(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, step: int
 ) -> None:
-    run, take = tmp_path / "run", loop._step
+    run, take = tmp_path / "run", loop.take_step
 
     def deletes(state: Any) -> None:
         take(state)
         if state.step == step:
             (run / what).unlink() if what else shutil.rmtree(run)
 
-    monkeypatch.setattr(loop, "_step", deletes)
+    monkeypatch.setattr(loop, "take_step", deletes)
     code, _, err = bench.sft(run, "--checkpoint-every", "1", held=False)
     assert code == 2 and f"{run / what} was deleted" in err and "cure:" in err
     assert not (run / "model").exists() and run.exists() == bool(what)

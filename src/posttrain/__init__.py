@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from posttrain.stages.pairs import data_pairs as data_pairs
     from posttrain.stages.preference import preference as preference
     from posttrain.stages.reward_model import reward_model as reward_model
+    from posttrain.stages.rl import rl as rl
     from posttrain.stages.sample_pairs import sample_pairs as sample_pairs
     from posttrain.stages.select import data_select as data_select
     from posttrain.stages.sft import sft as sft
@@ -44,6 +45,7 @@ _PUBLIC = {
     "RewardModel": "posttrain.engine.reward",
     "open_scorer": "posttrain.scoring.scorers",
     "judge": "posttrain.stages.judge",
+    "rl": "posttrain.stages.rl",
     "sample_pairs": "posttrain.stages.sample_pairs",
     "Policy": "posttrain.engine.policy",
     "run_recipe": "posttrain.pipeline.run",
@@ -62,6 +64,7 @@ __all__ = [
     "open_scorer",
     "preference",
     "reward_model",
+    "rl",
     "run_recipe",
     "sample_pairs",
     "sft",

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,12 +16,15 @@ from torch import Tensor
 from posttrain.core.errors import ConfigError, ModelError
 from posttrain.core.types import Read
 from posttrain.data.forest import Tree, collate
+from posttrain.engine.admission import admitted
 from posttrain.engine.policy import Policy
 from posttrain.engine.sampler import (
     ROWS,
     Completion,
+    Request,
     Sampling,
-    _sample_group,
+    Scheduler,
+    Slots,
     draw,
     sample,
     stopping_at_texts,
@@ -512,25 +514,26 @@ def completions(words: Any, told: str, stops: tuple[str, ...]) -> list[Completio
     """What is drawn where the network writes one text and goes on with its last token."""
     ids = words(told, add_special_tokens=False)["input_ids"]
 
-    class Writer(torch.nn.Module):
-        """Tells the next token of the text, by how many were read."""
+    class Writer:
+        """A cache whose network writes the text, by how many tokens were read."""
 
-        config, training = None, False
+        joins, read = False, 0
 
-        def forward(self, input_ids: Tensor, past_key_values: Any, **_more: Any) -> Any:
-            past_key_values.append(input_ids.shape[1])
-            at = min(sum(past_key_values) - 2, len(ids) - 1)
-            logits = torch.nn.functional.one_hot(torch.tensor([[ids[at]]]), len(words)).float()
-            return SimpleNamespace(logits=logits * 50)
+        def start(self, prompts: Any, copies: Any) -> Tensor:
+            return self.step(torch.zeros(1))
+
+        def step(self, tokens: Tensor) -> Tensor:
+            at = min(self.read, len(ids) - 1)
+            self.read += 1
+            return torch.nn.functional.one_hot(torch.tensor([ids[at]]), len(words)).float() * 50
+
+        def keep(self, rows: list[int]) -> None:
+            assert not rows
 
     params = Sampling(40, temperature=0, stop=(words.eos_token_id,), stop_texts=stops)
-    params = stopping_at_texts(params, words)
-    stream = lambda i, j: np.random.default_rng(0)  # noqa: E731
-    one = SimpleNamespace(inner=Writer(), config=None, device=torch.device("cpu"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("posttrain.engine.sampler.DynamicCache", lambda config: [])
-        found = _sample_group(one, [[0, 0]], [0], params, stream, None, "cache")  # type: ignore[arg-type]
-    return list(found.values())
+    request = Request(0, [0, 0], stopping_at_texts(params, words), (0,), 40)
+    scheduler = Scheduler(Writer(), 1)  # type: ignore[arg-type]
+    return list(scheduler.run([request], torch.device("cpu")))
 
 
 @pytest.mark.parametrize(
@@ -555,3 +558,70 @@ def test_a_completion_ends_where_a_stop_text_is_complete(
     expected = words(upto if upto is not None else told, add_special_tokens=False)["input_ids"]
     assert found.tokens[: len(expected)] == expected
     assert len(found.tokens) == (len(expected) if upto is not None else 40)
+
+
+# -------------------------------------------------------------------------- continuous batching
+
+
+def requests(prompts: list[list[int]], params: Sampling) -> list[Request]:
+    return [Request(i, p, params, (0, i), params.max_tokens) for i, p in enumerate(prompts)]
+
+
+@pytest.mark.parametrize("rows", [4, 7, 64])
+def test_every_prompt_is_read_once_and_every_token_but_the_last(rows: int) -> None:
+    """Prefilled are the tokens of the prompts, each prompt once whatever its samples; decoded is
+    every token that was drawn, but the last of each completion.
+    """
+    one, params = network("llama"), Sampling(9, n=3, stop=tuple(range(0, V, 9)))
+    prompts = [*PROMPTS, PROMPTS[0], PROMPTS[3]]
+    cache = Slots(admitted(one))
+    found = list(Scheduler(cache, rows).run(requests(prompts, params), torch.device("cpu")))
+    assert len(found) == 21
+    if rows == 64:  # all at once
+        assert cache.prefilled == sum(map(len, PROMPTS))
+        assert cache.passes == max(len(c.tokens) for c in found)
+    assert cache.decoded == sum(len(c.tokens) - 1 for c in found)
+
+
+def test_who_has_finished_makes_room_at_once() -> None:
+    """Two rows, and four prompts: a prompt enters in the step after one has left, so that no row is
+    idle while one waits.
+    """
+    cache, order = Slots(admitted(network("llama"))), list[int]()
+    params = [Sampling(n, stop=()) for n in (2, 6, 3, 4)]
+    waiting = [Request(i, PROMPTS[i], p, (0, i), p.max_tokens) for i, p in enumerate(params)]
+    for completion in Scheduler(cache, 2).run(waiting, torch.device("cpu")):
+        order.append(completion.prompt)
+    assert order == [0, 2, 1, 3]
+    assert cache.passes == 3 + 8  # two prompts at once, two later; nine tokens in the longer row
+
+
+@pytest.mark.parametrize("architecture", ["llama", "mistral", "gemma2", "gpt_oss", "deepseek_v3"])
+def test_what_is_drawn_does_not_depend_on_when_it_runs(architecture: str) -> None:
+    one, params = admitted(network(architecture)), Sampling(12, n=2, stop=tuple(range(0, V, 13)))
+
+    def drawn(rows: int, order: list[int]) -> dict[tuple[int, int], Completion]:
+        every = requests(PROMPTS, params)
+        scheduler = Scheduler(Slots(one), rows)
+        found = scheduler.run([every[i] for i in order], torch.device("cpu"))
+        return {(c.prompt, c.sample): c for c in found}
+
+    at_once, in_turn = drawn(64, [0, 1, 2, 3, 4]), drawn(2, [4, 2, 0, 1, 3])
+    for key, completion in at_once.items():
+        assert in_turn[key].tokens == completion.tokens
+        assert in_turn[key].logprobs == pytest.approx(completion.logprobs, abs=1e-5)
+
+
+def test_each_request_is_drawn_by_its_own_parameters() -> None:
+    one = admitted(network("llama"))
+    kinds = [
+        Sampling(8, temperature=0, stop=()),
+        Sampling(8, stop=()),
+        Sampling(8, top_k=1, stop=()),
+    ]
+    every = [Request(i, PROMPTS[0], kind, (0, 0), 8) for i, kind in enumerate(kinds)]
+    together = {c.prompt: c for c in Scheduler(Slots(one), 8).run(every, torch.device("cpu"))}
+    assert together[0].tokens == together[2].tokens != together[1].tokens
+    for request in every:
+        (alone,) = Scheduler(Slots(one), 8).run([request], torch.device("cpu"))
+        assert alone.tokens == together[request.number].tokens

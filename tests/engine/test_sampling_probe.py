@@ -14,6 +14,7 @@ from posttrain.engine.admission import admitted
 from posttrain.engine.modes import Decoding
 from posttrain.engine.policy import Policy
 from posttrain.engine.sampler import Sampling
+from posttrain.engine.sampler.cache import Decode
 from posttrain.engine.sampling_probe import decoding
 from tests.engine.test_sampler import PROMPTS, scored
 from tests.tiny import network, policy
@@ -27,8 +28,11 @@ def agreed(one: Policy, prompts: list[list[int]], tokens: int = 10) -> None:
 
 
 def test_most_models_are_sampled_with_a_cache() -> None:
-    for architecture in ("llama", "gpt2", "qwen3_5", "bloom", "gpt_oss"):
-        assert decoding(admitted(network(architecture))) == Decoding()
+    """Those that run as forests in slots, the others with transformers' own cache."""
+    for architecture in ("llama", "gpt2", "gpt_oss"):
+        assert decoding(admitted(network(architecture))) == Decoding("slots")
+    for architecture in ("qwen3_5", "bloom"):
+        assert decoding(admitted(network(architecture))) == Decoding("cache")
 
 
 def test_a_model_that_forgets_where_it_is_is_told() -> None:
@@ -41,15 +45,19 @@ def test_a_model_that_forgets_where_it_is_is_told() -> None:
         agreed(one, PROMPTS)
 
 
+def _is_cached(kwargs: dict[str, Any]) -> bool:
+    return bool(kwargs.get("past_key_values")) or isinstance(kwargs.get("attend"), Decode)
+
+
 class Forgetful(LlamaForCausalLM):
-    """With a cache, its attention is a tenth weaker."""
+    """With a cache of either kind, its attention is a tenth weaker."""
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
         for layer in self.model.layers:
             layer.self_attn.register_forward_hook(
                 lambda module, args, kwargs, out: (
-                    (0.9 * out[0], *out[1:]) if kwargs.get("past_key_values") else out
+                    (0.9 * out[0], *out[1:]) if _is_cached(kwargs) else out
                 ),
                 with_kwargs=True,
             )

@@ -183,7 +183,7 @@ def test_an_interrupted_stage_goes_on_to_the_same_weights(
 ) -> None:
     whole = weights(bench.out / "sft")
     killed = Bench(bench.recipe, tmp_path / "killed", bench.capfd)
-    step, taken = loop._step, []
+    step, taken = loop.take_step, []
 
     def dies(run: Any) -> None:
         if run.steps == 6 and run.step == 5:
@@ -192,14 +192,14 @@ def test_an_interrupted_stage_goes_on_to_the_same_weights(
         step(run)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "_step", dies)
+        patch.setattr(loop, "take_step", dies)
         assert killed.run()[0] == 130
     assert taken == [0, 1, 0, 1, 2, 3, 4]
     assert killed.states() == [("made", ""), ("interrupted", ""), ("new", "not made yet")]
     assert not (killed.out / "summary.json").exists() and not (killed.out / "sft").exists()
     taken.clear()
     small.forbid(monkeypatch, "adapt")
-    monkeypatch.setattr(loop, "_step", lambda run: (taken.append(run.step), step(run)))
+    monkeypatch.setattr(loop, "take_step", lambda run: (taken.append(run.step), step(run)))
     code, _, err = killed.run()
     assert code == 0
     assert taken == [4, 5]  # the last checkpoint was after four steps
@@ -222,7 +222,7 @@ def test_a_run_folder_that_was_moved_goes_on(
   sft: {{model: {0}/base, data: rows, steps: 4, batch_size: 6, checkpoint_every: 2, device: cpu}}
 """
     recipe.write_text("name: rows\nstages:" + stages.format(data))
-    step = loop._step
+    step = loop.take_step
 
     def dies(run: Any) -> None:
         if run.step == 2:
@@ -230,7 +230,7 @@ def test_a_run_folder_that_was_moved_goes_on(
         step(run)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "_step", dies)
+        patch.setattr(loop, "take_step", dies)
         assert Bench(recipe, tmp_path / "run", capfd).run()[0] == 130
     shutil.move(tmp_path / "run", tmp_path / "elsewhere")
     shutil.move(data, tmp_path / "other")
@@ -249,7 +249,7 @@ def test_a_model_that_was_removed_is_exported_again(
     whole = weights(bench.out / "sft")
     shutil.rmtree(bench.out / "sft" / "model")
     assert bench.states() == [("made", ""), ("damaged", "model is missing"), ("made", "")]
-    monkeypatch.setattr(loop, "_step", small.boom)
+    monkeypatch.setattr(loop, "take_step", small.boom)
     assert bench.run()[0] == 0
     assert weights(bench.out / "sft") == whole
 

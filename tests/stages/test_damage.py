@@ -158,7 +158,7 @@ def _stop_in_the_middle(bench: Bench, patch: pytest.MonkeyPatch) -> None:
     """Kill runs half-way: training after three steps, of which two are in a checkpoint; sampling
     after three of six chunks; an evaluation when all is asked, and nothing summed up.
     """
-    step, answers = loop._step, sample_pairs._answers
+    step, answers = loop.take_step, sample_pairs._answers
 
     def dies(run: loop.Run) -> None:
         if run.step == 3:
@@ -173,7 +173,7 @@ def _stop_in_the_middle(bench: Bench, patch: pytest.MonkeyPatch) -> None:
     def stops(*given: object) -> object:
         raise KeyboardInterrupt
 
-    patch.setattr(loop, "_step", dies)
+    patch.setattr(loop, "take_step", dies)
     patch.setattr(sample_pairs, "_answers", asks)
     patch.setattr("posttrain.stages.evaluate._results", stops)
     for name in ("sft", "preference", "sample-pairs", "eval"):
@@ -399,9 +399,11 @@ def test_training_whose_rows_change_ends_when_they_are_put_back(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Its checkpoints are of the rows that it began with."""
-    data, step = bench.folder / "train.jsonl", loop._step
+    data, step = bench.folder / "train.jsonl", loop.take_step
     before = data.read_text()
-    monkeypatch.setattr(loop, "_step", lambda run: (step(run), data.write_text(before + before)))
+    monkeypatch.setattr(
+        loop, "take_step", lambda run: (step(run), data.write_text(before + before))
+    )
     argv = bench.argv("sft", tmp_path / "run")
     try:
         assert main(argv) == 2
@@ -410,7 +412,7 @@ def test_training_whose_rows_change_ends_when_they_are_put_back(
         assert not (tmp_path / "run" / "summary.json").exists()
     finally:
         data.write_text(before)
-    monkeypatch.setattr(loop, "_step", None)  # no step is left to do
+    monkeypatch.setattr(loop, "take_step", None)  # no step is left to do
     assert main(argv) == 0 and results(tmp_path / "run") == bench.results["sft"]
 
 

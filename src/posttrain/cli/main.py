@@ -20,12 +20,13 @@ from posttrain.core.terminal import emit
 OTHERS = {
     "quickstart": (
         "posttrain.cli.quickstart:main",
-        "see the whole loop work on a small real model in 1.5 minutes",
+        "see the whole loop work on a small real model in two minutes",
     ),
     "run": ("posttrain.cli.pipeline:run", "run a recipe of stages"),
     "plan": ("posttrain.cli.pipeline:show_plan", "show what running a recipe would do"),
     "runs": ("posttrain.cli.pipeline:runs", "list runs"),
     "show": ("posttrain.cli.pipeline:show", "show a run or an artifact"),
+    "replay": ("posttrain.cli.replay:main", "run one step of reinforcement learning again"),
     "schema": ("posttrain.cli.pipeline:print_schema", "print the JSON schema of recipes"),
     "chat": ("posttrain.cli.chat:main", "talk to a model in the terminal"),
 }

@@ -1,4 +1,4 @@
-"""`posttrain quickstart`: the whole loop on a small real model, offline, in a minute and a half."""
+"""`posttrain quickstart`: the whole loop on a small real model, offline, in two minutes."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def main(argv: list[str]) -> int:
         prog="posttrain quickstart",
         allow_abbrev=False,
         description=(
-            "From the embedded base model to an instruct model that has learned from comparisons: "
-            "adapt, fine-tune, evaluate, train a reward model, optimise preferences, compare. "
-            "Offline, on a processor. The same command goes on."
+            "From the embedded base model to instruct models that learned from comparisons and "
+            "from reward: adapt, fine-tune, evaluate, train a reward model, optimise preferences, "
+            "compare, reinforce, evaluate. Offline, on a processor. The same command goes on."
         ),
     )
     parser.add_argument(
@@ -52,12 +52,12 @@ def main(argv: list[str]) -> int:
     results(result.summary)
     out = console()
     for label, path in (
-        ("model", result.artifacts["preference"] / "model"),
+        ("model", result.artifacts["rl"] / "model"),
         ("summary", result.folder / "summary.json"),
         ("data", data),
     ):
         out.print_line(f"{label:<8} {path}")
-    after, before = result.folder / "preference", result.folder / "sft"
+    after, before = result.folder / "rl", result.folder / "sft"
     out.print_line(f"posttrain chat --model {after} --vs {before}", label="next")
     return 0
 

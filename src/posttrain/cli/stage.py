@@ -18,6 +18,7 @@ SHOWS = {
     "preference": "posttrain.cli.preference",
     "sample_pairs": "posttrain.cli.sample_pairs",
     "reward_model": "posttrain.cli.reward_model",
+    "rl": "posttrain.cli.rl",
     "judge": "posttrain.cli.judge",
     "eval": "posttrain.cli.evaluate",
     "data_inspect": "posttrain.cli.data_inspect",

@@ -392,7 +392,11 @@ def _warn(to: Console, text: str) -> None:
 
 
 def _curve(to: Console, log: Iterable[Step | Held]) -> None:
-    """Draw the loss of a finished run."""
+    """Draw the loss of a finished run, or what it learned from: its rewards."""
+    steps = [event for event in log if isinstance(event, Step)]
+    if any("reward" in event.values for event in steps):
+        _reward_curve(to, log)
+        return
     losses = [(event.step, event.values["loss"]) for event in log if isinstance(event, Step)]
     held = [(event.step, event.values["loss"]) for event in log if isinstance(event, Held)]
     if losses:
@@ -400,8 +404,34 @@ def _curve(to: Console, log: Iterable[Step | Held]) -> None:
         to.print(draw(lines, width=min(to.width, 90)), soft_wrap=True)
 
 
+def _reward_curve(to: Console, log: Iterable[Step | Held]) -> None:
+    """Draw the rewards of a finished run, and what a scorer said that it was not trained on."""
+    rewards: list[tuple[int, float]] = []
+    gold: list[tuple[int, float]] = []
+    held: list[tuple[int, float]] = []
+    for event in log:
+        values = event.values
+        if isinstance(event, Held):
+            held.append((event.step, values["reward"]["mean"]))
+            continue
+        if "reward" in values:
+            rewards.append((event.step, values["reward"]))
+        if "gold" in values:
+            gold.append((event.step, values["gold"]))
+    lines = [("reward", rewards), ("gold", gold), ("held-out reward", held)]
+    to.print(draw([line for line in lines if line[1]], width=min(to.width, 90)), soft_wrap=True)
+
+
 def _figures(event: Step) -> str:
-    """A step's loss, and of comparisons how often and by how much the better answer is ahead."""
+    """A step's loss, and of comparisons how often and by how much the better answer is ahead; of
+    learning from reward the reward, and how long answers are.
+    """
+    if "reward" in event.values:
+        values = event.values
+        gold = f", gold {values['gold']:.3f}" if "gold" in values else ""
+        return f"{values['loss']:+.3f}, reward {values['reward']:.3f}{gold}, " + (
+            f"{values['rollout/length']:.0f} tokens an answer"
+        )
     out = f"{event.values['loss']:.4f}"
     if "rewards/accuracies" in event.values:
         out += f", accuracy {event.values['rewards/accuracies']:.2f}"
@@ -412,6 +442,12 @@ def _figures(event: Step) -> str:
 
 def _held(event: Held) -> str:
     values = event.values
+    if "reward" in values:
+        reward = estimate(values["reward"])
+        text = f"step {event.step}: reward {reward}, n = {values['sequences']:,}"
+        if change := values.get("difference"):
+            text += f"; since step 0, paired: {estimate(change['reward'], '+.3f')}"
+        return text
     entropy = f", entropy {values['entropy']:.3f}" if "entropy" in values else ""
     unit = "rows" if "rewards/accuracies" in values else "sequences"
     chance = f" (chance {values['chance']:g})" if "chance" in values else ""

@@ -81,10 +81,15 @@ class Held:
 
 @dataclass(frozen=True)
 class Alarm:
-    """Something is going wrong without the loss showing it."""
+    """Something is going wrong without the loss showing it.
+
+    Attributes:
+        good: the last step that looked right, where the run must not go on; None: it goes on.
+    """
 
     step: int
     text: str
+    good: int | None = None
 
     def __str__(self) -> str:
         return f"after step {self.step}: {self.text}"

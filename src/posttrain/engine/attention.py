@@ -60,6 +60,7 @@ class Scoring(NamedTuple):
         window: a query sees keys fewer than this many positions back; None sees all.
         softcap: scores become softcap·tanh(scores/softcap).
         sinks: [H] one logit a head that takes part in the softmax and is then dropped.
+        layer: which one it is, for a cache.
     """
 
     scale: float | None = None
@@ -67,6 +68,7 @@ class Scoring(NamedTuple):
     window: int | None = None
     softcap: float | None = None
     sinks: Tensor | None = None
+    layer: int = 0
 
 
 class Attend(Protocol):
@@ -109,7 +111,8 @@ def forest_attention(
                 f"forest attention does not understand the argument {name} of "
                 f"{type(module).__name__}"
             )
-    scoring = Scoring(scaling, dropout, sliding_window, softcap, s_aux)
+    layer = getattr(module, "layer_idx", None) or 0
+    scoring = Scoring(scaling, dropout, sliding_window, softcap, s_aux, layer)
     return attend(query, key, value, scoring), None
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from posttrain.core.types import Columns, Facts, Read, Truncation
+from posttrain.engine.exact import ROWS, padded
 
 NAMES = ("logprob", "entropy", "collision", "correct", "rows")  # columns that come from logits
 LEAST_CHUNK = 64  # targets
@@ -33,6 +34,8 @@ class Head:
             `logit_scale`).
         softcap: the cap (Gemma-2), or None.
         elements: numbers a [chunk, V] block may hold; 0 takes what suits the device.
+        exact: a row's logits are the same to the bit whatever rows are beside it; see
+            `posttrain.engine.exact`.
     """
 
     weight: Tensor
@@ -40,16 +43,21 @@ class Head:
     scale: float = 1.0
     softcap: float | None = None
     elements: int = 0
+    exact: bool = False
 
     @property
     def chunk(self) -> int:
         """Targets scored at a time."""
         elements = self.elements or (2**27 if self.weight.is_cuda else 2**22)
-        return max(1 if self.elements else LEAST_CHUNK, elements // self.weight.shape[0])
+        rows = max(1 if self.elements else LEAST_CHUNK, elements // self.weight.shape[0])
+        return -(-rows // ROWS) * ROWS if self.exact else rows
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[n, d] → [n, V], in float32 or better: sums of products are never rounded to less."""
-        z = _product(hidden, self.weight)
+        if self.exact:
+            z = _product(padded(hidden), self.weight)[: len(hidden)]
+        else:
+            z = _product(hidden, self.weight)
         if self.bias is not None:
             z += self.bias
         if self.scale != 1.0:

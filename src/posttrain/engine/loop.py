@@ -78,6 +78,8 @@ class Run:
     noise: Noise | None = None
     watch: Watch | None = None
     check_folder: Callable[[], None] = lambda: None  # raises where it was taken away
+    # called with its batch when an update has its gradient and the weights are still as they were
+    before_update: Callable[[Batch], None] | None = None
     # where it stands
     step: int = 0
     totals: dict[str, float] = field(
@@ -87,6 +89,8 @@ class Run:
     stale: int = 0
     first_held: dict[str, Any] | None = None
     first_rows: Any = None
+    # the alarm that ended it
+    stopped: Alarm | None = None
     # a tree of the last batch, to try the weights on before they are saved
     tree: Tree | None = None
 
@@ -199,7 +203,7 @@ def train(run: Run) -> int:
         restore(run, saved)
         if run.watch:
             for event in run.log.events():
-                run.watch(event)
+                _heed(run, run.watch(event))
         run.reporter.message(f"resuming after step {run.step} of {run.steps}")
     else:
         run.log.rewind(-1)  # there is no checkpoint: all steps are run again
@@ -210,8 +214,8 @@ def train(run: Run) -> int:
     run.reporter.progress(TRAIN, run.step, run.steps)
     try:
         with _signals() as signals:
-            while run.step < run.steps and not _exhausted(run):
-                _step(run)
+            while run.step < run.steps and not _over(run):
+                take_step(run)
                 better = False
                 if run.held_out and (run.step % every == 0 or run.step == run.steps):
                     better = _compare(run, _validate(run)) and run.validation.keep_best
@@ -221,7 +225,7 @@ def train(run: Run) -> int:
                     if by_step
                     else time.monotonic() - last_save > CHECKPOINT_SECONDS
                 )
-                if better or due or signals or run.step == run.steps or _exhausted(run):
+                if better or due or signals or run.step == run.steps or _over(run):
                     run.check_there()
                     _check_outputs(run)
                     run.store.save(
@@ -235,7 +239,7 @@ def train(run: Run) -> int:
         run.reporter.progress(TRAIN, run.step, run.steps, over=True)
 
 
-def _step(run: Run) -> None:
+def take_step(run: Run) -> None:
     """Take the batch of a step and learn from it: one update, or as many as the source asks for."""
     begin = time.perf_counter()
     batch = run.source.batch(run.step)
@@ -262,6 +266,7 @@ def _step(run: Run) -> None:
         "tokens_per_second": tokens / seconds,
         "memory_gib": peak_memory(run.policy.device),
         **updates[-1].measured.means(),
+        **batch.values,
     }
     _log(run, Step(run.step, values))
 
@@ -304,6 +309,8 @@ def _update(run: Run, batch: Batch, factor: float, names: list[int]) -> _Update:
     )
     if not math.isfinite(measured.loss):
         raise _diverged(run, f"step {run.step + 1}: the loss is {measured.loss}")
+    if run.before_update:
+        run.before_update(batch)
     norm = run.policy.step(factor)
     if not math.isfinite(norm):
         raise _diverged(run, f"step {run.step + 1}: the gradient norm is {norm}")
@@ -333,8 +340,17 @@ def _log(run: Run, event: Step | Held) -> None:
     run.check_there()
     run.log(event)
     run.reporter.emit(event)
-    for alarm in run.watch(event) if run.watch else ():
+    alarms = run.watch(event) if run.watch else ()
+    _heed(run, alarms)
+    for alarm in alarms:
         run.reporter.emit(alarm)
+
+
+def _heed(run: Run, alarms: Many[Alarm]) -> None:
+    """Remember the first alarm that ends the run."""
+    for alarm in alarms:
+        if alarm.good is not None and run.stopped is None:
+            run.stopped = alarm
 
 
 def _validate(run: Run) -> dict[str, Any]:
@@ -357,6 +373,11 @@ def _compare(run: Run, held: dict[str, Any]) -> bool:
     return False
 
 
+def _over(run: Run) -> bool:
+    """Whether it ends before its last step."""
+    return run.stopped is not None or _exhausted(run)
+
+
 def _exhausted(run: Run) -> bool:
     patience = run.validation.patience
     return patience is not None and run.stale >= patience
@@ -367,7 +388,11 @@ def _choose(run: Run) -> int:
     for; returns their step.
     """
     best = run.best["step"]
-    if run.step < run.steps:
+    if run.stopped is not None:
+        run.reporter.message(f"stopped by an alarm after step {run.step}")
+        if best is None or not run.validation.keep_best:
+            return _last_good(run, run.stopped)
+    elif run.step < run.steps:
         run.reporter.message(f"stopped early: {run.stale} validations without a better one")
     if run.first_held and best is not None and run.best["loss"] > run.first_held["loss"]:
         run.reporter.message(
@@ -377,17 +402,38 @@ def _choose(run: Run) -> int:
         )
     if best is None or best == run.step or not run.validation.keep_best:
         return run.step
-    try:
-        weights = run.store.load(best).tensors["weights"]
-    except CheckpointError as error:
+    if not _take_weights(run, best):
         run.reporter.message(
-            f"{error.what}. It was the best by held-out loss; exporting step {run.step}, the last, "
-            "instead"
+            f"it was the best by held-out loss; exporting step {run.step}, the last, instead"
         )
         return run.step
-    run.optimiser.load_weights(weights)
     run.reporter.message(f"exporting step {best}, the best by held-out loss")
     return best
+
+
+def _last_good(run: Run, alarm: Alarm) -> int:
+    """Leave the policy with the newest weights from before an alarm's cause; returns their step."""
+    assert alarm.good is not None
+    for step in reversed([step for step in run.store.steps() if step <= alarm.good]):
+        if _take_weights(run, step):
+            run.reporter.message(f"exporting step {step}, the last good checkpoint")
+            return step
+    run.reporter.message(
+        f"no checkpoint is left from step {alarm.good} or before; exporting step {run.step}, the "
+        "last. --checkpoint-every, --checkpoint-keep or --validation keep one"
+    )
+    return run.step
+
+
+def _take_weights(run: Run, step: int) -> bool:
+    """Give the policy the weights of a checkpoint; whether it can be read."""
+    try:
+        weights = run.store.load(step).tensors["weights"]
+    except CheckpointError as error:
+        run.reporter.message(error.what)
+        return False
+    run.optimiser.load_weights(weights)
+    return True
 
 
 @contextmanager

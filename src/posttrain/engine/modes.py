@@ -13,8 +13,9 @@ MODES: dict[Mode, str] = {
 }
 
 # how the next token is computed when a completion is drawn
-Way = Literal["cache", "positions", "whole"]
+Way = Literal["slots", "cache", "positions", "whole"]
 WAYS: dict[Way, str] = {
+    "slots": "with keys and values in slots",
     "cache": "with a key-value cache",
     "positions": "with a key-value cache, and every token's position said",
     "whole": "without a cache, every token from the whole sequence",

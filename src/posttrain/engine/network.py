@@ -24,6 +24,7 @@ from posttrain.core.seeds import derive
 from posttrain.core.types import Columns, Facts, Read
 from posttrain.data.forest import TokenForest
 from posttrain.engine import attention
+from posttrain.engine.exact import fixed_blocks, padded
 from posttrain.engine.head import Head, additive, columns
 from posttrain.engine.modes import Admission, Decoding, Mode
 from posttrain.engine.router import Router
@@ -46,6 +47,7 @@ class Network(nn.Module):
         inner: the one copy of the weights.
         stock: transformers' own attention, for sampling with a cache and for paths run alone.
         decoding: how completions may be drawn; None until it is probed.
+        exact: see `posttrain.engine.exact`; on a CPU in float32.
         router: of a mixture whose config asks for the load-balancing loss, where admission found
             that we compute it as the model does; else None.
         value_head: [1, d] in float32, or None; see `add_value_head`.
@@ -59,6 +61,7 @@ class Network(nn.Module):
         self.stock = admission.stock
         self.decoding: Decoding | None = None
         self.router: Router | None = None
+        self.exact = False
         self.head_scale, self.head_softcap = _head_constants(inner)
         self.run_as(admission.mode)
         self.train(inner.training)
@@ -86,7 +89,7 @@ class Network(nn.Module):
         if layer is None:
             return Head(self.inner.get_input_embeddings().weight)
         bias = getattr(layer, "bias", None)
-        return Head(layer.weight, bias, self.head_scale, self.head_softcap)
+        return Head(layer.weight, bias, self.head_scale, self.head_softcap, exact=self.exact)
 
     @property
     def reward_head(self) -> Any:
@@ -168,7 +171,7 @@ class Network(nn.Module):
         """
         attend = None
         if self.mode == "forest":
-            attend = attention.attend_to(forest, self.device, self.dtype)
+            attend = self.attend_to(forest)
         forest = forest.to(self.device)
         usage: list[Tensor] | None = [] if read.experts else None
         states = self._hidden(forest, attend, noise, _places(read), usage)
@@ -199,6 +202,37 @@ class Network(nn.Module):
             read_off = columns(self.head, before, forest.target, forest.facts, read)
         return Columns(**{**_set(read_off), **extra})
 
+    def attend_to(self, forest: TokenForest) -> attention.Attend:
+        """The attention that suits a forest here."""
+        if self.exact:
+            return fixed_blocks(forest)
+        return attention.attend_to(forest, self.device, self.dtype)
+
+    def read(self, tokens: Tensor, positions: Tensor, attend: attention.Attend) -> Tensor:
+        """[T] tokens at their positions → [T, d] hidden states; in exact mode with rows of zeros
+        after them.
+        """
+        return self._read(None, lambda: torch.ones_like(tokens), tokens, positions, attend)
+
+    def _read(
+        self,
+        usage: list[Tensor] | None,
+        weights: Callable[[], Tensor],
+        tokens: Tensor,
+        positions: Tensor,
+        attend: attention.Attend,
+    ) -> Tensor:
+        if self.exact:
+            tokens, positions = padded(tokens), padded(positions)
+        return self._trunk(
+            usage,
+            weights,
+            input_ids=tokens[None],
+            position_ids=positions[None],
+            use_cache=False,
+            attend=attend,
+        )[0]
+
     def _hidden(
         self,
         forest: TokenForest,
@@ -223,13 +257,12 @@ class Network(nn.Module):
         if attend is None:
             return self._paths(forest, noise, {place: steps[place] for place in places}, usage)
         with self._noise(noise, forest.token_lengths):
-            out = self._trunk(
+            out = self._read(
                 usage,
                 lambda: forest.path.bincount(minlength=forest.T),
-                input_ids=forest.tokens[None],
-                position_ids=forest.positions[None],
-                use_cache=False,
-                attend=attend,
+                forest.tokens,
+                forest.positions,
+                attend,
             )
         states = {}
         for place in places:
@@ -237,7 +270,7 @@ class Network(nn.Module):
             at = forest.predictor if place == "before" else forest.path[starts[leaf] + step]
             # not out[at]: its backward adds the gradients of one token from several threads, in any
             # order
-            states[place] = out[0].index_select(0, at)
+            states[place] = out.index_select(0, at)
         return states
 
     def _paths(

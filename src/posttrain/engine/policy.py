@@ -17,6 +17,7 @@ import copy
 from collections.abc import Callable
 from collections.abc import Sequence as Many
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -24,10 +25,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from posttrain.core.errors import ConfigError, ModelError
+from posttrain.core.types import Read
 from posttrain.data.forest import TokenForest
 from posttrain.data.prompting import Prompting
 from posttrain.engine import lora as adapters
-from posttrain.engine import sampler, sampling_probe
+from posttrain.engine import sampler, sampling_exact, sampling_probe
 from posttrain.engine.admission import admitted
 from posttrain.engine.export import VALUE_HEAD
 from posttrain.engine.learner import Learner
@@ -118,16 +120,21 @@ class Policy(Learner):
             )
         self.network.add_value_head(seed)
 
-    def logprobs(self, forests: Many[TokenForest]) -> list[Tensor]:
-        """[N] log-probabilities of each forest's targets, without gradients."""
-        return [columns.logprob for columns in self.score(forests)]
+    def logprobs(self, forests: Many[TokenForest], read: Read | None = None) -> list[Tensor]:
+        """[N] log-probabilities of each forest's targets, without gradients.
 
-    def reference(self, source: str = "") -> LogProbs:
+        Args:
+            read: of which distribution: temperature and truncation; None: the model's own.
+        """
+        return [columns.logprob for columns in self.score(forests, read)]
+
+    def reference(self, source: str = "", read: Read | None = None) -> LogProbs:
         """The policy as it stands, kept as what training is held against.
 
         Args:
             source: `adapters`, the network without its adapters, which is exact and free; `copy`, a
                 frozen copy of the network; empty: adapters where there are any.
+            read: see `logprobs`.
         Returns: forests → the log-probabilities [N] of each one's targets.
         """
         sources = ("", "adapters", "copy")
@@ -139,11 +146,12 @@ class Policy(Learner):
 
             def without_adapters(forests: Many[TokenForest]) -> list[Tensor]:
                 with self.adapter.disable_adapter():
-                    return self.logprobs(forests)
+                    return self.logprobs(forests, read)
 
             return without_adapters
         frozen = copy.deepcopy(self.network).requires_grad_(False)
-        return Policy(frozen, self.tokenizer, source=self.source, digest=self.digest).logprobs
+        kept = Policy(frozen, self.tokenizer, source=self.source, digest=self.digest)
+        return partial(kept.logprobs, read=read)
 
     def sample(
         self,
@@ -170,6 +178,17 @@ class Policy(Learner):
         if limit is not None and any(len(p) + params.max_tokens > limit for p in prompts):
             self._tell_ends(prompts, completions, params.max_tokens, limit)
         return completions
+
+    def use_exact(self) -> str:
+        """Sample with the very log-probabilities that training reads, to the bit, from now on; see
+        `posttrain.engine.exact`.
+
+        Returns: why that is not possible; empty where it is.
+        """
+        if self.network.decoding is None:
+            for reason in self.admit_sampling():
+                self.tell(reason)
+        return sampling_exact.why_not(self.network)
 
     def admit_sampling(self) -> tuple[str, ...]:
         """Probe how completions may be drawn; `sample` does it where nobody did before.

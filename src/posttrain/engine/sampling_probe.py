@@ -19,7 +19,7 @@ from posttrain.core.errors import ModelError
 from posttrain.core.files import sha256_json
 from posttrain.core.seeds import generator
 from posttrain.engine import admission
-from posttrain.engine.modes import WAYS, Admission, Decoding, Way
+from posttrain.engine.modes import WAYS, Admission, Decoding, Mode, Way
 from posttrain.engine.network import Network, known_positions, quiet
 from posttrain.engine.sampler import Completion, Sampling, own_cache, sample
 
@@ -65,9 +65,13 @@ def _probe(network: Network) -> Decoding:
             tolerance = admission.NOISE
         if small is None and torch.finfo(network.dtype).bits < 32:
             tolerance = admission.LOW_MOST
-        copied = Network(small or inner, Admission("equal", network.stock))
         found = {}
         for way in WAYS:
+            # slots: of models that run as forests, whose positions always mean the same
+            if way == "slots" and (network.mode != "forest" or turn is not None):
+                continue
+            mode: Mode = "forest" if way == "slots" else "equal"
+            copied = Network(small or inner, Admission(mode, network.stock))
             copied.decoding = Decoding(way, turn)
             try:
                 off = _deviation(copied, prompts, sample(copied, prompts, DRAWN))

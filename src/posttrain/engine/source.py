@@ -6,7 +6,7 @@ asks for the batch of a step and trains on it; it does not know which.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -32,12 +32,14 @@ class Batch:
         probes: trees that are scored and not trained on; None where the method needs none.
         passes: times the batch is gone through (PPO's epochs over a rollout).
         parts: optimiser updates a pass.
+        values: numbers of the batch for the log, by name: rewards, lengths.
     """
 
     trees: list[Tree]
     probes: list[Tree] | None = None
     passes: int = 1
     parts: int = 1
+    values: Mapping[str, float] = field(default_factory=dict)
 
 
 class Source(Protocol):

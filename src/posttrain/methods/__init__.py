@@ -1,4 +1,4 @@
 """Methods are arithmetic: pure functions of tensors.
 
-This floor imports torch and `core`, nothing else.
+This floor imports torch, numpy and `core`, nothing else.
 """

@@ -26,6 +26,7 @@ from posttrain.pipeline.run import Result, execute
 LEVELS = {1: 60, 2: 28, 3: 8, 4: 3, 5: 1}  # of the instructions, and of the questions
 ADAPT, SFT, HELD_OUT, QUESTIONS, CHOICES = 300, 3400, 100, 500, 120  # rows
 REWARD, PAIRS, HELD_PAIRS = 600, 400, 200
+ASKED, STEPS = 1200, 40  # questions to learn from by reward, and steps
 
 
 def write_data(folder: Path) -> dict[str, str]:
@@ -46,6 +47,10 @@ def write_data(folder: Path) -> dict[str, str]:
                 "level": one["level"],
             }
             for one in questions
+        ),
+        "reward-questions": (
+            {"prompt": one["question"], "completion": one["answer"]}
+            for one in curriculum.held_out(ASKED, "train", 5, levels=LEVELS)
         ),
         "choices": curriculum.multiple_choice(CHOICES, "test", 0, levels=LEVELS),
         **_pairs(),
@@ -145,6 +150,26 @@ def recipe(data: dict[str, str]) -> dict[str, Any]:
                 "reward_model": "reward",
                 "exact": data["polite-asked"],
                 "match": "contains",
+                "max_tokens": 24,
+                "device": "cpu",
+            },
+            # nobody shows it an answer: it tries, and is told whether it was right
+            "rl": {
+                "model": "sft",
+                "data": data["reward-questions"],
+                "scorer": "exact",
+                "steps": STEPS,
+                "batch_size": 16,
+                "n": 8,
+                "max_tokens": 16,
+                "learning_rate": 1e-4,
+                "device": "cpu",
+            },
+            "improved": {
+                "stage": "eval",
+                "model": "rl",
+                "against": "sft",
+                "exact": data["questions"],
                 "max_tokens": 24,
                 "device": "cpu",
             },

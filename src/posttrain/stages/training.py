@@ -49,10 +49,8 @@ if TYPE_CHECKING:
     from posttrain.engine.loop import Run
 
 
-class TrainingSettings(Settings):
-    """Settings of every stage that trains on given answers."""
-
-    length: ClassVar = ("steps", "epochs")
+class LearnerSettings(Settings):
+    """Settings of every stage that trains a model step by step."""
 
     model: Annotated[str, ReadsModel()] = Field(
         description="Hugging Face folder or hub id of the model to start from"
@@ -73,7 +71,6 @@ class TrainingSettings(Settings):
         "", description="unset: the GPU where there is one"
     )
     seed: int = Field(0, ge=0, description="of data order, noise and adapters")
-    data: DataSettings
     optimiser: OptimiserSettings = OptimiserSettings()  # type: ignore[call-arg]
     lora: LoraSettings | None = Field(
         None, description="train low-rank adapters instead of all weights"
@@ -82,11 +79,6 @@ class TrainingSettings(Settings):
     checkpoint: Annotated[CheckpointSettings, ExecutionOnly()] = CheckpointSettings()  # type: ignore[call-arg]
     tracking: Annotated[TrackingSettings, ExecutionOnly()] = TrackingSettings()  # type: ignore[call-arg]
 
-    @property
-    def sources(self) -> tuple[Source, ...]:
-        """What is trained on."""
-        return self.data.data
-
     def resolved(self) -> Self:
         """With the learning rate that suits the weights that are trained."""
         if self.optimiser.learning_rate is not None:
@@ -94,6 +86,19 @@ class TrainingSettings(Settings):
         rate = self.optimiser.unset_rate.of(lora=self.lora is not None)
         chosen = self.optimiser.model_copy(update={"learning_rate": rate})
         return self.model_copy(update={"optimiser": chosen})
+
+
+class TrainingSettings(LearnerSettings):
+    """Settings of every stage that trains on given answers."""
+
+    length: ClassVar = ("steps", "epochs")
+
+    data: DataSettings
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """What is trained on."""
+        return self.data.data
 
     def check(self) -> None:
         dataset.peek(self.data)
@@ -114,46 +119,71 @@ FILES = Files(
 def train(settings: Any, context: Context, objective: Objective) -> dict[str, Any]:
     """Train, or go on with training; returns the summary."""
     # The engine, and with it torch, is imported here: help and mistakes are answered at once.
-    from posttrain.engine import loop
     from posttrain.engine.load import resolve
 
-    folder, reporter = context.folder, context.reporter
+    reporter = context.reporter
     tokens = dataset.prepare(
         settings.data, resolve(settings.model), context, objective.learned, objective.separator
     )
     learner = objective.load(settings)
-    learner.tell = reporter.message
-    for note in learner.notes:
-        reporter.message(note)
-    reporter.note("model", _describe(learner, settings))
+    introduce(learner, settings, reporter)
     if tokens.chat.used:  # leave in the exported model how it was talked to
         learner.set_chat(tokens.chat.template.source, tokens.chat.stop)
     learner.prompting = tokens.prompting
     training, setup = _prepare(settings, learner, tokens.sets, reporter, objective)
-    for note in learner.rehearse(folder):  # what fails in the end fails now
-        reporter.message(note)
+    rehearse(learner, context)
     if context.place.before is not None:
         longer.check_run(training, settings, context.place.before)
     context.claim()
     tokens.keep()
     if setup.begin:
         setup.begin(training)
+    exported = carry_out(training, settings, context)
+    return {
+        **progress_summary(training, exported),
+        **_rows_summary(tokens.sets["data"]),
+        **tokens.soundness,
+        **objective.summary(training),
+    }
+
+
+def introduce(learner: Learner, settings: LearnerSettings, reporter: Reporter) -> None:
+    """Say what learns, and let it speak to the user."""
+    learner.tell = reporter.message
+    for note in learner.notes:
+        reporter.message(note)
+    reporter.note("model", _describe(learner, settings))
+
+
+def rehearse(learner: Learner, context: Context) -> None:
+    """Try to write the result before anything is trained: what fails in the end fails now."""
+    for note in learner.rehearse(context.folder):
+        context.reporter.message(note)
+
+
+def carry_out(run: Run, settings: LearnerSettings, context: Context) -> int:
+    """Run the loop to its end and save the result; returns the step that was exported.
+
+    The folder has been claimed.
+    """
+    from posttrain.engine import loop
+
+    folder, learner = context.folder, run.policy
     config = settings.model_dump(mode="json", exclude={"tracking"})
-    context.report_to(trackers(settings.tracking, folder, config, training.log.events()))
-    training.reporter, training.check_folder = context.reporter, context.place.check_there
-    exported = loop.train(training)
-    training.check_there()
+    context.report_to(trackers(settings.tracking, folder, config, run.log.events()))
+    run.reporter, run.check_folder = context.reporter, context.place.check_there
+    exported = loop.train(run)
+    run.check_there()
     with atomic_folder(folder / "model") as target:
         learner.save(target)
     if learner.adapter is not None:
         with atomic_folder(folder / "adapter") as target:
             learner.save_adapter(target)
-    context.log = training.log.events()
-    summary = _summary(training, tokens.sets["data"], exported)
-    return {**summary, **tokens.soundness, **objective.summary(training)}
+    context.log = run.log.events()
+    return exported
 
 
-def _describe(learner: Learner, settings: TrainingSettings) -> str:
+def _describe(learner: Learner, settings: LearnerSettings) -> str:
     from posttrain.engine.modes import MODES
 
     network, admission = learner.network, learner.network.admission
@@ -192,7 +222,7 @@ def _prepare(
         )
     plan = Plan(train.rows, settings.batch_size, settings.seed, shares(train.rows, train.sources))
     # 1.1 · 100 is 110, not 111
-    steps = settings.steps or _whole_steps(settings.epochs * plan.steps_per_epoch)
+    steps = settings.steps or whole_steps(settings.epochs * plan.steps_per_epoch)
     setup = objective.setup(settings, learner, data, budget, reporter)
     learner.train_with(
         settings.optimiser, activation_checkpointing=settings.activation_checkpointing
@@ -217,7 +247,7 @@ def _prepare(
     )
 
 
-def _whole_steps(steps: float) -> int:
+def whole_steps(steps: float) -> int:
     if steps >= 2**WIDEST:
         raise ConfigError(
             f"--epochs comes to {steps:.0e} steps", cure="give a smaller number", option="epochs"
@@ -225,8 +255,8 @@ def _whole_steps(steps: float) -> int:
     return math.ceil(steps - 1e-9)
 
 
-def _summary(run: Run, data: Dataset, exported: int) -> dict[str, Any]:
-    """What the run came to. Held-out numbers are those of the exported step, where it was
+def progress_summary(run: Run, exported: int) -> dict[str, Any]:
+    """How far a run came. Held-out numbers are those of the exported step, where it was
     validated.
     """
     held = next(
@@ -245,12 +275,18 @@ def _summary(run: Run, data: Dataset, exported: int) -> dict[str, Any]:
         "seconds": run.totals["seconds"],
         "tokens_per_second": run.totals["tokens"] / max(1e-9, run.totals["seconds"]),
         "learning_rate": run.optimiser.settings.learning_rate,
+        "held_out_before": run.first_held,
+        "held_out": {"step": exported, **held} if held else None,
+    }
+
+
+def _rows_summary(data: Dataset) -> dict[str, Any]:
+    """What became of the rows."""
+    return {
         "rows": data.total("read"),
         "sequences": data.total("sequences"),
         "truncated": data.total("truncated"),
         "duplicates": data.total("duplicates"),
         "rejected": data.total("rejected"),
         "dropped": data.dropped(),
-        "held_out_before": run.first_held,
-        "held_out": {"step": exported, **held} if held else None,
     }

@@ -1,0 +1,1 @@
+"""What a policy acts in, and what its actions are worth."""
