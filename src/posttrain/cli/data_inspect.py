@@ -70,8 +70,10 @@ def show_report(report: Report, out: Console) -> None:
     out.print(counts(report))
     if len(report.parts) > 1:
         out.print(by_source(report))
-    for line in (*histogram(report), *packing(report.packing)):
+    for line in histogram(report):
         out.print_line(line)
+    for line in packing(report.packing):
+        out.print_text(line)
     if report.rejects:
         out.print_line(f"rejected  {report.rejects}")
 

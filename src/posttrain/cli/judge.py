@@ -21,7 +21,7 @@ def results(summary: dict[str, Any]) -> None:
     for name, one in summary["results"].items():
         title = f"{name}: accuracy (95 % interval; chance {one.get('chance', 0.5):g})"
         table = Table(title=title)
-        for column in ("", "n", "accuracy", "the scorer's less this, paired"):
+        for column in ("", "n", "accuracy", "scorer minus this, paired"):
             table.add_column(column, justify="left" if not column else "right", overflow="fold")
         table.add_row(summary["scorer"], f"{one['judged']:,}", estimate(one["accuracy"]), "")
         others = {
@@ -49,10 +49,10 @@ def results(summary: dict[str, Any]) -> None:
             out.print(table)
         sides(one)
         if unjudged := one["pairs"] - one["judged"]:
-            out.print_line(
+            out.print_text(
                 f"without a score: {unjudged:,} of {one['pairs']:,} pairs; they are not counted"
             )
         if "calibration" in one:
-            out.print_line(calibrated(one["calibration"]))
+            out.print_text(calibrated(one["calibration"]))
         if one["warning"]:
-            out.print_line(one["warning"], style="yellow")
+            out.print_text(one["warning"], style="yellow")

@@ -58,9 +58,7 @@ def run(argv: list[str]) -> int:
         "goes on.",
     )
     _recipe_options(parser)
-    parser.add_argument(
-        "--quiet", action="store_true", help="show nothing but trouble and the result"
-    )
+    parser.add_argument("--quiet", action="store_true", help="show only warnings and the result")
     parser.add_argument(
         "--json", action="store_true", help="progress as JSON lines on standard output"
     )
@@ -145,7 +143,7 @@ def show_plan(argv: list[str]) -> int:
             why = f"{planned.stage.name}: {planned.why}"
             if planned.state == "damaged":
                 why = f"{planned.stage.name}: damaged: {planned.why}; will be made again"
-            console().print_line(why)
+            console().print_text(why)
     if about:
         console().print("estimates, within a factor of two", style="dim")
     return 0
@@ -260,14 +258,17 @@ def _show_artifact(folder: Path) -> None:
     table = Table(box=None, show_header=False)
     table.add_column()
     table.add_column(overflow="fold")
-    for name in ("stage", "digest", "made", "seconds", "posttrain"):
-        table.add_row(name, str(about[name]))
-    for group in ("models", "data", "rows"):
+    for name in ("stage", "made", "seconds", "posttrain"):
+        value = about[name]
+        table.add_row(name, f"{value:.1f}" if name == "seconds" else value)
+    table.add_row("digest", about["digest"])
+    for name, value in about["inputs"]["models"].items():
+        parent = about["parents"].get(name)
+        table.add_row(name, value[:12] + (f"  (of {parent})" if parent else ""))
+    for group in ("data", "rows"):
         for name, value in about["inputs"].get(group, {}).items():
-            parent = about["parents"].get(name)
             named = about["inputs"].get("paths", {}).get(name, name) if group == "data" else name
-            made_by = f"  ({parent})" if parent else ""
-            table.add_row(f"{group} {named}", f"{value[:12]}{made_by}")
+            table.add_row(group, f"{value[:12]}  {named}")
     table.add_row("code", about["inputs"]["code"][:12])
     console().print(table)
     if summary := _summary(folder):

@@ -38,7 +38,7 @@ def show(outcome: Outcome) -> None:
             table.add_row("difference, paired", "", estimate(change["accuracy"], "+.3f"), margin)
         out.print(table)
     last_steps = ", ".join(f"{name} {value:.3f}" for name, value in summary["last_steps"].items())
-    out.print_line(f"last steps: {last_steps}")
+    out.print_text(f"last steps: {last_steps}")
     for alarm in summary["alarms"]:
-        out.print_line(alarm, style="yellow")
+        out.print_text(alarm, style="yellow")
     where(outcome)

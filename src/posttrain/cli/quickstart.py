@@ -33,9 +33,7 @@ def main(argv: list[str]) -> int:
         metavar="PATH",
         help="folder [runs/quickstart]",
     )
-    parser.add_argument(
-        "--quiet", action="store_true", help="show nothing but trouble and the result"
-    )
+    parser.add_argument("--quiet", action="store_true", help="show only warnings and the result")
     arguments = parser.parse(argv)
     from posttrain.pipeline.quickstart import quickstart
 

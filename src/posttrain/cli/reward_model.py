@@ -17,9 +17,9 @@ def show(outcome: Outcome) -> None:
     summary = outcome.summary
     accuracy_table(summary)
     last_steps = ", ".join(f"{name} {value:.3f}" for name, value in summary["last_steps"].items())
-    out.print_line(f"last steps: {last_steps}")
+    out.print_text(f"last steps: {last_steps}")
     for alarm in summary["alarms"]:
-        out.print_line(alarm, style="yellow")
+        out.print_text(alarm, style="yellow")
     where(outcome)
 
 
@@ -27,7 +27,7 @@ def sides(held: dict[str, Any]) -> None:
     """Accuracy where the chosen answer is the longer, and where it is the shorter."""
     for side in ("longer", "shorter"):
         if value := held.get(f"where_{side}_chosen"):
-            console().print_line(
+            console().print_text(
                 f"where the chosen answer is the {side}: {estimate(value)}, n = {value['n']:,}"
             )
 
@@ -42,7 +42,7 @@ def accuracy_table(summary: dict[str, Any]) -> None:
         chance = f"; chance {after['chance']:g}" if "chance" in after else ""
         title = f"held-out rows (95 % interval{chance})"
         table = Table(title=title)
-        for column in ("", "loss", "accuracy", "n", "the model's less this, paired"):
+        for column in ("", "loss", "accuracy", "n", "model minus this, paired"):
             table.add_column(column, justify="left" if not column else "right", overflow="fold")
         for name, held in (("before", before), (f"step {after['step']}", after)):
             accuracy = {
@@ -70,9 +70,9 @@ def accuracy_table(summary: dict[str, Any]) -> None:
         if "margin" in after:
             change = after.get("difference", {}).get("margin")
             since = f", {estimate(change, '+.3f')} since before, paired" if change else ""
-            out.print_line(f"mean margin: {estimate(after['margin'], '+.3f')}{since}")
+            out.print_text(f"mean margin: {estimate(after['margin'], '+.3f')}{since}")
         sides(after)
-        out.print_line(calibrated(after["calibration"]))
+        out.print_text(calibrated(after["calibration"]))
 
 
 def calibrated(calibration: dict[str, Any]) -> str:

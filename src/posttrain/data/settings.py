@@ -237,8 +237,8 @@ class DataSettings(Settings):
         min_length=1,
         description=(
             "JSONL, JSON, Parquet, CSV or text files, folders, or hub ids; each may be followed by "
-            ",weight= ,share= ,epochs= ,limit= ,split= ,subset= ,ignore=COLUMN or a column of "
-            "ours=the file's"
+            ",weight= ,share= ,epochs= ,limit= ,split= ,subset= ,ignore=COLUMN, and by our name of "
+            "a column = the file's (prompt=question)"
         ),
     )
     validation: Rows = Field((), description="held-out rows, given like --data")

@@ -35,7 +35,10 @@ class UnsetRate:
         return self.lora if lora else self.full
 
     def __str__(self) -> str:
-        full, lora = (f"{rate:g}".replace("e-0", "e-") for rate in (self.full, self.lora))
+        full, lora = (
+            f"{rate:.1e}".replace(".0e", "e").replace("e-0", "e-")
+            for rate in (self.full, self.lora)
+        )
         return f"unset: {full}, with LoRA {lora}"
 
 

@@ -259,7 +259,7 @@ def _begin(settings: SamplePairsSettings, rejects: Rejects, reporter: Reporter) 
     described = prompting.described(remembered)
     reporter.note(
         "prompts",
-        f"{len(prompts):,}, {settings.n} answers each, in {settings.batch_size} at a time"
+        f"{len(prompts):,}, {settings.n} answers each, {settings.batch_size} sampled at a time"
         + (f"; {described}" if described else ""),
     )
     return prompts

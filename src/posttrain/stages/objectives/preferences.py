@@ -422,5 +422,5 @@ def _check_agreement(run: Run, reporter: Reporter) -> None:
         )
     reporter.note(
         "reference",
-        f"agrees with the model that training starts from within {most:.0e} nats a token",
+        f"agrees with the model that training starts from within {most:.1g} nats a token",
     )
