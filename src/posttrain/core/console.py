@@ -8,7 +8,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import asdict
 from typing import Any, TextIO
 
@@ -150,6 +150,11 @@ class Table(rich.table.Table):
 
     def add_column(self, header: Any = "", footer: Any = "", **options: Any) -> None:
         super().add_column(_field(header), _field(footer), **options)
+
+    def add_columns(self, *names: str, text: Container[str] = ("",)) -> None:
+        """Columns of numbers, to the right, and those of text, to the left; cells are folded."""
+        for name in names:
+            self.add_column(name, justify="left" if name in text else "right", overflow="fold")
 
     def add_row(self, *cells: Any, **options: Any) -> None:
         super().add_row(*map(_field, cells), **options)

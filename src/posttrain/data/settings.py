@@ -230,6 +230,21 @@ Sourced = Annotated[Source, BeforeValidator(_parse)]
 Rows = Annotated[tuple[Sourced, ...], ReadsRows()]  # the type of a setting that reads rows
 
 
+RowFormat = Annotated[
+    FormatName,
+    Field(description="format of the rows of --data; unset: found from the first row's columns"),
+]
+OnBadRow = Annotated[
+    Literal["stop", "reject"],
+    Field(
+        description=(
+            "stop at a row that cannot be used, or write it to rejects.jsonl (NAME.rejects.jsonl "
+            "beside a single file) with the reason and go on"
+        )
+    ),
+]
+
+
 class DataSettings(Settings):
     """Which rows are trained on, and how they become tokens."""
 
@@ -242,13 +257,7 @@ class DataSettings(Settings):
         ),
     )
     validation: Rows = Field((), description="held-out rows, given like --data")
-    on_bad_row: Literal["stop", "reject"] = Field(
-        "stop",
-        description=(
-            "stop at a row that cannot be used, or write it to rejects.jsonl with the reason and "
-            "go on"
-        ),
-    )
+    on_bad_row: OnBadRow = "stop"
     format: FormatName = Field(
         "", description="shape of the rows; unset: found from the first row's columns"
     )

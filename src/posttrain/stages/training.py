@@ -20,15 +20,23 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 from pydantic import Field
 
-from posttrain.core.defaults import UNSET_BUDGET
+from posttrain.core.defaults import UNSET_BUDGET, check_budget
 from posttrain.core.errors import ConfigError
 from posttrain.core.events import Reporter
 from posttrain.core.files import atomic_folder
-from posttrain.core.settings import WIDEST, Destination, ExecutionOnly, ReadsModel, Settings, Unless
+from posttrain.core.settings import (
+    WIDEST,
+    Destination,
+    Device,
+    ExecutionOnly,
+    ReadsModel,
+    Settings,
+    Unless,
+)
 from posttrain.core.trackers import FILE, FOLDER, TrackingSettings, trackers
 from posttrain.core.trackers import check as check_trackers
 from posttrain.data.settings import DataSettings, Source
@@ -69,9 +77,7 @@ class TrainingSettings(Settings):
     activation_checkpointing: bool = Field(
         False, description="compute activations twice and store them once"
     )
-    device: Annotated[Literal["", "cpu", "cuda"], ExecutionOnly()] = Field(
-        "", description="unset: the GPU where there is one"
-    )
+    device: Device = ""
     seed: int = Field(0, ge=0, description="of data order, noise and adapters")
     data: DataSettings
     optimiser: OptimiserSettings = OptimiserSettings()  # type: ignore[call-arg]
@@ -185,11 +191,7 @@ def _prepare(
     train = data["data"]
     longest = max(rows.longest for rows in data.values())
     budget = learner.budget(settings.budget, longest)
-    if longest > budget:
-        raise ConfigError(
-            f"--budget {budget} is less than the {longest} tokens of the longest sequence",
-            cure=f"give --budget {longest} or more, or --max-length {budget} or less",
-        )
+    check_budget(budget, longest)
     plan = Plan(train.rows, settings.batch_size, settings.seed, shares(train.rows, train.sources))
     # 1.1 · 100 is 110, not 111
     steps = settings.steps or _whole_steps(settings.epochs * plan.steps_per_epoch)

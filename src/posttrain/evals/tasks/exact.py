@@ -22,20 +22,20 @@ def exact(subject: Subject, rows: list[Row]) -> list[Record]:
     form, match = Format(), MATCHES[subject.options.match]
     questions = [_question(form.read(row)) for row in rows]
     answers = subject.ask([question for question, _ in questions])
-    return [
-        Record(
-            row.where,
-            cluster_of(question.prompt),
-            {"correct": float(is_wanted(match, answer.text, wanted)), "tokens": answer.tokens},
-            output=answer.text,
-            meta={
-                "wanted": wanted,
-                **answer.meta,
-                **{key: row.fields[key] for key in KEPT if key in row.fields},
-            },
+    records = []
+    for row, (question, wanted), answer in zip(rows, questions, answers, strict=True):
+        correct = float(is_wanted(match, answer.text, wanted))
+        columns = {key: row.fields[key] for key in KEPT if key in row.fields}
+        records.append(
+            Record(
+                row.where,
+                cluster_of(question.prompt),
+                {"correct": correct, "tokens": answer.tokens},
+                output=answer.text,
+                meta={"wanted": wanted, **answer.meta, **columns},
+            )
         )
-        for row, (question, wanted), answer in zip(rows, questions, answers, strict=True)
-    ]
+    return records
 
 
 def _question(example: Example) -> tuple[Example, str]:
