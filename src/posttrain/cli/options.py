@@ -51,7 +51,7 @@ def parser(command: str, description: str, model: type[Settings]) -> Parser:
         description=description,
         allow_abbrev=False,
     )
-    out.add_argument("--quiet", action="store_true", help="show only warnings and the result")
+    add_quiet(out)
     groups: dict[str, Any] = {}
     for leaf in leaves(model):
         title = "run" if len(leaf.path) == 1 and not leaf.switch else leaf.path[0]
@@ -77,6 +77,11 @@ def read(
     arguments = stage_parser(command, description, model).parse(argv)
     reporter = open_reporter(quiet=arguments.quiet)
     return assemble(model, flat(arguments, model)), reporter, arguments.verify
+
+
+def add_quiet(parser: argparse.ArgumentParser) -> None:
+    """The option --quiet."""
+    parser.add_argument("--quiet", action="store_true", help="show only warnings and the result")
 
 
 def add_verify(parser: argparse.ArgumentParser) -> None:

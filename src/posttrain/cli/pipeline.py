@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 
-from posttrain.cli.options import Parser, add_verify
+from posttrain.cli.options import Parser, add_quiet, add_verify
 from posttrain.core import manifest
 from posttrain.core.console import JsonLines, Table, console, open_reporter
 from posttrain.core.errors import CheckpointError, ConfigError
@@ -58,7 +58,7 @@ def run(argv: list[str]) -> int:
         "goes on.",
     )
     _recipe_options(parser)
-    parser.add_argument("--quiet", action="store_true", help="show only warnings and the result")
+    add_quiet(parser)
     parser.add_argument(
         "--json", action="store_true", help="progress as JSON lines on standard output"
     )

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Annotated, Literal
+
+from pydantic import Field
+
 from posttrain.core.errors import ConfigError
+from posttrain.core.settings import ExecutionOnly
 
 # tokens of a forward pass by kind of device, where --budget says nothing
 TOKEN_BUDGET = {"cpu": 4096, "cuda": 16384}
 UNSET_BUDGET = f"Unset: {TOKEN_BUDGET['cpu']} on a CPU, {TOKEN_BUDGET['cuda']} on a GPU"
+
+
+Device = Annotated[
+    Literal["", "cpu", "cuda"],
+    ExecutionOnly(),
+    Field(description="unset: the GPU where there is one"),
+]
 
 
 def token_budget(given: int | None, device: str, longest: int = 0) -> int:

@@ -24,12 +24,11 @@ import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Self, TypeVar
 
 from pydantic import (
     BaseModel,
     ConfigDict,
-    Field,
     TypeAdapter,
     ValidationError,
     ValidationInfo,
@@ -94,13 +93,6 @@ class ExecutionOnly(Role):
     """
 
     rounding: bool = False
-
-
-Device = Annotated[
-    Literal["", "cpu", "cuda"],
-    ExecutionOnly(),
-    Field(description="unset: the GPU where there is one"),
-]
 
 
 @dataclass(frozen=True)

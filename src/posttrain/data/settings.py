@@ -234,6 +234,14 @@ RowFormat = Annotated[
     FormatName,
     Field(description="format of the rows of --data; unset: found from the first row's columns"),
 ]
+Similarity = Annotated[
+    float,
+    Field(
+        gt=0,
+        le=1,
+        description="Jaccard similarity of 3-word shingles from which rows are near-duplicates",
+    ),
+]
 OnBadRow = Annotated[
     Literal["stop", "reject"],
     Field(

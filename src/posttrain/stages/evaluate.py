@@ -19,18 +19,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from posttrain.core.console import estimate
-from posttrain.core.defaults import UNSET_BUDGET
+from posttrain.core.defaults import UNSET_BUDGET, Device
 from posttrain.core.errors import ConfigError, DataError
 from posttrain.core.events import Reporter
 from posttrain.core.journal import RECORDS, Journal
-from posttrain.core.settings import (
-    Destination,
-    Device,
-    ExecutionOnly,
-    ReadsModel,
-    ReadsScorer,
-    Settings,
-)
+from posttrain.core.settings import Destination, ExecutionOnly, ReadsModel, ReadsScorer, Settings
 from posttrain.data.settings import PromptingSettings, Source
 from posttrain.evals.records import Record, read_records, write_records
 from posttrain.evals.settings import OWN, TaskSettings

@@ -20,9 +20,10 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from posttrain.core.defaults import Device
 from posttrain.core.errors import ConfigError, DataError
 from posttrain.core.events import Reporter
-from posttrain.core.settings import Destination, Device, ReadsModel, ReadsScorer, Settings
+from posttrain.core.settings import Destination, ReadsModel, ReadsScorer, Settings
 from posttrain.core.ties import wins
 from posttrain.data.formats import Example, Format
 from posttrain.data.messages import Message, Text

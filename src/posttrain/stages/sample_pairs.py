@@ -34,12 +34,13 @@ from typing import IO, TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
+from posttrain.core.defaults import Device
 from posttrain.core.errors import ConfigError, DataError
 from posttrain.core.events import Reporter
 from posttrain.core.files import PARTIAL, fsync
 from posttrain.core.journal import Journal
 from posttrain.core.seeds import derive
-from posttrain.core.settings import Destination, Device, ReadsModel, ReadsScorer, Settings
+from posttrain.core.settings import Destination, ReadsModel, ReadsScorer, Settings
 from posttrain.data.prompts import Prompt, read_prompts
 from posttrain.data.rows import Rejects
 from posttrain.data.settings import OnBadRow, PromptingSettings, RowFormat, Rows

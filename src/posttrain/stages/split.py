@@ -26,7 +26,7 @@ from posttrain.core.settings import Destination, Settings
 from posttrain.data.curate.corpus import Corpus
 from posttrain.data.curate.near_duplicates import Prints
 from posttrain.data.curate.split import assign, sign, write
-from posttrain.data.settings import OnBadRow, RowFormat, Rows
+from posttrain.data.settings import OnBadRow, RowFormat, Rows, Similarity
 from posttrain.stages.folders import Files
 from posttrain.stages.stage import Context, stage
 
@@ -61,12 +61,7 @@ class SplitSettings(Settings):
         min_length=1,
         description="NAME=SHARE …, which add up to 1",
     )
-    near: float = Field(
-        0.8,
-        gt=0,
-        le=1,
-        description="Jaccard similarity of 3-word shingles from which rows are near-duplicates",
-    )
+    near: Similarity = 0.8
     against: Rows = Field(
         (),
         description=(

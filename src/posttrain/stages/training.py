@@ -24,19 +24,11 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 from pydantic import Field
 
-from posttrain.core.defaults import UNSET_BUDGET, check_budget
+from posttrain.core.defaults import UNSET_BUDGET, Device, check_budget
 from posttrain.core.errors import ConfigError
 from posttrain.core.events import Reporter
 from posttrain.core.files import atomic_folder
-from posttrain.core.settings import (
-    WIDEST,
-    Destination,
-    Device,
-    ExecutionOnly,
-    ReadsModel,
-    Settings,
-    Unless,
-)
+from posttrain.core.settings import WIDEST, Destination, ExecutionOnly, ReadsModel, Settings, Unless
 from posttrain.core.trackers import FILE, FOLDER, TrackingSettings, trackers
 from posttrain.core.trackers import check as check_trackers
 from posttrain.data.settings import DataSettings, Source

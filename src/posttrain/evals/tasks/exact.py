@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from posttrain.core.errors import DataError
 from posttrain.data.formats import Example, Format
+from posttrain.data.prompts import without_answer
 from posttrain.data.rows import Row
 from posttrain.evals.metrics import Share
 from posttrain.evals.records import Record, cluster_of
@@ -44,21 +45,11 @@ def _question(example: Example) -> tuple[Example, str]:
     Raises:
         DataError: it has none, or several.
     """
-    if len(example.answers) != 1:
+    question, wanted = without_answer(example)
+    if wanted is None:
         raise DataError(
             "an item needs a question and one answer",
             where=example.where,
             cure="say which columns they are: FILE,prompt=question,completion=answer",
         )
-    answer = example.answers[0]
-    if isinstance(answer, str):
-        return example, answer
-    if answer[-1]["role"] != "assistant":
-        raise DataError(
-            "the conversation does not end with an answer",
-            where=example.where,
-            cure="remove what follows it",
-        )
-    prompt = (*(example.prompt if not isinstance(example.prompt, str) else ()), *answer[:-1])
-    question = Example(example.where, prompt, (), None, example.tools, example.kwargs)
-    return question, answer[-1]["content"]
+    return question, wanted
