@@ -37,7 +37,7 @@ def test_a_generation_config_that_transformers_would_not_write(
     (base / "generation_config.json").write_text(json.dumps(odd))
     assert sft(base, *more) == 0
     said = " ".join(capfd.readouterr().err.split())
-    assert "temperature 0.9, top_p 0.6 are left out of the result's" in said
+    assert "left out of the result's: temperature 0.9, top_p 0.6" in said
     result = base.parent / "run" / "model"
     written = GenerationConfig.from_pretrained(result)
     assert (written.temperature, written.top_p, written.do_sample) == (None, None, False)

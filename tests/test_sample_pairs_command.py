@@ -635,7 +635,7 @@ def test_sft_then_pairs_then_preference(tmp_path: Path, capfd: pytest.CaptureFix
     assert main(["plan", str(tmp_path / "on-policy.yaml"), "--out", str(tmp_path / "run")]) == 0
     assert "sft, mine" in capfd.readouterr().out
     assert main(["show", str(tmp_path / "run" / "dpo")]) == 0
-    assert re.search(rf"rows mine +{about['mine']['digest'][:12]}", capfd.readouterr().out)
+    assert re.search(rf"rows +{about['mine']['digest'][:12]}  mine", capfd.readouterr().out)
     (found.artifacts["mine"] / "pairs.jsonl").unlink()
     assert [state for state, _ in states()] == ["made", "damaged", "made"]
 

@@ -14,7 +14,7 @@ import time
 import pytest
 
 from posttrain.core import console
-from posttrain.core.console import Console, JsonLines, open_reporter, print_error
+from posttrain.core.console import Console, JsonLines, Table, open_reporter, print_error
 from posttrain.core.errors import DataError
 from posttrain.core.events import Alarm, Held, Reporter, Step
 
@@ -168,6 +168,30 @@ def test_a_terminal_of_80_columns_holds_the_live_line() -> None:
     assert len(last) <= 80
     for part in ("train", " 900/1200 ", "loss 0.1235 ", "12,345 tokens/s", "0.50 GiB", "ETA "):
         assert part in last
+
+
+def test_where_figures_are_long_the_speed_makes_room_for_the_count_and_the_time_left() -> None:
+    watch, out = screen(terminal=True, width=80)
+    watch.progress("train", 0, 1200)
+    rewards = {"rewards/accuracies": 0.875, "rewards/margins": 2.14}
+    watch.emit(step(900, **rewards))
+    watch.progress("train", 900, 1200, over=True)
+    last = painted(out.getvalue())[-1]
+    assert len(last) <= 80 and "tokens/s" not in last
+    for part in (" 900/1200 ", "accuracy 0.88, margin +2.140  ETA ", ":"):
+        assert part in last
+
+
+def test_sentences_are_wrapped_at_words_and_titles_are_not() -> None:
+    out = io.StringIO()
+    to = Console(file=out, force_terminal=True, width=30, color_system=None)
+    to.print_text("the margin is +2.093 and the mean of all is no more than that")
+    table = Table(title="a title that is wide")
+    table.add_row("x")
+    to.print(table)
+    lines = [line.rstrip() for line in out.getvalue().splitlines()]
+    assert lines[:3] == ["the margin is +2.093 and the", "mean of all is no more than", "that"]
+    assert lines[3] == "a title that is wide"
 
 
 def test_a_terminal_shows_other_work_while_it_lasts() -> None:

@@ -21,7 +21,7 @@ import pytest
 from posttrain.core import limits
 from posttrain.core.errors import ConfigError, DataError
 from posttrain.core.limits import limit, megabytes
-from posttrain.data import readers
+from posttrain.data import parquet
 from posttrain.data.readers import PART, read_file
 from posttrain.data.rows import Rejects, Row
 from posttrain.data.settings import Source
@@ -139,7 +139,7 @@ def test_a_parquet_file_that_expands_without_measure(
     assert "POSTTRAIN_LIMITS=4" in caught.value.cure
     if name in ("a value of 500 MB", "a list in a row"):  # Arrow would unpack it as a whole
         with pytest.raises(DataError, match="expands to"):
-            readers._check_pages(pq.read_metadata(path), path)
+            parquet._check_pages(pq.read_metadata(path), path)
 
 
 def test_a_parquet_row_has_a_limit_and_its_place(tmp_path: Path, small: None) -> None:

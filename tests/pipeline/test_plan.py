@@ -152,6 +152,10 @@ def test_what_is_not_there_is_told_before_anything_is_made(
 ) -> None:
     with pytest.raises(PosttrainError, match=r"there is no file none\.jsonl"):
         digests(recipe, "sft.data=none.jsonl")
+    lost = recipe.with_name("train.jsonl").rename(recipe.with_name("moved.jsonl"))
+    assert main(["plan", str(recipe)]) == 2
+    assert f"error: {recipe}:4: there is no file " in capfd.readouterr().err
+    lost.rename(recipe.with_name("train.jsonl"))
     assert (
         main(
             ["run", str(recipe), "--set", "adapt.model=./none", "--out", str(recipe.parent / "run")]

@@ -55,7 +55,7 @@ def test_the_same_file_trained_on_and_held_out_is_said(
 ) -> None:
     data, n = making.write(tmp_path / "a.jsonl", ROWS[stage]), len(ROWS[stage])
     summary, said = run(stage, base, data, tmp_path / "run", validation=data)
-    assert f"of {n} held-out rows {n} (100.0 %) are training rows, too" in said
+    assert f"{n} of {n} held-out rows (100.0 %) are also training rows" in said
     assert "posttrain data split" in said
     held_out = summary["overlap"]["held_out"]
     assert (held_out["rows"], held_out["same"], held_out["near"]) == (n, n, n)
@@ -69,7 +69,7 @@ def test_some_rows_some_nearly_and_none(base: Path, tmp_path: Path) -> None:
     summary, said = run(
         "adapt", base, train, tmp_path / "a", validation=making.write(tmp_path / "h.jsonl", held)
     )
-    assert "of 3 held-out rows 1 (33.3 %) are training rows, too, and 2 (66.7 %)" in said
+    assert "1 of 3 held-out rows (33.3 %) are also training rows, 2 (66.7 %)" in said
     training = summary["overlap"]["training"]
     assert (training["rows"], training["same"], training["near"]) == (5, 1, 2)
     other = making.write(tmp_path / "o.jsonl", held[2:])
@@ -91,7 +91,7 @@ def test_data_inspect_says_it_too(base: Path, tmp_path: Path) -> None:
         quiet=True,
         sinks=[events.append],
     )
-    assert any(isinstance(e, Note) and "4 (100.0 %) are training rows" in e.text for e in events)
+    assert any(isinstance(e, Note) and "(100.0 %) are also training rows" in e.text for e in events)
     assert found.summary["overlap"]["held_out"]["same"] == 4
     page = (tmp_path / "look" / "page.html").read_text()
     assert "held-out rows that are training rows, too</td><td class=n>4 (100.0%)" in page

@@ -125,7 +125,7 @@ def test_the_code_of_a_users_stage_is_part_of_its_artifact(data: Path, tmp_path:
         ("none.py:count", "there is no file none.py", "check the path"),
         (f"{toy.__file__}:cuont", "has no stage 'cuont'", "did you mean 'count'?"),
         ("posttrain.nothing:count", "cannot import posttrain.nothing", "FILE.py:NAME"),
-        ("broken.py:count", "broken.py cannot be imported: ZeroDivisionError", "run it"),
+        ("broken.py:count", "the file cannot be run: ZeroDivisionError", "mend it"),
     ],
 )
 def test_a_stage_that_is_not_there(

@@ -13,7 +13,7 @@ from posttrain.stages.stage import Outcome
 
 if TYPE_CHECKING:
     from posttrain.data.anatomy import Anatomy, Piece
-    from posttrain.data.inspect import Packing, Report
+    from posttrain.data.inspect import Report
     from posttrain.stages.inspect import Inspection
 
 STRETCH = 400  # tokens of one kind in a row that are shown; the page shows all
@@ -70,8 +70,12 @@ def show_report(report: Report, out: Console) -> None:
     out.print(counts(report))
     if len(report.parts) > 1:
         out.print(by_source(report))
-    for line in (*histogram(report), *packing(report.packing)):
+    for line in histogram(report):
         out.print_line(line)
+    if report.packing is not None:
+        for sentence in report.packing.sentences():
+            out.print_text(sentence)
+        out.print()
     if report.rejects:
         out.print_line(f"rejected  {report.rejects}")
 
@@ -161,19 +165,11 @@ def by_source(report: Report) -> Table:
     out = Table(title="by source", box=SIMPLE)
     out.add_column("source", overflow="fold")
     out.add_column("format")
-    for name in ("rows", "used", "tokens", "trained", "dropped", "rejected"):
+    for name in report.parts[0].counts():
         out.add_column(name, justify="right", no_wrap=True)
     for part in report.parts:
-        account = part.account
-        numbers = (
-            account.read,
-            account.used,
-            account.tokens,
-            account.targets,
-            sum(account.dropped.values()),
-            account.rejected,
-        )
-        out.add_row(part.name, account.format, *(f"{n:,}" for n in numbers))
+        numbers = [f"{count:,}" for count in part.counts().values()]
+        out.add_row(part.name, part.account.format, *numbers)
     return out
 
 
@@ -198,32 +194,10 @@ def histogram(report: Report, width: int = 40) -> list[str]:
         lines.append(f"{name:>{margin}} {_bar(count / most * width):<{width}} {count:,}")
     if not marked:
         lines.append(limit)
-    quantiles = ", ".join(
-        f"{name} {lengths.quantile(share):,}"
-        for name, share in (("median", 0.5), ("90 %", 0.9), ("99 %", 0.99), ("longest", 1.0))
-    )
-    return [*lines, quantiles, ""]
+    return [*lines, ", ".join(lengths.quantiles()), ""]
 
 
 def _bar(length: float) -> str:
     """A bar in eighths of a character; something that is more than nothing is to be seen."""
     eighths = max(round(length * 8), 1 if length else 0)
     return "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
-
-
-def packing(found: Packing | None) -> list[str]:
-    if found is None:
-        return []
-    sample = f" (a sample of {found.rows:,} rows)" if found.rows >= 100_000 else ""
-    return [
-        (
-            f"a step of {found.batch_size} rows: {found.tokens:,.0f} tokens in {found.passes:.2f} "
-            f"forward passes of at most {found.budget:,}{sample}"
-        ),
-        f"packed: {found.filled:.1%} of the budget filled, nothing padded",
-        (
-            f"padded to the longest row instead: {found.padded:.1%} of the computed tokens would be"
-            f" data, {1 / found.padded:.2f} times the work"
-        ),
-        "",
-    ]

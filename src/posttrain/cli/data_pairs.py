@@ -45,7 +45,7 @@ def show(outcome: Outcome) -> None:
             f"votes     agree {number(found['agreement'])}; unanimous {number(found['unanimous'])}"
         )
     for warning in summary["warnings"]:
-        out.print_line(warning, style="yellow")
+        out.print_text(warning, style="yellow")
     out.print_line(
         f"written   {summary['written']:,} {NOUNS[summary['to']]}, {outcome.outputs['rows']}"
     )

@@ -18,41 +18,37 @@ def show(outcome: Outcome) -> None:
 def results(summary: dict[str, Any]) -> None:
     """Accuracy with intervals, what it is held against, and calibration."""
     out = console()
-    for name, one in summary["results"].items():
-        title = f"{name}: accuracy (95 % interval; chance {one.get('chance', 0.5):g})"
+    for name, result in summary["results"].items():
+        title = f"{name}: accuracy (95 % interval; chance {result.get('chance', 0.5):g})"
         table = Table(title=title)
-        for column in ("", "n", "accuracy", "the scorer's less this, paired"):
-            table.add_column(column, justify="left" if not column else "right", overflow="fold")
-        table.add_row(summary["scorer"], f"{one['judged']:,}", estimate(one["accuracy"]), "")
+        table.add_columns("", "n", "accuracy", "scorer minus this, paired")
+        table.add_row(summary["scorer"], f"{result['judged']:,}", estimate(result["accuracy"]), "")
         others = {
-            **({summary["against"]: one["against"]} if "against" in one else {}),
-            **one["baselines"],
+            **({summary["against"]: result["against"]} if "against" in result else {}),
+            **result["baselines"],
         }
         for other, value in others.items():
             table.add_row(
                 other, f"{value['n']:,}", estimate(value), estimate(value["difference"], "+.3f")
             )
         out.print(table)
-        if "categories" in one:
+        if "categories" in result:
             table = Table(title=f"{name}: accuracy by category")
-            for column in ("category", "n", "accuracy"):
-                table.add_column(
-                    column, justify="left" if column == "category" else "right", overflow="fold"
-                )
-            for category, value in one["categories"].items():
+            table.add_columns("category", "n", "accuracy", text=("category",))
+            for category, value in result["categories"].items():
                 table.add_row(category or "(none)", f"{value['n']:,}", estimate(value))
             table.add_row(
                 "mean over categories",
-                f"{one['mean_over_categories']['n']:,}",
-                estimate(one["mean_over_categories"]),
+                f"{result['mean_over_categories']['n']:,}",
+                estimate(result["mean_over_categories"]),
             )
             out.print(table)
-        sides(one)
-        if unjudged := one["pairs"] - one["judged"]:
-            out.print_line(
-                f"without a score: {unjudged:,} of {one['pairs']:,} pairs; they are not counted"
+        sides(result)
+        if unjudged := result["pairs"] - result["judged"]:
+            out.print_text(
+                f"without a score: {unjudged:,} of {result['pairs']:,} pairs; they are not counted"
             )
-        if "calibration" in one:
-            out.print_line(calibrated(one["calibration"]))
-        if one["warning"]:
-            out.print_line(one["warning"], style="yellow")
+        if "calibration" in result:
+            out.print_text(calibrated(result["calibration"]))
+        if result["warning"]:
+            out.print_text(result["warning"], style="yellow")

@@ -61,7 +61,7 @@ def usage(table: Mapping[str, str]) -> str:
     more = (
         "posttrain COMMAND --help shows a command's options; posttrain FILE.py:NAME runs a stage of"
         " your own. Exit codes: 0 done, 2 wrong input (with the cure), 130 interrupted (the same"
-        " command goes on); a stage that decides has its verdict's."
+        " command goes on); a stage that gives a verdict ends with its code."
     )
     return "\n".join(
         [

@@ -16,6 +16,8 @@ from posttrain.core.events import Reporter
 from posttrain.core.settings import Leaf, S, Settings, assemble, leaves
 from posttrain.core.terminal import emit
 
+LONG_METAVAR = 50  # characters; longer lists of choices stand in the help, where they are wrapped
+
 
 class Parser(argparse.ArgumentParser):
     """argparse, with the nearest known option named where one is wrong."""
@@ -43,8 +45,13 @@ class Parser(argparse.ArgumentParser):
 
 def parser(command: str, description: str, model: type[Settings]) -> Parser:
     """A parser with one option for every leaf of the settings."""
-    out = Parser(prog=f"posttrain {command}", description=description, allow_abbrev=False)
-    out.add_argument("--quiet", action="store_true", help="show nothing but trouble and the result")
+    out = Parser(
+        prog=f"posttrain {command}",
+        usage="%(prog)s [options]",  # which follow, each with its help
+        description=description,
+        allow_abbrev=False,
+    )
+    add_quiet(out)
     groups: dict[str, Any] = {}
     for leaf in leaves(model):
         title = "run" if len(leaf.path) == 1 and not leaf.switch else leaf.path[0]
@@ -72,14 +79,19 @@ def read(
     return assemble(model, flat(arguments, model)), reporter, arguments.verify
 
 
+def add_quiet(parser: argparse.ArgumentParser) -> None:
+    """The option --quiet."""
+    parser.add_argument("--quiet", action="store_true", help="show only warnings and the result")
+
+
 def add_verify(parser: argparse.ArgumentParser) -> None:
     """The option --verify."""
     parser.add_argument(
         "--verify",
         action="store_true",
         help=(
-            "read all that was made, to see whether it is as it was; unset: only what has another "
-            "size or time of writing"
+            "compare the contents of every file that was made with the manifest; unset: only of "
+            "files whose size or time of writing changed"
         ),
     )
 
@@ -100,6 +112,10 @@ def _add(group: Any, leaf: Leaf) -> None:
             text += f" [{' '.join(map(str, default)) if isinstance(default, tuple) else default}]"
     elif not leaf.switch:
         text += " (required)"
+    metavar = _metavar(kinds, leaf)
+    if len(metavar) > LONG_METAVAR:
+        choices = metavar.strip("{}").replace(",", ", ")
+        metavar, text = leaf.name.upper(), f"{text} (one of: {choices})"
     common: dict[str, Any] = {"default": None, "dest": leaf.name, "help": text}
     if leaf.switch or bool in kinds:
         group.add_argument(
@@ -108,11 +124,9 @@ def _add(group: Any, leaf: Leaf) -> None:
     elif dict in kinds:
         group.add_argument(option, nargs="+", action=_Pairs, metavar="KEY=VALUE", **common)
     elif tuple in kinds:
-        group.add_argument(
-            option, nargs="+", action="extend", metavar=_metavar(kinds, leaf), **common
-        )
+        group.add_argument(option, nargs="+", action="extend", metavar=metavar, **common)
     else:
-        group.add_argument(option, metavar=_metavar(kinds, leaf), **common)
+        group.add_argument(option, metavar=metavar, **common)
 
 
 def _kinds(annotation: Any) -> set[Any]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 
-from posttrain.cli.options import Parser, add_verify
+from posttrain.cli.options import Parser, add_quiet, add_verify
 from posttrain.core import manifest
 from posttrain.core.console import JsonLines, Table, console, open_reporter
 from posttrain.core.errors import CheckpointError, ConfigError
@@ -58,9 +58,7 @@ def run(argv: list[str]) -> int:
         "goes on.",
     )
     _recipe_options(parser)
-    parser.add_argument(
-        "--quiet", action="store_true", help="show nothing but trouble and the result"
-    )
+    add_quiet(parser)
     parser.add_argument(
         "--json", action="store_true", help="progress as JSON lines on standard output"
     )
@@ -94,10 +92,7 @@ def results(summary: dict[str, Any]) -> None:
             why = f": {verdict['why']}" if verdict["why"] else ""
             console().print_line(f"{name}: {verdict['answer']}{why}")
     table = Table(title="artifacts", box=None)
-    for column in ("stage", "seconds", "folder"):
-        table.add_column(
-            column, justify="right" if column == "seconds" else "left", overflow="fold"
-        )
+    table.add_columns("stage", "seconds", "folder", text=("stage", "folder"))
     for name, stage in summary["stages"].items():
         table.add_row(name, f"{stage['seconds']:.0f}", stage["folder"])
     console().print(table)
@@ -118,25 +113,7 @@ def show_plan(argv: list[str]) -> int:
 
     about = estimates(stages)
     if arguments.json:
-        emit(
-            json.dumps(
-                [
-                    {
-                        "stage": one.stage.name,
-                        "kind": one.stage.kind.name,
-                        "state": one.state,
-                        "why": one.why,
-                        "digest": one.digest,
-                        "parents": one.stage.lineage,
-                        "folder": str(one.folder),
-                        **(vars(about[one.stage.name]) if one.stage.name in about else {}),
-                    }
-                    for one in stages
-                ],
-                indent=1,
-            )
-            + "\n"
-        )
+        emit(json.dumps([_plan_json(planned, about) for planned in stages], indent=1) + "\n")
         return 0
     table = _plan_table(f"{recipe.name} → {folder}", stages, about)
     console().print(table)
@@ -145,10 +122,24 @@ def show_plan(argv: list[str]) -> int:
             why = f"{planned.stage.name}: {planned.why}"
             if planned.state == "damaged":
                 why = f"{planned.stage.name}: damaged: {planned.why}; will be made again"
-            console().print_line(why)
+            console().print_text(why)
     if about:
         console().print("estimates, within a factor of two", style="dim")
     return 0
+
+
+def _plan_json(planned: Planned, about: dict[str, Estimate]) -> dict[str, Any]:
+    stage = planned.stage
+    return {
+        "stage": stage.name,
+        "kind": stage.kind.name,
+        "state": planned.state,
+        "why": planned.why,
+        "digest": planned.digest,
+        "parents": stage.lineage,
+        "folder": str(planned.folder),
+        **(vars(about[stage.name]) if stage.name in about else {}),
+    }
 
 
 def _plan_table(title: str, stages: list[Planned], about: dict[str, Estimate]) -> Table:
@@ -206,22 +197,12 @@ def runs(argv: list[str]) -> int:
         "folder", type=Path, nargs="?", default=Path("runs"), help="where to look [runs]"
     )
     folder = parser.parse(argv).folder
-    found = sorted(
-        (
-            path
-            for path in folder.glob("*")
-            if (path / "summary.json").is_file()
-            or (path / "run.json").is_file()
-            or (path / "artifacts").is_dir()
-        ),
-        key=lambda path: path.stat().st_mtime,
-    )
-    if not found:
+    made = [path for path in folder.glob("*") if _is_run(path)]
+    if not made:
         raise ConfigError(f"there are no runs in {folder}", cure="posttrain run RECIPE makes one")
     table = Table()
-    for column in ("run", "stages", "state"):
-        table.add_column(column, overflow="fold")
-    for path in found:
+    table.add_columns("run", "stages", "state", text=("run", "stages", "state"))
+    for path in sorted(made, key=lambda path: path.stat().st_mtime):
         try:
             summary, damaged = _summary(path), _damage(path)
         except CheckpointError:
@@ -231,6 +212,11 @@ def runs(argv: list[str]) -> int:
         table.add_row(str(path), stages, state)
     console().print(table)
     return 0
+
+
+def _is_run(path: Path) -> bool:
+    files = (path / "summary.json", path / "run.json")
+    return (path / "artifacts").is_dir() or any(file.is_file() for file in files)
 
 
 def show(argv: list[str]) -> int:
@@ -260,14 +246,17 @@ def _show_artifact(folder: Path) -> None:
     table = Table(box=None, show_header=False)
     table.add_column()
     table.add_column(overflow="fold")
-    for name in ("stage", "digest", "made", "seconds", "posttrain"):
-        table.add_row(name, str(about[name]))
-    for group in ("models", "data", "rows"):
+    for name in ("stage", "made", "seconds", "posttrain"):
+        value = about[name]
+        table.add_row(name, f"{value:.1f}" if name == "seconds" else value)
+    table.add_row("digest", about["digest"])
+    for name, value in about["inputs"]["models"].items():
+        parent = about["parents"].get(name)
+        table.add_row(name, value[:12] + (f"  (of {parent})" if parent else ""))
+    for group in ("data", "rows"):
         for name, value in about["inputs"].get(group, {}).items():
-            parent = about["parents"].get(name)
             named = about["inputs"].get("paths", {}).get(name, name) if group == "data" else name
-            made_by = f"  ({parent})" if parent else ""
-            table.add_row(f"{group} {named}", f"{value[:12]}{made_by}")
+            table.add_row(group, f"{value[:12]}  {named}")
     table.add_row("code", about["inputs"]["code"][:12])
     console().print(table)
     if summary := _summary(folder):
@@ -282,10 +271,10 @@ def _check_shown(folder: Path) -> None:
     """
     if not (folder / MANIFEST).exists():
         return
-    for one in manifest.damage(folder / MANIFEST, content=True, only=(SUMMARY, ARTIFACT)):
-        if (folder / one.name).exists():
+    for damage in manifest.damage(folder / MANIFEST, content=True, only=(SUMMARY, ARTIFACT)):
+        if (folder / damage.name).exists():
             raise CheckpointError(
-                f"{folder}/{one}", cure="run the command that made it again: it makes it anew"
+                f"{folder}/{damage}", cure="run the command that made it again: it makes it anew"
             )
 
 
@@ -297,7 +286,8 @@ def _damage(folder: Path, *, verify: bool = False) -> list[str]:
             if (place / ARTIFACT).exists():
                 lines.append(f"{place / MANIFEST} is missing: nothing there can be checked")
             continue
-        lines += [f"{place}/{one}" for one in manifest.damage(place / MANIFEST, content=verify)]
+        damages = manifest.damage(place / MANIFEST, content=verify)
+        lines += [f"{place}/{damage}" for damage in damages]
     return lines
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.text import Text
 
-from posttrain.cli.options import Parser
+from posttrain.cli.options import Parser, add_quiet
 from posttrain.cli.pipeline import results
 from posttrain.core.console import Table, console, open_reporter
 from posttrain.evals.records import read_records
@@ -33,9 +33,7 @@ def main(argv: list[str]) -> int:
         metavar="PATH",
         help="folder [runs/quickstart]",
     )
-    parser.add_argument(
-        "--quiet", action="store_true", help="show nothing but trouble and the result"
-    )
+    add_quiet(parser)
     arguments = parser.parse(argv)
     from posttrain.pipeline.quickstart import quickstart
 

@@ -13,21 +13,36 @@ def show(outcome: Outcome) -> None:
     """The result: accuracy on held-out rows and that of content-blind baselines, calibration,
     alarms, and where everything is.
     """
-    out = console()
-    summary = outcome.summary
-    accuracy_table(summary)
+    accuracy_table(outcome.summary)
+    ending(outcome)
+
+
+def ending(outcome: Outcome) -> None:
+    """What the last steps were like, alarms, and where everything is."""
+    out, summary = console(), outcome.summary
     last_steps = ", ".join(f"{name} {value:.3f}" for name, value in summary["last_steps"].items())
-    out.print_line(f"last steps: {last_steps}")
+    out.print_text(f"last steps: {last_steps}")
     for alarm in summary["alarms"]:
-        out.print_line(alarm, style="yellow")
+        out.print_text(alarm, style="yellow")
     where(outcome)
+
+
+def held_title(held: dict[str, Any]) -> str:
+    chance = f"; chance {held['chance']:g}" if "chance" in held else ""
+    return f"held-out rows (95 % interval{chance})"
+
+
+def accuracy(held: dict[str, Any]) -> str:
+    """`0.850 [0.794, 0.893]`"""
+    low, high = held["accuracy_low"], held["accuracy_high"]
+    return estimate({"mean": held["accuracy"], "low": low, "high": high})
 
 
 def sides(held: dict[str, Any]) -> None:
     """Accuracy where the chosen answer is the longer, and where it is the shorter."""
     for side in ("longer", "shorter"):
         if value := held.get(f"where_{side}_chosen"):
-            console().print_line(
+            console().print_text(
                 f"where the chosen answer is the {side}: {estimate(value)}, n = {value['n']:,}"
             )
 
@@ -39,22 +54,14 @@ def accuracy_table(summary: dict[str, Any]) -> None:
     out = console()
     before, after = summary["held_out_before"], summary["held_out"]
     if before and after:
-        chance = f"; chance {after['chance']:g}" if "chance" in after else ""
-        title = f"held-out rows (95 % interval{chance})"
-        table = Table(title=title)
-        for column in ("", "loss", "accuracy", "n", "the model's less this, paired"):
-            table.add_column(column, justify="left" if not column else "right", overflow="fold")
+        table = Table(title=held_title(after))
+        table.add_columns("", "loss", "accuracy", "n", "model minus this, paired")
         for name, held in (("before", before), (f"step {after['step']}", after)):
-            accuracy = {
-                "mean": held["accuracy"],
-                "low": held["accuracy_low"],
-                "high": held["accuracy_high"],
-            }
             change = after.get("difference", {}).get("accuracy") if held is before else None
             table.add_row(
                 name,
                 f"{held['loss']:.4f}",
-                estimate(accuracy),
+                accuracy(held),
                 f"{held['judged']:,}",
                 estimate(change, "+.3f") if change else "",
             )
@@ -70,9 +77,9 @@ def accuracy_table(summary: dict[str, Any]) -> None:
         if "margin" in after:
             change = after.get("difference", {}).get("margin")
             since = f", {estimate(change, '+.3f')} since before, paired" if change else ""
-            out.print_line(f"mean margin: {estimate(after['margin'], '+.3f')}{since}")
+            out.print_text(f"mean margin: {estimate(after['margin'], '+.3f')}{since}")
         sides(after)
-        out.print_line(calibrated(after["calibration"]))
+        out.print_text(calibrated(after["calibration"]))
 
 
 def calibrated(calibration: dict[str, Any]) -> str:

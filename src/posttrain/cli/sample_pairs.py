@@ -18,7 +18,7 @@ def show(outcome: Outcome) -> None:
     out.print(_account(summary))
     out.print(_numbers(summary))
     for warning in summary["warnings"]:
-        out.print_line(warning, style="yellow")
+        out.print_text(warning, style="yellow")
     out.print_line(f"pairs     {summary['pairs']:,}, {outcome.outputs['pairs']}")
     if best := summary["best"]:
         out.print_line(
@@ -29,7 +29,8 @@ def show(outcome: Outcome) -> None:
 
 
 def _account(summary: dict[str, Any]) -> Table:
-    """Prompts, answers, and all twos of a prompt's answers, by what became of them."""
+    """Prompts, answers, and all pairs that a prompt's answers could
+    make, by what became of them."""
     table = Table(title=f"{summary['n']} answers a prompt, scored by {summary['scorer']}")
     table.add_column("")
     table.add_column("n", justify="right")
@@ -41,8 +42,8 @@ def _account(summary: dict[str, Any]) -> Table:
         ),
         (("answers", summary["answers"]), ("can be used", summary["usable"]), summary["left_out"]),
         (
-            ("twos of a prompt's usable answers", summary["possible_pairs"]),
-            ("pairs", summary["pairs"]),
+            ("possible pairs of usable answers", summary["possible_pairs"]),
+            ("written", summary["pairs"]),
             summary["not_pairs"],
         ),
     )
@@ -58,7 +59,7 @@ def _account(summary: dict[str, Any]) -> Table:
 
 def _numbers(summary: dict[str, Any]) -> Table:
     """Every number with its interval."""
-    table = Table(title="95 % intervals, the prompt being the unit")
+    table = Table(title="95 % intervals, clustered by prompt")
     table.add_column("")
     table.add_column("", no_wrap=True)
     table.add_column("n", justify="right")

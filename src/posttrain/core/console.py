@@ -8,12 +8,13 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import asdict
 from typing import Any, TextIO
 
 import rich.console
 import rich.table
+from rich.cells import cell_len
 from rich.console import ConsoleOptions, RenderableType
 from rich.progress import (
     BarColumn,
@@ -27,6 +28,7 @@ from rich.progress import (
 from rich.progress import Progress as Bar
 from rich.protocol import rich_cast
 from rich.segment import Segment
+from rich.table import Column
 from rich.text import Span, Text
 
 from posttrain.core.curve import draw
@@ -47,6 +49,7 @@ from posttrain.core.terminal import escape, one_line
 
 LINE_SECONDS = 10.0  # between plain lines about one piece of work
 JSON_SECONDS = 1.0  # between two progress events of one piece of work
+BAR_AND_LABELS = 38  # columns of the steps' line but for its count, figures and speed
 
 
 class _Lasting:
@@ -107,6 +110,10 @@ class Console(rich.console.Console):
         head = (f"{label:<9} ", "bold") if label else ""
         self.print(Text.assemble(head, (one_line(text), style)), soft_wrap=True)
 
+    def print_text(self, text: str, *, style: str = "") -> None:
+        """Print sentences, wrapped at words in a terminal and on one line elsewhere."""
+        self.print(one_line(text), style=style, soft_wrap=not self.is_terminal)
+
     def write(self, text: str, *, dim: bool = False) -> None:
         """Write a piece of text where the last one ended. What is no terminal gets it as it is."""
         if self.is_terminal:
@@ -137,10 +144,17 @@ class Table(rich.table.Table):
 
     def __init__(self, *, title: str | None = None, **options: Any) -> None:
         title = None if title is None else one_line(title)
+        # as wide as its title, which would be wrapped otherwise
+        options.setdefault("min_width", cell_len(title or ""))
         super().__init__(title=title, title_justify="left", **options)
 
     def add_column(self, header: Any = "", footer: Any = "", **options: Any) -> None:
         super().add_column(_field(header), _field(footer), **options)
+
+    def add_columns(self, *names: str, text: Container[str] = ("",)) -> None:
+        """Columns of numbers, to the right, and those of text, to the left; cells are folded."""
+        for name in names:
+            self.add_column(name, justify="left" if name in text else "right", overflow="fold")
 
     def add_row(self, *cells: Any, **options: Any) -> None:
         super().add_row(*map(_field, cells), **options)
@@ -184,9 +198,9 @@ class Trouble:
     def __call__(self, event: Event) -> None:
         match event:
             case Note(always=True, text=text):
-                _warn(self.console, text)
+                self.console.print_text(text, style="yellow")
             case Alarm():
-                _warn(self.console, str(event))
+                self.console.print_text(str(event), style="yellow")
 
 
 class Lines:
@@ -314,27 +328,24 @@ class Terminal:
             self._steps = self._live(
                 TextColumn("train    ", style="bold"),
                 BarColumn(bar_width=None),
-                MofNCompleteColumn(),
+                MofNCompleteColumn(table_column=Column(no_wrap=True)),
                 TextColumn("loss"),
                 TextColumn("{task.fields[loss]}", style="cyan"),
-                TextColumn("{task.fields[rate]} tokens/s"),
-                TextColumn("{task.fields[memory]} GiB"),
+                TextColumn("{task.fields[speed]}"),
                 TextColumn("ETA"),
                 TimeRemainingColumn(),
             )
-            self._steps.add_task(
-                "", total=event.total, completed=event.done, loss="–", rate="–", memory="–"
-            )
+            self._steps.add_task("", total=event.total, completed=event.done, loss="–", speed="")
 
     def _step(self, event: Step) -> None:
-        rate = self._rate.add(event)
+        speed = f"{self._rate.add(event):,.0f} tokens/s {event.values['memory_gib']:.2f} GiB"
         if self._steps is not None:
+            figures = _figures(event)
+            count = 2 * len(str(self._steps.tasks[0].total)) + 1
+            if BAR_AND_LABELS + count + len(figures) + len(speed) > self.console.width:
+                speed = ""  # or rich would cut the end off: the count and the time left
             self._steps.update(
-                self._steps.task_ids[0],
-                completed=event.step,
-                loss=_figures(event),
-                rate=f"{rate:,.0f}",
-                memory=f"{event.values['memory_gib']:.2f}",
+                self._steps.task_ids[0], completed=event.step, loss=figures, speed=speed
             )
 
     def _live(self, *columns: ProgressColumn, transient: bool = False) -> Bar:
@@ -385,10 +396,6 @@ class Rate:
         now = event.values["tokens_per_second"]
         self._mean = 0.9 * self._mean + 0.1 * now if self._mean else now
         return self._mean
-
-
-def _warn(to: Console, text: str) -> None:
-    to.print(one_line(text), style="yellow", soft_wrap=not to.is_terminal)
 
 
 def _curve(to: Console, log: Iterable[Step | Held]) -> None:

@@ -356,8 +356,8 @@ def state_of(path: Path, cure: str, line: int | None = None) -> Iterator[None]:
     except KeyError as error:
         why = f"it has no {error}"
     except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        said = (str(error).splitlines() or [type(error).__name__])[0]
-        why = f"it is not what a run writes there ({said})"
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        why = f"it is not what a run writes there ({reason})"
     else:
         return
     where = str(path) if line is None else f"{path}:{line}"

@@ -146,4 +146,4 @@ def _changed(path: Path, entry: Entry, content: bool) -> str:
 def sentence(found: list[Damage]) -> str:
     """The first damage, and how many files more have one."""
     more = len(found) - 1
-    return f"{found[0]}{f' (and {more} more)' if more else ''}"
+    return f"{found[0]} (and {more} more)" if more else str(found[0])

@@ -26,20 +26,29 @@ def plugin_file(spec: str) -> Path:
 
 
 def load_plugin(spec: str) -> Any:
-    """The object of `FILE.py:NAME`. A file is run once, and again where it has changed.
+    """The object of `FILE.py:NAME`; see `load_file`.
 
     Raises:
         ConfigError: there is no such file, it cannot be run, or it has no such name.
     """
     path, name = plugin_file(spec), spec.rpartition(":")[2]
-    if not path.is_file():
-        raise ConfigError(f"there is no file {path}", cure=f"check the path in {spec}")
-    module = _module(path.resolve(), sha256_file(path))
+    module = load_file(path)
     if not hasattr(module, name):
         names = [known for known in vars(module) if not known.startswith("_")]
         cure = nearest(name, names) if names else "define it there"
         raise ConfigError(f"{path} has no {name!r}", cure=cure)
     return getattr(module, name)
+
+
+def load_file(path: Path) -> ModuleType:
+    """The module of a file, which is run once, and again where it has changed.
+
+    Raises:
+        ConfigError: there is no such file, or it cannot be run.
+    """
+    if not path.is_file():
+        raise ConfigError(f"there is no file {path}", cure="check the path")
+    return _module(path.resolve(), sha256_file(path))
 
 
 @lru_cache

@@ -69,7 +69,9 @@ class Account:
             "duplicates": self.duplicates,
             "rejected": self.rejected,
         }
-        parts += [f"{count:,} {name}" for name, count in counts.items() if count]
+        for name, count in counts.items():
+            if count:
+                parts.append(f"{count:,} {name.removesuffix('s') if count == 1 else name}")
         parts += [f"{count:,} dropped: {reason}" for reason, count in self.dropped.items()]
         return ", ".join(parts)
 

@@ -256,7 +256,7 @@ _ASKED = frozenset([*QUESTIONS, *CONVERSATIONS, *SYSTEMS, *CONTEXTS, *_SHOWN, "c
 
 
 def unread_text(
-    fields: Mapping[str, Any], layout: Layout, read: str, *, has_prompt: bool, told: bool = False
+    fields: Mapping[str, Any], layout: Layout, read: str, *, has_prompt: bool, named: bool = False
 ) -> list[str]:
     """The columns of a row that hold text which nothing reads.
 
@@ -268,7 +268,8 @@ def unread_text(
         layout: how it is read.
         read: all texts that are read, each on lines of its own.
         has_prompt: whether what is learned has a prompt. Where it has none, a few words count.
-        told: whether the user named the format, and so left out what other formats read: there only
+        named: whether the user named the format, and so left out what other formats read: there
+            only
             sentences count.
     """
     columns = []
@@ -279,7 +280,7 @@ def unread_text(
         texts = [
             text
             for text in _texts(value)
-            if _is_text(text[:_LOOKED_AT], column, layout.format, has_prompt, told)
+            if _is_text(text[:_LOOKED_AT], column, layout.format, has_prompt, named)
         ]
         if texts:
             squeezed = squeezed or _squeezed(read)
@@ -318,7 +319,7 @@ def _of_message(message: dict[str, Any]) -> Iterator[str]:
             yield message[key]
 
 
-def _is_text(text: str, column: str, format: str, has_prompt: bool, told: bool) -> bool:
+def _is_text(text: str, column: str, format: str, has_prompt: bool, named: bool) -> bool:
     """Whether a value is something to be learned or shown, by the name of its column and by how it
     is written.
     """
@@ -342,7 +343,7 @@ def _is_text(text: str, column: str, format: str, has_prompt: bool, told: bool) 
     if format == "text":  # raw text comes with many things about it
         long = count >= 20 or (count >= 8 and text.count("\n") > 1)
         return sentence if normal in _ASKED else last not in _NAME_WORDS and long
-    if normal in _ASKED and not told:
+    if normal in _ASKED and not named:
         return True
     if last in _NAME_WORDS:
         if has_prompt and last in _TITLES:

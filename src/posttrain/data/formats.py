@@ -150,7 +150,7 @@ class Format:
         if len(fields) == len(found.columns):
             return
         columns = unread_text(
-            fields, found, _all_text(example), has_prompt=has_prompt, told=self._given
+            fields, found, _all_text(example), has_prompt=has_prompt, named=self._given
         )
         if columns:
             raise _unread(row, found, columns, has_prompt)
@@ -192,8 +192,8 @@ def _unknown(row: Row) -> DataError:
 def _unread(row: Row, found: Layout, columns: list[str], has_prompt: bool) -> DataError:
     """The error for columns with text that nothing reads."""
     named = " and ".join(map(repr, columns[:5]))
-    one = len(columns) == 1
-    what = f"the column{'' if one else 's'} {named} hold{'s' if one else ''} text that is not read"
+    subject = f"the column {named} holds" if len(columns) == 1 else f"the columns {named} hold"
+    what = f"{subject} text that is not read"
     taken = [
         f"{ours} is taken from {theirs!r}"
         for ours, theirs in found.columns.items()

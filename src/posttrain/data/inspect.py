@@ -23,8 +23,8 @@ from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 
-from posttrain.core.defaults import token_budget
-from posttrain.core.errors import ConfigError, DataError
+from posttrain.core.defaults import check_budget, token_budget
+from posttrain.core.errors import DataError
 from posttrain.core.events import Reporter
 from posttrain.core.files import PARTIAL
 from posttrain.core.seeds import derive
@@ -32,10 +32,11 @@ from posttrain.data.account import Account, check
 from posttrain.data.anatomy import Anatomy, anatomies
 from posttrain.data.chat import Chat
 from posttrain.data.curate.overlap import Overlap, Samples, read_keys
+from posttrain.data.examples import Kind
 from posttrain.data.forest import Tree, pack, size
 from posttrain.data.formats import Format
 from posttrain.data.plan import Plan
-from posttrain.data.prepare import Learned, Preparation, Prepared, accounted
+from posttrain.data.prepare import Preparation, Prepared, accounted
 from posttrain.data.rows import Rejects
 from posttrain.data.settings import DataSettings, FormatName, Source
 from posttrain.data.sources import read
@@ -91,6 +92,11 @@ class Lengths:
     def quantile(self, share: float) -> int:
         """The smallest length that at least this share of the sequences does not exceed."""
         return int(np.quantile(self.values, share, method="inverted_cdf", weights=self.counts))
+
+    def quantiles(self) -> list[str]:
+        """The median, the longest and two between, each with its name."""
+        shares = {"median": 0.5, "90 %": 0.9, "99 %": 0.99, "longest": 1.0}
+        return [f"{name} {self.quantile(share):,}" for name, share in shares.items()]
 
     def over(self, limit: int) -> int:
         """How many sequences are longer than the limit."""
@@ -148,6 +154,17 @@ class Packing:
     filled: float
     padded: float
 
+    def sentences(self) -> list[str]:
+        """What a step is, packed, and what it would be, padded."""
+        sample = f" (a sample of {self.rows:,} rows)" if self.rows >= SAMPLE else ""
+        return [
+            f"a step of {self.batch_size} rows: {self.tokens:,.0f} tokens in {self.passes:.2f} "
+            f"forward passes of at most {self.budget:,}{sample}",
+            f"packed: {self.filled:.1%} of the budget filled, nothing padded",
+            f"padded to the longest row instead: {self.padded:.1%} of the computed tokens would be "
+            f"data, {1 / self.padded:.2f} times the work",
+        ]
+
 
 @dataclass(frozen=True)
 class Part:
@@ -160,6 +177,18 @@ class Part:
     @property
     def name(self) -> str:
         return Path(self.source.path).name + (" (held out)" if self.held_out else "")
+
+    def counts(self) -> dict[str, int]:
+        """The main counts, by name."""
+        account = self.account
+        return {
+            "rows": account.read,
+            "used": account.used,
+            "tokens": account.tokens,
+            "trained": account.targets,
+            "dropped": sum(account.dropped.values()),
+            "rejected": account.rejected,
+        }
 
 
 @dataclass(frozen=True)
@@ -338,7 +367,7 @@ def inspect(
     )
 
 
-def _learned(source: Source, format: FormatName) -> Learned:
+def _learned(source: Source, format: FormatName) -> Kind:
     """What a source's rows are for, by the first that can be used: pairs are compared, labelled
     answers are judged, all else are demonstrations.
     """
@@ -387,12 +416,8 @@ def _packing(sizes: list[TreeSize], batch_size: int, budget: int | None) -> Pack
     if not sizes:
         return None
     longest = max(tree.longest for tree in sizes)
-    if budget is not None and budget < longest:
-        raise ConfigError(
-            f"--budget {budget} is less than the {longest} tokens of the longest sequence",
-            cure=f"give --budget {longest} or more, or --max-length {budget} or less",
-        )
     budget = token_budget(budget, "cpu", longest)
+    check_budget(budget, longest)
     plan = Plan(len(sizes), batch_size, seed=0)
     steps = plan.steps_per_epoch
     passes = tokens = padded = 0

@@ -75,7 +75,11 @@ def messages(value: Any, name: str, where: str) -> tuple[Message, ...]:
 def _turns(value: list[Any] | tuple[Any, ...]) -> Iterator[Any]:
     """Messages one by one; {input, output} is a question and its answer."""
     for each in value:
-        if isinstance(each, dict) and {"input", "output"} <= each.keys() and not _said_role(each):
+        if (
+            isinstance(each, dict)
+            and {"input", "output"} <= each.keys()
+            and not _written_role(each)
+        ):
             yield {"role": "user", "content": each["input"]}
             yield {"role": "assistant", "content": each["output"]}
         else:
@@ -171,12 +175,12 @@ def _weight(value: Any, key: str, name: str, where: str) -> int:
     return int(value)
 
 
-def _said_role(value: dict[str, Any]) -> Any:
+def _written_role(value: dict[str, Any]) -> Any:
     """The role of a message as it is written; LangChain writes it as the type."""
-    said = _first(value, "role", "from")
-    if said is None and isinstance(type_ := value.get("type"), str):
+    role = _first(value, "role", "from")
+    if role is None and isinstance(type_ := value.get("type"), str):
         return type_ if type_.strip().lower() in ROLES else None
-    return said
+    return role
 
 
 def _role(value: Any, name: str, where: str) -> str:
@@ -185,7 +189,7 @@ def _role(value: Any, name: str, where: str) -> str:
         raise DataError(
             f"{name} is {kind(value)}, not an object", where=where, cure="give role and content"
         )
-    given = _said_role(value)
+    given = _written_role(value)
     if given is None:
         raise DataError(
             f"{name} has no role", where=where, cure="one of system, user, assistant, tool"

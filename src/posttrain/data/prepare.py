@@ -24,25 +24,24 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from posttrain.core.errors import DataError
 from posttrain.data.account import Account, check, count_repeats
 from posttrain.data.chat import Chat, Turn
+from posttrain.data.examples import Kind
 from posttrain.data.forest import Sequence, Tree
 from posttrain.data.formats import Example, Format
 from posttrain.data.messages import Text, answer_length
-from posttrain.data.readers import ProgressCallback
-from posttrain.data.rows import Rejects, Row
+from posttrain.data.rows import ProgressCallback, Rejects, Row
 from posttrain.data.settings import Source
 from posttrain.data.sources import read
 from posttrain.data.store import NumberWriter, TreeWriter
 from posttrain.data.tokens import Encoded, Encoder
 
 CHUNK_ROWS, CHUNK_CHARACTERS = 500, 4_000_000  # tokenised at a time; bounds memory
-Learned = Literal["demonstrations", "pairs", "triples", "labels", "steps"]
 PREFERENCES = ("pairs", "triples", "labels")  # of rows that say which answer is better
 
 
@@ -63,7 +62,7 @@ class Preparation:
     max_length: int
     truncate: str = ""
     format: str = ""
-    learned: Learned = "demonstrations"
+    learned: Kind = "demonstrations"
 
     @cached_property
     def encoder(self) -> Encoder:
@@ -162,7 +161,7 @@ def _render(example: Example, preparation: Preparation) -> list[list[Turn]]:
 
 
 def _collect(
-    chunk: list[Rendered], tokenised: Future[Tokenised], learned: Learned, rejects: Rejects
+    chunk: list[Rendered], tokenised: Future[Tokenised], learned: Kind, rejects: Rejects
 ) -> Iterator[Prepared]:
     results = iter(tokenised.result())
     for row, example, answers in chunk:
@@ -182,7 +181,7 @@ def _collect(
             yield Prepared(row, example, sequences, _numbers(example, learned))
 
 
-def _comparable(sequences: list[Encoded], learned: Learned) -> DataError | None:
+def _comparable(sequences: list[Encoded], learned: Kind) -> DataError | None:
     """Why an answer cannot be compared with others: it must be one sequence."""
     if learned == "demonstrations" or len(sequences) == 1:
         return None
@@ -196,7 +195,7 @@ def _comparable(sequences: list[Encoded], learned: Learned) -> DataError | None:
 # -------------------------------------------------------------------------------- what is learned
 
 
-def learned_answers(example: Example, learned: Learned) -> tuple[Text, ...]:
+def learned_answers(example: Example, learned: Kind) -> tuple[Text, ...]:
     """The answers of a row that are learned from.
 
     Raises:
@@ -257,7 +256,7 @@ def _check_demonstration(example: Example) -> None:
         )
 
 
-def _check_compared(example: Example, learned: Learned) -> None:
+def _check_compared(example: Example, learned: Kind) -> None:
     if len(example.answers) == 1:
         what, cure = "a demonstration", "give rows with chosen and rejected"
         if example.label is not None:
@@ -276,7 +275,7 @@ def _check_compared(example: Example, learned: Learned) -> None:
         )
 
 
-def _numbers(example: Example, learned: Learned) -> tuple[float, ...]:
+def _numbers(example: Example, learned: Kind) -> tuple[float, ...]:
     """What is stored beside a row's tree: a label for every sequence, the margin of a pair, or a
     label for every step.
     """
@@ -493,7 +492,7 @@ def _hash(trees: Iterable[Iterable[Sequence]]) -> bytes:
     return digest.digest()
 
 
-def _edge(tree: Tree, prepared: Prepared, learned: Learned) -> bytes:
+def _edge(tree: Tree, prepared: Prepared, learned: Kind) -> bytes:
     """Which answer is better than which: 16 bytes, 8 for the tokens of each answer after its
     prompt. A good answer is better than none, which is 0, and none is better than a bad one; a
     pair that counts as two labelled answers is a pair.
@@ -504,7 +503,7 @@ def _edge(tree: Tree, prepared: Prepared, learned: Learned) -> bytes:
     return b"".join(hashes)
 
 
-def _characters(prepared: Prepared, learned: Learned) -> list[int] | None:
+def _characters(prepared: Prepared, learned: Kind) -> list[int] | None:
     """How long every compared answer is; None where none are compared."""
     if learned not in ("pairs", "triples"):
         return None

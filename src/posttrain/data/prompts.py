@@ -94,21 +94,20 @@ def read_prompts(
                 rejects.add(error, row)
             else:
                 rendered.append(_Rendered(row, example, wanted, text, plain))
-    encoded = Encoder(chat.tokenizer).prompts(
-        [one.text for one in rendered], [one.plain for one in rendered]
-    )
+    texts = [prompt.text for prompt in rendered]
+    encoded = Encoder(chat.tokenizer).prompts(texts, [prompt.plain for prompt in rendered])
     prompts = []
-    for ids, one in zip(encoded, rendered, strict=True):
+    for ids, prompt in zip(encoded, rendered, strict=True):
         if longest is not None and len(ids) > longest:
             error = DataError(
                 f"the prompt has {len(ids):,} tokens, and beside --max-tokens "
                 f"{max(0, longest):,} fit into what the model can address",
-                where=one.row.where,
+                where=prompt.row.where,
                 cure="shorten or remove the row, or give a lower --max-tokens",
             )
-            rejects.add(error, one.row)
+            rejects.add(error, prompt.row)
         else:
-            prompts.append(one.prompt(ids))
+            prompts.append(prompt.prompt(ids))
     return prompts
 
 

@@ -11,7 +11,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -50,6 +50,10 @@ class Row:
                 ),
             )
         return text(self.fields[column], f"column {column!r}", self.where)
+
+
+ProgressCallback = Callable[[int], None]  # called with the number of bytes read so far
+RowOrError = Row | tuple[DataError, bytes]  # a row, or an error with the bytes that caused it
 
 
 def text(value: Any, name: str, where: str) -> str:
@@ -109,6 +113,10 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 JSON = json.JSONDecoder(object_pairs_hook=_object)
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0]
 
 
 class Rejects:

@@ -230,6 +230,29 @@ Sourced = Annotated[Source, BeforeValidator(_parse)]
 Rows = Annotated[tuple[Sourced, ...], ReadsRows()]  # the type of a setting that reads rows
 
 
+RowFormat = Annotated[
+    FormatName,
+    Field(description="format of the rows of --data; unset: found from the first row's columns"),
+]
+Similarity = Annotated[
+    float,
+    Field(
+        gt=0,
+        le=1,
+        description="Jaccard similarity of 3-word shingles from which rows are near-duplicates",
+    ),
+]
+OnBadRow = Annotated[
+    Literal["stop", "reject"],
+    Field(
+        description=(
+            "stop at a row that cannot be used, or write it to rejects.jsonl (NAME.rejects.jsonl "
+            "beside a single file) with the reason and go on"
+        )
+    ),
+]
+
+
 class DataSettings(Settings):
     """Which rows are trained on, and how they become tokens."""
 
@@ -237,18 +260,12 @@ class DataSettings(Settings):
         min_length=1,
         description=(
             "JSONL, JSON, Parquet, CSV or text files, folders, or hub ids; each may be followed by "
-            ",weight= ,share= ,epochs= ,limit= ,split= ,subset= ,ignore=COLUMN or a column of "
-            "ours=the file's"
+            ",weight= ,share= ,epochs= ,limit= ,split= ,subset= ,ignore=COLUMN, and by our name of "
+            "a column = the file's (prompt=question)"
         ),
     )
     validation: Rows = Field((), description="held-out rows, given like --data")
-    on_bad_row: Literal["stop", "reject"] = Field(
-        "stop",
-        description=(
-            "stop at a row that cannot be used, or write it to rejects.jsonl with the reason and "
-            "go on"
-        ),
-    )
+    on_bad_row: OnBadRow = "stop"
     format: FormatName = Field(
         "", description="shape of the rows; unset: found from the first row's columns"
     )

@@ -17,15 +17,8 @@ from typing import Any
 from posttrain.core.errors import DataError, nearest
 from posttrain.core.extras import require
 from posttrain.core.files import sha256_input
-from posttrain.data.readers import (
-    READERS,
-    ProgressCallback,
-    RowOrError,
-    first_line,
-    read_file,
-    suffix_of,
-)
-from posttrain.data.rows import Rejects, Row
+from posttrain.data.readers import READERS, read_file, suffix_of
+from posttrain.data.rows import ProgressCallback, Rejects, Row, RowOrError, first_line
 from posttrain.data.settings import Source
 
 LONGEST_PATH = 4096  # characters; no system opens a longer one

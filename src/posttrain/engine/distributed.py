@@ -6,6 +6,7 @@ rank that has fewer forests runs empty ones, or the others would wait for it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Many
 from typing import Any
 
 import numpy as np
@@ -50,9 +51,9 @@ def gathered(values: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: torch.cat([part[name] for part in parts if name in part]) for name in parts[0]}
 
 
-def even(forests: list[TokenForest]) -> list[TokenForest]:
+def even(forests: Many[TokenForest]) -> list[TokenForest]:
     """The forests of this rank, and empty ones until every rank has as many."""
-    return forests + [_empty()] * (most(len(forests)) - len(forests))
+    return [*forests, *[_empty()] * (most(len(forests)) - len(forests))]
 
 
 def _empty() -> TokenForest:

@@ -81,11 +81,13 @@ def kept(folder: Path, inner: PreTrainedModel, saved: Mapping[str, Tensor]) -> K
             cure="take the text model out first: transformers' AutoModelForCausalLM"
             f".from_pretrained({str(folder)!r}), then save_pretrained, and the tokenizer's",
         )
-    beside = {path.name for path in folder.glob("*.safetensors")} - {VALUE_HEAD}
-    beside -= {path.name for path in weight_files(folder)}
+    unlisted = {path.name for path in folder.glob("*.safetensors")} - {VALUE_HEAD}
+    unlisted -= {path.name for path in weight_files(folder)}
     note = ""
-    if beside:
-        note = f"{', '.join(sorted(beside))} in {folder} is no part of the model, nor of the result"
+    if unlisted:
+        note = (
+            f"{', '.join(sorted(unlisted))} in {folder} is no part of the model, nor of the result"
+        )
     unknown = sum(saved[name].numel() for name, source in sources.items() if source is None)
     if unknown == sum(found[name].numbers for name in rest):
         # what has another name in the result is no loss
@@ -291,8 +293,8 @@ def mend_generation(inner: PreTrainedModel) -> str:
         return ""
     values = ", ".join(f"{name} {value}" for name, value in changed.items())
     return (
-        "the model's generation config contradicts itself, and transformers would not write it: "
-        f"{values} {'is' if len(changed) == 1 else 'are'} left out of the result's"
+        "the model's generation config contradicts itself, and transformers would not write it; "
+        f"left out of the result's: {values}"
     )
 
 
@@ -324,9 +326,8 @@ def explained(source: str) -> Iterator[None]:
     except (PosttrainError, OSError):
         raise
     except Exception as error:
-        what = str(error).strip().splitlines()
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(
-            f"the result of {source or 'the model'} cannot be written: "
-            f"{what[0] if what else type(error).__name__}",
+            f"the result of {source or 'the model'} cannot be written: {reason}",
             cure="correct the file of the model that it names, and run the same command again",
         ) from error

@@ -118,7 +118,7 @@ class Learner:
             read: `self.read` unless given.
         """
         self.network.eval()
-        columns = [self.network(forest, read or self.read) for forest in _even(forests)]
+        columns = [self.network(forest, read or self.read) for forest in distributed.even(forests)]
         return columns[: len(forests)]
 
     def forward_backward(
@@ -180,7 +180,7 @@ class Learner:
         chunked = loss.read.vocabulary and not loss.read.reward and not loss.read.hidden
         inside = bound if train and loss.additive and chunked else None
         total, balance, values = 0.0, 0.0, list[dict[str, Tensor]]()
-        for i, forest in enumerate(_even(forests)):
+        for i, forest in enumerate(distributed.even(forests)):
             filler = i >= len(forests)  # it keeps the ranks together, and nothing is learned of it
             with self._seeded(derive(seed, "forward", i)):
                 columns = self.network(forest, read, inside, noise=noise)
@@ -215,7 +215,7 @@ class Learner:
             return None
         self.network.eval()
         counts: dict[str, float] = {}
-        for i, forest in enumerate(_even(forests)):
+        for i, forest in enumerate(distributed.even(forests)):
             chosen = self.network(forest, Read(logprob=False, experts=True)).experts[0]
             for expert, count in enumerate(chosen.tolist() if i < len(forests) else ()):
                 counts[str(expert)] = counts.get(str(expert), 0.0) + count
@@ -461,11 +461,6 @@ class Learner:
 
 def _warn(sentence: str) -> None:
     warnings.warn(sentence, stacklevel=3)
-
-
-def _even(forests: Many[TokenForest]) -> list[TokenForest]:
-    """The forests of this rank, and empty ones until every rank has as many."""
-    return distributed.even(list(forests))
 
 
 def _nothing(columns: Columns) -> Tensor:

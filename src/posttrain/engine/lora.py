@@ -66,6 +66,16 @@ def attach(
                 f"{what}: {str(error).splitlines()[0]}",
                 cure="name modules as the model does, for example q_proj v_proj",
             ) from error
+    _check_adapted(network)
+    return adapter
+
+
+def _check_adapted(network: PreTrainedModel) -> None:
+    """Refuse adapters that would not be reached or could not be merged.
+
+    Raises:
+        ConfigError: with the layer's name and the cure.
+    """
     for name, layer in _layers(network).items():
         tied = (
             network.config.get_text_config().tie_word_embeddings
@@ -89,7 +99,6 @@ def attach(
                 "cannot be merged",
                 cure="adapt the attention alone: --lora-targets q_proj k_proj v_proj o_proj",
             )
-    return adapter
 
 
 def _layers(network: PreTrainedModel) -> dict[str, Any]:

@@ -35,8 +35,25 @@ class UnsetRate:
         return self.lora if lora else self.full
 
     def __str__(self) -> str:
-        full, lora = (f"{rate:g}".replace("e-0", "e-") for rate in (self.full, self.lora))
+        full, lora = (
+            f"{rate:.1e}".replace(".0e", "e").replace("e-0", "e-")
+            for rate in (self.full, self.lora)
+        )
         return f"unset: {full}, with LoRA {lora}"
+
+
+Schedule = Annotated[
+    Literal["linear", "cosine", "wsd", "constant"],
+    Field(
+        description=(
+            "how the rate falls after warm-up; wsd stays at the peak, then falls over the last "
+            "fifth"
+        )
+    ),
+]
+Warmup = Annotated[
+    float, Field(ge=0, lt=1, description="share of the steps over which the rate rises from 0")
+]
 
 
 class OptimiserSettings(Settings):
@@ -45,16 +62,8 @@ class OptimiserSettings(Settings):
     unset_rate: ClassVar = UnsetRate(2e-5, lora=2e-4)
 
     learning_rate: float | None = Field(None, gt=0, description=f"peak learning rate; {unset_rate}")
-    schedule: Literal["linear", "cosine", "wsd", "constant"] = Field(
-        "linear",
-        description=(
-            "how the rate falls after warm-up; wsd stays at the peak, then falls over the last "
-            "fifth"
-        ),
-    )
-    warmup: float = Field(
-        0.03, ge=0, lt=1, description="share of the steps over which the rate rises from 0"
-    )
+    schedule: Schedule = "linear"
+    warmup: Warmup = 0.03
     weight_decay: float = Field(
         0.0, ge=0, description="decoupled decay of matrices; vectors are never decayed"
     )

@@ -146,7 +146,6 @@ class Tally:
 
     def summary(self) -> dict[str, Any]:
         """Counts, which add up, and numbers with intervals; JSON."""
-        twos = self.pairs + self.unpaired.total()
         assert self.answers == self.usable + self.left_out.total(), "answers = usable + left out"
         assert self.prompts == len(set(self._of)) + self.without.total(), (
             "prompts = with a pair + without"
@@ -157,7 +156,7 @@ class Tally:
             "finished": self.finished,
             "usable": self.usable,
             "left_out": {why: self.left_out[why] for why in (UNSCORED, EMPTY, CUT, REPEATED)},
-            "possible_pairs": twos,
+            "possible_pairs": self.pairs + self.unpaired.total(),
             "pairs": self.pairs,
             "not_pairs": {why: self.unpaired[why] for why in (TIE, BELOW, BETTER_CUT, NOT_TAKEN)},
             "prompts_with_pairs": self.prompts - self.without.total(),

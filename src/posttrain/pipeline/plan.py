@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.core import manifest
-from posttrain.core.errors import CheckpointError, ConfigError, ModelError
+from posttrain.core.errors import CheckpointError, ConfigError, DataError, ModelError
 from posttrain.core.files import read_state, sha256_json
 from posttrain.core.identity import RUN, differences
 from posttrain.core.manifest import MANIFEST
@@ -96,6 +96,9 @@ def inputs_of(stage: Stage, before: Mapping[str, Planned]) -> dict[str, Any]:
         read = inputs.describe(stage.settings.resolved(), models, frozenset(stage.feeds))
     except ConfigError as error:
         error.where = error.where or stage.at(error.option)
+        raise
+    except DataError as error:
+        error.where = error.where or stage.at("data")
         raise
     except ModelError as error:
         raise ConfigError(

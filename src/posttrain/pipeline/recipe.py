@@ -476,16 +476,13 @@ class Scope:
         return path.exists() or suffix_of(path) in READERS
 
     def _too_early(self, name: str, kind: str, where: str) -> ConfigError:
-        if kind == "model":
-            return ConfigError(
-                f"{self.reader} starts from the stage {name!r}, which does not come before it",
-                where=where,
-                cure="put that stage first; a folder of that name is ./NAME",
-            )
+        reads, place = (
+            ("starts from", "folder") if kind == "model" else ("reads the rows of", "file")
+        )
         return ConfigError(
-            f"{self.reader} reads the rows of the stage {name!r}, which does not come before it",
+            f"{self.reader} {reads} the stage {name!r}, which does not come before it",
             where=where,
-            cure="put that stage first; a file of that name is ./NAME",
+            cure=f"put that stage first; a {place} of that name is ./NAME",
         )
 
     def _makes_none(self, name: str, kind: str, where: str) -> ConfigError:

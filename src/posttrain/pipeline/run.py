@@ -93,7 +93,9 @@ def execute(recipe: Recipe, folder: Path, reporter: Reporter, *, verify: bool = 
                 doing = "goes on" if planned.state == "interrupted" else planned.why
                 if planned.state == "damaged":
                     doing = f"damaged: {planned.why}; making it again"
-                reporter.note(label, f"{planned.stage.spec}, {doing}")
+                stage = planned.stage
+                kind = "" if stage.spec == stage.name else f"{stage.spec}, "
+                reporter.note(label, f"{kind}{doing}")
                 _make(planned, by_name, reporter, damaged=planned.state == "damaged")
             _link(folder / planned.stage.name, planned.folder)
         check_held()

@@ -163,17 +163,12 @@ def _passage(anatomy: Anatomy, passage: Passage) -> str:
 def _sources(report: Report) -> str:
     if len(report.parts) < 2:
         return ""
-    names = ("rows", "used", "tokens", "trained", "dropped", "rejected")
-    head = "".join(f"<th class=n>{name}</th>" for name in names)
+    head = "".join(f"<th class=n>{name}</th>" for name in report.parts[0].counts())
     rows = []
     for part in report.parts:
-        account = part.account
-        counts = [account.read, account.used, account.tokens, account.targets]
-        counts += [sum(account.dropped.values()), account.rejected]
-        cells = "".join(f"<td class=n>{count:,}</td>" for count in counts)
-        rows.append(
-            f"<tr><td>{escape(part.name)}</td><td>{escape(account.format)}</td>{cells}</tr>\n"
-        )
+        cells = "".join(f"<td class=n>{count:,}</td>" for count in part.counts().values())
+        name, form = escape(part.name), escape(part.account.format)
+        rows.append(f"<tr><td>{name}</td><td>{form}</td>{cells}</tr>\n")
     return (
         "<h2>By source</h2>\n<div class=wide><table>\n"
         f"<tr><th>source</th><th>format</th>{head}</tr>\n{''.join(rows)}</table></div>\n"
@@ -203,11 +198,9 @@ def _histogram(lengths: Lengths, limit: int) -> str:
     for low, high, count in bins[len(within) :]:
         drawn.append(_bar("over", y, low, high, count, most))
         y += BAR_HEIGHT
-    shares = {"median": 0.5, "90 %": 0.9, "99 %": 0.99, "longest": 1.0}
-    quantiles = [f"{name} {lengths.quantile(share):,}" for name, share in shares.items()]
     return (
         "<h2>Tokens a sequence, before the length limit</h2>\n"
-        f"<p class=soft>n = {lengths.n:,} · {' · '.join(quantiles)}</p>\n"
+        f"<p class=soft>n = {lengths.n:,} · {' · '.join(lengths.quantiles())}</p>\n"
         f'<svg viewBox="0 0 900 {y}" role="img"><title>Lengths of sequences in tokens</title>\n'
         f"{''.join(drawn)}</svg>\n"
     )
@@ -226,12 +219,9 @@ def _bar(kind: str, y: int, low: int, high: int, count: int, most: int) -> str:
 def _packing(packing: Packing | None) -> str:
     if packing is None:
         return ""
+    step, packed, padded = packing.sentences()
     return (
         "<h2>How batches fill</h2>\n"
-        f"<p>A step of {packing.batch_size} rows has {packing.tokens:,.0f} tokens, in "
-        f"{packing.passes:.2f} forward passes of at most {packing.budget:,} (means over "
-        f"{packing.rows:,} rows).</p>\n"
-        f"<ul><li>Packed: {packing.filled:.1%} of the budget filled, nothing padded.</li>\n"
-        f"<li>Padded to the longest row instead: {packing.padded:.1%} of the computed tokens would "
-        f"be data, {1 / packing.padded:.2f} times the work.</li></ul>\n"
+        f"<p>{step} (means over {packing.rows:,} rows)</p>\n"
+        f"<ul><li>{packed}</li>\n<li>{padded}</li></ul>\n"
     )

@@ -7,14 +7,14 @@ run folder: `posttrain.stages.training`.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
 
 from posttrain.core.errors import ConfigError
 from posttrain.core.settings import Needs, Unless
 from posttrain.data.settings import Rows, Source
-from posttrain.engine.settings import OptimiserSettings
+from posttrain.engine.settings import OptimiserSettings, Schedule, Warmup
 from posttrain.stages import dataset, training
 from posttrain.stages.objectives.demonstrations import Demonstrations
 from posttrain.stages.stage import Context, stage
@@ -27,16 +27,8 @@ class AdaptOptimiser(OptimiserSettings):
     learning_rate: float | None = Field(
         1e-4, gt=0, description="peak learning rate, to which the rate is warmed up again"
     )
-    schedule: Literal["linear", "cosine", "wsd", "constant"] = Field(
-        "cosine",
-        description=(
-            "how the rate falls after warm-up; wsd stays at the peak, then falls over the last "
-            "fifth"
-        ),
-    )
-    warmup: float = Field(
-        0.05, ge=0, lt=1, description="share of the steps over which the rate rises from 0"
-    )
+    schedule: Schedule = "cosine"
+    warmup: Warmup = 0.05
 
 
 def _plain(sources: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -26,7 +26,7 @@ from posttrain.stages import soundness
 if TYPE_CHECKING:  # these import torch, which is not needed to find a mistake in the first row
     from posttrain.data.account import Account
     from posttrain.data.chat import Chat
-    from posttrain.data.prepare import Learned
+    from posttrain.data.examples import Kind
     from posttrain.data.prompting import Prompting
     from posttrain.data.store import Numbers, Trees
     from posttrain.stages.stage import Context
@@ -203,7 +203,7 @@ def prepare(
     settings: DataSettings,
     base: Path,
     context: Context,
-    learned: Learned = "demonstrations",
+    learned: Kind = "demonstrations",
     separator: str = "\n",
 ) -> Prepared:
     """Turn the rows into tokens, or find them in the run's folder.
@@ -257,7 +257,7 @@ def _read_key(folder: Path) -> dict[str, Any]:
     return read_state(folder / "key.json", DAMAGED, key=str, chat=bool)
 
 
-def _open(folder: Path, label: str, group: tuple[Source, ...], learned: Learned) -> Dataset:
+def _open(folder: Path, label: str, group: tuple[Source, ...], learned: Kind) -> Dataset:
     """Tokens that were prepared."""
     from posttrain.data.prepare import Account
     from posttrain.data.store import Numbers, Trees
@@ -275,7 +275,7 @@ def _tokenize(
     folder: Path,
     longest: int,
     reporter: Reporter,
-    learned: Learned,
+    learned: Kind,
 ) -> tuple[set[str], dict[str, Any]]:
     """Prepare all sources.
 
@@ -290,8 +290,8 @@ def _tokenize(
     preparation = Preparation(chat, longest, settings.truncate, settings.format, learned)
     folder.mkdir(parents=True)
     rejects = Rejects(folder / REJECTS if settings.on_bad_row == "reject" else None)
-    for label, some in sources(settings).items():
-        for i, source in enumerate(some):
+    for label, group in sources(settings).items():
+        for i, source in enumerate(group):
             total, part = max(1, size(source)), folder / f"{label} {i}"
             parts.setdefault(label, []).append(part)
             with reporter.working(f"read {Path(source.path).name}", total) as progress:

@@ -14,12 +14,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
 from posttrain.core.console import estimate
-from posttrain.core.defaults import UNSET_BUDGET
+from posttrain.core.defaults import UNSET_BUDGET, Device
 from posttrain.core.errors import ConfigError, DataError
 from posttrain.core.events import Reporter
 from posttrain.core.journal import RECORDS, Journal
@@ -27,7 +27,7 @@ from posttrain.core.settings import Destination, ExecutionOnly, ReadsModel, Read
 from posttrain.data.settings import PromptingSettings, Source
 from posttrain.evals.records import Record, read_records, write_records
 from posttrain.evals.settings import OWN, TaskSettings
-from posttrain.evals.stats import LEVEL
+from posttrain.evals.stats import LEVEL, Estimate
 from posttrain.evals.task import Task, read_rows
 from posttrain.scoring.scorers import check_scorer, choose_scorer
 from posttrain.stages.folders import Files
@@ -75,9 +75,7 @@ class EvaluateSettings(Settings):
     budget: Annotated[int | None, ExecutionOnly(rounding=True)] = Field(
         None, ge=2, description=f"tokens a forward pass. {UNSET_BUDGET}"
     )
-    device: Annotated[Literal["", "cpu", "cuda"], ExecutionOnly()] = Field(
-        "", description="unset: the GPU where there is one"
-    )
+    device: Device = ""
 
     @property
     def models(self) -> dict[str, str]:
@@ -122,7 +120,8 @@ class Evaluation:
 
     def file(self, role: str) -> str:
         """The name of the records' file: `role` is `model` or `against`."""
-        return f"{self.name}{'' if role == 'model' else f'.{role}'}.jsonl"
+        suffix = "" if role == "model" else f".{role}"
+        return f"{self.name}{suffix}.jsonl"
 
 
 def _record_files(settings: EvaluateSettings) -> list[str]:
@@ -408,16 +407,19 @@ def _results(
     results: dict[str, Any] = {
         "task": task.name,
         "file": evaluation.source.path,
-        "labels": {metric: one.label or metric for metric, one in task.metrics.items()},
-        "metrics": {metric: one.json() for metric, one in task.estimates(after).items()},
+        "labels": {name: metric.label or name for name, metric in task.metrics.items()},
+        "metrics": _json(task.estimates(after)),
         "chance": task.chances(after),
     }
     if "against" in records:
         before = records["against"][name]
-        differences = task.differences(after, before)
-        results["against"] = {metric: one.json() for metric, one in task.estimates(before).items()}
-        results["difference"] = {metric: one.json() for metric, one in differences.items()}
+        results["against"] = _json(task.estimates(before))
+        results["difference"] = _json(task.differences(after, before))
     return results
+
+
+def _json(estimates: Mapping[str, Estimate]) -> dict[str, Any]:
+    return {name: value.json() for name, value in estimates.items()}
 
 
 def shown(value: dict[str, Any]) -> str:

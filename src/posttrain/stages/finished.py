@@ -44,7 +44,8 @@ def find(place: Place, reporter: Reporter, *, verify: bool = False) -> Found:
     if not place.manifest.exists():
         return _without_manifest(place, place.manifest, reporter)
     names = {path.name for path in (*place.files(), place.manifest)}
-    found = [one for one in manifest.damage(place.manifest, content=verify) if one.top in names]
+    found = manifest.damage(place.manifest, content=verify)
+    found = [damage for damage in found if damage.top in names]
     if not found:
         return Found(read_state(place.path(SUMMARY), DAMAGED))
     made = manifest.read(place.manifest)
@@ -52,10 +53,10 @@ def find(place: Place, reporter: Reporter, *, verify: bool = False) -> Found:
         reporter.message(f"{place.folder / str(found[0])}; all of it is made again")
         _set_aside(place, [place.manifest, *place.files()])
         return Found()
-    tops = dict.fromkeys(one.top for one in found)
+    tops = dict.fromkeys(damage.top for damage in found)
     for top in tops:
-        path, group = place.folder / top, [one for one in found if one.top == top]
-        reporter.message(f"{place.folder}/{_sentence(path, group)}")
+        group = [damage for damage in found if damage.top == top]
+        reporter.message(f"{place.folder}/{_sentence(place.folder / top, group)}")
     changed = [place.folder / top for top in tops]
     extended = list(_extended(place, made, reporter))
     _set_aside(place, [*changed, *extended])

@@ -16,13 +16,14 @@ from __future__ import annotations
 from collections.abc import Hashable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field
 
+from posttrain.core.defaults import Device
 from posttrain.core.errors import ConfigError, DataError
 from posttrain.core.events import Reporter
-from posttrain.core.settings import Destination, ExecutionOnly, ReadsModel, ReadsScorer, Settings
+from posttrain.core.settings import Destination, ReadsModel, ReadsScorer, Settings
 from posttrain.core.ties import wins
 from posttrain.data.formats import Example, Format
 from posttrain.data.messages import Message, Text
@@ -78,9 +79,7 @@ class JudgeSettings(Settings):
     out: Annotated[Path, Destination()] = Field(
         description="folder for the results; the same command shows what is there"
     )
-    device: Annotated[Literal["", "cpu", "cuda"], ExecutionOnly()] = Field(
-        "", description="unset: the GPU where there is one"
-    )
+    device: Device = ""
 
     def check(self) -> None:
         _specs(self)

@@ -34,7 +34,7 @@ from posttrain.data.curate.near_pairs import NearPairs
 from posttrain.data.curate.pair_table import NO_SHARED_PROMPT, Table
 from posttrain.data.curate.pairs import Check, Fates, Rules, clean
 from posttrain.data.rows import Row
-from posttrain.data.settings import FormatName, Rows
+from posttrain.data.settings import OnBadRow, RowFormat, Rows
 from posttrain.stages.folders import Files
 from posttrain.stages.stage import Context, stage
 
@@ -82,16 +82,8 @@ class PairsSettings(Settings):
             "rejected in another, once as good and once as bad"
         ),
     )
-    format: FormatName = Field(
-        "", description="format of the rows of --data; unset: found from the first row's columns"
-    )
-    on_bad_row: Literal["stop", "reject"] = Field(
-        "stop",
-        description=(
-            "stop at a row that cannot be used, or write it to NAME.rejects.jsonl with the reason "
-            "and go on"
-        ),
-    )
+    format: RowFormat = ""
+    on_bad_row: OnBadRow = "stop"
     seed: int = Field(0, ge=0, description="of what is chosen by lot")
 
 

@@ -5,14 +5,13 @@ A user's own stage is named by where it is: `FILE.py:NAME` or `package.module:NA
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from posttrain.core.errors import ConfigError, nearest
+from posttrain.core.plugins import load_file
 from posttrain.stages.index import entries
 from posttrain.stages.stage import Stage
 
@@ -69,23 +68,8 @@ def _module(name: str, where: str) -> ModuleType:
 
 
 def _file(place: str, where: str) -> ModuleType:
-    path = Path(place).resolve()
-    name = f"posttrain_user_stage_{path.stem}_{abs(hash(path))}"
-    if name in sys.modules:
-        return sys.modules[name]
-    if not path.is_file():
-        raise ConfigError(f"there is no file {place}", where=where, cure="check the path")
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # before it runs: dataclasses and pydantic look it up
     try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        del sys.modules[name]
-        raise ConfigError(
-            f"{place} cannot be imported: {type(error).__name__}: {error}",
-            where=where,
-            cure="run it with python to see where",
-        ) from error
-    return module
+        return load_file(Path(place))
+    except ConfigError as error:
+        error.where = error.where or where
+        raise

@@ -30,19 +30,20 @@ import json
 from collections.abc import Iterator
 from collections.abc import Sequence as Many
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Annotated, Any, Literal
+from typing import IO, TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
+from posttrain.core.defaults import Device
 from posttrain.core.errors import ConfigError, DataError
 from posttrain.core.events import Reporter
 from posttrain.core.files import PARTIAL, fsync
 from posttrain.core.journal import Journal
 from posttrain.core.seeds import derive
-from posttrain.core.settings import Destination, ExecutionOnly, ReadsModel, ReadsScorer, Settings
+from posttrain.core.settings import Destination, ReadsModel, ReadsScorer, Settings
 from posttrain.data.prompts import Prompt, read_prompts
 from posttrain.data.rows import Rejects
-from posttrain.data.settings import FormatName, PromptingSettings, Rows
+from posttrain.data.settings import OnBadRow, PromptingSettings, RowFormat, Rows
 from posttrain.evals.pair_rows import Group
 from posttrain.evals.records import Record, cluster_of
 from posttrain.scoring.ranking import How, Rules, Unfinished
@@ -137,23 +138,13 @@ class SamplePairsSettings(Settings):
     )
     seed: int = Field(0, ge=0, description="of the draws")
     batch_size: int = Field(64, ge=1, description="prompts sampled together, and written together")
-    format: FormatName = Field(
-        "", description="format of the rows of --data; unset: found from the first row's columns"
-    )
+    format: RowFormat = ""
     prompting: PromptingSettings = PromptingSettings()  # type: ignore[call-arg]
     judge_thinking: bool = Field(
         False, description="score all that was written, not the answer without its thinking"
     )
-    on_bad_row: Literal["stop", "reject"] = Field(
-        "stop",
-        description=(
-            "stop at a row that cannot be used, or write it to rejects.jsonl with the reason and "
-            "go on"
-        ),
-    )
-    device: Annotated[Literal["", "cpu", "cuda"], ExecutionOnly()] = Field(
-        "", description="unset: the GPU where there is one"
-    )
+    on_bad_row: OnBadRow = "stop"
+    device: Device = ""
 
     def check(self) -> None:
         _check(self)
@@ -259,7 +250,7 @@ def _begin(settings: SamplePairsSettings, rejects: Rejects, reporter: Reporter) 
     described = prompting.described(remembered)
     reporter.note(
         "prompts",
-        f"{len(prompts):,}, {settings.n} answers each, in {settings.batch_size} at a time"
+        f"{len(prompts):,}, {settings.n} answers each, {settings.batch_size} sampled at a time"
         + (f"; {described}" if described else ""),
     )
     return prompts

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from posttrain.core.defaults import TOKEN_BUDGET
+from posttrain.core.defaults import TOKEN_BUDGET, Device
 from posttrain.core.errors import ConfigError
 from posttrain.core.events import Reporter
-from posttrain.core.settings import Destination, ExecutionOnly, Needs, ReadsModel, Settings
+from posttrain.core.settings import Destination, Needs, ReadsModel, Settings
 from posttrain.data.curate.corpus import Corpus
 from posttrain.data.curate.quality import QualitySettings
-from posttrain.data.settings import FormatName, Rows
+from posttrain.data.settings import OnBadRow, RowFormat, Rows, Similarity
 from posttrain.stages.folders import Files
 from posttrain.stages.stage import Context, stage
 
@@ -68,25 +68,10 @@ class SelectSettings(Settings):
             "target can serve as a validation set"
         ),
     )
-    near: Annotated[float, Needs("dedupe", "against_target")] = Field(
-        0.8,
-        gt=0,
-        le=1,
-        description="Jaccard similarity of 3-word shingles from which rows are near-duplicates",
-    )
-    format: FormatName = Field(
-        "", description="format of the rows of --data; unset: found from the first row's columns"
-    )
-    on_bad_row: Literal["stop", "reject"] = Field(
-        "stop",
-        description=(
-            "stop at a row that cannot be used, or write it to NAME.rejects.jsonl with the reason "
-            "and go on"
-        ),
-    )
-    device: Annotated[Literal["", "cpu", "cuda"], ExecutionOnly()] = Field(
-        "", description="of the model; unset: the GPU where there is one"
-    )
+    near: Annotated[Similarity, Needs("dedupe", "against_target")] = 0.8
+    format: RowFormat = ""
+    on_bad_row: OnBadRow = "stop"
+    device: Device = ""
     seed: int = Field(
         0, ge=0, description="of the sample from which the embeddings' mean is learned"
     )

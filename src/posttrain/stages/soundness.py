@@ -22,11 +22,11 @@ def tell_overlap(found: Overlap | None, reporter: Reporter) -> None:
     if found is None:
         return
     if max(found.held_out.share, found.training.share) <= SMALL:
-        reporter.note("overlap", found.told())
+        reporter.note("overlap", found.sentence())
         return
     reporter.message(
-        f"training and held-out data overlap: {found.told()}. On rows that it has seen a model "
-        "looks better than it is; posttrain data split makes parts that share nothing, and its "
+        f"training and held-out data overlap: {found.sentence()}. A model looks better than it is "
+        "on rows that it has seen: posttrain data split makes parts that share nothing, and its "
         "--against leaves out what another file has"
     )
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 from pydantic import AfterValidator, Field
@@ -26,7 +26,7 @@ from posttrain.core.settings import Destination, Settings
 from posttrain.data.curate.corpus import Corpus
 from posttrain.data.curate.near_duplicates import Prints
 from posttrain.data.curate.split import assign, sign, write
-from posttrain.data.settings import FormatName, Rows
+from posttrain.data.settings import OnBadRow, RowFormat, Rows, Similarity
 from posttrain.stages.folders import Files
 from posttrain.stages.stage import Context, stage
 
@@ -61,12 +61,7 @@ class SplitSettings(Settings):
         min_length=1,
         description="NAME=SHARE …, which add up to 1",
     )
-    near: float = Field(
-        0.8,
-        gt=0,
-        le=1,
-        description="Jaccard similarity of 3-word shingles from which rows are near-duplicates",
-    )
+    near: Similarity = 0.8
     against: Rows = Field(
         (),
         description=(
@@ -74,16 +69,8 @@ class SplitSettings(Settings):
             "them and of their prompts are left out"
         ),
     )
-    format: FormatName = Field(
-        "", description="format of the rows of --data; unset: found from the first row's columns"
-    )
-    on_bad_row: Literal["stop", "reject"] = Field(
-        "stop",
-        description=(
-            "stop at a row that cannot be used, or write it to rejects.jsonl with the reason and "
-            "go on"
-        ),
-    )
+    format: RowFormat = ""
+    on_bad_row: OnBadRow = "stop"
     seed: int = Field(0, ge=0, description="of which cluster goes where")
 
 

@@ -20,11 +20,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 from pydantic import Field
 
-from posttrain.core.defaults import UNSET_BUDGET
+from posttrain.core.defaults import UNSET_BUDGET, Device, check_budget
 from posttrain.core.errors import ConfigError
 from posttrain.core.events import Reporter
 from posttrain.core.files import atomic_folder
@@ -67,9 +67,7 @@ class LearnerSettings(Settings):
     activation_checkpointing: bool = Field(
         False, description="compute activations twice and store them once"
     )
-    device: Annotated[Literal["", "cpu", "cuda"], ExecutionOnly()] = Field(
-        "", description="unset: the GPU where there is one"
-    )
+    device: Device = ""
     seed: int = Field(0, ge=0, description="of data order, noise and adapters")
     optimiser: OptimiserSettings = OptimiserSettings()  # type: ignore[call-arg]
     lora: LoraSettings | None = Field(
@@ -215,11 +213,7 @@ def _prepare(
     train = data["data"]
     longest = max(rows.longest for rows in data.values())
     budget = learner.budget(settings.budget, longest)
-    if longest > budget:
-        raise ConfigError(
-            f"--budget {budget} is less than the {longest} tokens of the longest sequence",
-            cure=f"give --budget {longest} or more, or --max-length {budget} or less",
-        )
+    check_budget(budget, longest)
     plan = Plan(train.rows, settings.batch_size, settings.seed, shares(train.rows, train.sources))
     # 1.1 · 100 is 110, not 111
     steps = settings.steps or whole_steps(settings.epochs * plan.steps_per_epoch)

@@ -66,10 +66,10 @@ def test_the_same_near_and_by_their_prompt_alone() -> None:
     assert (found.training.near, found.training.near_prompt) == (2, 1)
     assert (found.held_out.rows, found.held_out.same) == (3, 1)
     assert (found.held_out.near, found.held_out.near_prompt) == (2, 1)
-    told = found.told()
-    assert "of 3 held-out rows 1 (33.3 %) are training rows, too" in told
-    assert "of 4 training rows 1 (25.0 %) are held-out rows, too, and 3 (75.0 %)" in told
-    assert "1 by the prompt alone" in told and "looked for" not in told
+    text = found.sentence()
+    assert "1 of 3 held-out rows (33.3 %) are also training rows" in text
+    assert "1 of 4 training rows (25.0 %) are also held-out rows, 3 (75.0 %)" in text
+    assert "1 by the prompt alone" in text and "looked for" not in text
 
 
 @given(
@@ -104,7 +104,7 @@ def test_what_was_compared_is_said() -> None:
     found = overlap(*sides, keys(*range(40)), keys(*range(10)), most=200)
     assert found.training.compared < 40 and found.training.near == found.training.compared
     assert (found.training.rows, found.training.same) == (40, 10)
-    assert f"looked for among {found.training.compared} training rows and 10" in found.told()
+    assert f"looked for among {found.training.compared} training rows and 10" in found.sentence()
 
 
 def test_preferences_that_also_stand_the_other_way_round() -> None:
@@ -134,4 +134,4 @@ def test_real_rows_overlap_as_a_split_finds_by_minhash() -> None:
         807,
         44,
     )
-    assert "851 (5.5 %)" in result.told()
+    assert "851 (5.5 %)" in result.sentence()

@@ -90,13 +90,13 @@ class Side:
         nearly = (self.near + self.near_prompt) / max(1, self.compared)
         return max(self.same / max(1, self.rows), nearly)
 
-    def told(self, what: str, other: str) -> str:
-        """`of 503 held-out rows 0 (0.0 %) are training rows, too, and 60 (11.9 %) …`"""
+    def sentence(self, what: str, other: str) -> str:
+        """`0 of 503 held-out rows (0.0 %) are also training rows, 60 (11.9 %) have a …`"""
         near = self.near + self.near_prompt
         text = (
-            f"of {self.rows:,} {what} rows {self.same:,} ({_percent(self.same, self.rows)}) are "
-            f"{other} rows, too, and {near:,} ({_percent(near, self.compared)}) have a "
-            "near-duplicate there"
+            f"{self.same:,} of {self.rows:,} {what} rows ({_percent(self.same, self.rows)}) are "
+            f"also {other} rows, {near:,} ({_percent(near, self.compared)}) have a near-duplicate "
+            "there"
         )
         return text + (f", {self.near_prompt:,} by the prompt alone" if self.near_prompt else "")
 
@@ -116,10 +116,19 @@ class Overlap:
     def json(self) -> dict[str, Any]:
         return asdict(self)
 
-    def told(self) -> str:
+    def sentence(self) -> str:
         """How much overlaps, and what was compared."""
         training, held_out = self.training, self.held_out
-        text = f"{held_out.told('held-out', 'training')}; {training.told('training', 'held-out')}"
+        if training.share == held_out.share == 0:
+            text = (
+                f"none: {held_out.rows:,} held-out rows, {training.rows:,} training rows, no two "
+                "the same or near-duplicates"
+            )
+        else:
+            text = (
+                f"{held_out.sentence('held-out', 'training')}; "
+                f"{training.sentence('training', 'held-out')}"
+            )
         if (training.compared, held_out.compared) != (training.rows, held_out.rows):
             text += (
                 f" (near-duplicates were looked for among {training.compared:,} training rows and "

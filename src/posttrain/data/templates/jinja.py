@@ -112,10 +112,8 @@ class Jinja:
             try:
                 text = self._apply(transcript, Dialect(parts, no_tools), prompt=False)
             except sandbox.Exceeded as error:
-                raise ModelError(
-                    f"the chat template cannot render a question and an answer: {error.what}",
-                    cure="give another with --chat-template",
-                ) from None
+                errors = [error.what]
+                break
             except Exception as error:
                 errors.append(_first_line(error))
                 continue

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from posttrain.core.errors import DataError
 from posttrain.data.formats import Example, Format
+from posttrain.data.prompts import without_answer
 from posttrain.data.rows import Row
 from posttrain.evals.metrics import Share
 from posttrain.evals.records import Record, cluster_of
@@ -22,20 +23,20 @@ def exact(subject: Subject, rows: list[Row]) -> list[Record]:
     form, match = Format(), MATCHES[subject.options.match]
     questions = [_question(form.read(row)) for row in rows]
     answers = subject.ask([question for question, _ in questions])
-    return [
-        Record(
-            row.where,
-            cluster_of(question.prompt),
-            {"correct": float(is_wanted(match, answer.text, wanted)), "tokens": answer.tokens},
-            output=answer.text,
-            meta={
-                "wanted": wanted,
-                **answer.meta,
-                **{key: row.fields[key] for key in KEPT if key in row.fields},
-            },
+    records = []
+    for row, (question, wanted), answer in zip(rows, questions, answers, strict=True):
+        correct = float(is_wanted(match, answer.text, wanted))
+        columns = {key: row.fields[key] for key in KEPT if key in row.fields}
+        records.append(
+            Record(
+                row.where,
+                cluster_of(question.prompt),
+                {"correct": correct, "tokens": answer.tokens},
+                output=answer.text,
+                meta={"wanted": wanted, **answer.meta, **columns},
+            )
         )
-        for row, (question, wanted), answer in zip(rows, questions, answers, strict=True)
-    ]
+    return records
 
 
 def _question(example: Example) -> tuple[Example, str]:
@@ -44,21 +45,11 @@ def _question(example: Example) -> tuple[Example, str]:
     Raises:
         DataError: it has none, or several.
     """
-    if len(example.answers) != 1:
+    question, wanted = without_answer(example)
+    if wanted is None:
         raise DataError(
             "an item needs a question and one answer",
             where=example.where,
             cure="say which columns they are: FILE,prompt=question,completion=answer",
         )
-    answer = example.answers[0]
-    if isinstance(answer, str):
-        return example, answer
-    if answer[-1]["role"] != "assistant":
-        raise DataError(
-            "the conversation does not end with an answer",
-            where=example.where,
-            cure="remove what follows it",
-        )
-    prompt = (*(example.prompt if not isinstance(example.prompt, str) else ()), *answer[:-1])
-    question = Example(example.where, prompt, (), None, example.tools, example.kwargs)
-    return question, answer[-1]["content"]
+    return question, wanted

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -12,6 +13,7 @@ from posttrain.stages.dataset import Dataset
 if TYPE_CHECKING:
     from posttrain.core.types import Loss
     from posttrain.data.examples import Kind
+    from posttrain.data.store import Trees
     from posttrain.engine.learner import Learner
     from posttrain.engine.loop import HeldOut, Run, Watch
     from posttrain.engine.network import Noise
@@ -66,6 +68,22 @@ class Objective(Protocol):
     def summary(self, run: Run) -> dict[str, Any]:
         """What else `summary.json` says."""
         ...
+
+
+def last_means(run: Run, names: Collection[str]) -> dict[str, float]:
+    """The last 20 steps' means of what the method reports: names with a slash, and these."""
+    reported: dict[str, list[float]] = {}  # a step need not have all: its rows may be good alone
+    for record in [record for record in run.log.read() if "loss" in record][-20:]:
+        for name, value in record.items():
+            if "/" in name or name in names:
+                reported.setdefault(name, []).append(value)
+    return {name: math.fsum(values) / len(values) for name, values in reported.items()}
+
+
+def extra_characters(trees: Trees, pairs: int) -> list[float]:
+    """By how many characters the chosen answer of every pair is longer."""
+    characters = trees.characters().reshape(pairs, -1)
+    return (characters[:, 0] - characters[:, 1]).astype(float).tolist()
 
 
 def exported_validation(run: Run) -> tuple[int, dict[str, Any] | None]:

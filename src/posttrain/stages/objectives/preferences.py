@@ -24,7 +24,12 @@ from posttrain.evals import judging, stats
 from posttrain.stages import dataset
 from posttrain.stages.alarms import Alarms, hardly_moved, hardly_moved_in_steps
 from posttrain.stages.dataset import Dataset
-from posttrain.stages.objectives.objective import Setup, exported_validation
+from posttrain.stages.objectives.objective import (
+    Setup,
+    exported_validation,
+    extra_characters,
+    last_means,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -276,7 +281,9 @@ class Preferences:
         rows = right
         if self.learned != "labels":
             rows = _ordered(measured.values["rewards/margins"], numbers)
-            longer = self._longer()
+            assert self.held is not None
+            examples: Any = self.held.rows.trees
+            longer = extra_characters(examples.trees, len(examples))
             out |= {"chance": judging.CHANCE, **judging.margins(rows, before, clusters)}
             out |= judging.by_length(right, longer, clusters)
             out["length_correlation"] = judging.correlation(rows, longer)
@@ -307,30 +314,18 @@ class Preferences:
             owners += [prompt] * len(tree)
         return owners
 
-    def _longer(self) -> list[float]:
-        """By how many characters the chosen answer of every pair is longer."""
-        assert self.held is not None
-        examples: Any = self.held.rows.trees
-        characters = examples.trees.characters().reshape(len(examples), -1)
-        return (characters[:, 0] - characters[:, 1]).astype(float).tolist()
-
     def summary(self, run: Run) -> dict[str, Any]:
         """The last steps' means of what the method reports, and every alarm."""
-        records = run.log.read()
-        last = [record for record in records if "loss" in record][-20:]
-        reported: dict[str, list[float]] = {}  # a batch may have good answers alone, or bad ones
-        for record in last:
-            for name, value in record.items():
-                if "/" in name or name in ("kl", "entropy"):
-                    reported.setdefault(name, []).append(value)
+        means = last_means(run, ("kl", "entropy"))
         alarms = [str(alarm) for alarm in self.alarms.raised]
-        means = {name: math.fsum(values) / len(values) for name, values in reported.items()}
         step, held = exported_validation(run)
-        said = hardly_moved(held, self.relative) if held is not None else ""
-        if held is None and self.relative:
-            said = hardly_moved_in_steps(means)
-        if said:
-            alarms.append(f"after step {step}: {said}")
+        warning = ""
+        if held is not None:
+            warning = hardly_moved(held, self.relative)
+        elif self.relative:
+            warning = hardly_moved_in_steps(means)
+        if warning:
+            alarms.append(f"after step {step}: {warning}")
         return {"last_steps": means, "alarms": alarms}
 
 
@@ -422,5 +417,5 @@ def _check_agreement(run: Run, reporter: Reporter) -> None:
         )
     reporter.note(
         "reference",
-        f"agrees with the model that training starts from within {most:.0e} nats a token",
+        f"agrees with the model that training starts from within {most:.1g} nats a token",
     )

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from posttrain.core.errors import ConfigError
@@ -14,7 +13,12 @@ from posttrain.core.ties import wins
 from posttrain.evals import judging, stats
 from posttrain.stages.alarms import Alarms, hardly_moved, hardly_moved_in_steps
 from posttrain.stages.dataset import Dataset
-from posttrain.stages.objectives.objective import Setup, exported_validation
+from posttrain.stages.objectives.objective import (
+    Setup,
+    exported_validation,
+    extra_characters,
+    last_means,
+)
 
 if TYPE_CHECKING:
     from posttrain.core.types import Measured
@@ -137,18 +141,15 @@ class Rewards:
 
     def summary(self, run: Run) -> dict[str, Any]:
         """The last steps' means of what the method reports, and every alarm."""
-        records = run.log.read()
-        last = [record for record in records if "loss" in record][-20:]
-        names = [name for name in last[-1] if "/" in name or name in ("accuracy", "uncertainty")]
-        means = {}
-        for name in names:
-            values = [record[name] for record in last if name in record]
-            means[name] = math.fsum(values) / len(last)
+        means = last_means(run, ("accuracy", "uncertainty"))
         alarms = [str(alarm) for alarm in self.alarms.raised]
         step, held = exported_validation(run)
-        said = hardly_moved_in_steps(means) if held is None else hardly_moved(held, relative=True)
-        if said:
-            alarms.append(f"after step {step}: {said}")
+        if held is None:
+            warning = hardly_moved_in_steps(means)
+        else:
+            warning = hardly_moved(held, relative=True)
+        if warning:
+            alarms.append(f"after step {step}: {warning}")
         if held is not None:
             alarms += self._weak(held, step)
         return {"last_steps": means, "alarms": alarms}
@@ -174,12 +175,6 @@ class _HeldRows:
     trees: Trees
     steps: bool
 
-    @cached_property
-    def longer(self) -> list[float]:
-        """By how many characters the chosen answer of every pair is longer."""
-        characters = self.trees.characters().reshape(-1, 2)
-        return (characters[:, 0] - characters[:, 1]).astype(float).tolist()
-
 
 def _pair_accuracy(
     forests: list[TokenForest], measured: Measured, held: _HeldRows, before: list[float] | None
@@ -187,7 +182,7 @@ def _pair_accuracy(
     """How often the better answer has the higher reward, compared with content-blind baselines,
     and the calibration of margins.
     """
-    prompts, longer = held.prompts, held.longer
+    prompts, longer = held.prompts, extra_characters(held.trees, len(held.prompts))
     margins = [0.0] * len(prompts)
     numbers = [number for forest in forests for number in forest.facts.numbers.tolist()]
     for number, margin in zip(numbers, measured.values["rewards/margins"].tolist(), strict=True):
