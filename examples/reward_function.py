@@ -3,8 +3,8 @@
     posttrain rl --model runs/quickstart/sft/model --data questions.jsonl \\
         --scorer examples/reward_function.py:right_and_short --gold exact --out runs/rl
 
-The signature is that of TRL's reward functions: prompts, completions, and every column of the rows as
-a list. A number for every completion, or None where there is none to give, which is never a 0.
+The signature is that of TRL's reward functions: prompts, completions, and every column of the rows
+as a list. A number for every completion, or None where there is none to give, which is never a 0.
 """
 
 

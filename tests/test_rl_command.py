@@ -60,6 +60,7 @@ def command(tiny: Path, out: Path, *more: str | Path, steps: int = 3) -> list[st
         "--batch-size": 2,
         "--max-tokens": 8,
         "--learning-rate": 1e-3,
+        "--device": "cpu",
     }
     given = [str(part) for part in more]
     options = [str(p) for pair in values.items() if pair[0] not in given for p in pair]

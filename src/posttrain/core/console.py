@@ -47,6 +47,7 @@ from posttrain.core.events import (
 )
 from posttrain.core.terminal import escape, one_line
 
+LENGTH = "rollout/length"  # a value of steps that learn from reward, and of no others
 LINE_SECONDS = 10.0  # between plain lines about one piece of work
 JSON_SECONDS = 1.0  # between two progress events of one piece of work
 BAR_AND_LABELS = 38  # columns of the steps' line but for its count, figures and speed
@@ -379,7 +380,7 @@ class JsonLines:
                 self._shown[label] = 0.0 if over else time.monotonic()
                 fields = asdict(event)
             case Note() | Alarm():
-                fields = asdict(event)
+                fields = {name: value for name, value in asdict(event).items() if value is not None}
         self._time = max(self._time, round(time.time(), 3))  # clocks are set back
         line = {"event": type(event).__name__.lower(), "time": self._time, **fields}
         self._to.write(escape(json.dumps(line, ensure_ascii=False, default=str)) + "\n")
@@ -401,7 +402,7 @@ class Rate:
 def _curve(to: Console, log: Iterable[Step | Held]) -> None:
     """Draw the loss of a finished run, or what it learned from: its rewards."""
     steps = [event for event in log if isinstance(event, Step)]
-    if any("reward" in event.values for event in steps):
+    if any(LENGTH in event.values for event in steps):
         _reward_curve(to, log)
         return
     losses = [(event.step, event.values["loss"]) for event in log if isinstance(event, Step)]
@@ -433,11 +434,11 @@ def _figures(event: Step) -> str:
     """A step's loss, and of comparisons how often and by how much the better answer is ahead; of
     learning from reward the reward, and how long answers are.
     """
-    if "reward" in event.values:
+    if LENGTH in event.values:
         values = event.values
         gold = f", gold {values['gold']:.3f}" if "gold" in values else ""
         return f"{values['loss']:+.3f}, reward {values['reward']:.3f}{gold}, " + (
-            f"{values['rollout/length']:.0f} tokens an answer"
+            f"{values[LENGTH]:.0f} tokens an answer"
         )
     out = f"{event.values['loss']:.4f}"
     if "rewards/accuracies" in event.values:
@@ -449,7 +450,7 @@ def _figures(event: Step) -> str:
 
 def _held(event: Held) -> str:
     values = event.values
-    if "reward" in values:
+    if "unscored" in values:  # of learning from reward
         reward = estimate(values["reward"])
         text = f"step {event.step}: reward {reward}, n = {values['sequences']:,}"
         if change := values.get("difference"):
