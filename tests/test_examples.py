@@ -23,7 +23,7 @@ def test_online_learning_makes_answers_shorter(
     online = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "online", online)  # where dataclasses look for it
     spec.loader.exec_module(online)
-    online.main(str(tmp_path), steps=5)
+    online.main(str(tmp_path), steps=8)
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     steps = [json.loads(line) for line in lines]
     assert abs(steps[0]["loss"]) < 1e-5
