@@ -5,6 +5,7 @@ trainer scores.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor
 from posttrain.core.errors import ConfigError, ModelError
 from posttrain.core.types import Read
 from posttrain.data.forest import Tree, collate
+from posttrain.engine import sampler
 from posttrain.engine.admission import admitted
 from posttrain.engine.policy import Policy
 from posttrain.engine.sampler import (
@@ -307,7 +309,8 @@ def test_a_stop_token_at_the_last_place_counts_as_finished() -> None:
 
 # --------------------------------------------------------------------------------------------- draw
 
-# token 2 is the likeliest: p = 0.15, 0.3, 0.5, 0.05, out of order as they come from a model
+# token 2 is the likeliest: p = 0.15, 0.3, 0.5, 0.05, out of order as they come from a model. Where
+# nothing is cut off they stay in that order; else the likeliest comes first
 P = torch.tensor([[0.15, 0.3, 0.5, 0.05]], dtype=torch.float64)
 
 
@@ -319,7 +322,7 @@ def drawn(uniform: float, **params: Any) -> tuple[int, float]:
 @pytest.mark.parametrize(
     ("params", "kept"),
     [
-        ({}, {2: 0.5, 1: 0.3, 0: 0.15, 3: 0.05}),
+        ({}, {0: 0.15, 1: 0.3, 2: 0.5, 3: 0.05}),
         ({"top_k": 2}, {2: 5 / 8, 1: 3 / 8}),
         ({"top_k": 1}, {2: 1.0}),
         ({"top_k": 9}, {2: 0.5, 1: 0.3, 0: 0.15, 3: 0.05}),
@@ -332,7 +335,7 @@ def drawn(uniform: float, **params: Any) -> tuple[int, float]:
         # squares: 0.25, 0.09, 0.0225, 0.0025 of 0.365
         (
             {"temperature": 0.5},
-            {2: 0.25 / 0.365, 1: 0.09 / 0.365, 0: 0.0225 / 0.365, 3: 0.0025 / 0.365},
+            {0: 0.0225 / 0.365, 1: 0.09 / 0.365, 2: 0.25 / 0.365, 3: 0.0025 / 0.365},
         ),
         ({"temperature": 0.5, "top_p": 0.8}, {2: 25 / 34, 1: 9 / 34}),
     ],
@@ -347,7 +350,7 @@ def test_draw_by_hand(params: dict[str, Any], kept: dict[int, float]) -> None:
             assert drawn(uniform, **params) == (token, pytest.approx(p, rel=1e-9))
         edge += p
     # [0, 1) is closed below: an uniform on an edge belongs to the token above it
-    assert drawn(0.0, **params)[0] == 2
+    assert drawn(0.0, **params)[0] == next(iter(kept))
     assert drawn(math.nextafter(1.0, 0.0), **params)[0] == list(kept)[-1]
 
 
@@ -402,7 +405,7 @@ def test_uniforms_spread_evenly_give_every_token_its_share() -> None:
         p: Tensor = logits[row * n].double().softmax(-1)
         assert float((share - p).abs().max()) <= 1 / n + 1e-9
         torch.testing.assert_close(
-            logprob[row * n : (row + 1) * n], p.log()[token[row * n : (row + 1) * n]]
+            logprob[row * n : (row + 1) * n], p.log().float()[token[row * n : (row + 1) * n]]
         )
 
 
@@ -519,7 +522,7 @@ def completions(words: Any, told: str, stops: tuple[str, ...]) -> list[Completio
 
         joins, read = False, 0
 
-        def start(self, prompts: Any, copies: Any) -> Tensor:
+        def start(self, prompts: Any) -> Tensor:
             return self.step(torch.zeros(1))
 
         def step(self, tokens: Tensor) -> Tensor:
@@ -531,7 +534,7 @@ def completions(words: Any, told: str, stops: tuple[str, ...]) -> list[Completio
             assert not rows
 
     params = Sampling(40, temperature=0, stop=(words.eos_token_id,), stop_texts=stops)
-    request = Request(0, [0, 0], stopping_at_texts(params, words), (0,), 40)
+    request = Request(0, [0, 0], stopping_at_texts(params, words), (0,))
     scheduler = Scheduler(Writer(), 1)  # type: ignore[arg-type]
     return list(scheduler.run([request], torch.device("cpu")))
 
@@ -564,23 +567,70 @@ def test_a_completion_ends_where_a_stop_text_is_complete(
 
 
 def requests(prompts: list[list[int]], params: Sampling) -> list[Request]:
-    return [Request(i, p, params, (0, i), params.max_tokens) for i, p in enumerate(prompts)]
+    return [Request(i, p, params) for i, p in enumerate(prompts)]
 
 
-@pytest.mark.parametrize("rows", [4, 7, 64])
+@pytest.mark.parametrize("rows", [1, 4, 64])
 def test_every_prompt_is_read_once_and_every_token_but_the_last(rows: int) -> None:
-    """Prefilled are the tokens of the prompts, each prompt once whatever its samples; decoded is
-    every token that was drawn, but the last of each completion.
+    """Prefilled are the tokens of the prompts, each once: for all its samples, though some enter
+    later, and for all requests of it that follow each other. Decoded is every token that was drawn,
+    but the last of each completion.
     """
-    one, params = network("llama"), Sampling(9, n=3, stop=tuple(range(0, V, 9)))
-    prompts = [*PROMPTS, PROMPTS[0], PROMPTS[3]]
-    cache = Slots(admitted(one))
+    params = Sampling(9, n=3, stop=tuple(range(0, V, 9)))
+    prompts = [PROMPTS[0], *PROMPTS, PROMPTS[4]]
+    cache = Slots(admitted(network("llama")))
     found = list(Scheduler(cache, rows).run(requests(prompts, params), torch.device("cpu")))
     assert len(found) == 21
-    if rows == 64:  # all at once
-        assert cache.prefilled == sum(map(len, PROMPTS))
-        assert cache.passes == max(len(c.tokens) for c in found)
+    assert cache.prefilled == sum(map(len, PROMPTS))
     assert cache.decoded == sum(len(c.tokens) - 1 for c in found)
+    if rows == 64:
+        assert cache.passes == max(len(c.tokens) for c in found)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "bloom"])
+def test_equal_prompts_are_read_once_wherever_they_stand(
+    architecture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caches: list[Any] = []
+
+    def recorded(kind: Any) -> Any:
+        return lambda *args: caches.append(kind(*args)) or caches[-1]
+
+    monkeypatch.setattr(sampler, "Slots", recorded(sampler.Slots))
+    monkeypatch.setattr(sampler, "Grouped", recorded(sampler.Grouped))
+    one = policy(architecture)
+    one.admit_sampling()
+    caches.clear()
+    found = one.sample([*PROMPTS, *PROMPTS[::-1]], Sampling(4, n=2, stop=()))
+    assert sum(cache.prefilled for cache in caches) == sum(map(len, PROMPTS))
+    assert sum(cache.decoded for cache in caches) == sum(len(c.tokens) - 1 for c in found)
+    assert len(caches) == (1 if architecture == "llama" else 3)  # of prompts of three lengths
+
+
+def test_a_group_that_enters_in_parts_is_drawn_as_one_that_enters_at_once() -> None:
+    """The prompt's keys are copied after its first rows have left, into slots they wrote over."""
+    one, params = admitted(network("llama")), Sampling(7, n=5, stop=tuple(range(0, V, 13)))
+    drawn = []
+    for rows in (2, 64):
+        found = Scheduler(Slots(one), rows).run(requests(PROMPTS, params), torch.device("cpu"))
+        drawn.append({(c.prompt, c.sample): c for c in found})
+    assert all(same(drawn[0][key], drawn[1][key]) for key in drawn[1])
+
+
+def test_the_cache_holds_no_more_than_it_may() -> None:
+    """Rows times the longest one of them: 3 of 30 tokens fit into 100, and one of 150 alone."""
+    cache = Slots(admitted(network("llama")))
+    lengths = [20, 20, 20, 20, 140, 20]
+    waiting = [
+        Request(i, [3 + j % 50 for j in range(n)], Sampling(10, stop=()))
+        for i, n in enumerate(lengths)
+    ]
+    running: list[int] = []
+    real = cache.step
+    cache.step = lambda tokens: running.append(len(tokens)) or real(tokens)  # type: ignore[method-assign]
+    order = [c.prompt for c in Scheduler(cache, 64, 100).run(waiting, torch.device("cpu"))]
+    assert order == [0, 1, 2, 3, 4, 5]
+    assert running == [3] * 9 + [1] * 27
 
 
 def test_who_has_finished_makes_room_at_once() -> None:
@@ -589,7 +639,7 @@ def test_who_has_finished_makes_room_at_once() -> None:
     """
     cache, order = Slots(admitted(network("llama"))), list[int]()
     params = [Sampling(n, stop=()) for n in (2, 6, 3, 4)]
-    waiting = [Request(i, PROMPTS[i], p, (0, i), p.max_tokens) for i, p in enumerate(params)]
+    waiting = [Request(i, PROMPTS[i], p) for i, p in enumerate(params)]
     for completion in Scheduler(cache, 2).run(waiting, torch.device("cpu")):
         order.append(completion.prompt)
     assert order == [0, 2, 1, 3]
@@ -619,9 +669,76 @@ def test_each_request_is_drawn_by_its_own_parameters() -> None:
         Sampling(8, stop=()),
         Sampling(8, top_k=1, stop=()),
     ]
-    every = [Request(i, PROMPTS[0], kind, (0, 0), 8) for i, kind in enumerate(kinds)]
+    every = [Request(i, PROMPTS[0], kind, (0, 0)) for i, kind in enumerate(kinds)]
     together = {c.prompt: c for c in Scheduler(Slots(one), 8).run(every, torch.device("cpu"))}
     assert together[0].tokens == together[2].tokens != together[1].tokens
     for request in every:
         (alone,) = Scheduler(Slots(one), 8).run([request], torch.device("cpu"))
         assert alone.tokens == together[request.number].tokens
+
+
+def test_requests_are_taken_when_there_is_room_and_may_follow_from_what_was_drawn() -> None:
+    """Each prompt is the answer to the one before."""
+    one, asked = policy(), list[list[int]]()
+    answers: dict[int, list[int]] = {}
+
+    def conversation() -> Iterator[Request]:
+        for i in range(4):
+            asked.append(answers[i - 1] if i else PROMPTS[0])
+            yield Request(i, asked[-1], Sampling(5, temperature=0, stop=()))
+
+    requests, whole = conversation(), Scheduler(Slots(one.network), rows=1)
+    for completion in whole.run(requests, torch.device("cpu")):
+        answers[completion.prompt] = completion.tokens
+    for prompt, answer in zip(asked, answers.values(), strict=True):
+        (alone,) = one.sample([prompt], Sampling(5, temperature=0, stop=()))
+        assert alone.tokens == answer
+
+
+@pytest.mark.parametrize("architecture", ["llama", "bloom"])
+def test_a_stream_gives_each_completion_as_it_ends(architecture: str) -> None:
+    """Short ones first, and between them the policy scores as it does alone, in training mode."""
+    one, params = policy(architecture), Sampling(12, stop=())
+    one.network.train()
+    forest = collate([tree_of(seq([5, 6, 7]), seq([5, 8]))])
+    expected = one.score([forest])[0].logprob
+    sampled = one.sample(PROMPTS[:3], params)
+    one.network.train()
+    asked = [Request(i, PROMPTS[i], replace(params, max_tokens=12 - 4 * i)) for i in range(3)]
+    found = []
+    for completion in one.stream(asked):
+        found.append(completion)
+        assert one.network.training
+        assert torch.equal(one.score([forest])[0].logprob, expected)
+        one.network.train()
+    if architecture == "llama":
+        assert [c.prompt for c in found] == [2, 1, 0]
+    for completion in found:
+        length = 12 - 4 * completion.prompt
+        assert completion.tokens == sampled[completion.prompt].tokens[:length]
+
+
+def test_a_stream_ends_where_the_policy_was_taught_to(tmp_path: Any) -> None:
+    """End tokens and the last position are found as `sample` finds them."""
+    one = Policy.load(folder(tmp_path), device="cpu")
+    params = Sampling(max_tokens=10**6, seed=2)
+    expected = one.sample([[3, 4], [5, 6, 7]], params)
+    found = one.stream(Request(i, p, params) for i, p in enumerate([[3, 4], [5, 6, 7]]))
+    assert sorted(found, key=lambda c: c.prompt) == expected
+
+
+def test_new_weights_never_meet_old_keys() -> None:
+    """A new call reads with the new weights; one that goes on after a change is refused."""
+    one, params = policy(), Sampling(6, temperature=0, stop=())
+    before = one.sample(PROMPTS, params)
+    going = one.stream(
+        Request(i, p, replace(params, max_tokens=2 + i)) for i, p in enumerate(PROMPTS)
+    )
+    next(going)
+    with torch.no_grad():
+        for parameter in one.network.parameters():
+            parameter.mul_(-1.5)
+    changed = Policy(admitted(one.network.inner), None).sample(PROMPTS, params)
+    assert one.sample(PROMPTS, params) == changed != before
+    with pytest.raises(ModelError, match="the weights have changed"):
+        list(going)

@@ -78,6 +78,35 @@ def test_a_cache_that_is_off_is_not_used() -> None:
     assert "without a cache" in sentence and "slow" in sentence
 
 
+class Careless(LlamaForCausalLM):
+    """With keys in slots, its attention is a tenth weaker; transformers' cache is right."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        for layer in self.model.layers:
+            layer.self_attn.register_forward_hook(
+                lambda module, args, kwargs, out: (
+                    (0.9 * out[0], *out[1:]) if isinstance(kwargs.get("attend"), Decode) else out
+                ),
+                with_kwargs=True,
+            )
+
+
+def test_slots_that_are_off_are_not_used() -> None:
+    """The next way is, and that is said."""
+    net = network("llama", initializer_range=0.2)
+    made = Careless(net.config).eval()
+    made.load_state_dict(net.state_dict())
+    one, told = Policy(admitted(made), None), list[str]()
+    one.tell = told.append
+    agreed(one, PROMPTS)
+    (sentence,) = told
+    assert one.network.mode == "forest" and one.network.decoding is not None
+    assert one.network.decoding.way == "cache"
+    assert sentence.startswith("Careless: completions drawn with keys and values in slots are off")
+    assert "a key-value cache, those of one length together" in sentence
+
+
 def test_beyond_a_switch_of_frequencies_a_cache_is_of_no_use() -> None:
     """longrope's keys from before its 24th token have other frequencies. A completion that passes
     it is drawn without a cache: every token has the log-probability that all before it, alone,

@@ -4,7 +4,7 @@ them.
     score(forests, read)                columns, no gradients
     forward_backward(forests, loss)     adds to the gradients; `measure` is the same without
     step(factor)                        one optimiser update
-    sample(prompts, params)             completions
+    sample(prompts, params)             completions; `stream` gives each as it ends
     save(folder) / load(path)           a Hugging Face folder
 
 There is one copy of the weights: training and sampling read the same parameters. On a CPU they are
@@ -14,10 +14,10 @@ float32; on a GPU bfloat16, and the float32 master belongs to the optimiser.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as Many
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -166,18 +166,38 @@ class Policy(Learner):
         Raises:
             ModelError: the model cannot be sampled.
         """
-        if params.stop is None and (stops := self.stops):
-            params = replace(params, stop=stops)
-        if params.stop_texts:
-            params = sampler.stopping_at_texts(params, self.tokenizer)
-        if self.network.decoding is None:
-            for reason in self.admit_sampling():
-                self.tell(reason)
+        params = self._ending(params)
+        self._ready_to_sample()
         completions = sampler.sample(self.network, prompts, params, progress, seeds)
         limit = self.longest
         if limit is not None and any(len(p) + params.max_tokens > limit for p in prompts):
             self._tell_ends(prompts, completions, params.max_tokens, limit)
         return completions
+
+    def stream(
+        self, requests: Iterable[sampler.Request], progress: sampler.TokenProgress | None = None
+    ) -> Iterator[sampler.Completion]:
+        """Completions of requests, each as it ends; see `posttrain.engine.sampler.stream`.
+
+        Raises:
+            ModelError: the model cannot be sampled, or its weights have changed since the first
+                token.
+        """
+        self._ready_to_sample()
+        ending = cache(self._ending)  # requests that share their parameters share them still
+        settled = (replace(request, params=ending(request.params)) for request in requests)
+        return sampler.stream(self.network, settled, progress)
+
+    def _ending(self, params: sampler.Sampling) -> sampler.Sampling:
+        """The same parameters, with what ends a completion."""
+        if params.stop is None and (stops := self.stops):
+            params = replace(params, stop=stops)
+        return sampler.stopping_at_texts(params, self.tokenizer) if params.stop_texts else params
+
+    def _ready_to_sample(self) -> None:
+        if self.network.decoding is None:
+            for reason in self.admit_sampling():
+                self.tell(reason)
 
     def use_exact(self) -> str:
         """Sample with the very log-probabilities that training reads, to the bit, from now on; see
@@ -185,9 +205,7 @@ class Policy(Learner):
 
         Returns: why that is not possible; empty where it is.
         """
-        if self.network.decoding is None:
-            for reason in self.admit_sampling():
-                self.tell(reason)
+        self._ready_to_sample()
         return sampling_exact.why_not(self.network)
 
     def admit_sampling(self) -> tuple[str, ...]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence as Many
 
 import numpy as np
 import torch
 
 from posttrain.core.errors import ModelError
+from posttrain.core.products import IN_ONE_ORDER, SWITCH
 from posttrain.core.seeds import generator
 from posttrain.data.forest import Sequence, Tree, collate
 from posttrain.engine.exact import KEYS
@@ -35,8 +37,18 @@ def why_not(network: Network) -> str:
         return f"it cannot be tried: {(str(error).splitlines() or [''])[0]}"
     if off:
         network.exact = False
-        return f"{off:,} log-probabilities differ from the trainer's, by {most:.1g} nats at most"
+        return (
+            f"{off:,} log-probabilities differ from the trainer's, by {most:.1g} nats at most"
+            f"{_untold()}"
+        )
     return ""
+
+
+def _untold() -> str:
+    """What may make products of few rows differ, where it does not stand in the environment."""
+    if os.environ.get(SWITCH, "").endswith("STRICT"):
+        return ""
+    return f"; set {SWITCH}={IN_ONE_ORDER} in the environment before Python starts"
 
 
 @torch.no_grad()
@@ -48,7 +60,7 @@ def _differing(network: Network) -> tuple[int, float]:
     limit = (known_positions(network.config) or 10**9) - DRAWN.max_tokens
     lengths = [min(length, limit) for length in LENGTHS]
     prompts = [rng.integers(0, network.vocabulary, length).tolist() for length in lengths]
-    requests = [Request(i, p, DRAWN, (0, i), DRAWN.max_tokens) for i, p in enumerate(prompts)]
+    requests = [Request(i, p, DRAWN) for i, p in enumerate(prompts)]
     was_training = network.training
     network.eval()
     try:

@@ -82,7 +82,7 @@ def _probe(network: Network) -> Decoding:
                 continue
             found[way] = off
             if off < tolerance and way != "whole":
-                return Decoding(way, turn)
+                return Decoding(way, turn, _without_slots(name, way, found, tolerance))
         whole = found["whole"]
         if isinstance(whole, Exception):
             what = (str(whole).splitlines() or [type(whole).__name__])[0]
@@ -95,6 +95,23 @@ def _probe(network: Network) -> Decoding:
         if whole < tolerance:
             break
     return Decoding("whole", turn, (_reason(name, found),))
+
+
+def _without_slots(
+    name: str, way: Way, found: dict[Way, float | Exception], tolerance: float
+) -> tuple[str, ...]:
+    """Why a model that runs as forests is not sampled in slots; nothing where it is."""
+    off = found.get("slots", 0.0)
+    if isinstance(off, Exception):
+        what = f"cannot be drawn {WAYS['slots']} ({(str(off).splitlines() or [''])[0]})"
+    elif off < tolerance:
+        return ()
+    else:
+        what = f"drawn {WAYS['slots']} are off by {off:.2g} nats"
+    return (
+        f"{name}: completions {what}; they are drawn {WAYS[way]}, those of one length together, "
+        "which is slower",
+    )
 
 
 def _reason(name: str, found: dict[Way, float | Exception]) -> str:

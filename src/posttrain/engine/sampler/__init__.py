@@ -14,8 +14,9 @@ Left out: paged caches.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Many
+from dataclasses import replace
 
 import torch
 
@@ -24,7 +25,7 @@ from posttrain.engine.modes import Decoding, Way
 from posttrain.engine.network import Network, known_positions
 from posttrain.engine.sampler.cache import Cache, Grouped, Slots
 from posttrain.engine.sampler.draw import Sampling, draw, stopping_at_texts
-from posttrain.engine.sampler.scheduler import Completion, Request, Scheduler, TokenProgress
+from posttrain.engine.sampler.scheduler import ROWS, Completion, Request, Scheduler, TokenProgress
 
 __all__ = [
     "ROWS",
@@ -42,7 +43,7 @@ __all__ = [
     "stream",
 ]
 
-ROWS = 64  # sequences that run together
+GROUPED = 64, 2**15  # rows and tokens of rows that start together: all are read in one pass
 
 
 def own_cache(name: str) -> ModelError:
@@ -73,61 +74,84 @@ def sample(
         ModelError: the model takes no key-value cache; it would ignore one, and everything before
             the last token with it.
     """
-    positions = known_positions(network.config)
-    requests = []
+    order: dict[tuple[int, ...], list[int]] = {}  # equal prompts after each other: one is read
     for i, prompt in enumerate(prompts):
-        room = params.max_tokens
-        if positions is not None:
-            room = min(room, positions - len(prompt))
-        seed = (params.seed, i) if seeds is None else (seeds[i],)
-        requests.append(Request(i, prompt, params, seed, room))
+        order.setdefault(tuple(prompt), []).append(i)
+    requests = []
+    for numbers in order.values():
+        for i in numbers:
+            seed = (params.seed, i) if seeds is None else (seeds[i],)
+            requests.append(Request(i, prompts[i], params, seed))
     done = {(one.prompt, one.sample): one for one in stream(network, requests, progress)}
     return [done[i, j] for i in range(len(prompts)) for j in range(params.n)]
 
 
 @torch.no_grad()
 def stream(
-    network: Network, requests: Many[Request], progress: TokenProgress | None = None
+    network: Network, requests: Iterable[Request], progress: TokenProgress | None = None
 ) -> Iterator[Completion]:
-    """Completions of requests, each as it ends. The cache lives as long as this call: weights that
-    change afterwards meet a new one.
+    """Completions of requests, each as it ends.
+
+    Requests of a model whose keys and values are in slots are taken one by one, as there is room
+    for them, so that those to come may depend on what was drawn; of another model, all at once.
+    The cache lives as long as this call. Between completions the network may be used, but not
+    changed.
 
     Raises:
-        ModelError: see `sample`.
+        ModelError: see `sample`; or the weights have changed since the first token.
     """
     if "past_key_values" not in inspect.signature(network.inner.forward).parameters:
         raise own_cache(type(network.inner).__name__)
-    for request in requests:
-        if request.room <= 0:
-            for j in range(request.params.n):
-                yield Completion(request.number, [], [], False, j)
-    waiting = [request for request in requests if request.room > 0]
-    was_training = network.inner.training
-    network.inner.eval()
-    try:
-        for group, way in _together(waiting, network.decoding or Decoding()):
-            if way == "slots":
-                yield from Scheduler(Slots(network), ROWS, progress).run(group, network.device)
+    completions = _stream(network, requests, progress)
+    while True:
+        was_training = network.inner.training
+        if was_training:
+            network.inner.eval()
+        try:
+            completion = next(completions, None)
+        finally:
+            if was_training:
+                network.inner.train()
+        if completion is None:
+            return
+        yield completion
+
+
+def _stream(
+    network: Network, requests: Iterable[Request], progress: TokenProgress | None
+) -> Iterator[Completion]:
+    decoding = network.decoding or Decoding()
+    positions = known_positions(network.config)
+    full: list[Completion] = []  # of prompts that leave no room
+
+    def with_room() -> Iterator[Request]:
+        for request in requests:
+            room = request.most_tokens
+            if positions is not None:
+                room = min(room, positions - len(request.tokens))
+            if room > 0:
+                yield replace(request, room=room)
                 continue
+            for j in range(request.params.n):
+                full.append(Completion(request.number, [], [], False, j))
+
+    if decoding.way == "slots":
+        scheduler = Scheduler(Slots(network), progress=progress)
+        yield from scheduler.run(with_room(), network.device)
+    else:
+        for group, way in _groups(with_room(), decoding):
+            # whoever takes completions may use the network meanwhile, with its own attention
             with network.stock_attention():
-                step = max(1, ROWS // max(request.params.n for request in group))
-                for i in range(0, len(group), step):
-                    scheduler = Scheduler(Grouped(network, way), ROWS, progress)
-                    yield from scheduler.run(group[i : i + step], network.device)
-    finally:
-        network.inner.train(was_training)
+                scheduler = Scheduler(Grouped(network, way), *GROUPED, progress)
+                found = list(scheduler.run(group, network.device))
+            yield from found
+    yield from full
 
 
-def _together(requests: Many[Request], decoding: Decoding) -> Iterator[tuple[list[Request], Way]]:
-    """Requests that one scheduler runs, and the way: all of them in slots, else those of equal
-    length and equal room.
-    """
-    slots = [request for request in requests if decoding.way == "slots"]
-    if slots:
-        yield slots, "slots"
-        return
+def _groups(requests: Iterable[Request], decoding: Decoding) -> Iterator[tuple[list[Request], Way]]:
+    """Requests of equal length and equal room, and the way to draw them."""
     groups: dict[tuple[int, int], list[Request]] = {}
     for request in requests:
-        groups.setdefault((len(request.tokens), request.room), []).append(request)
+        groups.setdefault((len(request.tokens), request.most_tokens), []).append(request)
     for (length, room), group in groups.items():
         yield group, decoding.over(length, room)

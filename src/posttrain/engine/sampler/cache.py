@@ -11,13 +11,16 @@ more token of every row, `keep` goes on with some of them. Logits come back a ro
 from __future__ import annotations
 
 from collections.abc import Sequence as Many
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import DynamicCache
 
+from posttrain.core.errors import ModelError
 from posttrain.data.forest import Sequence, Tree, collate
 from posttrain.engine.attention import Attend, Scoring
 from posttrain.engine.exact import KEYS, in_blocks, repeats
@@ -27,14 +30,19 @@ from posttrain.engine.network import Network
 BLOCK = KEYS  # positions by which slots grow
 PREFILL = 4096  # tokens of prompts that are read in one pass
 
+Prompt = tuple[int, ...]
+
 
 class Cache(Protocol):
     """See the module.
 
     Attributes:
         joins: whether rows of any length may start while others run.
-        passes: times the network was called. prefilled: tokens of prompts that were read; decoded:
-            tokens that were read one by one, over all rows.
+        passes: times the network was called.
+        prefilled: tokens of prompts that were read. Of equal prompts that start together, or one
+            after another, one is read.
+        decoded: tokens that were read one by one, over all rows: all that were drawn, but for the
+            last of each row.
     """
 
     joins: bool
@@ -42,10 +50,10 @@ class Cache(Protocol):
     prefilled: int
     decoded: int
 
-    def start(self, prompts: Many[Many[int]], copies: Many[int]) -> Tensor:
-        """Read prompts and add rows after those that run, `copies` of each prompt.
+    def start(self, prompts: Many[Many[int]]) -> Tensor:
+        """Read prompts, and add a row of each after those that run.
 
-        Returns: [ΣC, V] logits of what follows, a row each.
+        Returns: [P, V] logits of what follows.
         """
         ...
 
@@ -61,43 +69,56 @@ class Cache(Protocol):
 # ----------------------------------------------------------------------------------------- slots
 
 
+@dataclass(frozen=True)
+class _Remembered:
+    """A prompt that was read: [1, H_kv, P, D] keys and values of every layer, [V] logits."""
+
+    prompt: Prompt
+    layers: dict[int, tuple[Tensor, Tensor]]
+    logits: Tensor
+
+
 class Slots:
     """Keys and values of every layer in slots: row b's are at [b, :, : lengths[b]].
 
-    Slots stay packed at the front, so that the keys of all rows are one view.
+    Slots stay packed at the front, so that the keys of all rows are one view. The last prompt that
+    was read is remembered: more rows of it may start later.
+
+    Keys and values belong to the weights that made them: once these change, it reads no more.
     """
 
     joins = True
 
     def __init__(self, network: Network) -> None:
         self._network = network
+        self._weights = list(network.parameters())
+        self._version = self._weights_version()
         self._layers: dict[int, tuple[Tensor, Tensor]] = {}
         self._rows, self._capacity = 0, 0
+        self._last: _Remembered | None = None
         self.lengths = np.empty(0, np.int64)
         self.passes = self.prefilled = self.decoded = 0
 
     # ------------------------------------------------------------------------------ reading
 
-    def start(self, prompts: Many[Many[int]], copies: Many[int]) -> Tensor:
-        unique: dict[tuple[int, ...], int] = {}
-        for prompt in prompts:
-            unique.setdefault(tuple(prompt), len(unique))
-        wanted = list(unique)
-        rows = [unique[tuple(p)] for p, n in zip(prompts, copies, strict=True) for _ in range(n)]
-        first = len(self.lengths)
-        self._grow(first + len(rows), max(len(prompt) for prompt in wanted) + 1)
-        slots = [
-            [first + i for i, number in enumerate(rows) if number == u] for u in range(len(wanted))
-        ]
-        logits = []
-        for part in _passes([len(prompt) for prompt in wanted]):
-            logits.append(self._prefill([wanted[u] for u in part], [slots[u] for u in part]))
-        lengths = [len(wanted[number]) for number in rows]
-        self.lengths = np.concatenate([self.lengths, np.array(lengths, np.int64)])
-        index = torch.tensor(rows, device=self._network.device)
-        return torch.cat(logits).index_select(0, index)
+    def start(self, prompts: Many[Many[int]]) -> Tensor:
+        first, last = len(self.lengths), tuple(prompts[-1])
+        slots: dict[Prompt, list[int]] = {}
+        for i, prompt in enumerate(prompts):
+            slots.setdefault(tuple(prompt), []).append(first + i)
+        self._grow(first + len(prompts), max(map(len, slots)) + 1)
+        logits: dict[Prompt, Tensor] = {}
+        if self._last is not None and self._last.prompt in slots:
+            logits[self._last.prompt] = self._last.logits
+            self._copy(self._last, slots[self._last.prompt])
+        for part in _passes([prompt for prompt in slots if prompt not in logits]):
+            found = self._prefill(part, [slots[prompt] for prompt in part])
+            logits.update(zip(part, found, strict=True))
+        self._last = self._remembered(last, slots[last][0], logits[last].clone())
+        self.lengths = np.concatenate([self.lengths, [len(prompt) for prompt in prompts]])
+        return torch.stack([logits[tuple(prompt)] for prompt in prompts])
 
-    def _prefill(self, prompts: list[tuple[int, ...]], slots: list[list[int]]) -> Tensor:
+    def _prefill(self, prompts: list[Prompt], slots: list[list[int]]) -> Tensor:
         """[P, V] logits after each prompt; its keys and values go into its slots."""
         network = self._network
         trees = []
@@ -112,6 +133,19 @@ class Slots:
         last = torch.tensor(forest.trees[1:], device=network.device) - 1
         return network.head.logits(hidden.index_select(0, last))
 
+    def _remembered(self, prompt: Prompt, slot: int, logits: Tensor) -> _Remembered:
+        layers = {}
+        for number, (keys, values) in self._layers.items():
+            at = slice(slot, slot + 1), slice(None), slice(len(prompt))
+            layers[number] = keys[at].clone(), values[at].clone()
+        return _Remembered(prompt, layers, logits)
+
+    def _copy(self, remembered: _Remembered, places: list[int]) -> None:
+        """Fill slots with the keys and values of a prompt."""
+        for number, read in remembered.layers.items():
+            for slots, new in zip(self.layer(number, *read), read, strict=True):
+                slots[places, :, : new.shape[2]] = new
+
     def step(self, tokens: Tensor) -> Tensor:
         longest = int(self.lengths.max()) + 1
         self._grow(len(self.lengths), longest)
@@ -123,8 +157,17 @@ class Slots:
 
     def _read(self, tokens: Tensor, positions: Tensor, attend: Attend) -> Tensor:
         """[T, d] hidden states."""
+        if self._weights_version() != self._version:
+            raise ModelError(
+                "the weights have changed while completions were being drawn",
+                cure="take all completions before a step, or begin anew after it",
+            )
         self.passes += 1
         return self._network.read(tokens, positions, attend)[: len(tokens)]
+
+    def _weights_version(self) -> int:
+        """Grows with every change of the weights in place."""
+        return sum(weight._version for weight in self._weights)
 
     # -------------------------------------------------------------------------------- slots
 
@@ -204,30 +247,34 @@ class Decode:
         keys, values = self._cache.layer(scoring.layer, key, value)
         keys[self._rows, :, self._positions] = key[0].transpose(0, 1)
         values[self._rows, :, self._positions] = value[0].transpose(0, 1)
-        groups = key.shape[1]
+        groups, keys, values = key.shape[1], keys[:B, :, : self._longest], values[:B]
+        values = values[:, :, : self._longest]
         q = query[0].transpose(0, 1).unflatten(1, (groups, -1))  # [B, H_kv, H / H_kv, D]
+        mask = self._mask(scoring.window, query.dtype)
+        if scoring.softcap is None and scoring.sinks is None:
+            out = F.scaled_dot_product_attention(q, keys, values, mask, scale=scoring.scale)
+            return out.flatten(1, 2)[None]
         scale = query.shape[-1] ** -0.5 if scoring.scale is None else scoring.scale
-        scores = (q * scale) @ keys[:B, :, : self._longest].transpose(2, 3)
+        scores = (q * scale) @ keys.transpose(2, 3)
         scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
         if scoring.softcap is not None:
             scores = scoring.softcap * torch.tanh(scores / scoring.softcap)
-        scores = scores + self._mask(scoring.window)
+        scores = scores + mask
         if scoring.sinks is not None:
             sinks = scoring.sinks.to(scores.dtype).view(1, groups, -1, 1)
             scores = torch.cat([scores, sinks.expand(B, -1, -1, 1)], -1)
         weights = scores.softmax(-1)[..., : self._longest].to(value.dtype)
-        out = weights @ values[:B, :, : self._longest]
-        return out.flatten(1, 2)[None]
+        return (weights @ values).flatten(1, 2)[None]
 
-    def _mask(self, window: int | None) -> Tensor:
+    def _mask(self, window: int | None, dtype: torch.dtype) -> Tensor:
         """[B, 1, 1, longest] 0 where a row sees the key, else −∞."""
         if window not in self._masks:
             place = torch.arange(self._longest, device=self._positions.device)
             seen = place <= self._positions[:, None]
             if window is not None:
                 seen &= place > self._positions[:, None] - window
-            mask = torch.zeros(seen.shape, device=seen.device).masked_fill_(~seen, -torch.inf)
-            self._masks[window] = mask[:, None, None]
+            mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
+            self._masks[window] = mask.masked_fill_(~seen, -torch.inf)[:, None, None]
         return self._masks[window]
 
 
@@ -252,19 +299,19 @@ class DecodeExactly:
         positions = self._positions[:, None].expand(-1, copies)
         keys, values = keys[:B, :, : self._blocks], values[:B, :, : self._blocks]
         out = in_blocks(q, keys, values, positions, scoring)[:, :, 0]
-        return torch.nn.functional.pad(out, (0, 0, 0, 0, 0, query.shape[2] - B))[None]
+        return F.pad(out, (0, 0, 0, 0, 0, query.shape[2] - B))[None]
 
 
-def _passes(lengths: Many[int]) -> list[list[int]]:
-    """Numbers of prompts, so many a pass as have `PREFILL` tokens together."""
-    passes: list[list[int]] = [[]]
+def _passes(prompts: Many[Prompt]) -> list[list[Prompt]]:
+    """Prompts, so many a pass as have `PREFILL` tokens together."""
+    passes: list[list[Prompt]] = []
     total = 0
-    for i, length in enumerate(lengths):
-        if passes[-1] and total + length > PREFILL:
+    for prompt in prompts:
+        if not passes or total + len(prompt) > PREFILL:
             passes.append([])
             total = 0
-        passes[-1].append(i)
-        total += length
+        passes[-1].append(prompt)
+        total += len(prompt)
     return passes
 
 
@@ -272,7 +319,7 @@ def _passes(lengths: Many[int]) -> list[list[int]]:
 
 
 class Grouped:
-    """Rows of equal length that start together, and leave one by one.
+    """Rows of equal length that start together, and leave one by one; others start after the last.
 
     Args:
         way: see `posttrain.engine.modes.WAYS`: transformers' own cache, or none.
@@ -283,19 +330,22 @@ class Grouped:
     def __init__(self, network: Network, way: Way) -> None:
         self._network = network
         self._whole, self._says_positions = way == "whole", way == "positions"
-        self._cache: Any = None if self._whole else DynamicCache(config=network.config)
+        self._cache: Any = None
         self._tokens: Tensor | None = None  # [B, T] all that was read, where nothing is kept of it
         self._length = 0
         self.passes = self.prefilled = self.decoded = 0
 
-    def start(self, prompts: Many[Many[int]], copies: Many[int]) -> Tensor:
-        ids = torch.tensor([list(prompt) for prompt in prompts], device=self._network.device)
+    def start(self, prompts: Many[Many[int]]) -> Tensor:
+        self._cache = None if self._whole else DynamicCache(config=self._network.config)
+        self._tokens, self._length = None, 0
+        numbers: dict[Prompt, int] = {}
+        rows = [numbers.setdefault(tuple(prompt), len(numbers)) for prompt in prompts]
+        ids = torch.tensor(list(numbers), device=self._network.device)
         self.prefilled += ids.numel()
         logits = self._read(ids)
-        if max(copies) == 1:
+        if len(numbers) == len(rows):
             return logits
-        forked = torch.arange(len(ids), device=ids.device)
-        forked = forked.repeat_interleave(torch.tensor(list(copies), device=ids.device))
+        forked = torch.tensor(rows, device=ids.device)
         self._select(forked)
         return logits[forked]
 

@@ -40,6 +40,11 @@ class Sampling:
     stop_texts: tuple[str, ...] = ()
     ended: Callable[[list[int]], bool] | None = None
 
+    @property
+    def distribution(self) -> tuple[float, ...]:
+        """What makes a distribution of logits: rows that have it in common are drawn at once."""
+        return self.temperature, self.top_k, self.top_p
+
     def __post_init__(self) -> None:
         for name, good in (
             ("max_tokens", self.max_tokens >= 1),
@@ -80,6 +85,7 @@ def stopping_at_texts(params: Sampling, tokenizer: Any) -> Sampling:
 
 
 MILD = 0.01  # temperatures from here on make no infinity of a logit
+AT_ONCE = 2**23  # logits of a part: what is computed of them is in float64
 
 
 def draw(logits: Tensor, uniform: Tensor, params: Sampling) -> tuple[Tensor, Tensor]:
@@ -90,6 +96,15 @@ def draw(logits: Tensor, uniform: Tensor, params: Sampling) -> tuple[Tensor, Ten
         uniform: [B] in [0, 1).
     Returns: [B] tokens and [B] their log-probabilities under the distribution drawn from.
     """
+    step = max(1, AT_ONCE // logits.shape[1])
+    parts = []
+    for i in range(0, len(logits), step):
+        parts.append(_draw(logits[i : i + step], uniform[i : i + step], params))
+    tokens, logprobs = zip(*parts, strict=True)
+    return torch.cat(tokens), torch.cat(logprobs)
+
+
+def _draw(logits: Tensor, uniform: Tensor, params: Sampling) -> tuple[Tensor, Tensor]:
     if params.top_k == 0 and params.top_p == 1 and params.temperature >= MILD:
         return _draw_from_all(logits, uniform, params.temperature)
     logits = logits.double()
@@ -122,7 +137,7 @@ def _draw_from_all(logits: Tensor, uniform: Tensor, temperature: float) -> tuple
     computed as the trainer does, step by step.
     """
     logp = torch.log_softmax(logits / temperature if temperature != 1.0 else logits, -1)
-    reached = logp.double().exp_().cumsum_(-1)
+    reached = logp.to(torch.float64, copy=True).exp_().cumsum_(-1)
     total = reached[:, -1:]
     if not bool(total.isfinite().all()):
         raise ModelError(

@@ -1,13 +1,13 @@
-"""Continuous batching: requests wait, run and leave; where rows are free, others enter.
+"""Continuous batching: samples wait, run and leave; where there is room, others enter.
 
-A prompt is read once for all its samples. Every sample draws from its own stream of random numbers,
-so that what it draws does not depend on what runs beside it, but for rounding.
+Samples enter in the order of their requests, each as soon as there is room for it. Every sample
+draws from its own stream of random numbers, so that what it draws does not depend on what runs
+beside it, but for rounding.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
 
@@ -19,6 +19,8 @@ from posttrain.core.seeds import generator
 from posttrain.engine.sampler.cache import Cache
 from posttrain.engine.sampler.draw import Sampling, draw
 
+ROWS = 256  # samples that run together
+CACHED = 2**17  # tokens that their cache may hold
 DRAWS = 64  # random numbers that are taken from a stream at once
 
 # called with every token as it is drawn: (number of the prompt, of its sample, token)
@@ -33,20 +35,26 @@ class Request:
         number: of the prompt, for its completions.
         tokens: of the prompt, one at least.
         params: how to draw.
-        seed: a whole number, and what tells the request from others with the same one.
-        room: tokens that a completion may have: `params.max_tokens`, or what the model's positions
-            leave.
+        seed: a whole number, and what tells the request from others with the same one; None:
+            `params.seed` and the request's number.
+        room: tokens that a completion may have; None: `params.max_tokens`.
     """
 
     number: int
     tokens: Many[int]
     params: Sampling
-    seed: tuple[int, ...]
-    room: int
+    seed: tuple[int, ...] | None = None
+    room: int | None = None
+
+    @property
+    def most_tokens(self) -> int:
+        """Of a completion."""
+        return self.params.max_tokens if self.room is None else self.room
 
     def stream(self, sample: int) -> np.random.Generator:
         """Random numbers of one of its samples."""
-        return generator(self.seed[0], "sample", *self.seed[1:], sample)
+        first, *others = (self.params.seed, self.number) if self.seed is None else self.seed
+        return generator(first, "sample", *others, sample)
 
 
 @dataclass(frozen=True)
@@ -72,10 +80,16 @@ class Completion:
 
 
 class _Row:
-    """A running sample."""
+    """A sample that waits or runs.
+
+    Attributes:
+        longest: tokens that prompt and completion may have together.
+    """
 
     def __init__(self, request: Request, sample: int) -> None:
         self.request, self.sample = request, sample
+        self.longest = len(request.tokens) + request.most_tokens
+        self._stop = frozenset(request.params.stop or ())
         self.tokens: list[int] = []
         self.logprobs: list[float] = []
         self._stream = request.stream(sample)
@@ -86,6 +100,13 @@ class _Row:
             self._uniforms = self._stream.random(DRAWS).tolist()[::-1]
         return self._uniforms.pop()
 
+    def ended(self) -> bool | None:
+        """Whether a row that is over has finished by itself; None where it goes on."""
+        at_text = self.request.params.ended
+        if self.tokens[-1] in self._stop or (at_text is not None and at_text(self.tokens)):
+            return True
+        return False if len(self.tokens) >= self.request.most_tokens else None
+
     def completion(self, finished: bool) -> Completion:
         return Completion(self.request.number, self.tokens, self.logprobs, finished, self.sample)
 
@@ -95,58 +116,73 @@ class Scheduler:
 
     Args:
         cache: new.
-        rows: sequences that run together, or one request's where it has more.
+        rows: samples that run together at most.
+        cached: tokens that the cache may hold: rows times the longest that one of them may become.
+            A sample that would need more runs alone.
         progress: called with each token, the stop token included; what it raises ends the sampling.
     """
 
-    def __init__(self, cache: Cache, rows: int, progress: TokenProgress | None = None) -> None:
-        self.cache, self._most, self._progress = cache, rows, progress
-        self._waiting: deque[Request] = deque()
+    def __init__(
+        self,
+        cache: Cache,
+        rows: int = ROWS,
+        cached: int = CACHED,
+        progress: TokenProgress | None = None,
+    ) -> None:
+        self.cache, self._most, self._cached, self._progress = cache, rows, cached, progress
         self._running: list[_Row] = []
+        self._next: _Row | None = None  # it was taken, and found no room
         self._logits: Tensor | None = None
+        self._distributions: set[tuple[float, ...]] = set()  # that rows were drawn from
 
-    def run(self, requests: Many[Request], device: torch.device) -> Iterator[Completion]:
-        """Completions as they end."""
-        self._waiting.extend(requests)
-        while self._waiting or self._running:
-            self._enter()
+    def run(self, requests: Iterable[Request], device: torch.device) -> Iterator[Completion]:
+        """Completions as they end. A request is taken when there is a row for it."""
+        waiting = (_Row(request, j) for request in requests for j in range(request.params.n))
+        room = True
+        while True:
+            if room:
+                self._enter(waiting)
+            if not self._running:
+                return
             drawn = self._draw(device)
             staying = []
             for i, row in enumerate(self._running):
-                ended = self._ended(row)
+                ended = row.ended()
                 if ended is None:
                     staying.append(i)
                 else:
                     yield row.completion(ended)
-            if len(staying) < len(self._running):
+            room = len(staying) < len(self._running)
+            if room:
                 staying = _packed(staying)
                 self.cache.keep(staying)
                 self._running = [self._running[i] for i in staying]
                 drawn = drawn[torch.tensor(staying, dtype=torch.int64, device=device)]
             self._logits = self.cache.step(drawn) if staying else None
 
-    def _enter(self) -> None:
-        """Let requests enter where there are rows for them."""
-        entering: list[Request] = []
-        free = self._most - len(self._running)
+    def _enter(self, waiting: Iterator[_Row]) -> None:
+        """Let samples enter, while there is room for the next."""
         if self._running and not self.cache.joins:
             return
-        while self._waiting and (
-            self._waiting[0].params.n <= free or not (self._running or entering)
-        ):
-            entering.append(self._waiting.popleft())
-            free -= entering[-1].params.n
-        if not entering:
-            return
-        copies = [request.params.n for request in entering]
-        logits = self.cache.start([request.tokens for request in entering], copies)
-        self._logits = logits if self._logits is None else torch.cat([self._logits, logits])
-        for request in entering:
-            self._running += [_Row(request, j) for j in range(request.params.n)]
+        entering: list[_Row] = []
+        longest = max((row.longest for row in self._running), default=0)
+        while (rows := len(self._running) + len(entering) + 1) <= self._most:
+            self._next = self._next or next(waiting, None)
+            if self._next is None:
+                break
+            longest = max(longest, self._next.longest)
+            if rows > 1 and rows * longest > self._cached:
+                break
+            entering.append(self._next)
+            self._distributions.add(self._next.request.params.distribution)
+            self._next = None
+        if entering:
+            logits = self.cache.start([row.request.tokens for row in entering])
+            self._logits = logits if self._logits is None else torch.cat([self._logits, logits])
+            self._running += entering
 
     def _draw(self, device: torch.device) -> Tensor:
         """[B] the next token of every row."""
-        assert self._logits is not None
         uniform = torch.tensor([row.uniform() for row in self._running], dtype=torch.float64)
         drawn, logprob = self._by_params(uniform.to(device))
         for row, token, lp in zip(self._running, drawn.tolist(), logprob.tolist(), strict=True):
@@ -159,11 +195,11 @@ class Scheduler:
     def _by_params(self, uniform: Tensor) -> tuple[Tensor, Tensor]:
         """[B] tokens and log-probabilities, each row's by its own parameters."""
         assert self._logits is not None
-        rows: dict[int, list[int]] = {}
-        for i, row in enumerate(self._running):
-            rows.setdefault(id(row.request.params), []).append(i)
-        if len(rows) == 1:
+        if len(self._distributions) == 1:
             return draw(self._logits, uniform, self._running[0].request.params)
+        rows: dict[tuple[float, ...], list[int]] = {}
+        for i, row in enumerate(self._running):
+            rows.setdefault(row.request.params.distribution, []).append(i)
         drawn = torch.empty(len(uniform), dtype=torch.int64, device=uniform.device)
         logprob = torch.empty(len(uniform), dtype=torch.float64, device=uniform.device)
         for members in rows.values():
@@ -172,15 +208,6 @@ class Scheduler:
             drawn[index], found = draw(self._logits[index], uniform[index], params)
             logprob[index] = found.double()
         return drawn, logprob
-
-    def _ended(self, row: _Row) -> bool | None:
-        """Whether a row that is over has finished by itself; None where it goes on."""
-        params = row.request.params
-        if row.tokens[-1] in (params.stop or ()):
-            return True
-        if params.ended is not None and params.ended(row.tokens):
-            return True
-        return False if len(row.tokens) >= row.request.room else None
 
 
 def _packed(staying: list[int]) -> list[int]:
