@@ -19,6 +19,7 @@ SHOWS = {
     "sample_pairs": "posttrain.cli.sample_pairs",
     "reward_model": "posttrain.cli.reward_model",
     "judge": "posttrain.cli.judge",
+    "audit_reward": "posttrain.cli.audit_reward",
     "eval": "posttrain.cli.evaluate",
     "data_inspect": "posttrain.cli.data_inspect",
     "data_pairs": "posttrain.cli.data_pairs",
