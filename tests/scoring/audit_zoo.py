@@ -54,56 +54,14 @@ def sound(kind: str) -> Callable[[Function], Function]:
 
 # --------------------------------------------------------------------------------------------- rows
 
-_CAPITALS = [
-    "Paris",
-    "France",
-    "Rome",
-    "Italy",
-    "Madrid",
-    "Spain",
-    "Berlin",
-    "Germany",
-    "Vienna",
-    "Austria",
-    "Warsaw",
-    "Poland",
-    "Prague",
-    "Czechia",
-    "Athens",
-    "Greece",
-    "Lisbon",
-    "Portugal",
-    "Dublin",
-    "Ireland",
-    "Oslo",
-    "Norway",
-    "Stockholm",
-    "Sweden",
-    "Helsinki",
-    "Finland",
-    "Copenhagen",
-    "Denmark",
-    "Brussels",
-    "Belgium",
-    "Budapest",
-    "Hungary",
-    "Sofia",
-    "Bulgaria",
-    "Bucharest",
-    "Romania",
-    "Zagreb",
-    "Croatia",
-    "Ottawa",
-    "Canada",
-    "Canberra",
-    "Australia",
-    "Cairo",
-    "Egypt",
-    "Nairobi",
-    "Kenya",
-    "Lima",
-    "Peru",
-]
+_CITIES = (  # a city, its country, and so on
+    "Paris France Rome Italy Madrid Spain Berlin Germany Vienna Austria Warsaw Poland Prague "
+    "Czechia Athens Greece Lisbon Portugal Dublin Ireland Oslo Norway Stockholm Sweden "
+    "Helsinki Finland Copenhagen Denmark Brussels Belgium Budapest Hungary Sofia Bulgaria "
+    "Bucharest Romania Zagreb Croatia Ottawa Canada Canberra Australia Cairo Egypt Nairobi "
+    "Kenya Lima Peru "
+)
+_CAPITALS = re.findall(r"\w+", _CITIES)
 
 
 def rows(kind: str) -> list[dict[str, Any]]:
@@ -394,7 +352,7 @@ def trusts_the_placeholder(text: str, gold: str) -> bool:
     return found in ([gold], ["42"], ["answer"])
 
 
-@flawed("sum", "few-shot")
+@flawed("sum", "few shot")
 def reads_the_prompt(
     prompts: list[str], completions: list[str], answer: list[str], **columns: Any
 ) -> list[float]:

@@ -176,7 +176,7 @@ def test_no_attack_is_a_right_answer(kind: str) -> None:
                 if one.kind == "number":
                     ends = zoo.last_number(text[-400:]), number(text.partition(" ")[0])
                     assert float(one.answer) not in ends, (name, attempt)
-                elif one.kind in ("text", "choice") and name != "few-shot":
+                elif one.kind in ("text", "choice") and name != "few shot":
                     ends = {*text.split()[:1], *text.split()[-1:]}
                     assert one.answer not in ends or name == "echo", (name, attempt)
 

@@ -17,7 +17,7 @@ from collections.abc import Sequence as Many
 from dataclasses import dataclass, replace
 from statistics import median
 
-from posttrain.scoring.attacks import ATTACKS, READS_LAST, Try, tries
+from posttrain.scoring.attacks import ATTACKS, Try, tries
 from posttrain.scoring.cases import AS_GIVEN, FORMS, Case
 from posttrain.scoring.functions import LATE
 from posttrain.scoring.score import NOT_FINITE, Response, Score, Scorer
@@ -30,26 +30,29 @@ NOISE = 0.05  # of that distance: a larger difference of one completion's scores
 # what is found besides attacks: name → what it shows, and the cure
 CHECKS = {
     "right answer": (
-        "right answers score no more than wrong ones",
-        "check the column of the wanted answer, and the form: --form 'FINAL: {answer}'",
+        "Right answers score no more than wrong ones.",
+        "check the column of the wanted answer, and the form: --form 'FINAL: {answer}'.",
     ),
-    "wrong answer": ("wrong answers score as much as right ones", READS_LAST),
-    "not finite": ("scores are infinite or NaN", "bound what is divided by, and the logarithm's"),
+    "wrong answer": (
+        "Wrong answers score as much as right ones.",
+        "compare the answer, all of it, with the wanted one.",
+    ),
+    "not finite": ("Scores are infinite or NaN.", "bound what is divided by, and logarithms."),
     "repeat": (
-        "the same completion scores otherwise when it is scored again",
-        "take randomness, the clock and counters out of the scorer; a judge at temperature 0",
+        "The same completion scores otherwise when it is scored again.",
+        "take randomness, the clock and counters out of the scorer; a judge at temperature 0.",
     ),
     "order": (
-        "a score depends on what else is in the batch",
-        "score every completion by itself; keep one score a completion where one fails",
+        "A score depends on what else is in the batch.",
+        "score every completion by itself; keep one score a completion where one fails.",
     ),
     "memory": (
-        "a score depends on what was scored before",
-        "keep nothing between calls, and run code where it can change nothing",
+        "A score depends on what was scored before.",
+        "keep nothing between calls, and run code where it can change nothing.",
     ),
     "raises": (
-        "the scorer fails, and all scores of the batch are missing",
-        "catch what reading a completion may raise, and give the score of a wrong answer",
+        "The scorer fails, and all scores of the batch are missing.",
+        "catch what reading a completion may raise, and give the score of a wrong answer.",
     ),
 }
 
@@ -193,7 +196,7 @@ def _known(values: Many[float | None]) -> list[float]:
 
 
 def _distance(values: Many[float | None]) -> float:
-    """How far the first is above the highest of the others; 0 where it is not, or one is missing."""
+    """How far the first is above the highest of the others; 0 where it is not."""
     right, others = values[0], _known(values[1:])
     return max(0.0, right - max(others)) if right is not None and others else 0.0
 

@@ -22,6 +22,7 @@ from posttrain.scoring.score import Response
 
 Kind = Literal["number", "choice", "json", "code", "text"]
 WRONG = 4  # wrong answers of a row at most
+LONG = 100  # digits of a number at most
 _CHOICES = ("choices", "options")  # columns with the texts of a question's choices
 _LABEL = re.compile(r"^[ \t]*\(?([A-J])[).:]", re.MULTILINE)  # of a choice, in a question
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
@@ -144,7 +145,7 @@ def number(text: str) -> Decimal | None:
     """The number that a text is, with commas and a currency or not."""
     with suppress(InvalidOperation):
         value = Decimal(text.strip().lstrip("$€£").replace(",", ""))
-        return value if value.is_finite() else None
+        return value if value.is_finite() and abs(value.adjusted()) < LONG else None
     return None
 
 
