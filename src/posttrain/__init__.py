@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from posttrain.pipeline.run import run_recipe as run_recipe
     from posttrain.scoring.scorers import open_scorer as open_scorer
     from posttrain.stages.adapt import adapt as adapt
+    from posttrain.stages.audit_reward import audit_reward as audit_reward
     from posttrain.stages.evaluate import evaluate as evaluate
     from posttrain.stages.inspect import data_inspect as data_inspect
     from posttrain.stages.judge import judge as judge
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 # Loaded on first use: importing posttrain does not import torch.
 _PUBLIC = {
     "adapt": "posttrain.stages.adapt",
+    "audit_reward": "posttrain.stages.audit_reward",
     "data_inspect": "posttrain.stages.inspect",
     "data_pairs": "posttrain.stages.pairs",
     "data_select": "posttrain.stages.select",
@@ -55,6 +57,7 @@ __all__ = [
     "RewardModel",
     "__version__",
     "adapt",
+    "audit_reward",
     "data_inspect",
     "data_pairs",
     "data_select",

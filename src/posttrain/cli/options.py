@@ -13,7 +13,7 @@ from posttrain.core import peers
 from posttrain.core.console import open_reporter
 from posttrain.core.errors import ConfigError
 from posttrain.core.events import Reporter
-from posttrain.core.settings import Leaf, S, Settings, assemble, leaves
+from posttrain.core.settings import Leaf, Positional, S, Settings, assemble, leaves
 from posttrain.core.terminal import emit
 
 LONG_METAVAR = 50  # characters; longer lists of choices stand in the help, where they are wrapped
@@ -74,6 +74,9 @@ def read(
     """The settings of a stage's command from its arguments, the reporter it shows itself to, and
     whether to read all that a finished run made.
     """
+    first = next((leaf for leaf in leaves(model) if leaf.has(Positional)), None)
+    if first is not None and argv and not argv[0].startswith("-"):
+        argv = [first.option, *argv]
     arguments = stage_parser(command, description, model).parse(argv)
     reporter = open_reporter(quiet=arguments.quiet)
     return assemble(model, flat(arguments, model)), reporter, arguments.verify

@@ -20,6 +20,7 @@ SHOWS = {
     "reward_model": "posttrain.cli.reward_model",
     "rl": "posttrain.cli.rl",
     "judge": "posttrain.cli.judge",
+    "audit_reward": "posttrain.cli.audit_reward",
     "eval": "posttrain.cli.evaluate",
     "data_inspect": "posttrain.cli.data_inspect",
     "data_pairs": "posttrain.cli.data_pairs",

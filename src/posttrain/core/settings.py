@@ -85,6 +85,11 @@ class ReadsScorer(Role):
 
 
 @dataclass(frozen=True)
+class Positional(Role):
+    """On the command line the field may stand first, without its option."""
+
+
+@dataclass(frozen=True)
 class ExecutionOnly(Role):
     """The field says where and how a stage runs, not what it makes: it is no part of the identity.
 

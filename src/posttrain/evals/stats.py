@@ -1,11 +1,12 @@
 """Means with intervals. The unit is the item, or the cluster of items that are not independent;
 every interval is two-sided. What each holds, simulated: docs/explanation/intervals.md.
 
-Sources: Wilson 1927 for shares; Tango 1998 for paired differences of shares; Kish 1965 and Korn and
-Graubard 1998 for how many independent items weighted or clustered ones are worth; Miller 2024
-(arXiv 2411.00640) for paired differences and clusters; the delta method for ratios. The quantiles
-are those of `scipy.stats`; they come from `scipy.special`, which is imported when an interval is
-computed, so that the help of a command does not wait for it.
+Sources: Wilson 1927 for shares, Clopper and Pearson 1934 for those whose level must hold whatever
+the share; Tango 1998 for paired differences of shares; Kish 1965 and Korn and Graubard 1998 for how
+many independent items weighted or clustered ones are worth; Miller 2024 (arXiv 2411.00640) for
+paired differences and clusters; the delta method for ratios. The quantiles are those of
+`scipy.stats`; they come from `scipy.special`, which is imported when an interval is computed, so
+that the help of a command does not wait for it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 
 LEVEL = 0.95  # of an interval: how often it holds the true value
 WILSON, TANGO, STUDENT = "Wilson", "Tango", "Student's t"
+EXACT = "Clopper-Pearson"
 # why there is no interval
 ONE_ITEM, ONE_CLUSTER, NO_SPREAD = "one item", "one cluster", "no spread"
 ROUNDING = 1e-12  # of the values' size: a smaller standard error is none
@@ -60,6 +62,22 @@ def wilson(hits: float, n: int, level: float = LEVEL) -> Estimate:
         level: of the interval.
     """
     return Estimate(hits / n, *_wilson(hits / n, n, _normal(level)), n, WILSON)
+
+
+def exact_share(hits: int, n: int, level: float = LEVEL) -> Estimate:
+    """A share of independent items with Clopper and Pearson's interval, which holds its level or
+    more whatever the share and however few the items.
+
+    Args:
+        hits: items that are right. n: items, above 0.
+        level: of the interval.
+    """
+    from scipy.special import betaincinv
+
+    tail = (1 - level) / 2
+    low = float(betaincinv(hits, n - hits + 1, tail)) if hits else 0.0
+    high = float(betaincinv(hits + 1, n - hits, 1 - tail)) if hits < n else 1.0
+    return Estimate(hits / n, low, high, n, EXACT)
 
 
 def share(

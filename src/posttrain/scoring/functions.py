@@ -26,6 +26,7 @@ from posttrain.data.templates.thinking import reasoning
 from posttrain.scoring.score import Response, Score, Scorer
 
 DEADLINE = 300.0  # seconds a call, unless the function says otherwise
+LATE = "no score within"  # begins the reason of a score that its deadline took
 OURS = ("prompts", "completions")
 
 
@@ -48,7 +49,7 @@ def from_function(function: Callable[..., Any], deadline: float | None = None) -
         except PosttrainError:
             raise
         except _DeadlineError:
-            why = f"no score within {seconds:g} seconds"
+            why = f"{LATE} {seconds:g} seconds"
         except Exception as error:
             why = f"{type(error).__name__}: {error}"
         return [Score(None, why=why, failed=True)] * len(responses)

@@ -10,6 +10,8 @@ from typing import Any
 
 from posttrain.data.messages import Message, Text, answer_length
 
+NOT_FINITE = "which is no number"  # ends the reason of a score that was infinite or NaN
+
 
 @dataclass(frozen=True, slots=True)
 class Response:
@@ -58,7 +60,7 @@ class Score:
 
     def __post_init__(self) -> None:
         if self.value is not None and not math.isfinite(self.value):
-            object.__setattr__(self, "why", f"the score is {self.value}, which is no number")
+            object.__setattr__(self, "why", f"the score is {self.value}, {NOT_FINITE}")
             object.__setattr__(self, "value", None)
         if self.value is None and not self.why:
             object.__setattr__(self, "why", "the scorer gave none")

@@ -10,7 +10,17 @@ from functools import cache
 from pathlib import Path
 
 # in the order in which one uses them; others follow by name
-WORKFLOW = ("adapt", "sft", "preference", "rl", "sample_pairs", "reward_model", "judge", "eval")
+WORKFLOW = (
+    "adapt",
+    "sft",
+    "preference",
+    "rl",
+    "sample_pairs",
+    "reward_model",
+    "judge",
+    "audit_reward",
+    "eval",
+)
 _DECORATOR = re.compile(r'^@stage\(\s*"(\w+)",.*?\bhelp="([^"]+)"', re.MULTILINE | re.DOTALL)
 
 
