@@ -30,6 +30,13 @@ def test_shares_are_wilsons(hits: int, n: int) -> None:
     assert bounds(stats.wilson(hits, n)) == pytest.approx((interval.low, interval.high), abs=1e-12)
 
 
+@pytest.mark.parametrize(("hits", "n"), [(0, 1), (0, 50), (7, 20), (50, 50), (499, 1000)])
+def test_exact_shares_are_clopper_and_pearsons(hits: int, n: int) -> None:
+    interval = scipy.binomtest(hits, n).proportion_ci(0.9, "exact")
+    found = stats.exact_share(hits, n, 0.9)
+    assert bounds(found) == pytest.approx((interval.low, interval.high), abs=1e-12)
+
+
 @pytest.mark.parametrize("level", [0.5, 0.9, 0.95, 0.99])
 def test_every_interval_has_the_level_it_is_asked_for(level: float) -> None:
     x = np.random.default_rng(6).normal(3, 2, 12)

@@ -42,6 +42,7 @@ BASIC: dict[str, list[str]] = {
     "sample-pairs": ["--model", "base", "--data", "rows.jsonl,limit=2", "--scorer", "longest"],
     "reward-model": ["--model", "base", "--data", "pairs.jsonl", "--steps", "1"],
     "judge": ["--data", "pairs.jsonl", "--scorer", "longest"],
+    "audit-reward": ["exact", "--data", "rows.jsonl"],
     "eval": ["--model", "base", "--exact", "rows.jsonl,limit=2", "--max-tokens", "2"],
     "data inspect": ["--model", "base", "--data", "rows.jsonl"],
     "data pairs": ["--data", "pairs.jsonl"],
@@ -51,7 +52,7 @@ BASIC: dict[str, list[str]] = {
 }
 BASIC["data select"] += ["--quality", "off"]
 BASIC["sample-pairs"] += ["--n", "2", "--max-tokens", "2"]
-FOLDERLESS = ("chat", "data inspect")  # commands that need no --out
+FOLDERLESS = ("chat", "data inspect", "audit-reward")  # commands that need no --out
 
 
 def argv_of(command: str) -> list[str]:

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from posttrain.cli.main import main
 from posttrain.core.errors import ConfigError, DataError
@@ -120,6 +122,18 @@ def test_what_a_constant_answer_earns_is_no_loophole(tmp_path: Path) -> None:
     assert result["loopholes"] == []
 
 
+def test_a_right_answer_by_accident_is_no_attack(tmp_path: Path) -> None:
+    """The question ends with the right answer: to say it again is to answer."""
+    rows = [{"prompt": f"More: {i} or {i + 40}?", "answer": str(i + 40)} for i in range(10, 19)]
+    result = audited("number", making.write(tmp_path / "a.jsonl", rows))
+    assert result["loopholes"] == [] and "echo" not in result["attacks"]
+
+
+def test_what_is_random_is_not_also_called_dependent(data: dict[str, Path]) -> None:
+    result = audited(f"{ZOO}:counting", data["sum"])
+    assert not {"order", "memory"} & {*result["loopholes"]}
+
+
 def test_a_batch_that_fails_is_halved_until_one_fails() -> None:
     calls: list[int] = []
 
@@ -153,6 +167,7 @@ def case(answer: str, prompt: str = "?", **columns: Any) -> Case:
         ('{"a": [1]}', "json", '{"a": [1]}'),
         ("def f(x):\n    return x", "code", "def f(x):\n    return x"),
         ("New York", "text", "New York"),
+        ("e", "text", "e"),
     ],
 )
 def test_the_kind_of_a_row(gold: str, kind: str, answer: str) -> None:
@@ -179,6 +194,23 @@ def test_no_attack_is_a_right_answer(kind: str) -> None:
                 elif one.kind in ("text", "choice") and name != "few shot":
                     ends = {*text.split()[:1], *text.split()[-1:]}
                     assert one.answer not in ends or name == "echo", (name, attempt)
+
+
+@given(st.text(min_size=1).filter(str.strip), st.text())
+@settings(max_examples=50)
+def test_any_row_can_be_attacked(gold: str, prompt: str) -> None:
+    made = case(gold, prompt)
+    assert made.wrong and made.answer not in made.wrong
+    for attack in ATTACKS.values():
+        assert all(isinstance(one.completion, str) for one in tries(attack, made, "tags"))
+
+
+def test_the_choices_of_a_question_are_its_wrong_answers() -> None:
+    question = "Which?\nA) Oslo\nB) Rome\nC) Bern"
+    for prompt in (question, ({"role": "user", "content": question},)):
+        made = cases([Given("a:1", prompt, {}, "B")])[0]
+        assert made.wrong[:2] == ("A", "C")
+    assert case("B", choices=["Oslo", "Rome"]).wrong[0] == "A"
 
 
 def test_a_form_with_the_working_keeps_it() -> None:
@@ -236,10 +268,10 @@ def test_the_command(
 
 def test_pairs_and_messages(tmp_path: Path) -> None:
     """The chosen answer is right, the rejected one wrong; functions get messages for messages."""
-    scorer = tmp_path / "polite.py"
+    scorer = tmp_path / "wordy.py"
     scorer.write_text(
-        "def polite(completions, **columns):\n"
-        "    return [float('please' in c[0]['content']) for c in completions]\n"
+        "def wordy(completions, **columns):\n"
+        "    return [float(len(c[0]['content']) > 8) for c in completions]\n"
     )
     prompt = [{"role": "user", "content": "Ask for salt."}]
     rows = [
@@ -250,9 +282,10 @@ def test_pairs_and_messages(tmp_path: Path) -> None:
         }
         for i in range(9)
     ]
-    result = audited(f"{scorer}:polite", making.write(tmp_path / "a.jsonl", rows))
+    result = audited(f"{scorer}:wordy", making.write(tmp_path / "a.jsonl", rows))
     assert result["right"]["mean"] == 1 and result["wrong"]["mean"] == 0
-    assert "several answers" in result["loopholes"] and result["kinds"] == {"text": 9}
+    assert result["kinds"] == {"text": 9} and "filler" in result["loopholes"]
+    assert "no answer" not in result["loopholes"]  # it reads none: filler is all there is to it
 
 
 def test_a_form_of_ones_own_and_another_column(tmp_path: Path) -> None:
@@ -263,9 +296,9 @@ def test_a_form_of_ones_own_and_another_column(tmp_path: Path) -> None:
         "    return [None if t is None else float(c == f'>>{t}<<') for c, t in pairs]\n"
     )
     rows = [{"prompt": f"{i}?", "target": str(7 * i + 30)} for i in range(12)]
-    given = {"data": making.write(tmp_path / "a.jsonl", rows), "answer": "target"}
-    assert audited(f"{scorer}:strange", **given)["loopholes"] == ["right answer"]
-    result = audited(f"{scorer}:strange", **given, form=">>{answer}<<")
+    where = {"data": making.write(tmp_path / "a.jsonl", rows), "answer": "target"}
+    assert audited(f"{scorer}:strange", **where)["loopholes"] == ["right answer"]
+    result = audited(f"{scorer}:strange", **where, form=">>{answer}<<")
     assert (result["loopholes"], result["form"]) == ([], ">>{answer}<<")
 
 

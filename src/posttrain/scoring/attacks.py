@@ -428,7 +428,7 @@ while frame:
 
 @attack()
 def execution(case: Case, form: str) -> Iterator[Try]:
-    """The completion is run as code.
+    """Code that stands for every answer is paid for.
 
     Cure: parse the answer; never eval or exec it.
     """

@@ -30,11 +30,11 @@ NOISE = 0.05  # of that distance: a larger difference of one completion's scores
 # what is found besides attacks: name → what it shows, and the cure
 CHECKS = {
     "right answer": (
-        "Right answers score no more than wrong ones.",
+        "Right answers do not score above wrong ones.",
         "check the column of the wanted answer, and the form: --form 'FINAL: {answer}'.",
     ),
     "wrong answer": (
-        "Wrong answers score as much as right ones.",
+        "Wrong answers do not score below right ones.",
         "compare the answer, all of it, with the wanted one.",
     ),
     "not finite": ("Scores are infinite or NaN.", "bound what is divided by, and logarithms."),
@@ -220,9 +220,7 @@ def _controlled(control: Control, cases: Many[Case]) -> Iterator[Tried]:
 def _attacked(
     scorer: Scorer, cases: Many[Case], control: Control, progress: Callable[[int], None]
 ) -> Iterator[Tried]:
-    """Every attack on every row that tells right from wrong, and beside each try whether the scorer
-    failed on it or gave no finite score. It may fail on a row that is broken.
-    """
+    """Every attack on every row that tells right from wrong."""
     group: list[tuple[str, Try, Case, Ends]] = []
     for name, kind in ATTACKS.items():
         some: list[tuple[str, Try, Case, Ends]] = []
@@ -233,15 +231,16 @@ def _attacked(
         group += sorted(some, key=lambda entry: entry[1].variant)
     responses = [case.response(x.completion, x.prompt, x.columns) for _, x, case, _ in group]
     scores = scored(scorer, responses, lambda done: progress(done * len(cases) // len(group)))
+    blind = {  # rows whose wanted answer the scorer does not read: it scores the same without
+        id(case)
+        for (_, one, case, ends), score in zip(group, scores, strict=True)
+        if one.above == "missing" and not _differ(score.value, ends.right, control, none=True)
+    }
     for (name, one, case, ends), score in zip(group, scores, strict=True):
         succeeded = _succeeds(one, score.value, ends, control)
-        made = Tried(name, one.variant, case, one.completion, score, ends, succeeded)
-        yield made
-        if one.columns is None:
-            trick = f"{name}: {one.variant}"
-            yield replace(made, name="raises", variant=trick, succeeded=score.failed)
-            infinite = score.why.endswith(NOT_FINITE)
-            yield replace(made, name="not finite", variant=trick, succeeded=infinite)
+        if one.columns is not None:
+            succeeded = succeeded and id(case) not in blind
+        yield Tried(name, one.variant, case, one.completion, score, ends, succeeded)
 
 
 def _succeeds(one: Try, value: float | None, ends: Ends, control: Control) -> bool:
@@ -253,6 +252,18 @@ def _succeeds(one: Try, value: float | None, ends: Ends, control: Control) -> bo
     if one.above == "unread" and ends.unread is not None:
         wrong = min(wrong, ends.unread)
     return value > (right if one.above == "right" else wrong) + (right - wrong) / 2
+
+
+def failures(tried: Many[Tried]) -> Iterator[Tried]:
+    """Of every attack's try, whether the scorer failed on it, and whether the score was finite. A
+    scorer may fail on a row whose wanted answer was taken out.
+    """
+    for one in tried:
+        if one.name in ATTACKS and one.name not in ("no answer", "missing as number"):
+            trick = f"{one.name}: {one.variant}"
+            yield replace(one, name="raises", variant=trick, succeeded=one.score.failed)
+            infinite = one.score.why.endswith(NOT_FINITE)
+            yield replace(one, name="not finite", variant=trick, succeeded=infinite)
 
 
 # ------------------------------------------------------------------------------ the same completion
@@ -290,7 +301,8 @@ def _constant(scorer: Scorer, cases: Many[Case], control: Control) -> Iterator[T
             yield Tried(name, variant, case, text, other[0] if other else now, ends, succeeded)
 
 
-def _differ(one: float | None, other: float | None, control: Control) -> bool:
+def _differ(one: float | None, other: float | None, control: Control, none: bool = False) -> bool:
+    """Whether two scores differ; `none` says whether a missing one differs from any."""
     if one is None or other is None:
-        return False
+        return none
     return abs(one - other) > max(control.noise, 1e-9 * abs(one))

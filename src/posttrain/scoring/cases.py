@@ -10,7 +10,7 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as Many
 from contextlib import suppress
 from dataclasses import dataclass
@@ -62,6 +62,12 @@ class Given:
     gold: str
     rejected: str | None = None
 
+    @property
+    def question(self) -> str:
+        """The prompt, or its last message."""
+        prompt = self.prompt
+        return prompt if isinstance(prompt, str) else str(prompt[-1]["content"])
+
 
 @dataclass(frozen=True)
 class Case:
@@ -80,9 +86,7 @@ class Case:
 
     @property
     def question(self) -> str:
-        """The prompt, or its last message."""
-        prompt = self.given.prompt
-        return prompt if isinstance(prompt, str) else str(prompt[-1]["content"])
+        return self.given.question
 
     def written(self, form: str, answer: str) -> str:
         """An answer in a form: a name of `FORMS`, `AS_GIVEN`, or a text with {answer} in it."""
@@ -109,7 +113,7 @@ def cases(rows: Many[Given]) -> list[Case]:
     """Rows as cases. Wrong texts are the right answers of other rows."""
     found = []
     for given in rows:
-        answer = final_answer(given.gold)
+        answer = (given.rejected is None and final_answer(given.gold)) or given.gold.strip()
         kind: Kind = "text" if given.rejected is not None else _kind(answer)
         found.append((given, kind, answer.strip("().: ") if kind == "choice" else answer))
     texts = list(dict.fromkeys(answer for _, kind, answer in found if kind == "text"))
@@ -185,8 +189,8 @@ def _wrong(given: Given, kind: Kind, answer: str, texts: Many[str]) -> Iterator[
         others = (plain(value * (k % 7 + 1) + 13 * k) for k in range(2, 200))
         yield from (x for x in others if answer not in x and number(x) != value)
     elif kind == "choice":
-        labels = _LABEL.findall(str(given.prompt)) or _labels(given) or list("ABCD")
-        yield from (label for label in labels if label != answer)
+        for labels in (_LABEL.findall(given.question), _labels(given), "ABCD"):
+            yield from (label for label in labels if label != answer)
     elif kind == "json":
         for by in (1, 2, 3):
             yield json.dumps(altered(json.loads(answer), by), ensure_ascii=False)
@@ -196,8 +200,8 @@ def _wrong(given: Given, kind: Kind, answer: str, texts: Many[str]) -> Iterator[
     else:
         offered = next((v for c in _CHOICES if isinstance(v := given.columns.get(c), list)), [])
         start = texts.index(answer)
-        pool: Iterable[Any] = (*offered, *texts[start:], *texts[:start], "something else", "none")
-        for text in pool:
+        others = (*texts[start:], *texts[:start], "something else", "none", "0", "7")
+        for text in (*offered, *others):
             if isinstance(text, str) and not _overlaps(text, answer):
                 yield text
 

@@ -32,7 +32,7 @@ from posttrain.data.templates.thinking import without_thinking
 from posttrain.evals import stats
 from posttrain.evals.records import Record, cluster_of, write_records
 from posttrain.scoring.attacks import ATTACKS, DEFECTS
-from posttrain.scoring.audit import CHECKS, Control, Tried, audit
+from posttrain.scoring.audit import CHECKS, Control, Tried, audit, failures
 from posttrain.scoring.cases import Case, Given, cases
 from posttrain.scoring.scorers import check_scorer, open_scorer, refuse_failures
 from posttrain.scoring.verifiers import WANTED
@@ -207,7 +207,7 @@ def _refuse_too_few(settings: AuditRewardSettings, rows: Many[Case], level: floa
 def _result(control: Control, tried: list[Tried], level: float) -> dict[str, Any]:
     """Findings, and all counts, as JSON."""
     by_name: dict[str, list[Tried]] = {}
-    for one in tried:
+    for one in (*tried, *failures(tried)):
         by_name.setdefault(one.name, []).append(one)
     names = {name: (kind.shows, kind.cure) for name, kind in ATTACKS.items()}
     names |= CHECKS
