@@ -173,6 +173,24 @@ def test_a_scorer_that_always_fails_ends_the_run(call: Call, tiny: Path, tmp_pat
     assert code == 2 and "ValueError: no" in err
 
 
+def test_rows_that_a_verifier_cannot_judge_are_refused_before_anything_is_sampled(
+    call: Call, tmp_path: Path
+) -> None:
+    making.write(tmp_path / "asked.jsonl", [{"prompt": f"say {i} "} for i in range(4)])
+    for option in ("--data", "--validation"):
+        code, _, err = call("--scorer", "exact", option, tmp_path / "asked.jsonl")
+        assert code == 2 and "no wanted answer" in err and "asked.jsonl" in err
+        assert not (tmp_path / "run").exists()
+
+
+def test_a_function_that_mostly_says_nothing_ends_the_run(call: Call, tmp_path: Path) -> None:
+    (tmp_path / "shy.py").write_text(
+        "def shy(completions, **columns):\n    return [None] * len(completions)"
+    )
+    code, _, err = call("--scorer", f"{tmp_path / 'shy.py'}:shy")
+    assert code == 2 and "cannot judge 8 of 8 answers" in err and "Traceback" not in err
+
+
 def test_answers_without_a_score_are_no_zeros(call: Call, tmp_path: Path) -> None:
     source = "def half(completions, **columns):\n"
     source += "    return [None if i % 2 else 5.0 + i for i in range(len(completions))]\n"

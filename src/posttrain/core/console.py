@@ -437,7 +437,8 @@ def _figures(event: Step) -> str:
     if LENGTH in event.values:
         values = event.values
         gold = f", gold {values['gold']:.3f}" if "gold" in values else ""
-        return f"{values['loss']:+.3f}, reward {values['reward']:.3f}{gold}, " + (
+        reward = f"reward {values['reward']:.3f}" if "reward" in values else "no reward"
+        return f"{values['loss']:+.3f}, {reward}{gold}, " + (
             f"{values[LENGTH]:.0f} tokens an answer"
         )
     out = f"{event.values['loss']:.4f}"

@@ -99,3 +99,34 @@ def refuse_failures(spec: str, scores: Many[Score]) -> None:
             f"the scorer {spec} failed on all of {len(scores):,} responses; {reasons(scores)}",
             cure="mend it, and run the same command again",
         )
+
+
+def refuse_unscored(
+    spec: str, missing: Many[Score], n: int, what: str, where: str, cure: str
+) -> None:
+    """Stop where most scores are missing.
+
+    Args:
+        missing: those that are, of n.
+        what: the scores are of. where: the rows. cure: of scorers that are not built in.
+    Raises:
+        DataError: more than half are missing.
+    """
+    if 2 * len(missing) <= n:
+        return
+    if spec in SCORERS:
+        cure = (
+            f"{spec} needs the wanted answer: a column completion or answer (--data "
+            "FILE,completion=COLUMN)"
+        )
+    raise DataError(
+        f"{spec or 'the reward model'} cannot judge {len(missing):,} of {n:,} {what}; "
+        f"{reasons(missing)}",
+        where=where,
+        cure=cure,
+    )
+
+
+def missing(scores: Many[Score]) -> list[Score]:
+    """Those that are missing."""
+    return [score for score in scores if score.value is None]

@@ -41,7 +41,7 @@ from posttrain.methods.credit import Algorithm, Credit, Samples, divergence, sam
 from posttrain.methods.rl_options import RlOptions
 from posttrain.methods.value import explained_variance
 from posttrain.scoring.score import Score, Scorer
-from posttrain.scoring.scorers import refuse_failures
+from posttrain.scoring.scorers import missing, refuse_failures, refuse_unscored
 
 if TYPE_CHECKING:
     from posttrain.engine.policy import LogProbs, Policy
@@ -286,7 +286,11 @@ class Online:
         at = self._records.get(("scores", step, turn))
         if at is None:
             scores = self.environment.score(prompts, rollouts)
-            refuse_failures(self.scorer_spec, [s for group in scores for s in group])
+            every = [score for group in scores for score in group]
+            refuse_failures(self.scorer_spec, every)
+            cure = "look at the answers, in rollouts/records.jsonl, or give another --scorer"
+            absent, where = missing(every), f"step {step + 1}"
+            refuse_unscored(self.scorer_spec, absent, len(every), "answers", where, cure)
             gold = self._gold(step, turn, prompts, rollouts)
             record = {"scores": _as_json(scores), "gold": _as_json(gold)}
             self._append("scores", step, turn, record, {})

@@ -37,7 +37,15 @@ from posttrain.engine.settings import OptimiserSettings, UnsetRate
 from posttrain.evals import stats
 from posttrain.evals.records import cluster_of
 from posttrain.methods.rl_options import AlgorithmName, RlOptions
-from posttrain.scoring.scorers import check_scorer, choose_scorer, open_scorer
+from posttrain.scoring.score import Response
+from posttrain.scoring.scorers import (
+    SCORERS,
+    check_scorer,
+    choose_scorer,
+    missing,
+    open_scorer,
+    refuse_unscored,
+)
 from posttrain.stages import training
 from posttrain.stages.folders import Files
 from posttrain.stages.stage import Context, stage
@@ -306,6 +314,16 @@ class Job:
         asked = _read(settings, resolve(settings.model), reporter, folder)
         chat, self.prompts, self.held = asked.chat, asked.prompts, asked.held
         self.rejects = asked.rejects
+        for name in {settings.reward.spec, settings.reward.gold} & SCORERS.keys():
+            for prompts, sources in (
+                (self.prompts, settings.prompts.data),
+                (self.held, settings.prompts.validation),
+            ):
+                # which cost nothing: what they cannot judge shows before anything is sampled
+                responses = [Response(p.prompt, "", p.known, p.where) for p in prompts]
+                absent = missing(SCORERS[name](responses))
+                if absent:
+                    refuse_unscored(name, absent, len(prompts), "prompts", str(sources[0]), "")
         self.policy = Policy.load(
             settings.model, device=settings.device, lora=settings.lora, seed=settings.seed
         )

@@ -52,9 +52,10 @@ from posttrain.scoring.scorers import (
     SCORERS,
     check_scorer,
     choose_scorer,
+    missing,
     open_scorer,
-    reasons,
     refuse_failures,
+    refuse_unscored,
 )
 from posttrain.stages.folders import Files
 from posttrain.stages.stage import Context, stage
@@ -245,8 +246,8 @@ def _begin(settings: SamplePairsSettings, rejects: Rejects, reporter: Reporter) 
     if settings.scorer in SCORERS:  # which cost nothing
         responses = [Response(prompt.prompt, "", prompt.known, prompt.where) for prompt in prompts]
         scores = SCORERS[settings.scorer](responses)
-        missing = [score for score in scores if score.value is None]
-        _refuse_unscored(settings, missing, len(scores), "prompts")
+        absent, where = missing(scores), str(settings.data[0])
+        refuse_unscored(settings.scorer, absent, len(scores), "prompts", where, "")
     described = prompting.described(remembered)
     reporter.note(
         "prompts",
@@ -254,33 +255,6 @@ def _begin(settings: SamplePairsSettings, rejects: Rejects, reporter: Reporter) 
         + (f"; {described}" if described else ""),
     )
     return prompts
-
-
-def _refuse_unscored(
-    settings: SamplePairsSettings, missing: list[Score], n: int, what: str
-) -> None:
-    """Refuse to go on where most answers have no score.
-
-    Args:
-        missing: the scores that are missing, of n.
-        what: of what.
-    Raises:
-        DataError: more than half are missing.
-    """
-    if 2 * len(missing) <= n:
-        return
-    cure = f"look at the answers, in {settings.out / CHUNKS}, or give another --scorer"
-    if settings.scorer in SCORERS:
-        cure = (
-            f"{settings.scorer} needs the wanted answer: a column completion or answer (--data "
-            "FILE,completion=COLUMN)"
-        )
-    raise DataError(
-        f"{settings.scorer or 'the reward model'} cannot judge {len(missing):,} of "
-        f"{n:,} {what}; {reasons(missing)}",
-        where=str(settings.data[0]),
-        cure=cure,
-    )
 
 
 # ----------------------------------------------------------------------------------------- sampling
@@ -385,7 +359,7 @@ def _write(settings: SamplePairsSettings, prompts: Many[Prompt], chunks: Journal
     """
     from posttrain.evals.samples import Tally
 
-    tally, missing, best = Tally(settings.n), list[Score](), 0
+    tally, unscored, best = Tally(settings.n), list[Score](), 0
     wanted = settings.at_least
     with contextlib.ExitStack() as stack:
         files = [
@@ -401,8 +375,10 @@ def _write(settings: SamplePairsSettings, prompts: Many[Prompt], chunks: Journal
             tally.add(group.records, group.ranking)
             for record in group.records:
                 if record.values["score"] is None:
-                    missing.append(Score(None, why=record.meta["why"]))
-        _refuse_unscored(settings, missing, tally.answers, "answers")
+                    unscored.append(Score(None, why=record.meta["why"]))
+        cure = f"look at the answers, in {settings.out / CHUNKS}, or give another --scorer"
+        where = str(settings.data[0])
+        refuse_unscored(settings.scorer, unscored, tally.answers, "answers", where, cure)
         if not tally.pairs and not best:
             counts = ", ".join(f"{why}: {n:,}" for why, n in tally.without.items())
             cut = any("unfinished" in why and n for why, n in tally.without.items())
