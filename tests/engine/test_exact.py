@@ -5,15 +5,17 @@ attention.
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+import posttrain
 from posttrain.core.seeds import generator
-from posttrain.core.types import Read
-from posttrain.data.forest import Tree, collate
+from posttrain.core.types import Columns, Counts, Facts, Loss, Read
+from posttrain.data.forest import Sequence, Tree, collate
 from posttrain.engine import exact
 from posttrain.engine.admission import admitted
 from posttrain.engine.attention import Scoring, dense_trees
@@ -21,7 +23,10 @@ from posttrain.engine.exact import KEYS, ROWS, fixed_blocks, in_blocks, padded, 
 from posttrain.engine.policy import Policy
 from posttrain.engine.sampler import Sampling
 from posttrain.engine.sampling_exact import why_not
+from posttrain.engine.settings import OptimiserSettings
 from tests.tiny import FORESTS, V, network, policy, seq, tree_of
+
+BASE = Path(posttrain.__file__).parent / "assets" / "base"
 
 # an expert gets as many rows as are sent to it, whatever they are beside: some machines add alike
 MIXTURES = ("gpt_oss", "qwen3_moe", "deepseek_v3")
@@ -81,6 +86,64 @@ def test_groups_of_completions_are_scored_as_they_were_drawn() -> None:
     assert torch.equal(scored, torch.tensor([lp for c in found for lp in c.logprobs]))
 
 
+def gaps_in_training(one: Policy, batches: int, additive: bool) -> list[tuple[float, float, float]]:
+    """Batch after batch, by how much a log-probability in the loss differs from the sampler's:
+    before a step of learning rate 0; after it, in other forests; and after one that changes the
+    weights.
+    """
+    one.train_with(OptimiserSettings(learning_rate=1e-3))
+    gaps: list[torch.Tensor] = []
+
+    def reinforce(columns: Columns, facts: Facts, counts: Counts, statistics: Any) -> torch.Tensor:
+        gaps.append((columns.logprob.detach() - facts.targets["drawn"]).abs())
+        return -columns.logprob.sum() / counts["targets"]
+
+    loss = Loss(reinforce, Read(temperature=0.8), additive=additive)
+    rng = generator(0, "prompts")
+    found = []
+    for batch in range(batches):
+        prompts = [rng.integers(9, 4000, n).tolist() for n in (3, KEYS - 4)]
+        params = Sampling(8, temperature=0.8, n=2, seed=batch, stop=tuple(range(0, 4096, 31)))
+        drawn = one.sample(prompts, params)
+        groups: list[list[Sequence]] = [[] for _ in prompts]
+        for completion in drawn:
+            prompt = prompts[completion.prompt]
+            logprobs = np.array([0.0] * len(prompt) + completion.logprobs, np.float32)
+            tokens = np.array([*prompt, *completion.tokens], np.int64)
+            trained = np.arange(len(tokens)) >= len(prompt)
+            groups[completion.prompt].append(Sequence(tokens, trained, {"drawn": logprobs}))
+        trees = [Tree(tuple(group)) for group in groups]
+        largest = []
+        for budget, factor in ((4096, 0.0), (140, 1.0), (4096, 0.0)):
+            gaps.clear()
+            one.forward_backward(one.pack(trees, budget), loss)
+            one.step(factor)
+            assert sum(map(len, gaps)) == sum(len(c.tokens) for c in drawn)
+            largest.append(float(torch.cat(gaps).max()))
+        found.append((largest[0], largest[1], largest[2]))
+    return found
+
+
+def test_what_training_reads_is_what_was_drawn() -> None:
+    """The embedded model; and the weights that a step has changed are seen to be others."""
+    one = Policy.load(BASE, device="cpu")
+    assert one.use_exact() == ""
+    for before, after, moved in gaps_in_training(one, 2, additive=True):
+        assert before == after == 0.0 < moved
+
+
+def test_two_threads_are_as_exact_as_one() -> None:
+    """And a loss that takes two passes over the vocabulary as one that takes one."""
+    one, threads = Policy.load(BASE, device="cpu"), torch.get_num_threads()
+    one.network.exact = True  # its own test would take most of the time
+    torch.set_num_threads(2)
+    try:
+        ((before, after, moved),) = gaps_in_training(one, 1, additive=False)
+    finally:
+        torch.set_num_threads(threads)
+    assert before == after == 0.0 < moved
+
+
 def test_what_is_not_exact_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks that end elsewhere in the sampler: the self-test says so, and exact mode is off."""
     from posttrain.engine.sampler import cache
@@ -94,7 +157,12 @@ def test_what_is_not_exact_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(cache, "in_blocks", shifted)
     one = admitted(network("llama"))
-    assert "log-probabilities differ from the trainer's" in why_not(one) and not one.exact
+    monkeypatch.delenv("MKL_CBWR", raising=False)
+    why = why_not(one)
+    assert "log-probabilities differ from the trainer's" in why and not one.exact
+    assert "set MKL_CBWR=AUTO,STRICT in the environment" in why
+    monkeypatch.setenv("MKL_CBWR", "AUTO,STRICT")
+    assert "MKL_CBWR" not in why_not(one)
 
 
 @pytest.mark.parametrize("architecture", ["bloom", "qwen3_5"])

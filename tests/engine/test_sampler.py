@@ -598,6 +598,9 @@ def test_equal_prompts_are_read_once_wherever_they_stand(
 
     monkeypatch.setattr(sampler, "Slots", recorded(sampler.Slots))
     monkeypatch.setattr(sampler, "Grouped", recorded(sampler.Grouped))
+    if architecture == "llama":  # few enough rows that equal prompts do not start together
+        few = lambda cache, progress: Scheduler(cache, 3, progress=progress)  # noqa: E731
+        monkeypatch.setattr(sampler, "Scheduler", few)
     one = policy(architecture)
     one.admit_sampling()
     caches.clear()
@@ -608,10 +611,10 @@ def test_equal_prompts_are_read_once_wherever_they_stand(
 
 
 def test_a_group_that_enters_in_parts_is_drawn_as_one_that_enters_at_once() -> None:
-    """The prompt's keys are copied after its first rows have left, into slots they wrote over."""
-    one, params = admitted(network("llama")), Sampling(7, n=5, stop=tuple(range(0, V, 13)))
+    """Three by three: the second prompt's keys are copied over those of the first."""
+    one, params = admitted(network("llama")), Sampling(7, n=5, stop=())
     drawn = []
-    for rows in (2, 64):
+    for rows in (3, 64):
         found = Scheduler(Slots(one), rows).run(requests(PROMPTS, params), torch.device("cpu"))
         drawn.append({(c.prompt, c.sample): c for c in found})
     assert all(same(drawn[0][key], drawn[1][key]) for key in drawn[1])
