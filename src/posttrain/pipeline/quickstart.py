@@ -162,7 +162,7 @@ def recipe(data: dict[str, str]) -> dict[str, Any]:
                 "batch_size": 16,
                 "n": 8,
                 "max_tokens": 16,
-                "learning_rate": 1e-4,
+                "learning_rate": 4e-5,
                 "device": "cpu",
             },
             "improved": {
