@@ -17,6 +17,7 @@ from posttrain.core.files import sha256_file
 from posttrain.core.journal import Journal
 from posttrain.engine import learner, loop
 from posttrain.environments.environment import SingleTurn
+from posttrain.methods import kl
 from tests import making
 from tests.engine import lives
 
@@ -212,6 +213,19 @@ def test_prompts_whose_answers_are_alike_are_left_out_and_others_drawn(
     for record in steps(tmp_path / "run"):
         assert record["rollout/groups"] == 2
     assert max(record["rollout/same_reward"] for record in steps(tmp_path / "run")) > 0
+
+
+def test_a_policy_that_leaves_its_reference_is_said_or_ends_the_run(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fast = ("--learning-rate", "1e-2", "--batch-size", "4", "--n", "8")
+    monkeypatch.setattr(kl, "ALARM", 1e-6)
+    code, out, err = call(*fast, steps=5)
+    assert code == 0 and err.count("nats a completion from its reference") == 1
+    (alarm,) = json.loads((tmp_path / "run" / "summary.json").read_text())["alarms"]
+    assert "from its reference" in alarm and "from its reference" in out
+    code, _, err = call(*fast, "--max-kl", "1e-6", "--out", tmp_path / "other", steps=5)
+    assert code == 2 and "max_kl is 1e-06" in err and not (tmp_path / "other" / "model").exists()
 
 
 # ------------------------------------------------------------------------------------------- killed

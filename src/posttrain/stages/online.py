@@ -27,6 +27,7 @@ import numpy as np
 import torch
 
 from posttrain.core.errors import CheckpointError
+from posttrain.core.events import Alarm, Held, Step
 from posttrain.core.journal import Entry, Journal
 from posttrain.core.seeds import derive, generator
 from posttrain.core.types import Columns, Read, Truncation
@@ -131,6 +132,7 @@ class Online:
         gold: None where there is none.
         watch: hears of every step.
         frozen: nothing is added to the journal; what it lacks is an error.
+        alarms: by step, from 1: that the policy has left its reference; the first one alone.
     """
 
     policy: Policy
@@ -152,10 +154,12 @@ class Online:
     gold: Gold | None = None
     watch: Watch | None = None
     frozen: bool = False
+    alarms: dict[int, str] = field(default_factory=dict)
     _records: dict[tuple[str, int, int], int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.control = kl.control(self.algorithm.values(self.options))
+        values = self.algorithm.values(self.options)
+        self.control, self._max_kl = kl.control(values), values["max_kl"]
         for i, entry in enumerate(self.journal):
             value = entry.value
             self._records[value["kind"], value["step"], value["round"]] = i
@@ -167,11 +171,18 @@ class Online:
         return self.plan.steps_per_epoch
 
     def state(self) -> Any:
-        return {"plan": self.plan.state(), "kl": dict(self.control.state())}
+        alarms = sorted(self.alarms.items())
+        return {"plan": self.plan.state(), "kl": dict(self.control.state()), "alarms": alarms}
 
     def restore(self, state: Any) -> None:
         self.plan.restore(state["plan"])
         self.control.restore(state["kl"])
+        self.alarms = dict(state["alarms"])
+
+    def raised(self, event: Step | Held) -> list[Alarm]:
+        """The alarm of a step, when it is logged."""
+        text = self.alarms.get(event.step) if isinstance(event, Step) else None
+        return [Alarm(event.step, text)] if text else []
 
     def batch(self, step: int) -> Batch:
         groups, drawn = self._groups(step)
@@ -179,6 +190,7 @@ class Online:
         columns = self._columns(trees)
         values = _measure(drawn, groups)
         trees, credited = self._credited(groups, trees, columns)
+        self._check_divergence(step, credited)
         values |= credited
         if self.watch is not None:
             values |= self.watch(step, drawn, values)
@@ -406,6 +418,17 @@ class Online:
         values = {"rollout/kl": mean, "rollout/beta": self.control.beta}
         self.control.update(mean, len(each))
         return values
+
+    def _check_divergence(self, step: int, values: dict[str, float]) -> None:
+        """Raise an alarm, once, where the policy is far from its reference.
+
+        Raises:
+            PosttrainError: it is further than it may be.
+        """
+        if "rollout/kl" in values:
+            text = kl.check(values["rollout/kl"], self._max_kl)
+            if text and not self.alarms:
+                self.alarms[step + 1] = text
 
 
 def _facts(credit: Credit) -> dict[str, np.ndarray]:

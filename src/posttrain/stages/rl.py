@@ -391,6 +391,7 @@ class Job:
             folder=folder,
             reporter=self.reporter,
             held_out=self.held_out if self.held else None,
+            watch=source.raised,
             checkpoints=settings.checkpoint,
             validation=settings.validation,
         )
@@ -461,11 +462,13 @@ class Job:
     def summary(self, run: Run) -> dict[str, Any]:
         """Means of the first and the last steps, and what became of the rows."""
         records = [record for record in run.log.read() if "loss" in record]
+        source: Any = run.source
         return {
             "prompts": len(self.prompts),
             "rows": self.rejects.read,
             "rejected": self.rejects.count,
             "exact": not self.why_not_exact,
+            "alarms": [str(alarm) for e in run.log.events() for alarm in source.raised(e)],
             "first_steps": _means(records[:20]),
             "last_steps": _means(records[-20:]),
         }
