@@ -17,7 +17,7 @@ from posttrain.data.rows import Rejects
 from posttrain.data.settings import Source
 from posttrain.data.sources import read
 
-SHARED = Path("/work/shared/data/domain")
+SHARED = (Path(__file__).parents[3] / ".." / "shared" / "data" / "domain").resolve()
 WORDS = [
     "one",
     "two",
